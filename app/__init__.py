@@ -1,0 +1,1 @@
+"""The MedPix service: data in MongoDB, predictions over HTTP, pages for people."""

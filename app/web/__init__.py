@@ -1,0 +1,1 @@
+"""The pages, which use nothing but the public API."""

@@ -1,0 +1,1 @@
+"""The training package: records, models, training, evaluation and the model registry."""
