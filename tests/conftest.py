@@ -1,0 +1,99 @@
+"""Fixtures shared by all tests: a real mongod, a generated dataset, the real dataset where it is."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from app.config import Settings, load_settings
+from app.data.client import connect
+from app.data.embedded import embedded_mongod, find_mongod
+from app.data.schema import DATABASE
+from app.data.seed import seed
+from tests.medpix_files import write_dataset
+
+Document = dict[str, Any]
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, aloud, what needs files that are not here."""
+    if _real_dataset() is None:
+        missing = pytest.mark.skip(reason="MedPix 2.0 is not here: set MEDPIX_DATA_DIR")
+        for item in items:
+            if item.get_closest_marker("medpix"):
+                item.add_marker(missing)
+
+
+def _real_dataset() -> Path | None:
+    configured = os.environ.get("MEDPIX_DATA_DIR")
+    for candidate in (Path(configured) if configured else None, REPOSITORY.parent / "shared" / "MedPix-2.0"):
+        if candidate and (candidate / "splitted_dataset").is_dir():
+            return candidate.resolve()
+    return None
+
+
+@pytest.fixture(scope="session")
+def mongo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real mongod on a free port with a temporary data folder."""
+    folder = tmp_path_factory.mktemp("mongod")
+    with embedded_mongod(folder / "db", folder / "run", find_mongod()) as uri:
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def mongo_client(mongo_server: str) -> Iterator[MongoClient[Document]]:
+    """A client of the test server."""
+    with connect(mongo_server, load_settings(), timeout_s=0) as client:
+        yield client
+
+
+@pytest.fixture
+def database(mongo_client: MongoClient[Document], request: pytest.FixtureRequest) -> Iterator[Database[Document]]:
+    """An empty database of this test's own."""
+    name = f"test_{abs(hash(request.node.nodeid)):x}"[:38]
+    mongo_client.drop_database(name)
+    yield mongo_client[name]
+    mongo_client.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def generated_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small dataset that has every quirk of the real one. Do not change it."""
+    return write_dataset(tmp_path_factory.mktemp("generated") / "MedPix-2.0")
+
+
+@pytest.fixture(scope="session")
+def generated_database(mongo_client: MongoClient[Document], generated_dataset: Path) -> Database[Document]:
+    """A database seeded from the generated dataset. Do not write to its data collections."""
+    database = mongo_client["generated"]
+    seed(database, generated_dataset)
+    return database
+
+
+@pytest.fixture(scope="session")
+def medpix_dir() -> Path:
+    """The folder of the real MedPix 2.0; tests that use it carry the marker medpix."""
+    folder = _real_dataset()
+    if folder is None:
+        pytest.skip("MedPix 2.0 is not here: set MEDPIX_DATA_DIR")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def medpix_database(mongo_client: MongoClient[Document], medpix_dir: Path) -> Database[Document]:
+    """A database seeded from the real dataset. Do not write to its data collections."""
+    database = mongo_client[DATABASE]
+    seed(database, medpix_dir)
+    return database
+
+
+@pytest.fixture
+def settings(tmp_path: Path, mongo_server: str) -> Settings:
+    """Settings with folders of this test's own."""
+    return load_settings(home=tmp_path / "home", mongo_uri=mongo_server)
