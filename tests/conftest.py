@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: a real mongod, a generated dataset, the real dataset where it is."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,12 @@ def database(mongo_client: MongoClient[Document], request: pytest.FixtureRequest
 def generated_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small dataset that has every quirk of the real one. Do not change it."""
     return write_dataset(tmp_path_factory.mktemp("generated") / "MedPix-2.0")
+
+
+@pytest.fixture
+def dataset_copy(generated_dataset: Path, tmp_path: Path) -> Path:
+    """A copy of the generated dataset that the test may damage."""
+    return Path(shutil.copytree(generated_dataset, tmp_path / "MedPix-2.0"))
 
 
 @pytest.fixture(scope="session")

@@ -91,7 +91,9 @@ def embedded_mongod(data_dir: Path, run_dir: Path, mongod: Path) -> Iterator[str
     address_file = run_dir / "mongod.json"
     with (run_dir / "mongod.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        address = _running(address_file, data_dir) or _start(_runnable(mongod, run_dir), data_dir, run_dir)
+        address, process = _running(address_file, data_dir), None
+        if address is None:
+            address, process = _start(_runnable(mongod, run_dir), data_dir, run_dir)
         address_file.write_text(json.dumps({"pid": address.pid, "port": address.port}))
         fcntl.flock(lock, fcntl.LOCK_SH)
         try:
@@ -99,7 +101,7 @@ def embedded_mongod(data_dir: Path, run_dir: Path, mongod: Path) -> Iterator[str
         finally:
             with suppress(BlockingIOError):  # another process still uses the server
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _stop(address)
+                _stop(address, process)
                 address_file.unlink(missing_ok=True)
 
 
@@ -136,7 +138,7 @@ def _runnable(mongod: Path, run_dir: Path) -> Path:
     return mongod
 
 
-def _start(mongod: Path, data_dir: Path, run_dir: Path) -> _Address:
+def _start(mongod: Path, data_dir: Path, run_dir: Path) -> tuple[_Address, subprocess.Popen[bytes]]:
     log_file = run_dir / "mongod.log"
     with log_file.open("w") as log:
         port = _free_port()
@@ -158,9 +160,9 @@ def _start(mongod: Path, data_dir: Path, run_dir: Path) -> _Address:
             break
         with suppress(PyMongoError):
             _ask(address, "ping", timeout_s=0.5)
-            return address
-    if process.poll() is None:
-        process.kill()
+            return address, process
+    process.kill()
+    process.wait()
     raise EmbeddedMongodError(
         f"{mongod} did not start (data folder {data_dir}). Its last words:\n{_last_errors(log_file)}\n"
         "It needs the libraries libcurl4 and libssl3; `docker compose up` works without it."
@@ -179,23 +181,17 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _stop(address: _Address) -> None:
+def _stop(address: _Address, process: subprocess.Popen[bytes] | None) -> None:
+    """Let the server write everything and end; it may be the child of another process that is gone."""
     with suppress(ProcessLookupError):
         os.kill(address.pid, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_TIMEOUT_S
     while time.monotonic() < deadline:
-        if not _alive(address.pid):
+        if process is not None and process.poll() is not None:
+            return
+        try:
+            os.kill(address.pid, 0)
+        except ProcessLookupError:
             return
         time.sleep(0.05)
     raise EmbeddedMongodError(f"mongod (process {address.pid}) did not stop within {_STOP_TIMEOUT_S:.0f} s.")
-
-
-def _alive(pid: int) -> bool:
-    with suppress(ChildProcessError):
-        if os.waitpid(pid, os.WNOHANG)[0] == pid:
-            return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
