@@ -1,8 +1,8 @@
 """A real mongod for machines without MongoDB: found, started, shared between processes, stopped cleanly.
 
-Every process that uses the server holds a shared lock on one file; the last to leave stops the
-server. The kernel drops the lock of a killed process, so a server that it left running is found
-and used by the next one.
+Every process that uses the server holds a shared lock on ``mongod.users``; the last to leave stops
+the server. Starting and stopping are done under ``mongod.lock``. The kernel drops the locks of a
+killed process, so a server that it left running is found and used by the next one.
 """
 
 import fcntl
@@ -28,6 +28,7 @@ from app.data.schema import DATABASE
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 60.0
+_ANSWER_TIMEOUT_S = 15.0
 _CACHE_GB = "0.5"
 
 
@@ -89,28 +90,37 @@ def embedded_mongod(data_dir: Path, run_dir: Path, mongod: Path) -> Iterator[str
     data_dir.mkdir(parents=True, exist_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
     address_file = run_dir / "mongod.json"
-    with (run_dir / "mongod.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        address, process = _running(address_file, data_dir), None
-        if address is None:
-            address, process = _start(_runnable(mongod, run_dir), data_dir, run_dir)
-        address_file.write_text(json.dumps({"pid": address.pid, "port": address.port}))
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    with (run_dir / "mongod.users").open("w") as users:
+        with _exclusive(run_dir / "mongod.lock"):
+            address, process = _running(address_file, data_dir), None
+            if address is None:
+                address, process = _start(_runnable(mongod, run_dir), data_dir, run_dir)
+                address_file.write_text(json.dumps({"pid": address.pid, "port": address.port}))
+            fcntl.flock(users, fcntl.LOCK_SH)
         try:
             yield address.uri
         finally:
-            with suppress(BlockingIOError):  # another process still uses the server
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The flock fails while another process uses the server: that one will stop it.
+            with _exclusive(run_dir / "mongod.lock"), suppress(BlockingIOError):
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _stop(address, process)
                 address_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _exclusive(lock_file: Path) -> Iterator[None]:
+    with lock_file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _running(address_file: Path, data_dir: Path) -> _Address | None:
     """The server that the address file names, if it still runs on this data folder."""
     try:
         address = _Address(**json.loads(address_file.read_text()))
-        options = _ask(address, "getCmdLineOpts", timeout_s=2.0)
-    except (FileNotFoundError, ValueError, TypeError, PyMongoError):
+        socket.create_connection(("127.0.0.1", address.port), timeout=2.0).close()
+        options = _ask(address, "getCmdLineOpts", timeout_s=_ANSWER_TIMEOUT_S)
+    except (OSError, ValueError, TypeError, PyMongoError):
         return None
     same = options["parsed"].get("storage", {}).get("dbPath") == str(data_dir)
     return address if same else None
