@@ -2,10 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
@@ -16,6 +18,7 @@ from app.data.embedded import embedded_mongod, find_mongod
 from app.data.schema import DATABASE
 from app.data.seed import seed
 from tests.medpix_files import write_dataset
+from tests.service import running_service
 
 Document = dict[str, Any]
 
@@ -100,7 +103,44 @@ def medpix_database(mongo_client: MongoClient[Document], medpix_dir: Path) -> Da
     return database
 
 
+def database_address(server: str, name: str) -> str:
+    """The address of one database of the test server."""
+    address, _, options = server.partition("?")
+    return f"{address.rpartition('/')[0]}/{name}?{options}"
+
+
+@pytest.fixture(scope="session")
+def api(
+    generated_database: Database[Document],
+    generated_dataset: Path,
+    mongo_server: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[httpx.Client]:
+    """A client of the running service over the generated dataset, without models."""
+    home = tmp_path_factory.mktemp("api")
+    uri = database_address(mongo_server, generated_database.name)
+    with running_service(load_settings(home=home, mongo_uri=uri, data_dir=generated_dataset)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def medpix_api(
+    medpix_database: Database[Document], medpix_dir: Path, mongo_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
+    """A client of the running service over the real dataset, without models."""
+    home = tmp_path_factory.mktemp("medpix-api")
+    uri = database_address(mongo_server, medpix_database.name)
+    with running_service(load_settings(home=home, mongo_uri=uri, data_dir=medpix_dir)) as client:
+        yield client
+
+
 @pytest.fixture
-def settings(tmp_path: Path, mongo_server: str) -> Settings:
-    """Settings with folders of this test's own."""
-    return load_settings(home=tmp_path / "home", mongo_uri=mongo_server)
+def serve() -> Callable[[Settings], AbstractContextManager[httpx.Client]]:
+    """Runs the service with settings of the test's own."""
+    return running_service
+
+
+@pytest.fixture
+def settings(tmp_path: Path, mongo_server: str, database: Database[Document]) -> Settings:
+    """Settings with folders and a database of this test's own."""
+    return load_settings(home=tmp_path / "home", mongo_uri=database_address(mongo_server, database.name))

@@ -40,7 +40,7 @@ class RequestContext:
         scope.setdefault("state", {})["request_id"] = request_id
         is_head = scope["method"] == "HEAD"
         if is_head:
-            scope["method"] = "GET"
+            scope = {**scope, "method": "GET"}  # the server's own record keeps the method that was asked
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

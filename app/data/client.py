@@ -30,7 +30,8 @@ def _options(settings: Settings) -> Document:
         "tz_aware": True,
         "serverSelectionTimeoutMS": int(settings.mongo_server_selection_s * 1000),
         "connectTimeoutMS": int(settings.mongo_server_selection_s * 1000),
-        "timeoutMS": int(settings.mongo_timeout_s * 1000),
+        # Not timeoutMS: under it a read against a server that is down is retried until it expires.
+        "socketTimeoutMS": int(settings.mongo_timeout_s * 1000),
         "retryReads": True,
         "retryWrites": True,
     }
@@ -49,7 +50,7 @@ def connect(uri: str, settings: Settings, *, timeout_s: float | None = None) -> 
     """
     options = _options(settings)
     if timeout_s is not None:
-        options["timeoutMS"] = int(timeout_s * 1000) or None
+        options["socketTimeoutMS"] = int(timeout_s * 1000) or None
     try:
         return MongoClient(uri, **options)
     except (ConfigurationError, InvalidURI, ValueError) as error:

@@ -85,8 +85,15 @@ def find_mongod(configured: Path | None = None) -> Path:
 
 
 @contextmanager
-def embedded_mongod(data_dir: Path, run_dir: Path, mongod: Path) -> Iterator[str]:
-    """Use the mongod of a data folder, starting it if no other process has; yields its address."""
+def embedded_mongod(data_dir: Path, run_dir: Path, mongod: Path, *, port: int | None = None) -> Iterator[str]:
+    """Use the mongod of a data folder, starting it if no other process has; yields its address.
+
+    Args:
+        data_dir: the server's data folder; made if it is missing.
+        run_dir: for the server's address, locks and log; made if it is missing.
+        mongod: the program.
+        port: to start it on; default: a free one.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
     address_file = run_dir / "mongod.json"
@@ -94,7 +101,7 @@ def embedded_mongod(data_dir: Path, run_dir: Path, mongod: Path) -> Iterator[str
         with _exclusive(run_dir / "mongod.lock"):
             address, process = _running(address_file, data_dir), None
             if address is None:
-                address, process = _start(_runnable(mongod, run_dir), data_dir, run_dir)
+                address, process = _start(_runnable(mongod, run_dir), data_dir, run_dir, port or _free_port())
                 address_file.write_text(json.dumps({"pid": address.pid, "port": address.port}))
             fcntl.flock(users, fcntl.LOCK_SH)
         try:
@@ -148,10 +155,9 @@ def _runnable(mongod: Path, run_dir: Path) -> Path:
     return mongod
 
 
-def _start(mongod: Path, data_dir: Path, run_dir: Path) -> tuple[_Address, subprocess.Popen[bytes]]:
+def _start(mongod: Path, data_dir: Path, run_dir: Path, port: int) -> tuple[_Address, subprocess.Popen[bytes]]:
     log_file = run_dir / "mongod.log"
     with log_file.open("w") as log:
-        port = _free_port()
         process = subprocess.Popen(
             [
                 *(str(mongod), "--dbpath", str(data_dir), "--port", str(port), "--bind_ip", "127.0.0.1"),

@@ -74,4 +74,5 @@ class ModelServer:
         try:
             self._progress = await asyncio.to_thread(read_progress, self._database)
         except PyMongoError as error:
-            logger.warning("the model registry cannot be read: %s", error)
+            reason = str(error).partition(" (configured timeouts")[0]
+            logger.warning("the model registry cannot be read: %s", reason)
