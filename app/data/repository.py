@@ -72,6 +72,13 @@ class Repository:
         found = self._database[schema.IMAGES].find({"U_id": u_id}, max_time_ms=MAX_TIME_MS).sort("_id")
         return await found.to_list()
 
+    async def image_with_content(self, sha256: str) -> Document | None:
+        """The image whose file has a content hash: its id, case and split; None if it is not of the dataset."""
+        found = await self._database[schema.IMAGES].find_one(
+            {"file.sha256": sha256}, {"U_id": 1, "split": 1}, max_time_ms=MAX_TIME_MS
+        )
+        return found and {"image": found["_id"], "u_id": found["U_id"], "split": found["split"]}
+
     async def page(
         self, collection: Collection, selection: Filter, order: SortOrder, *, limit: int, after: str | None
     ) -> Page:
