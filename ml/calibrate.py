@@ -1,0 +1,71 @@
+"""Makes probabilities mean what they say, and decides below which one to say "uncertain"."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from ml.labels import IGNORED, LOCATION, LOCATION_CATEGORY, MODALITY
+from ml.metrics import Probabilities, Targets, labelled, negative_log_likelihood, risk_coverage
+from ml.models.base import softmax
+
+# An answer is called confident where answers at least as sure were right this often on dev.
+TARGET_ACCURACY: Final[Mapping[str, float]] = {MODALITY: 0.98, LOCATION: 0.85, LOCATION_CATEGORY: 0.95}
+
+
+def fit_temperature(logits: NDArray[np.floating], targets: Targets) -> float:
+    """The temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599).
+
+    Args:
+        logits: (N, classes), or log-probabilities.
+        targets: (N,); rows with ``IGNORED`` are left out.
+
+    Returns:
+        A factor from 0.2 to 5 to divide logits by; 1 without any labelled row.
+    """
+    keep = targets != IGNORED
+    if not keep.any():
+        return 1.0
+
+    def loss(log_temperature: float) -> float:
+        probabilities = softmax(logits[keep], float(np.exp(log_temperature)))
+        return negative_log_likelihood(probabilities, targets[keep])
+
+    found = minimize_scalar(loss, bounds=(np.log(0.2), np.log(5.0)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def decision_threshold(probabilities: Probabilities, targets: Targets, target_accuracy: float) -> float:
+    """The lowest confidence at which answers that sure, or surer, reach a target accuracy.
+
+    Args:
+        probabilities: calibrated, (N, classes).
+        targets: (N,); rows with ``IGNORED`` are left out.
+        target_accuracy: wanted share of right answers among the confident ones.
+
+    Returns:
+        A probability; just above the highest one where no share of the answers reaches the target.
+    """
+    probabilities, targets = labelled(probabilities, targets)
+    if not len(targets):
+        return 0.5
+    confidence = np.sort(probabilities.max(axis=1))[::-1]
+    reached = np.flatnonzero(risk_coverage(probabilities, targets)[:, 1] >= target_accuracy)
+    if not len(reached):
+        return float(min(1.0, confidence[0] + 1e-6))
+    return float(confidence[reached[-1]])
+
+
+def adjust(
+    log_probabilities: NDArray[np.float64], log_prior: NDArray[np.float64], tau: float
+) -> NDArray[np.float64]:
+    """Logit adjustment (Menon et al. 2020, arXiv 2007.07314): take tau times the log prior off.
+
+    Args:
+        log_probabilities: (N, classes).
+        log_prior: log frequency of the classes in training, (classes,).
+        tau: 0 for plain accuracy, 1 for balanced error.
+    """
+    return log_probabilities - tau * log_prior

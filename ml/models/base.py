@@ -1,0 +1,163 @@
+"""What every model offers to training, evaluation and the service."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ml.card import ModelCard
+from ml.preprocess import Preprocess
+
+Floats = NDArray[np.float32]
+Outputs = Mapping[str, Floats]
+EMBEDDING = "embedding"
+
+
+class InputError(ValueError):
+    """A model was asked without an input that it cannot do without."""
+
+
+class ServedModel(ABC):
+    """A trained model: one half runs on images, one on captions, and ``combine`` joins them.
+
+    The halves are apart so that a service can run ``network`` in batches on any backend. A model may
+    lack either half.
+
+    Attributes:
+        card: what is known about the model.
+        network: uint8 or float tensor (N, C, size, size), 0 to 255, to a dict with one tensor of
+            logits (N, classes) per task and ``"embedding"`` (N, D). It normalises by itself and
+            holds the test-time augmentation. None for a model that runs no network on images.
+    """
+
+    network: nn.Module | None = None
+
+    def __init__(self, card: ModelCard) -> None:
+        self.card = card
+
+    @property
+    def tasks(self) -> Mapping[str, tuple[str, ...]]:
+        """The classes of each task, in output order."""
+        return {task: tuple(classes) for task, classes in self.card.tasks.items()}
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """What the model can use: "image", "caption" or both."""
+        return frozenset(self.card.inputs)
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """How to prepare an image; None for a model without image."""
+        return self.card.make_preprocess()
+
+    @property
+    def cam_layer(self) -> nn.Module | None:
+        """The part of ``network`` whose output is the last feature map (N, D, h, w), for Grad-CAM."""
+        return None
+
+    def encode_images(self, pixels: NDArray[np.uint8]) -> dict[str, Floats] | None:
+        """The image half, run here and now on the device that the network is on.
+
+        Args:
+            pixels: uint8 array (N, C, size, size) from ``preprocess.apply``.
+
+        Returns:
+            What ``network`` returns, as arrays; None for a model without image.
+        """
+        if self.network is None:
+            return None
+        self.network.eval()
+        device = next(self.network.parameters()).device
+        with torch.inference_mode():
+            outputs: dict[str, Tensor] = self.network(torch.from_numpy(pixels).to(device))
+        return {name: output.float().cpu().numpy() for name, output in outputs.items()}
+
+    def encode_captions(self, captions: Sequence[str | None]) -> Floats | None:
+        """The caption half.
+
+        Args:
+            captions: N captions; None or "" where there is none.
+
+        Returns:
+            float32 array (N, D), a row of NaN where there is no caption; None for a model that
+            takes no captions.
+        """
+        del captions
+        return None
+
+    @abstractmethod
+    def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
+        """Calibrated probabilities from what the halves gave.
+
+        Args:
+            image_out: arrays from ``network`` or ``encode_images``; None without image.
+            caption_out: array from ``encode_captions``; None without captions.
+
+        Returns:
+            Per task a float32 array (N, classes), each row adding up to 1.
+
+        Raises:
+            InputError: an input is missing that the model cannot do without.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> list[str]:
+        """Write the files that ``load`` needs, as safetensors and JSON.
+
+        Returns:
+            Their names, the one with the weights first.
+
+        Raises:
+            OSError: the disk is full or failed.
+        """
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, card: ModelCard) -> Self:
+        """The model that ``save`` wrote.
+
+        Raises:
+            ml.files.DamagedFileError: a file is missing, cut or of another model.
+        """
+
+    def count_parameters(self) -> int:
+        """The number of trained values."""
+        return (
+            0 if self.network is None else sum(parameter.numel() for parameter in self.network.parameters())
+        )
+
+
+def softmax(log_probabilities: NDArray[np.floating], temperature: float = 1.0) -> Floats:
+    """Softmax over the last axis of logits divided by a temperature."""
+    scaled = log_probabilities.astype(np.float64) / temperature
+    scaled -= scaled.max(axis=-1, keepdims=True)
+    exponent = np.exp(scaled)
+    return np.asarray(exponent / exponent.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+
+def log(probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Natural logarithm that keeps a probability of zero finite."""
+    return np.log(np.maximum(probabilities.astype(np.float64), 1e-9))
+
+
+def need_image(image_out: Outputs | None, name: str) -> Outputs:
+    """The image outputs.
+
+    Raises:
+        InputError: there are none.
+    """
+    if image_out is None:
+        raise InputError(f"{name} needs an image")
+    return image_out
+
+
+def has_caption(caption_out: Floats | None, count: int) -> NDArray[np.bool_]:
+    """Which of N items came with a caption."""
+    if caption_out is None:
+        return np.zeros(count, dtype=np.bool_)
+    return np.asarray(~np.isnan(caption_out).any(axis=1), dtype=np.bool_)

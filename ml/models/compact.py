@@ -1,0 +1,224 @@
+"""A small residual network trained from nothing on all three tasks at once; an ensemble of seeds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ml import labels
+from ml.card import ModelCard
+from ml.context import Context
+from ml.files import DamagedFileError, read_tensors, write_tensors
+from ml.loop import Examples, Recipe, fit, make_examples
+from ml.models.base import Floats, Outputs, ServedModel, need_image, softmax
+from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
+from ml.preprocess import Preprocess
+from ml.records import Record, groups, targets
+
+NAME: Final = "compact"
+FAMILY: Final = "compact"
+WEIGHTS_FILE: Final = "network.safetensors"
+PLANE: Final = "plane"
+# Learned beside the tasks because it shapes better features; never answered.
+PLANES: Final = ("Axial", "Coronal", "Sagittal")
+
+
+@dataclass(frozen=True, slots=True)
+class CompactSettings:
+    """Architecture and recipe.
+
+    Attributes:
+        width: channels after the stem; 64 is ResNet18's.
+        blocks: residual blocks per stage.
+        dropout: share of pooled features dropped in training.
+        members: networks of the ensemble.
+        preprocess: of every member.
+        recipe: of every member; their seeds differ.
+    """
+
+    width: int = 32
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
+    dropout: float = 0.2
+    members: int = 2
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    recipe: Recipe = field(
+        default_factory=lambda: Recipe(
+            task_weights={**dict.fromkeys(labels.TASKS, 1.0), PLANE: 0.5},
+        )
+    )
+
+    def architecture(self) -> dict[str, Any]:
+        """What is needed to build the network again."""
+        return {
+            "channels": self.preprocess.channels,
+            "width": self.width,
+            "blocks": list(self.blocks),
+            "dropout": self.dropout,
+            "members": self.members,
+        }
+
+
+class CompactModel(ServedModel):
+    """The image model of the service: modality, location and location category from the image alone.
+
+    ``combine`` uses the image and ignores captions.
+
+    Args:
+        card: what is known about the model; ``settings["architecture"]`` describes the network.
+        members: trained networks.
+    """
+
+    network: ServingNetwork
+
+    def __init__(self, card: ModelCard, members: list[MultiTaskNetwork]) -> None:
+        super().__init__(card)
+        preprocess = Preprocess() if self.preprocess is None else self.preprocess
+        tasks = [task for task in card.tasks if task in members[0].heads]
+        self.network = ServingNetwork(members, tasks, preprocess.mean, preprocess.std).eval()
+
+    @property
+    def cam_layer(self) -> nn.Module | None:
+        """The backbone of the first member."""
+        first = self.network.members[0]
+        assert isinstance(first, MultiTaskNetwork)
+        return first.backbone
+
+    def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
+        """Calibrated probabilities of every task from the image; captions are ignored."""
+        del caption_out
+        image_out = need_image(image_out, self.card.name)
+        return {task: softmax(image_out[task], self.card.temperature[task]) for task in self.card.tasks}
+
+    def save(self, folder: Path) -> list[str]:
+        """Write the weights of all members."""
+        tensors = {
+            f"{index}.{name}": value
+            for index, member in enumerate(self.network.members)
+            for name, value in member.state_dict().items()
+        }
+        write_tensors(folder / WEIGHTS_FILE, tensors)
+        return [WEIGHTS_FILE]
+
+    @classmethod
+    def load(cls, folder: Path, card: ModelCard) -> Self:
+        """The model that ``save`` wrote."""
+        return cls(card, load_members(folder / WEIGHTS_FILE, card.settings["architecture"]))
+
+
+def build_network(architecture: Mapping[str, Any]) -> MultiTaskNetwork:
+    """An untrained network with heads for the tasks and the plane."""
+    backbone = CompactBackbone(architecture["channels"], architecture["width"], architecture["blocks"])
+    classes = {task: len(names) for task, names in labels.TASKS.items()} | {PLANE: len(PLANES)}
+    return MultiTaskNetwork(backbone, backbone.features, classes, architecture["dropout"])
+
+
+def load_members(path: Path, architecture: Mapping[str, Any]) -> list[MultiTaskNetwork]:
+    """The networks of a weights file, on the CPU.
+
+    Raises:
+        DamagedFileError: the file is missing, cut or of another architecture.
+    """
+    tensors, _ = read_tensors(path)
+    members = []
+    for index in range(architecture["members"]):
+        prefix = f"{index}."
+        member = build_network(architecture)
+        state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        try:
+            member.load_state_dict(state)
+        except RuntimeError as error:
+            raise DamagedFileError(f"{path.name} does not fit the architecture in its card") from error
+        members.append(member)
+    return members
+
+
+def plane_targets(records: list[Record]) -> NDArray[np.int64]:
+    """Class indices of the plane, (N,); what is no clean section is ignored."""
+    names = ["Axial" if record.plane == "Transverse" else record.plane for record in records]
+    return np.array([PLANES.index(n) if n in PLANES else labels.IGNORED for n in names], dtype=np.int64)
+
+
+def examples_of(records: list[Record], pixels: NDArray[np.uint8], recipe: Recipe) -> Examples:
+    """Images and targets of the recipe's tasks."""
+    wanted = {task: targets(records, task) for task in labels.TASKS} | {PLANE: plane_targets(records)}
+    chosen = {task: wanted[task] for task in recipe.task_weights}
+    return make_examples(pixels, chosen, groups(records), recipe.case_weight)
+
+
+def train(context: Context, settings: CompactSettings | None = None) -> CompactModel:
+    """Train the ensemble, one member after the other.
+
+    Args:
+        context: records, device and whom to tell.
+        settings: architecture and recipe; the chosen ones by default.
+
+    Raises:
+        ml.records.RecordsError: images are missing or damaged.
+    """
+    settings = _with_options(settings or CompactSettings(), context)
+    with context.run.stage(0.0, 0.04):
+        examples = examples_of(
+            context.train, context.images(context.train, settings.preprocess), settings.recipe
+        )
+    members = []
+    for index in range(settings.members):
+        with context.run.stage(
+            0.04 + 0.96 * index / settings.members, 0.04 + 0.96 * (index + 1) / settings.members
+        ):
+            members.append(train_member(context, settings, examples, index))
+    card = context.draft_card(
+        NAME,
+        FAMILY,
+        tasks=tuple(labels.TASKS),
+        inputs=("image",),
+        preprocess=settings.preprocess,
+        settings={"architecture": settings.architecture(), "recipe": settings.recipe.to_json()},
+    )
+    return CompactModel(card, members)
+
+
+def train_member(
+    context: Context, settings: CompactSettings, examples: Examples, index: int
+) -> MultiTaskNetwork:
+    """Train one network of the ensemble."""
+    recipe, run = settings.recipe, context.run
+    seed = context.options.seed * 100 + index
+    label = f"network {index + 1} of {settings.members}"
+
+    def on_epoch(epoch: int, loss: float) -> None:
+        run.update(
+            epoch / recipe.epochs,
+            f"{label}, epoch {epoch}/{recipe.epochs}, loss {loss:.3f}",
+            epoch=epoch,
+            epochs=recipe.epochs,
+        )
+
+    torch.manual_seed(seed)
+    network = build_network(settings.architecture())
+    fit(
+        network,
+        examples,
+        recipe,
+        mean=settings.preprocess.mean,
+        std=settings.preprocess.std,
+        seed=seed,
+        device=context.device,
+        team=context.team,
+        checkpoint=context.checkpoint(f"member-{index}"),
+        on_epoch=on_epoch,
+    )
+    return network
+
+
+def _with_options(settings: CompactSettings, context: Context) -> CompactSettings:
+    options = context.options
+    if options.epochs is not None:
+        settings = replace(settings, recipe=replace(settings.recipe, epochs=options.epochs))
+    if options.members is not None:
+        settings = replace(settings, members=options.members)
+    return settings

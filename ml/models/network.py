@@ -1,0 +1,141 @@
+"""A small residual network with one head per task, and what wraps networks for serving."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ml.models.base import EMBEDDING
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (He et al. 2015, arXiv 1512.03385, figure 2)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+        # Every block starts as the identity, which lets a deep net train from nothing.
+        nn.init.zeros_(self.norm2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, h, w) to (N, outputs, h / stride, w / stride)."""
+        inner = functional.relu(self.norm1(self.conv1(x)))
+        total: Tensor = self.shortcut(x) + self.norm2(self.conv2(inner))
+        return functional.relu(total)
+
+
+class CompactBackbone(nn.Module):
+    """A ResNet18 whose width, in channels after the stem, is free; 64 is the original's.
+
+    Args:
+        channels: 1 for grey images.
+        width: channels after the stem; the last feature map has eight times as many.
+        blocks: residual blocks per stage.
+    """
+
+    def __init__(self, channels: int = 1, width: int = 32, blocks: Sequence[int] = (2, 2, 2, 2)) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1),
+        )
+        layers: list[nn.Module] = []
+        inputs = width
+        for stage, count in enumerate(blocks):
+            outputs = width << stage
+            for index in range(count):
+                layers.append(ResidualBlock(inputs, outputs, 2 if stage and not index else 1))
+                inputs = outputs
+        self.body = nn.Sequential(*layers)
+        self.features = inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (N, channels, H, W) to a feature map (N, features, H / 32, W / 32)."""
+        features: Tensor = self.body(self.stem(x))
+        return features
+
+
+class MultiTaskNetwork(nn.Module):
+    """A backbone, average pooling, dropout and one linear head per task.
+
+    Args:
+        backbone: images to feature map; its attribute ``features`` is the number of channels.
+        classes: number of classes per task.
+        dropout: share of pooled features dropped in training.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, features: int, classes: Mapping[str, int], dropout: float = 0.2
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
+        self.heads = nn.ModuleDict({task: nn.Linear(features, count) for task, count in classes.items()})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Normalised images (N, C, H, W) to logits per task and the pooled features as embedding."""
+        embedding = self.backbone(x).float().mean(dim=(2, 3))
+        dropped = self.dropout(embedding)
+        return {task: head(dropped) for task, head in self.heads.items()} | {EMBEDDING: embedding}
+
+
+class ServingNetwork(nn.Module):
+    """Normalisation, test-time views and the mean of several networks in one traceable module.
+
+    The probabilities of all members over all views are averaged; their logarithm is the logit. The
+    embedding is that of every member on the unchanged image, each of length 1, side by side.
+
+    Args:
+        members: networks that take normalised images.
+        tasks: the tasks to answer; other heads of the members are left out.
+        mean: per channel, in units of 0 to 1.
+        std: per channel, in units of 0 to 1.
+        flip: average over the mirrored image too.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        tasks: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        flip: bool = True,
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.tasks = tuple(tasks)
+        self.flip = flip
+        self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", 255.0 * torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Images (N, C, H, W), 0 to 255, to log-probabilities per task and the embedding (N, D)."""
+        x = (pixels.float() - self.mean) / self.std
+        sums: dict[str, Tensor] = {}
+        embeddings = []
+        for member in self.members:
+            outputs = member(x)
+            embeddings.append(functional.normalize(outputs[EMBEDDING].float(), dim=1))
+            views = [outputs, member(x.flip(3))] if self.flip else [outputs]
+            for view in views:
+                for task in self.tasks:
+                    probabilities = view[task].float().softmax(dim=1)
+                    sums[task] = sums[task] + probabilities if task in sums else probabilities
+        count = len(self.members) * (2 if self.flip else 1)
+        logits = {task: (total / count).clamp_min(1e-8).log() for task, total in sums.items()}
+        return logits | {EMBEDDING: torch.cat(embeddings, dim=1)}

@@ -1,0 +1,137 @@
+"""Features of captions and reports, and linear classifiers on them, stored without pickle."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from ml.labels import IGNORED
+from ml.models.lexicon import LEXICON, RegionCounter
+
+_WORDS = {"ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": r"(?u)\b\w+\b", "dtype": np.float32}
+_LETTERS = {"analyzer": "char_wb", "ngram_range": (3, 5), "sublinear_tf": True, "dtype": np.float32}
+# The score of a class that training never showed: probability of about 1e-9 beside any other.
+_NEVER = -20.0
+
+
+class TextFeatures:
+    """TF-IDF of words and of letter groups, beside counts of words by region of the body.
+
+    Args:
+        words: fitted vectorizer of words and pairs of words.
+        letters: fitted vectorizer of three to five letters within words.
+        regions: counter of the words of a lexicon.
+    """
+
+    def __init__(self, words: TfidfVectorizer, letters: TfidfVectorizer, regions: RegionCounter) -> None:
+        self._words, self._letters, self._regions = words, letters, regions
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], min_count: int = 1) -> Self:
+        """Learn vocabulary and document frequencies.
+
+        Args:
+            texts: training texts.
+            min_count: least number of texts with a term.
+        """
+        words = TfidfVectorizer(min_df=min_count, **_WORDS).fit(texts)
+        letters = TfidfVectorizer(min_df=min_count, **_LETTERS).fit(texts)
+        return cls(words, letters, RegionCounter())
+
+    def transform(self, texts: Sequence[str]) -> sparse.csr_matrix:
+        """Features (N, terms + 2 * regions) of N texts, float32."""
+        regions = sparse.csr_matrix(self._regions.transform(texts))
+        return sparse.csr_matrix(
+            sparse.hstack([self._words.transform(texts), self._letters.transform(texts), regions])
+        )
+
+    def vocabulary(self) -> dict[str, Any]:
+        """The terms in order and the lexicon, as JSON values."""
+        return {
+            "words": self._words.get_feature_names_out().tolist(),
+            "letters": self._letters.get_feature_names_out().tolist(),
+            "lexicon": self._regions.lexicon,
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """The inverse document frequencies."""
+        return {
+            "words.idf": torch.from_numpy(self._words.idf_.astype(np.float32)),
+            "letters.idf": torch.from_numpy(self._letters.idf_.astype(np.float32)),
+        }
+
+    @classmethod
+    def restore(cls, vocabulary: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Self:
+        """The features that ``vocabulary`` and ``weights`` describe.
+
+        Raises:
+            KeyError: a part is missing.
+            ValueError: terms and frequencies differ in number.
+        """
+        words = TfidfVectorizer(vocabulary=vocabulary["words"], **_WORDS)
+        letters = TfidfVectorizer(vocabulary=vocabulary["letters"], **_LETTERS)
+        words.idf_ = weights["words.idf"].numpy()
+        letters.idf_ = weights["letters.idf"].numpy()
+        return cls(words, letters, RegionCounter(vocabulary.get("lexicon", LEXICON)))
+
+
+@dataclass(frozen=True, slots=True)
+class LinearClassifier:
+    """Softmax regression.
+
+    Attributes:
+        weights: float32, (classes, features).
+        bias: float32, (classes,).
+    """
+
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    @classmethod
+    def fit(
+        cls,
+        features: sparse.csr_matrix,
+        targets: NDArray[np.int64],
+        sample_weights: NDArray[np.float64],
+        classes: int,
+        *,
+        strength: float,
+        balanced: bool,
+    ) -> Self:
+        """Fit by maximum likelihood with an L2 penalty.
+
+        Args:
+            features: (N, features).
+            targets: (N,); rows with ``IGNORED`` are left out.
+            sample_weights: (N,).
+            classes: number of classes, also of those that do not occur.
+            strength: inverse of the penalty, scikit-learn's C.
+            balanced: weigh the classes equally.
+        """
+        keep = targets != IGNORED
+        weights = np.zeros((classes, features.shape[1]), dtype=np.float32)
+        bias = np.full(classes, _NEVER, dtype=np.float32)
+        present = np.unique(targets[keep])
+        bias[present] = 0.0
+        if len(present) > 1:
+            model = LogisticRegression(
+                C=strength, max_iter=1000, class_weight="balanced" if balanced else None
+            )
+            model.fit(features[keep], targets[keep], sample_weight=sample_weights[keep])
+            # With two classes scikit-learn keeps one row: the score of the second over the first.
+            rows = present if len(present) > 2 else present[1:]
+            weights[rows], bias[rows] = model.coef_, model.intercept_
+        return cls(weights, bias)
+
+    def log_probabilities(self, features: sparse.csr_matrix) -> NDArray[np.float32]:
+        """Log-probabilities (N, classes)."""
+        scores = np.asarray(features @ self.weights.T, dtype=np.float64) + self.bias
+        scores -= scores.max(axis=1, keepdims=True)
+        return np.asarray(scores - np.log(np.exp(scores).sum(axis=1, keepdims=True)), dtype=np.float32)

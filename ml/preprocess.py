@@ -1,0 +1,105 @@
+"""From any image file to the uint8 array that a network takes: one recipe, stored with its model."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Pixels = NDArray[np.uint8]
+_VERSION: Final = 1
+_RESAMPLING: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_HIGH_DEPTH: Final = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How an image becomes the input of a network, the same in training, evaluation and serving.
+
+    The image is scaled until its longer side is ``size`` and padded to a square: the dataset has
+    aspect ratios from 0.42 to 2.84, and a centre crop would cut anatomy off.
+
+    Attributes:
+        size: side of the square in pixels.
+        channels: 1 (grey) or 3 (the grey or colour image as RGB).
+        interpolation: bilinear or bicubic, antialiased.
+        fill: grey value of the padding, 0 to 255.
+        mean: per channel, in units of 0 to 1; subtracted inside the network, not by ``apply``.
+        std: per channel, in units of 0 to 1; divided by inside the network.
+        version: version of this recipe's meaning.
+    """
+
+    size: int = 128
+    channels: Literal[1, 3] = 1
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    fill: int = 0
+    mean: tuple[float, ...] = (0.21,)
+    std: tuple[float, ...] = (0.25,)
+    version: int = _VERSION
+
+    def __post_init__(self) -> None:
+        if self.version != _VERSION:
+            raise ValueError(f"preprocess version {self.version} is not known; this code knows {_VERSION}")
+        if not 8 <= self.size <= 1024:
+            raise ValueError(f"size must be 8 to 1024 pixels, not {self.size}")
+        if self.channels not in (1, 3) or {len(self.mean), len(self.std)} != {self.channels}:
+            raise ValueError(f"channels must be 1 or 3 with one mean and one std each, not {self}")
+        if self.interpolation not in _RESAMPLING or not 0 <= self.fill <= 255 or min(self.std) <= 0:
+            raise ValueError(f"interpolation, fill or std out of range: {self}")
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the canonical JSON: equal hashes give equal arrays."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Preprocess":
+        """The recipe that ``to_json`` described.
+
+        Raises:
+            ValueError: an unknown version or a value out of range.
+            TypeError: an unknown field.
+        """
+        return cls(**(fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])}))
+
+    def apply(self, image: Image.Image) -> Pixels:
+        """The network's input for one image.
+
+        Args:
+            image: any Pillow image; only its first frame is read. Transparent pixels become black,
+                16-bit and float images are stretched from their darkest to their brightest value.
+
+        Returns:
+            uint8 array of shape (channels, size, size), 0 to 255.
+        """
+        image = _to_eight_bits(ImageOps.exif_transpose(image)).convert("L" if self.channels == 1 else "RGB")
+        scale = self.size / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        # reducing_gap shrinks large images by an integer factor first: faster, same picture.
+        image = image.resize((width, height), _RESAMPLING[self.interpolation], reducing_gap=3.0)
+        square = Image.new(
+            image.mode, (self.size, self.size), self.fill if self.channels == 1 else (self.fill,) * 3
+        )
+        square.paste(image, ((self.size - width) // 2, (self.size - height) // 2))
+        pixels: Pixels = np.asarray(square, dtype=np.uint8)
+        return pixels[None] if self.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode in _HIGH_DEPTH:
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        low, high = float(values.min()), float(values.max())
+        scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
+        return Image.fromarray(scaled.round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, image)
+    return image

@@ -1,0 +1,254 @@
+"""The images that models learn from and are scored on, read out of MongoDB in one aggregation."""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pymongo.database import Database
+
+from app.data import schema
+from ml import labels
+
+Document = Mapping[str, Any]
+
+
+class RecordsError(Exception):
+    """The records cannot be used; the message says what is missing and what to do about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image with the labels and the caption that belong to it.
+
+    Attributes:
+        image: natural key, as ``MPX1009_synpic46283``.
+        u_id: its case; never split a case between training and scoring.
+        split: train, dev or test.
+        subsplit: train_1, train_2 or None.
+        path: the image file.
+        sha256: hash of the file when it was seeded.
+        mode: pixel mode of the file, as ``RGB`` or ``RGBA``.
+        caption: white space folded, "" where the dataset has only a placeholder.
+        modality: CT or MR.
+        location: one of ``labels.LOCATIONS``, None for "Left Blank".
+        location_category: one of ``labels.LOCATION_CATEGORIES``.
+        plane: as the dataset has it; noisy.
+        age: years, None where unknown.
+        sex: male, female or None.
+        report: texts of the case, to learn the words of a location from; never an input of a model.
+    """
+
+    image: str
+    u_id: str
+    split: str
+    subsplit: str | None
+    path: Path
+    sha256: str
+    mode: str
+    caption: str
+    modality: str
+    location: str | None
+    location_category: str
+    plane: str | None
+    age: int | None
+    sex: str | None
+    report: tuple[str, ...] = ()
+
+    def label(self, task: str) -> str | None:
+        """The label of a task; the field of a record has the task's name."""
+        value: str | None = getattr(self, task)
+        return value
+
+
+_REPORT_FIELDS = ("title", "findings", "history", "exam", "discussion")
+_SPLITS = ("train", "dev", "test")
+
+
+def _pipeline(splits: Sequence[str]) -> list[dict[str, Any]]:
+    report = {field: f"$norm.{field}" for field in _REPORT_FIELDS}
+    return [
+        {"$match": {"split": {"$in": list(splits)}}},
+        {"$sort": {"_id": 1}},
+        {
+            "$lookup": {
+                "from": schema.CASES,
+                "localField": "U_id",
+                "foreignField": "_id",
+                "pipeline": [{"$project": {"_id": 1, "listed": {"$setUnion": ["$TAC", "$MRI"]}, **report}}],
+                "as": "case",
+            }
+        },
+        {
+            "$project": {
+                "U_id": 1,
+                "split": 1,
+                "subsplit": 1,
+                "file": 1,
+                "norm": 1,
+                "case": {"$first": "$case"},
+            }
+        },
+    ]
+
+
+def load_records(
+    database: Database[dict[str, Any]], images_dir: Path, splits: Sequence[str] = ("train",)
+) -> list[Record]:
+    """The records of some splits, ordered by image.
+
+    Args:
+        database: the seeded database.
+        images_dir: folder with the PNG files.
+        splits: any of train, dev and test.
+
+    Raises:
+        RecordsError: the database is empty or holds part of the dataset, or files are missing.
+        ml.labels.UnknownLabelError: a label is not a class of its task.
+    """
+    documents = list(database[schema.IMAGES].aggregate(_pipeline(splits)))
+    found = Counter(document["split"] for document in documents)
+    for split in splits:
+        if not found[split]:
+            held = database[schema.IMAGES].estimated_document_count()
+            raise RecordsError(
+                f"the database {database.name!r} has no {split} images "
+                f"({schema.IMAGES} holds {held} documents); run `medpix seed` first"
+            )
+    _check_whole(documents)
+    records = [_record(document, images_dir) for document in documents]
+    _check_files(records, [int(document["file"]["bytes"]) for document in documents])
+    return records
+
+
+def _check_whole(documents: Sequence[Document]) -> None:
+    """A half-seeded database must not train half a model that looks like a whole one."""
+    present: defaultdict[str, set[str]] = defaultdict(set)
+    listed: dict[str, set[str]] = {}
+    for document in documents:
+        if not all(document.get(field) for field in ("norm", "file", "case")):
+            lacks = [field for field in ("norm", "file", "case") if not document.get(field)]
+            raise RecordsError(
+                f"image {document['_id']} has no {' and no '.join(lacks)}; run `medpix seed` again"
+            )
+        present[document["U_id"]].add(document["_id"])
+        listed[document["U_id"]] = set(document["case"].get("listed") or ())
+    missing = sorted(image for u_id, images in listed.items() for image in images - present[u_id])
+    if missing:
+        raise RecordsError(
+            f"the database is partial: {len(missing)} images that their cases list are not there "
+            f"({_some(missing)}); run `medpix seed` again"
+        )
+
+
+def _record(document: Document, images_dir: Path) -> Record:
+    norm, case = document["norm"], document["case"]
+    record = Record(
+        image=document["_id"],
+        u_id=document["U_id"],
+        split=document["split"],
+        subsplit=document.get("subsplit"),
+        path=images_dir / document["file"]["name"],
+        sha256=document["file"]["sha256"],
+        mode=document["file"]["mode"],
+        caption=norm["caption"] or "",
+        modality=norm["modality"],
+        location=norm["location"],
+        location_category=norm["location_category"],
+        plane=norm["plane"],
+        age=norm["age"],
+        sex=norm["sex"],
+        report=tuple(case[field] for field in _REPORT_FIELDS if case.get(field)),
+    )
+    for task in labels.TASKS:
+        labels.encode(task, record.label(task))
+    return record
+
+
+def _check_files(records: Sequence[Record], sizes: Sequence[int]) -> None:
+    missing, changed = [], []
+    for record, size in zip(records, sizes, strict=True):
+        try:
+            if record.path.stat().st_size != size:
+                changed.append(record.path.name)
+        except FileNotFoundError:
+            missing.append(record.path.name)
+    if missing:
+        folder = records[0].path.parent
+        raise RecordsError(
+            f"{len(missing)} of {len(records)} image files are missing from {folder} ({_some(missing)}); "
+            "check the data folder or run `medpix fetch`"
+        )
+    if changed:
+        raise RecordsError(
+            f"{len(changed)} image files differ in size from what was seeded ({_some(changed)}); "
+            "restore them or run `medpix seed` again"
+        )
+
+
+def _some(names: Sequence[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def targets(records: Sequence[Record], task: str) -> NDArray[np.int64]:
+    """The class indices of a task, shape (N,), ``labels.IGNORED`` where there is no label."""
+    return np.array([labels.encode(task, record.label(task)) for record in records], dtype=np.int64)
+
+
+def groups(records: Sequence[Record]) -> NDArray[np.str_]:
+    """The case of each record, shape (N,): the unit that splits and bootstraps keep together."""
+    return np.array([record.u_id for record in records], dtype=np.str_)
+
+
+def _snapshot_lines(records: Iterable[Record]) -> Iterator[str]:
+    for record in records:
+        fields = asdict(record)
+        # The folder differs between machines; the file name is part of the data.
+        fields["path"] = record.path.name
+        yield json.dumps(fields, sort_keys=True, ensure_ascii=True) + "\n"
+
+
+def snapshot_hash(records: Iterable[Record]) -> str:
+    """A sha256 over everything in the records but the folder of the files."""
+    digest = hashlib.sha256()
+    for line in _snapshot_lines(records):
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def write_snapshot(records: Sequence[Record], path: Path) -> str:
+    """Write the records as JSONL, so that a run can be repeated without the database.
+
+    Returns:
+        The hash of the snapshot, equal to ``snapshot_hash(records)`` and to the sha256 of the file.
+    """
+    path.write_text("".join(_snapshot_lines(records)), encoding="ascii", newline="\n")
+    return snapshot_hash(records)
+
+
+def read_snapshot(path: Path, images_dir: Path, expected: str | None = None) -> list[Record]:
+    """Read what ``write_snapshot`` wrote.
+
+    Args:
+        path: the JSONL file.
+        images_dir: folder with the PNG files.
+        expected: hash that the file must have.
+
+    Raises:
+        RecordsError: the file does not have the expected hash.
+    """
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if expected is not None and found != expected:
+        raise RecordsError(f"{path.name} has the hash {found[:12]}, expected {expected[:12]}: it was changed")
+    records = []
+    for line in data.decode("ascii").splitlines():
+        fields = json.loads(line)
+        fields["report"] = tuple(fields["report"])
+        records.append(replace(Record(**fields), path=images_dir / fields["path"]))
+    return records
