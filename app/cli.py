@@ -1,34 +1,27 @@
 """The `medpix` command."""
 
 import logging
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pymongo.errors import ConnectionFailure, PyMongoError
 from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
 
-from app.config import ConfigurationError, Settings, get_settings
-from app.data.client import DatabaseConfigurationError, connect, redact
-from app.data.dataset import DatasetNotFoundError
-from app.data.embedded import EmbeddedMongodError, database_uri
-from app.data.schema import DATABASE, SchemaError
-from app.data.seed import LoadCounts, SeedError, SeedReport
+from app.config import MendableError, Settings, get_settings
+from app.data.client import connect, redact
+from app.data.dataset import DatasetNotFoundError, find_dataset
+from app.data.embedded import database_uri
+from app.data.fetch import URL
+from app.data.fetch import fetch as run_fetch
+from app.data.schema import DATABASE
+from app.data.seed import LoadCounts, SeedReport
 from app.data.seed import seed as run_seed
-from app.data.source import SourceError
-
-# Faults that a person can mend: said in one message, without a traceback.
-_EXPECTED = (
-    ConfigurationError,
-    DatabaseConfigurationError,
-    DatasetNotFoundError,
-    EmbeddedMongodError,
-    SchemaError,
-    SeedError,
-    SourceError,
-)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="MedPix 2.0 as a service.")
 _console = Console()
@@ -39,9 +32,12 @@ DataOption = Annotated[Path | None, typer.Option("--data", help="MedPix 2.0 fold
 
 def main() -> None:
     """Run the command line; faults that a person can mend end it with their message and exit code 1."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwind: servers are stopped
     try:
         app()
-    except _EXPECTED as error:
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except MendableError as error:
         _fail(str(error))
     except ConnectionFailure as error:
         reason = str(error).partition(" (configured timeouts")[0]
@@ -62,9 +58,14 @@ def _settings(data: Path | None = None) -> Settings:
 
 
 @app.command()
-def seed(data: DataOption = None) -> None:
+def seed(
+    data: DataOption = None,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Download the dataset first if it is not there")] = False,
+) -> None:
     """Load the dataset into MongoDB; running it again changes nothing."""
     settings = _settings(data)
+    if fetch:
+        _fetch(settings)
     with database_uri(settings) as uri, connect(uri, settings, timeout_s=0) as client:
         _errors.print(f"Seeding {redact(uri)} from {settings.dataset_dir}", highlight=False, soft_wrap=True)
         report = run_seed(client.get_default_database(DATABASE), settings.dataset_dir)
@@ -90,6 +91,81 @@ def _print_report(report: SeedReport) -> None:
 
 def _cells(counts: LoadCounts) -> tuple[int, int, int, int]:
     return counts.inserted, counts.changed, counts.unchanged, len(counts.removed)
+
+
+@app.command()
+def fetch(data: DataOption = None) -> None:
+    """Download the published dataset, unless it is there; a broken download goes on where it stopped."""
+    settings = _settings(data)
+    _console.print(str(_fetch(settings)), soft_wrap=True, highlight=False)
+
+
+def _fetch(settings: Settings) -> Path:
+    with suppress(DatasetNotFoundError):
+        return find_dataset(settings.dataset_dir)
+    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=_errors) as bars:
+        bar = bars.add_task("MedPix 2.0", total=None)
+
+        def show(done: int, total: int | None) -> None:
+            bars.update(bar, completed=done, total=total)
+
+        return run_fetch(settings.dataset_dir, url=settings.fetch_url or URL, progress=show)
+
+
+@app.command()
+def train(
+    names: Annotated[list[str] | None, typer.Argument(help="Tasks (modality, location) or models")] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Train every model")] = False,
+    missing: Annotated[bool, typer.Option("--missing", help="Train the default models that are missing")] = False,
+    weights: Annotated[str, typer.Option(help="auto, pretrained, scratch, or a path")] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to train")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of everything random")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from checkpoints")] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's; for quick tries")] = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="The better recipe that takes longer")] = False,
+    data: DataOption = None,
+) -> None:
+    """Train models on the seeded records, calibrate them on dev and register them."""
+    from app.training import run_training
+
+    if not (names or every or missing):
+        raise typer.BadParameter("name a task or a model, or give --missing or --all")
+    settings = _settings(data)
+    with database_uri(settings) as uri, connect(uri, settings, timeout_s=0) as client:
+        run_training(
+            settings,
+            client.get_default_database(DATABASE),
+            ["all"] if every else names or [],
+            missing=missing,
+            weights=weights,
+            device=device,
+            seed=seed,
+            resume=not fresh,
+            epochs=epochs,
+            thorough=thorough,
+        )
+
+
+@app.command()
+def up(
+    data: DataOption = None,
+    train: Annotated[bool, typer.Option(help="Train the default models that are missing")] = True,
+) -> None:
+    """Start everything: database, data, service, and the training of what is missing."""
+    from app.up import check_port, serve_and_train
+
+    settings = _settings(data)
+    check_port(settings)
+    with database_uri(settings) as uri:
+        settings = settings.model_copy(update={"mongo_uri": uri})
+        if settings.data_dir is None:
+            _fetch(settings)
+        with connect(uri, settings, timeout_s=0) as client:
+            database = client.get_default_database(DATABASE)
+            _print_report(run_seed(database, settings.dataset_dir))
+            serve_and_train(settings, database, train=train)
 
 
 @app.command()

@@ -18,7 +18,11 @@ def _mongo_address(uri: str | None) -> str | None:
 FolderPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
 
 
-class ConfigurationError(Exception):
+class MendableError(Exception):
+    """A fault that a person can mend: the command line prints its message, without a traceback."""
+
+
+class ConfigurationError(MendableError):
     """A setting has a value that cannot be used; the message names it and its range."""
 
 
@@ -35,6 +39,8 @@ class Settings(BaseSettings):
     )
     data_dir: FolderPath | None = Field(default=None, description="MedPix 2.0 folder; default <home>/data")
     models_dir: FolderPath | None = Field(default=None, description="Model files; default <home>/models")
+
+    fetch_url: str | None = Field(default=None, description="Mirror of the dataset's archive for `medpix fetch`")
 
     mongo_uri: Annotated[str | None, AfterValidator(_mongo_address)] = Field(
         default=None, description="MongoDB address; unset: an embedded mongod is started"

@@ -1,5 +1,9 @@
 """Runs the application under uvicorn."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import uvicorn
 
 from app.config import Settings
@@ -18,5 +22,19 @@ def run_server(settings: Settings) -> None:
         timeout_graceful_shutdown=_SHUTDOWN_S,
         access_log=False,
         server_header=False,
+        log_config=None,  # the command line decides where log lines go
     )
-    uvicorn.Server(config).run()
+    with _signals_end_here():
+        uvicorn.Server(config).run()
+
+
+@contextmanager
+def _signals_end_here() -> Iterator[None]:
+    """Uvicorn stops on a signal and then raises it again; what started the server must still be cleaned up."""
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, lambda *_: None) for kind in kinds]
+    try:
+        yield
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)

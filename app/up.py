@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from app.config import Settings
+from app.config import MendableError, Settings
 from app.inference.training import read_progress
 from app.server import run_server
 
@@ -30,7 +30,7 @@ _POLL_S: Final = 1.0
 _TRAINER_STOP_S: Final = 15.0
 
 
-class PortInUseError(Exception):
+class PortInUseError(MendableError):
     """Another program listens on the port."""
 
 
@@ -162,5 +162,3 @@ def _say_end(process: subprocess.Popen[bytes], ended: threading.Event) -> None:
         logger.info("The training is done; the models are being served.")
     else:
         logger.error("The training ended with code %s; its log has the cause.", process.returncode)
-
-

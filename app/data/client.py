@@ -6,12 +6,12 @@ from urllib.parse import urlsplit
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import ConfigurationError, InvalidURI
 
-from app.config import Settings
+from app.config import MendableError, Settings
 
 Document = dict[str, Any]
 
 
-class DatabaseConfigurationError(Exception):
+class DatabaseConfigurationError(MendableError):
     """MEDPIX_MONGO_URI cannot be used."""
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Final
 
+from app.config import MendableError
+
 SPLITS: Final = ("train", "dev", "test")
 SUBSPLITS: Final = ("train_1", "train_2")
 JSONL_FOLDER: Final = "splitted_dataset"
@@ -25,7 +27,7 @@ CASE_COUNTS: Final = {"train": 535, "dev": 67, "test": 69}
 IMAGE_COUNTS: Final = {"train": 1653, "dev": 197, "test": 200}
 
 
-class DatasetNotFoundError(Exception):
+class DatasetNotFoundError(MendableError):
     """There is no MedPix 2.0 folder where one was expected."""
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from app.config import Settings
+from app.config import MendableError, Settings
 from app.data.schema import DATABASE
 
 _START_TIMEOUT_S = 60.0
@@ -32,7 +32,7 @@ _ANSWER_TIMEOUT_S = 15.0
 _CACHE_GB = "0.5"
 
 
-class EmbeddedMongodError(Exception):
+class EmbeddedMongodError(MendableError):
     """No mongod could be found, started or stopped; the message says what to do."""
 
 

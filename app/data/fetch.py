@@ -10,6 +10,7 @@ from typing import Final
 
 import httpx
 
+from app.config import MendableError
 from app.data import dataset
 
 Progress = Callable[[int, int | None], None]
@@ -20,7 +21,7 @@ _ATTEMPTS: Final = 5
 _WANTED: Final = (dataset.JSONL_FOLDER, dataset.IMAGE_FOLDER, dataset.OVERVIEW)
 
 
-class FetchError(Exception):
+class FetchError(MendableError):
     """The dataset could not be downloaded; what was received is kept for the next run."""
 
 

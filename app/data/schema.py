@@ -13,6 +13,8 @@ from pymongo import IndexModel
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
+from app.config import MendableError
+
 Document = dict[str, Any]
 
 DATABASE: Final = "medpix"
@@ -27,7 +29,7 @@ SEED_RUNS: Final = "Seed_runs"
 _UNAUTHORIZED: Final = 13
 
 
-class SchemaError(Exception):
+class SchemaError(MendableError):
     """The database has other validators than this version and its user may not change them."""
 
 

@@ -14,6 +14,7 @@ from pymongo import ReplaceOne
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError
 
+from app.config import MendableError
 from app.data import dataset, schema
 from app.data.normalise import normalise_case, normalise_image
 from app.data.source import Problem, Source, SourceError, SourceRecord, read_source
@@ -24,7 +25,7 @@ _BATCH = 500
 _DUPLICATE_KEY = 11000
 
 
-class SeedError(Exception):
+class SeedError(MendableError):
     """The load stopped or its result is not what the files say; the message names each fault."""
 
 

@@ -136,7 +136,7 @@ class ModelServer:
             return
         shared = next((p for p in self._serving.values() if p.card.version == card.version), None)
         try:
-            predictor = shared or await asyncio.to_thread(self._load, card)
+            predictor = await asyncio.to_thread(self._load, card) if shared is None else shared
         except (RegistryError, RuntimeError) as error:
             if self._faults.get(task) != str(error):
                 logger.error("the model %s cannot be served: %s", card.name, error)  # noqa: TRY400  # expected
