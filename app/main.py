@@ -38,7 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.repository = Repository(client.get_default_database(DATABASE))
             with connect(uri, settings) as blocking_client:
                 app.state.models = ModelServer(settings, blocking_client.get_default_database(DATABASE))
-                await app.state.models.start()
+                app.state.models.start()
                 yield
                 await app.state.models.stop()
 

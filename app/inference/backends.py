@@ -1,8 +1,13 @@
 """Where a network runs: PyTorch on CUDA, OpenVINO on the CPU, PyTorch on the CPU where that fails."""
 
+import hashlib
 import logging
+import shutil
 from collections.abc import Mapping
-from typing import Any, Protocol
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, Protocol
 
 import numpy as np
 import openvino as ov
@@ -17,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+
+_GRAPH_FILE: Final = "graph.xml"
+_MAX_BATCH: Final = 256
 
 
 class Backend(Protocol):
@@ -69,22 +77,25 @@ class _Ordered(nn.Module):
 
 
 class OpenVinoBackend:
-    """OpenVINO on the CPU, in fp32."""
+    """OpenVINO on the CPU, in fp32.
+
+    Args:
+        network: to run.
+        preprocess: says the shape of its input.
+        threads: to use.
+        cache: folder that keeps the converted graph, since the conversion takes seconds; a name for
+            the network's weights must be a part of it.
+    """
 
     name = "openvino"
     device = "cpu"
     precision = "fp32"
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess, *, threads: int) -> None:
+    def __init__(self, network: nn.Module, preprocess: Preprocess, *, threads: int, cache: Path) -> None:
         example = torch.zeros((2, preprocess.channels, preprocess.size, preprocess.size), dtype=torch.uint8)
-        network = network.eval()
-        with torch.inference_mode():
-            self._names = tuple(network(example))
-        graph = ov.convert_model(
-            _Ordered(network, self._names),
-            example_input=example,
-            input=[(ov.PartialShape([-1, *example.shape[1:]]), ov.Type.u8)],
-        )
+        with torch.no_grad():
+            self._names = tuple(network.eval()(example))
+        graph = _cached_graph(cache) or _convert(_Ordered(network, self._names), example, cache)
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
@@ -98,8 +109,37 @@ class OpenVinoBackend:
         return {name: np.array(outputs[index]) for index, name in enumerate(self._names)}
 
 
-def make_backend(network: nn.Module, preprocess: Preprocess, settings: Settings) -> Backend:
+def _cached_graph(cache: Path) -> ov.Model | None:
+    try:
+        return ov.Core().read_model(cache / _GRAPH_FILE) if (cache / _GRAPH_FILE).exists() else None
+    except RuntimeError:
+        logger.warning("the converted graph in %s cannot be read; it is made again", cache)
+        return None
+
+
+def _convert(network: nn.Module, example: Tensor, cache: Path) -> ov.Model:
+    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    with torch.no_grad():
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+    graph = ov.convert_model(program)
+    with suppress(OSError, RuntimeError):  # a disk that is full or read-only costs time, not the service
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=cache.parent) as folder:
+            # compress_to_fp16 would change the weights.
+            ov.save_model(graph, Path(folder) / "new" / _GRAPH_FILE, compress_to_fp16=False)
+            shutil.rmtree(cache, ignore_errors=True)
+            (Path(folder) / "new").rename(cache)
+    return graph
+
+
+def make_backend(network: nn.Module, preprocess: Preprocess, settings: Settings, weights: str) -> Backend:
     """The fastest backend that this machine has for a network.
+
+    Args:
+        network: to run.
+        preprocess: says the shape of its input.
+        settings: device and cache folder.
+        weights: hash of the network's weights, for the cache.
 
     Raises:
         RuntimeError: MEDPIX_DEVICE=cuda, and there is no CUDA device.
@@ -109,7 +149,9 @@ def make_backend(network: nn.Module, preprocess: Preprocess, settings: Settings)
     if settings.device != "cpu" and torch.cuda.is_available():
         return TorchBackend(network, "cuda")
     try:
-        return OpenVinoBackend(network, preprocess, threads=torch.get_num_threads())
+        key = hashlib.sha256(f"{weights} {preprocess.hash} {ov.__version__}".encode()).hexdigest()[:32]
+        cache = settings.home / "cache" / "openvino" / key
+        return OpenVinoBackend(network, preprocess, threads=torch.get_num_threads(), cache=cache)
     except Exception:
         logger.warning("OpenVINO cannot run this network; PyTorch does", exc_info=True)
         return TorchBackend(network, "cpu")

@@ -37,13 +37,19 @@ class ModelServer:
         self._cards: list[ModelCard] = []
         self._serving: dict[str, Predictor] = {}
         self._faults: dict[str, str] = {}
+        self._loaded = False
         self._watch: asyncio.Task[None] | None = None
 
     @property
     def healthy(self) -> bool:
-        """Whether every registered model is loaded and runs."""
+        """Whether every registered model is loaded, warm and running."""
         alive = self._watch is not None and not self._watch.done()
-        return alive and not self._faults and all(predictor.healthy for predictor in self._serving.values())
+        return (
+            alive
+            and self._loaded
+            and not self._faults
+            and all(predictor.healthy for predictor in self._serving.values())
+        )
 
     @property
     def cards(self) -> list[ModelCard]:
@@ -65,9 +71,8 @@ class ModelServer:
             raise self.not_ready(task)
         return self._serving[task]
 
-    async def start(self) -> None:
-        """Load what is registered and begin to watch for more."""
-        await self._refresh()
+    def start(self) -> None:
+        """Begin to load what is registered, and to watch for more; the data are served meanwhile."""
         self._watch = asyncio.create_task(self._watch_registry(), name="model-watch")
 
     async def stop(self) -> None:
@@ -83,7 +88,7 @@ class ModelServer:
         return {task: self._task_status(task) for task in TASKS}
 
     def _task_status(self, task: str) -> Mapping[str, Any]:
-        status: dict[str, Any] = {"state": "missing"}
+        status: dict[str, Any] = {"state": "missing" if self._loaded else "loading"}
         progress = self._progress_of(task)
         if progress is not None and progress.state != "done":
             status = {"state": progress.state, "training": progress.as_json()}
@@ -100,6 +105,10 @@ class ModelServer:
     def not_ready(self, task: str) -> UnavailableError:
         """The answer while no model serves a task."""
         progress = self._progress_of(task)
+        if not self._loaded:
+            return UnavailableError("The models are being loaded. Try again shortly.", retry_after_s=5)
+        if task in self._faults:
+            return UnavailableError(f"The model for {task} cannot be served: {self._faults[task]}", retry_after_s=60)
         if progress is None:
             return UnavailableError(f"No model for {task} is trained yet. Run `medpix train {task}`.", retry_after_s=60)
         wait = 30 if progress.eta_s is None else max(5, min(120, round(progress.eta_s)))
@@ -108,19 +117,21 @@ class ModelServer:
 
     async def _watch_registry(self) -> None:
         while True:
+            self._loaded = await self._refresh() or self._loaded
             await asyncio.sleep(_POLL_S)
-            await self._refresh()
 
-    async def _refresh(self) -> None:
+    async def _refresh(self) -> bool:
+        """Look once; whether the registry could be read."""
         try:
             self._progress = await asyncio.to_thread(read_progress, self._database)
             self._cards = await asyncio.to_thread(lambda: list(self._registry.list()))
         except PyMongoError as error:
             reason = str(error).partition(" (configured timeouts")[0]
             logger.warning("the model registry cannot be read: %s", reason)
-            return
+            return False
         for task in TASKS:
             await self._serve_best(task)
+        return True
 
     def _choose(self, task: str) -> ModelCard | None:
         """The model that MEDPIX_MODEL_<TASK> names, else the one that the registry thinks best."""

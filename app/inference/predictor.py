@@ -85,13 +85,17 @@ class Predictor:
         if self._model.network is None:
             run: Callable[[Array], Mapping[str, Array]] = self._run_without_network
         else:
-            self.backend = make_backend(self._model.network, preprocess, self._settings)
+            self.backend = make_backend(self._model.network, preprocess, self._settings, self._weights_key())
             run = self.backend.run
         for count in range(1, self._settings.max_batch + 1):
             # The first run of a shape compiles it; nobody should wait for that.
             run(np.zeros((count, preprocess.channels, preprocess.size, preprocess.size), dtype=np.uint8))
         max_batch = self._settings.max_batch
         return Engine(self.card.name, run, max_batch=max_batch, max_queue=64 * max_batch)
+
+    def _weights_key(self) -> str:
+        """Names the weights and what the network does with them (its tasks)."""
+        return " ".join([*self.card.tasks, *(file.sha256 for file in self.card.files)])
 
     def _run_without_network(self, pixels: Array) -> Mapping[str, Array]:
         outputs = self._model.encode_images(pixels)
