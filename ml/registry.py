@@ -195,6 +195,12 @@ def parse_card(document: dict[str, Any]) -> ModelCard:
         raise RegistryError(f"the card of {name} is not valid: {error}") from error
 
 
+def is_complete(card: ModelCard, models_dir: Path) -> bool:
+    """Whether every file of a registered model is there at its full size; its content is not read."""
+    paths = {model_folder(card, models_dir) / file.name: file.bytes for file in card.files}
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+
+
 def load_model(card: ModelCard, models_dir: Path) -> ServedModel:
     """A model with its weights, after a check of every file against the card.
 

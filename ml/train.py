@@ -21,7 +21,7 @@ from ml.predict import captions_of, run_captions, run_images
 from ml.progress import DatabaseReporter, Reporter, Run, silent, to_all
 from ml.records import Record, groups, load_records, targets
 from ml.reference import Reference
-from ml.registry import Registry, UnknownModelError
+from ml.registry import Registry, UnknownModelError, is_complete
 
 
 class Plan(NamedTuple):
@@ -85,6 +85,13 @@ def models_to_train(wanted: Sequence[str], database: Database[dict[str, Any]], m
             names += [need for need in PLANS[model].needs if need not in registered]
             names.append(model)
     return list(dict.fromkeys(names))
+
+
+def missing_defaults(database: Database[dict[str, Any]], models_dir: Path) -> list[str]:
+    """The default models of all tasks that are not registered, or whose files are gone."""
+    usable = {card.name for card in Registry(database, models_dir).list() if is_complete(card, models_dir)}
+    names = dict.fromkeys(name for defaults in DEFAULTS.values() for name in defaults)
+    return [name for name in names if name not in usable]
 
 
 def queue(names: Sequence[str], database: Database[dict[str, Any]]) -> None:

@@ -1,6 +1,21 @@
-"""Names of the database and its collections; validators and indexes follow the names here."""
+"""Names of the database and its collections; creates collections, validators, indexes and the view.
 
-from typing import Final
+The definitions stand in collections.json, which the init scripts of the mongo image read too.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from pymongo import IndexModel
+from pymongo.database import Database
+from pymongo.errors import OperationFailure
+
+from app.config import MendableError
+
+Document = dict[str, Any]
 
 DATABASE: Final = "medpix"
 IMAGES: Final = "Image_Descriptions"
@@ -10,3 +25,87 @@ MODELS: Final = "Models"
 TRAINING_RUNS: Final = "Training_runs"
 PREDICTIONS: Final = "Predictions"
 SEED_RUNS: Final = "Seed_runs"
+
+_UNAUTHORIZED: Final = 13
+
+
+class SchemaError(MendableError):
+    """The database has other validators than this version and its user may not change them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Definitions:
+    collections: tuple[Document, ...]
+    views: tuple[Document, ...]
+
+
+@cache
+def _definitions() -> _Definitions:
+    text = (Path(__file__).parent / "collections.json").read_text(encoding="utf-8")
+    parsed = json.loads(text)
+    return _Definitions(tuple(parsed["collections"]), tuple(parsed["views"]))
+
+
+def validator(collection: str) -> Document:
+    """The validator of a collection, as MongoDB takes it."""
+    for definition in _definitions().collections:
+        if definition["name"] == collection:
+            return dict(definition["validator"])
+    raise KeyError(collection)
+
+
+def ensure_schema(database: Database[Document]) -> None:
+    """Create what is missing and bring validators, indexes and the view up to date. Idempotent.
+
+    Raises:
+        SchemaError: a validator differs and the user has no right to change it.
+    """
+    existing = {info["name"]: info for info in database.list_collections()}
+    for definition in _definitions().collections:
+        name = definition["name"]
+        if name not in existing:
+            database.create_collection(name, validator=definition["validator"])
+        elif existing[name]["options"].get("validator") != definition["validator"]:
+            _change(database, name, {"validator": definition["validator"]})
+        _ensure_indexes(database, definition)
+    for view in _definitions().views:
+        if view["name"] not in existing:
+            database.create_collection(view["name"], viewOn=view["source"], pipeline=view["pipeline"])
+        elif existing[view["name"]]["options"].get("pipeline") != view["pipeline"]:
+            _change(database, view["name"], {"viewOn": view["source"], "pipeline": view["pipeline"]})
+
+
+def _change(database: Database[Document], name: str, options: Document) -> None:
+    try:
+        database.command("collMod", name, **options)
+    except OperationFailure as error:
+        if error.code == _UNAUTHORIZED:
+            raise SchemaError(
+                f"The definition of {name} in the database is from another version, and this user may not change "
+                "it. Give the user the dbAdmin role for this one run, or start from an empty database volume."
+            ) from error
+        raise
+
+
+def _ensure_indexes(database: Database[Document], definition: Document) -> None:
+    wanted = {index["name"]: _index_model(index) for index in definition["indexes"]}
+    if not wanted:
+        return
+    present = database[definition["name"]].index_information()
+    for name, model in wanted.items():
+        if name in present and not _same_index(present[name], model):
+            database[definition["name"]].drop_index(name)
+    database[definition["name"]].create_indexes(list(wanted.values()))
+
+
+def _index_model(index: Document) -> IndexModel:
+    options = {key: value for key, value in index.items() if key not in ("name", "keys")}
+    return IndexModel([(key, direction) for key, direction in index["keys"]], name=index["name"], **options)
+
+
+def _same_index(present: Document, model: IndexModel) -> bool:
+    keys = list(model.document["key"].items())
+    if any(direction == "text" for _, direction in keys):
+        weights = model.document.get("weights") or dict.fromkeys((key for key, _ in keys), 1)
+        return dict(present.get("weights", {})) == dict(weights)
+    return list(present["key"]) == keys

@@ -1,0 +1,40 @@
+"""Cases: one with its topic and images, or a page of many."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from app.api.deps import CaseFilterDep, CaseIdDep, CaseOrderDep, Cursor, Limit, Raw, RepositoryDep
+from app.api.pages import page_response
+from app.api.schemas import CasePage, CaseView
+from app.api.views import case_view, image_view
+from app.data.repository import CASES
+from app.errors import documented
+
+router = APIRouter(tags=["cases"])
+
+
+@router.get("/cases", response_model=CasePage, responses=documented(422, 503, 504), summary="List cases")
+async def list_cases(
+    request: Request,
+    repository: RepositoryDep,
+    selection: CaseFilterDep,
+    order: CaseOrderDep,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+) -> Response:
+    """Cases that pass a filter, page by page; any field can be one: `split=dev`, `title__contains=cyst`."""
+    page = await repository.page(CASES, selection, order, limit=limit, after=cursor)
+    return page_response(request, page, [case_view(document) for document in page.documents], limit)
+
+
+@router.get("/cases/{u_id}", response_model=CaseView, responses=documented(404, 422, 503, 504), summary="Read a case")
+async def read_case(u_id: CaseIdDep, repository: RepositoryDep, raw: Raw = False) -> Response:
+    """One case with its topic and its images; any letter case of the id is taken."""
+    document = await repository.get(CASES, u_id)
+    if raw:
+        return JSONResponse(document)
+    images = await repository.images_of_case(u_id)
+    answer: dict[str, Any] = {**case_view(document), "images": [image_view(image) for image in images]}
+    return JSONResponse(answer)

@@ -1,0 +1,76 @@
+"""Clients for MongoDB with the service's timeouts; one place decides how a connection behaves."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from pymongo import AsyncMongoClient, MongoClient
+from pymongo.errors import ConfigurationError, InvalidURI
+
+from app.config import MendableError, Settings
+
+Document = dict[str, Any]
+
+
+class DatabaseConfigurationError(MendableError):
+    """MEDPIX_MONGO_URI cannot be used."""
+
+
+def redact(uri: str) -> str:
+    """A MongoDB address without its password, fit for a log line."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    user = parts.netloc.rpartition("@")[0].partition(":")[0]
+    return parts._replace(netloc=f"{user}:***@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+def _options(settings: Settings) -> Document:
+    return {
+        "appname": "medpix",
+        "tz_aware": True,
+        "serverSelectionTimeoutMS": int(settings.mongo_server_selection_s * 1000),
+        "connectTimeoutMS": int(settings.mongo_server_selection_s * 1000),
+        # Not timeoutMS: under it a read against a server that is down is retried until it expires.
+        "socketTimeoutMS": int(settings.mongo_timeout_s * 1000),
+        "retryReads": True,
+        "retryWrites": True,
+    }
+
+
+def connect(uri: str, settings: Settings, *, timeout_s: float | None = None) -> MongoClient[Document]:
+    """A blocking client, for seeding, training and the command line.
+
+    Args:
+        uri: a ``mongodb://`` address.
+        settings: supplies the timeouts.
+        timeout_s: limit per operation in seconds, instead of the setting; 0 means no limit.
+
+    Raises:
+        DatabaseConfigurationError: the address is malformed.
+    """
+    options = _options(settings)
+    if timeout_s is not None:
+        options["socketTimeoutMS"] = int(timeout_s * 1000) or None
+    try:
+        return MongoClient(uri, **options)
+    except (ConfigurationError, InvalidURI, ValueError) as error:
+        raise DatabaseConfigurationError(_explain(uri, error)) from error
+
+
+def connect_async(uri: str, settings: Settings) -> AsyncMongoClient[Document]:
+    """A client for the running event loop; it belongs to that loop alone.
+
+    Raises:
+        DatabaseConfigurationError: the address is malformed.
+    """
+    try:
+        return AsyncMongoClient(uri, maxPoolSize=settings.mongo_pool_size, **_options(settings))
+    except (ConfigurationError, InvalidURI, ValueError) as error:
+        raise DatabaseConfigurationError(_explain(uri, error)) from error
+
+
+def _explain(uri: str, error: Exception) -> str:
+    return (
+        f"MEDPIX_MONGO_URI is not a usable MongoDB address: {error}. "
+        f"Expected mongodb://USER:PASSWORD@HOST:27017/medpix, got {redact(uri)!r}."
+    )

@@ -1,0 +1,182 @@
+"""Normalised values and quality flags for one source record; the raw record is never changed."""
+
+import html
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any, Final
+
+Document = dict[str, Any]
+
+CASE_TEXT_FIELDS: Final = {
+    "title": "Title",
+    "diagnosis": "Case Diagnosis",
+    "history": "History",
+    "exam": "Exam",
+    "findings": "Findings",
+    "differential_diagnosis": "Differential Diagnosis",
+    "diagnosis_by": "Diagnosis By",
+    "discussion": "Discussion",
+    "treatment_follow_up": "Treatment & Follow Up",
+    "media": "Media",
+}
+TOPIC_TEXT_FIELDS: Final = {
+    "title": "Title",
+    "category": "Category",
+    "acr_code": "ACR Code",
+    "disease_discussion": "Disease Discussion",
+    "keywords": "Keywords",
+    "reference": "Reference",
+}
+UNKNOWN_ACR_CODE: Final = "-1.-1"
+# Values of Location that name no part of the body; "Left Blank" is no value at all.
+LEFT_BLANK: Final = "Left Blank"
+NOT_ANATOMICAL: Final = frozenset({"Bethesda, MD", "Generalized", "Pathology"})
+# Values of Plane that describe a kind of picture, not a section through the body.
+NOT_A_PLANE: Final = frozenset({"Photograph", "Gross Pathology", "Drawing", "Other View", "NOS", "Multiple or Montage"})
+
+_PLACEHOLDER = re.compile(
+    r"n ?/ ?a|na|n/c|nc|none(?: available| provided)?|unknown|unavailable|not (?:applicable|entered|known|provided)"
+    r"|hx not provided|non[- ]?contributory|(?:please )?see (?:factoid|factiod|topic|discussion)|some discussion"
+    r"|test case for ts|left blank|in progress|-1\.-1|replace this - .*"
+)
+# Captions that only repeat the acquisition, never what the picture shows.
+_UNINFORMATIVE_CAPTION = re.compile(
+    r"(?:(?:axial|coronal|sagitt?al|contrast enhanced|subsequent|post injury|follow-up|slice|ct|mri?|t1|t2|t2\*|flair"
+    r"|fgre|fat sat|images?|figure|scan|\d+)[ ,()-]*)+"
+)
+_BULLETS = dict.fromkeys(map(ord, "\uf06e\uf0a7"), "\u2022") | {ord("\uf0e0"): "\u2192", 0x00A0: " "}
+_LINK = re.compile(r"(?:(\w+)://)?([\w-]+(?:\.[\w-]+)+(?::\d+)?(?:[/?#][^\s<>\"]*)?)")
+_BROKEN_LINK = re.compile(r"/\s+(?!www\.|\w+://)")
+_GLUED_KEYWORDS = re.compile(r"[a-z)][A-Z][a-z]|[a-z]{22,}")
+
+
+def fold_whitespace(text: str) -> str:
+    """Collapse every run of white space to one space and trim."""
+    return " ".join(text.split())
+
+
+def is_placeholder(text: str) -> bool:
+    """Whether a text says nothing but "nothing was entered here"."""
+    return _PLACEHOLDER.fullmatch(fold_whitespace(text).casefold().rstrip(" .")) is not None
+
+
+def clean_text(text: str | None) -> str | None:
+    """A text as a person would type it: entities decoded, one kind of line end, no control characters.
+
+    Returns:
+        The cleaned text, or None for a missing, empty or placeholder text.
+    """
+    if text is None:
+        return None
+    text = html.unescape(text).replace("\r\n", "\n").replace("\r", "\n").replace("\v", "\n")
+    text = text.translate(_BULLETS)
+    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Co"))
+    text = text.strip()
+    return None if not text or is_placeholder(text) else text
+
+
+def normalise_links(text: str | None) -> list[str]:
+    """The http(s) addresses in a text; an address without a scheme gets ``https://``."""
+    unbroken = _BROKEN_LINK.sub("/", html.unescape(text or ""))
+    return [
+        f"{scheme.lower() or 'https'}://{rest.rstrip('.,;')}"
+        for scheme, rest in _LINK.findall(unbroken)
+        if scheme.lower() in ("", "http", "https")
+    ]
+
+
+def normalise_image(raw: Mapping[str, Any], source: Mapping[str, str] | None) -> Document:
+    """The ``norm`` sub-document of an image.
+
+    Args:
+        raw: one record of descriptions_*.jsonl.
+        source: its row in images_overview.csv, if there is one.
+    """
+    description = raw["Description"]
+    recorded_age = int(description["Age"])
+    plane = description["Plane"]
+    acr_codes = description["ACR Codes"]
+    return {
+        "modality": raw["Type"],
+        "modality_detail": fold_whitespace(description["Modality"]),
+        "location": None if raw["Location"] == LEFT_BLANK else raw["Location"],
+        "location_category": raw["Location Category"],
+        "plane": plane,
+        # Age "0" stands for "unknown" in most of the cases that carry it (see quality flag age_zero).
+        "age": recorded_age or None,
+        "sex": description["Sex"] if description["Sex"] in ("male", "female") else None,
+        "caption": _caption(description["Caption"]),
+        "figure_part": description["Figure Part"],
+        "acr_codes": None if acr_codes == UNKNOWN_ACR_CODE else acr_codes,
+        "source_url": source["Img_Large"].replace("nih.gov//", "nih.gov/") if source else None,
+        "article_url": source["URL_Article_image"] if source else None,
+        "quality_flags": _image_flags(raw, has_source=source is not None),
+    }
+
+
+def _caption(text: str) -> str | None:
+    cleaned = clean_text(text)
+    return fold_whitespace(cleaned) if cleaned else None
+
+
+def _image_flags(raw: Mapping[str, Any], *, has_source: bool) -> list[str]:
+    description = raw["Description"]
+    caption = _caption(description["Caption"])
+    folded = (caption or "").casefold().rstrip(" .")
+    found = {
+        "caption_placeholder": caption is None,
+        "caption_uninformative": bool(folded) and _UNINFORMATIVE_CAPTION.fullmatch(folded) is not None,
+        "caption_whitespace": re.search(r"[\n\r\t]", description["Caption"]) is not None,
+        "age_zero": description["Age"] == "0",
+        "sex_unknown": description["Sex"] == "N/A",
+        "plane_missing": description["Plane"] is None,
+        "plane_not_anatomical": description["Plane"] in NOT_A_PLANE,
+        "location_left_blank": raw["Location"] == LEFT_BLANK,
+        "location_not_anatomical": raw["Location"] in NOT_ANATOMICAL,
+        "acr_unknown": description["ACR Codes"] == UNKNOWN_ACR_CODE,
+        "modality_detail_whitespace": description["Modality"] != description["Modality"].strip(),
+        "source_url_missing": not has_source,
+    }
+    return [flag for flag, present in found.items() if present]
+
+
+def normalise_case(raw: Mapping[str, Any], images: list[Document]) -> Document:
+    """The ``norm`` sub-document of a case.
+
+    Args:
+        raw: one record of data_*.jsonl.
+        images: the normalised images of the case, which agree on age, sex and location; a value on
+            which they disagree becomes null and the flag ``images_disagree`` is set.
+    """
+    case, topic = raw["Case"], raw["Topic"]
+    norm: Document = {name: clean_text(case[key]) for name, key in CASE_TEXT_FIELDS.items()}
+    norm["topic"] = {name: clean_text(topic[key]) for name, key in TOPIC_TEXT_FIELDS.items()}
+    norm["topic"]["external_links"] = normalise_links(topic["External Links"])
+    norm["modalities"] = sorted({image["modality"] for image in images})
+    norm["planes"] = sorted({image["plane"] for image in images if image["plane"]})
+    norm["image_count"] = len(images)
+    disagree = False
+    for name in ("location", "location_category", "age", "sex"):
+        values = {image[name] for image in images}
+        norm[name] = values.pop() if len(values) == 1 else None
+        disagree = disagree or bool(values)
+    norm["quality_flags"] = _case_flags(raw, norm, disagree=disagree)
+    return norm
+
+
+def _case_flags(raw: Mapping[str, Any], norm: Document, *, disagree: bool) -> list[str]:
+    case, topic = raw["Case"], raw["Topic"]
+    texts = [text for text in (*case.values(), *topic.values()) if text]
+    found = {
+        **{f"{name}_placeholder": bool(case[key]) and norm[name] is None for name, key in CASE_TEXT_FIELDS.items()},
+        "acr_unknown": topic["ACR Code"] == UNKNOWN_ACR_CODE,
+        "keywords_run_together": _GLUED_KEYWORDS.search(topic["Keywords"] or "") is not None,
+        "link_without_scheme": bool(topic["External Links"]) and "://" not in topic["External Links"],
+        "html_entities": any(html.unescape(text) != text for text in texts),
+        "line_ends": any("\r" in text for text in texts),
+        "control_characters": any(unicodedata.category(c) == "Cc" and c not in "\r\n\t" for t in texts for c in t),
+        "private_use_characters": any(unicodedata.category(c) == "Co" for text in texts for c in text),
+        "images_disagree": disagree,
+    }
+    return [flag for flag, present in found.items() if present]

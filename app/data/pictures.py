@@ -1,0 +1,58 @@
+"""The image files of the dataset and their thumbnails, found through the database's record alone."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from app.data.dataset import IMAGE_FOLDER, find_dataset
+
+
+class PictureStore:
+    """Paths of image files and cached thumbnails."""
+
+    def __init__(self, dataset_dir: Path, cache_dir: Path) -> None:
+        self._dataset_dir = dataset_dir
+        self._cache_dir = cache_dir
+
+    def path(self, file: Mapping[str, Any]) -> Path:
+        """The image file of a record.
+
+        Raises:
+            FileNotFoundError: it is not in the dataset folder.
+        """
+        folder = find_dataset(self._dataset_dir) / IMAGE_FOLDER
+        path = (folder / str(file["name"])).resolve()
+        if not path.is_relative_to(folder.resolve()) or not path.is_file():
+            raise FileNotFoundError(file["name"])
+        return path
+
+    def thumbnail(self, file: Mapping[str, Any], width: int) -> Path:
+        """A JPEG of the image, at most ``width`` pixels wide and high; made once per content and width.
+
+        Raises:
+            FileNotFoundError: the image is not in the dataset folder.
+        """
+        sha256 = str(file["sha256"])
+        cached = self._cache_dir / sha256[:2] / f"{sha256}-{width}.jpg"
+        if not cached.exists():
+            self._write_thumbnail(self.path(file), cached, width)
+        return cached
+
+    @staticmethod
+    def _write_thumbnail(source: Path, target: Path, width: int) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(source) as opened:
+            picture = opened.convert("L" if opened.mode in ("L", "1", "I;16") else "RGB")
+        picture.thumbnail((width, width), Image.Resampling.LANCZOS)
+        handle, name = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                picture.save(file, "JPEG", quality=85)
+            temporary.replace(target)  # a reader never sees half a file
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,87 @@
+"""Uploaded bytes to a picture: everything that can be wrong with them is found here, before any queue."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Final
+
+from PIL import Image, UnidentifiedImageError
+
+from app.config import Settings
+from app.errors import ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
+
+FORMATS: Final = ("PNG", "JPEG")
+
+# Pillow's own limit warns or raises by the size of its build; ours is checked on the header of every file.
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded upload.
+
+    Attributes:
+        image: the decoded image in its own mode.
+        sha256: of the uploaded bytes.
+        width, height: in pixels, as stored.
+        mode: of the file, such as L, P, RGB, RGBA, CMYK or I;16.
+    """
+
+    image: Image.Image
+    sha256: str
+    width: int
+    height: int
+    mode: str
+
+
+def decode(data: bytes, settings: Settings) -> Picture:
+    """Decode an uploaded PNG or JPEG.
+
+    The header is read first: nothing is decoded that is over a limit. Animated files are refused,
+    because only one of their frames would be judged.
+
+    Raises:
+        ContentTooLargeError: over the limit of bytes or of pixels.
+        UnsupportedMediaTypeError: not a PNG or JPEG file.
+        UnprocessableError: empty, cut, damaged, animated or too small.
+    """
+    if not data:
+        raise UnprocessableError("The image is empty (0 bytes).")
+    if len(data) > settings.max_image_bytes:
+        limit = settings.max_image_bytes / 1024**2
+        raise ContentTooLargeError(f"The image has {len(data) / 1024**2:.1f} MiB; the limit is {limit:.1f} MiB.")
+    image = _open(data)
+    _check_header(image, settings)
+    width, height, mode = *image.size, image.mode
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UnprocessableError(f"The image is cut or damaged: {error}.") from error
+    return Picture(image, hashlib.sha256(data).hexdigest(), width, height, mode)
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnsupportedMediaTypeError(
+            f"The file is not an image of a known format ({' or '.join(FORMATS)})."
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UnprocessableError(f"The image is cut or damaged: {error}.") from error
+
+
+def _check_header(image: Image.Image, settings: Settings) -> None:
+    width, height = image.size
+    if width * height > settings.max_pixels:
+        limit = settings.max_pixels / 1e6
+        raise ContentTooLargeError(
+            f"The image has {width} x {height} pixels ({width * height / 1e6:.0f} megapixels), over {limit:.0f}."
+        )
+    if min(width, height) < settings.min_side:
+        raise UnprocessableError(
+            f"The image has {width} x {height} pixels; each side needs at least {settings.min_side}."
+        )
+    if getattr(image, "is_animated", False):
+        frames = getattr(image, "n_frames", 2)
+        raise UnprocessableError(f"The file is an animation of {frames} frames; send one frame as PNG or JPEG.")

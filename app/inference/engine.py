@@ -1,0 +1,178 @@
+"""The batch engine: one owner of the queue, batches that form while the device is busy.
+
+A request is never held back to wait for company: an idle engine runs it at once, and what arrives
+in the meantime makes the next batch.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import DeadlineExceededError, UnavailableError
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[np.generic]
+Outputs = Mapping[str, Array]
+Run = Callable[[Array], Outputs]
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """One image that waits for its turn."""
+
+    pixels: Array
+    deadline: float
+    future: asyncio.Future["Answer"]
+    queued_at: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said of one image.
+
+    Attributes:
+        outputs: one row of every output of the network.
+        queue_s: time between submission and the start of its batch, in seconds.
+        run_s: time of the run, in seconds.
+        batch_size: how many images shared the run.
+    """
+
+    outputs: Outputs
+    queue_s: float
+    run_s: float
+    batch_size: int
+
+
+class Engine:
+    """Runs one network for many callers.
+
+    Args:
+        name: of the model, for log lines.
+        run: a batch of images (N, C, H, W) to outputs with N rows each; called in one thread only.
+        max_batch: most images in one run.
+        max_queue: most images that may wait; one more is refused.
+    """
+
+    def __init__(self, name: str, run: Run, *, max_batch: int, max_queue: int) -> None:
+        self._name = name
+        self._run = run
+        self._max_batch = max_batch
+        self._max_queue = max_queue
+        self._queue: deque[_Item] = deque()
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"model-{name}")
+        self._task: asyncio.Task[None] | None = None
+        self._seconds_per_image = 0.0
+        self._draining = False
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the batch loop is alive."""
+        return self._task is not None and not self._task.done()
+
+    @property
+    def depth(self) -> int:
+        """How many images wait."""
+        return len(self._queue)
+
+    def start(self) -> None:
+        """Start the batch loop on the running event loop."""
+        self._task = asyncio.create_task(self._serve(), name=f"engine-{self._name}")
+        self._task.add_done_callback(self._ended)
+
+    async def stop(self) -> None:
+        """Answer what was accepted, then end."""
+        self._draining = True
+        self._arrived.set()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.to_thread(self._thread.shutdown)
+
+    async def submit(self, pixels: Array, deadline: float) -> Answer:
+        """Wait for the answer to one image.
+
+        Args:
+            pixels: (C, H, W), as the network's preprocessing made it.
+            deadline: on the clock of ``time.perf_counter``.
+
+        Raises:
+            UnavailableError: the queue is full, or the engine is down or stopping.
+            DeadlineExceededError: no answer before the deadline.
+        """
+        if not self.healthy or self._draining:
+            raise UnavailableError(f"The model {self._name} is not running at the moment. Try again shortly.")
+        if len(self._queue) >= self._max_queue:
+            wait = max(1, round(len(self._queue) * self._seconds_per_image))
+            raise UnavailableError("The service is at its capacity. Try again shortly.", retry_after_s=wait)
+        item = _Item(pixels, deadline, asyncio.get_running_loop().create_future())
+        self._queue.append(item)
+        self._arrived.set()
+        try:
+            async with asyncio.timeout(deadline - time.perf_counter()):
+                return await item.future
+        except TimeoutError:
+            raise DeadlineExceededError("The prediction was not ready before the deadline.") from None
+
+    async def _serve(self) -> None:
+        while self._queue or not self._draining:
+            await self._arrived.wait()
+            batch = self._next_batch()
+            if batch:
+                await self._run_batch(batch)
+
+    def _next_batch(self) -> list[_Item]:
+        """The oldest items that somebody still waits for."""
+        batch: list[_Item] = []
+        now = time.perf_counter()
+        while self._queue and len(batch) < self._max_batch:
+            item = self._queue.popleft()
+            if not item.future.done() and item.deadline > now:
+                batch.append(item)
+        if not self._queue and not self._draining:
+            self._arrived.clear()
+        return batch
+
+    async def _run_batch(self, batch: Sequence[_Item]) -> None:
+        started = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        try:
+            stacked = np.stack([item.pixels for item in batch])
+            outputs = await loop.run_in_executor(self._thread, self._run, stacked)
+        except Exception as error:
+            logger.exception("model %s failed on a batch of %d", self._name, len(batch))
+            await self._retry_singly(batch, error)
+            return
+        run_s = time.perf_counter() - started
+        self._seconds_per_image = 0.9 * self._seconds_per_image + 0.1 * run_s / len(batch)
+        for row, item in enumerate(batch):
+            if not item.future.done():
+                answer = {name: values[row] for name, values in outputs.items()}
+                item.future.set_result(Answer(answer, started - item.queued_at, run_s, len(batch)))
+
+    async def _retry_singly(self, batch: Sequence[_Item], error: Exception) -> None:
+        """Only the image that makes the model fail may fail."""
+        if len(batch) == 1:
+            if not batch[0].future.done():
+                batch[0].future.set_exception(error)
+            return
+        for item in batch:
+            if not item.future.done():
+                await self._run_batch([item])
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """The loop is gone: nobody may wait for it."""
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("the batch loop of %s died", self._name, exc_info=task.exception())
+        while self._queue:
+            item = self._queue.popleft()
+            if not item.future.done():
+                error = UnavailableError(f"The model {self._name} stopped. Try again shortly.")
+                item.future.set_exception(error)

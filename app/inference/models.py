@@ -1,0 +1,155 @@
+"""The models that are served: found in the registry, loaded and replaced while the service runs."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from app.config import Settings
+from app.errors import UnavailableError
+from app.inference.predictor import Predictor
+from app.inference.training import Progress, read_progress
+from ml.card import ModelCard
+from ml.registry import Registry, RegistryError, load_model, load_reference
+
+logger = logging.getLogger(__name__)
+
+Document = dict[str, Any]
+
+TASKS: Final = ("modality", "location")
+_POLL_S: Final = 2.0
+
+
+class ModelServer:
+    """Keeps the best registered model of each task ready."""
+
+    def __init__(self, settings: Settings, database: Database[Document]) -> None:
+        self._settings = settings
+        self._database = database
+        self._registry = Registry(database, settings.model_files_dir)
+        self._pins = {"modality": settings.model_modality, "location": settings.model_location}
+        self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._progress: list[Progress] = []
+        self._cards: list[ModelCard] = []
+        self._serving: dict[str, Predictor] = {}
+        self._faults: dict[str, str] = {}
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every registered model is loaded and runs."""
+        alive = self._watch is not None and not self._watch.done()
+        return alive and not self._faults and all(predictor.healthy for predictor in self._serving.values())
+
+    @property
+    def cards(self) -> list[ModelCard]:
+        """Every registered model, by name."""
+        return self._cards
+
+    @property
+    def serving(self) -> Mapping[str, Predictor]:
+        """The model that answers each task."""
+        return self._serving
+
+    def predictor(self, task: str) -> Predictor:
+        """The model that answers a task.
+
+        Raises:
+            UnavailableError: none is ready; the answer says how far its training is.
+        """
+        if task not in self._serving:
+            raise self.not_ready(task)
+        return self._serving[task]
+
+    async def start(self) -> None:
+        """Load what is registered and begin to watch for more."""
+        await self._refresh()
+        self._watch = asyncio.create_task(self._watch_registry(), name="model-watch")
+
+    async def stop(self) -> None:
+        """End the watch; answer what was accepted."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        await asyncio.gather(*(predictor.stop() for predictor in set(self._serving.values())))
+        await asyncio.to_thread(self._pool.shutdown)
+
+    def status(self) -> dict[str, Mapping[str, Any]]:
+        """Per task: what serves it, or how far its training is."""
+        return {task: self._task_status(task) for task in TASKS}
+
+    def _task_status(self, task: str) -> Mapping[str, Any]:
+        status: dict[str, Any] = {"state": "missing"}
+        progress = self._progress_of(task)
+        if progress is not None and progress.state != "done":
+            status = {"state": progress.state, "training": progress.as_json()}
+        if task in self._serving:
+            card = self._serving[task].card
+            status |= {"state": "serving", "model": card.name, "version": card.version}
+        if task in self._faults:
+            status["fault"] = self._faults[task]
+        return status
+
+    def _progress_of(self, task: str) -> Progress | None:
+        return next((progress for progress in self._progress if task in progress.tasks), None)
+
+    def not_ready(self, task: str) -> UnavailableError:
+        """The answer while no model serves a task."""
+        progress = self._progress_of(task)
+        if progress is None:
+            return UnavailableError(f"No model for {task} is trained yet. Run `medpix train {task}`.", retry_after_s=60)
+        wait = 30 if progress.eta_s is None else max(5, min(120, round(progress.eta_s)))
+        detail = f"The model for {task} is not ready. {progress.describe()}"
+        return UnavailableError(detail, retry_after_s=wait, training=progress.as_json())
+
+    async def _watch_registry(self) -> None:
+        while True:
+            await asyncio.sleep(_POLL_S)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        try:
+            self._progress = await asyncio.to_thread(read_progress, self._database)
+            self._cards = await asyncio.to_thread(lambda: list(self._registry.list()))
+        except PyMongoError as error:
+            reason = str(error).partition(" (configured timeouts")[0]
+            logger.warning("the model registry cannot be read: %s", reason)
+            return
+        for task in TASKS:
+            await self._serve_best(task)
+
+    def _choose(self, task: str) -> ModelCard | None:
+        """The model that MEDPIX_MODEL_<TASK> names, else the one that the registry thinks best."""
+        pinned = self._pins[task]
+        if pinned:
+            return next((card for card in self._cards if card.name == pinned and task in card.tasks), None)
+        return self._registry.best_for_task(task)
+
+    async def _serve_best(self, task: str) -> None:
+        card = await asyncio.to_thread(self._choose, task)
+        current = self._serving.get(task)
+        if card is None or (current is not None and current.card.version == card.version):
+            return
+        shared = next((p for p in self._serving.values() if p.card.version == card.version), None)
+        try:
+            predictor = await asyncio.to_thread(self._load, card) if shared is None else shared
+        except (RegistryError, RuntimeError) as error:
+            if self._faults.get(task) != str(error):
+                logger.error("the model %s cannot be served: %s", card.name, error)  # noqa: TRY400  # expected
+            self._faults[task] = str(error)
+            return
+        if shared is None:
+            predictor.start()
+        self._serving[task] = predictor
+        self._faults.pop(task, None)
+        logger.info("%s %s answers %s", card.name, card.version, task)
+        if current is not None and current not in self._serving.values():
+            await current.stop()
+
+    def _load(self, card: ModelCard) -> Predictor:
+        folder = self._settings.model_files_dir
+        return Predictor(load_model(card, folder), load_reference(card, folder), self._settings, self._pool)

@@ -1,0 +1,68 @@
+"""Puts the service together: settings, lifespan, routers, error handlers."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
+
+from app.api import cases, docs, health, images, models, predict
+from app.api.middleware import BodyLimit, RequestContext
+from app.config import Settings, get_settings
+from app.data.client import connect, connect_async
+from app.data.pictures import PictureStore
+from app.data.repository import Repository
+from app.data.schema import DATABASE
+from app.errors import install_error_handlers
+from app.inference.models import ModelServer
+
+DESCRIPTION = """The MedPix 2.0 cases and images, and predictions of modality and anatomical location.
+
+For research and teaching; **not for diagnosis**."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application.
+
+    Args:
+        settings: default: from the environment. ``mongo_uri`` must be set; the command line sets it
+            to the embedded mongod where there is no other.
+    """
+    settings = settings or get_settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        uri = settings.mongo_uri or "mongodb://127.0.0.1:27017"
+        async with connect_async(uri, settings) as client:
+            app.state.repository = Repository(client.get_default_database(DATABASE))
+            with connect(uri, settings) as blocking_client:
+                app.state.models = ModelServer(settings, blocking_client.get_default_database(DATABASE))
+                await app.state.models.start()
+                yield
+                await app.state.models.stop()
+
+    app = FastAPI(
+        title="MedPix service",
+        description=DESCRIPTION,
+        version=version("medpix-service"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    app.state.pictures = PictureStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
+    for module in (cases, images, predict, models, health, docs):
+        app.include_router(module.router)
+    docs.install_docs(app)
+    app.mount("/static", StaticFiles(packages=[("app.web", "static")]), name="static")
+    install_error_handlers(app)
+    app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(settings, path))
+    app.add_middleware(RequestContext)
+    return app
+
+
+def body_limit(settings: Settings, path: str) -> int:
+    """The largest body of an address, in bytes: one image with its form, or a batch of them."""
+    form_overhead = 64 * 1024
+    return settings.max_body_bytes if path.endswith("/batch") else settings.max_image_bytes + form_overhead

@@ -1,0 +1,73 @@
+import gc
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import httpx
+
+from app.config import Settings, load_settings
+from app.data.client import connect
+from app.data.embedded import embedded_mongod, find_mongod
+from app.data.seed import seed
+
+Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]
+
+
+def test_alive_and_ready(api: httpx.Client) -> None:
+    assert api.get("/health/live").json() == {"status": "alive"}
+    answer = api.get("/health/ready")
+    assert answer.status_code == 200
+    assert answer.json()["database"]["cases"] == 40
+    assert answer.json()["models"]["modality"]["state"] == "missing"
+
+
+def test_an_empty_database_is_not_ready(settings: Settings, serve: Serve) -> None:
+    with serve(settings) as client:
+        answer = client.get("/health/ready")
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+        assert answer.json()["database"] == {
+            "cases": 0,
+            "images": 0,
+            "dataset_version": None,
+            "reachable": True,
+            "seeded": False,
+        }
+        assert client.get("/health/live").status_code == 200
+
+
+def test_the_service_outlives_its_database(serve: Serve, tmp_path: Path, generated_dataset: Path) -> None:
+    """The database goes away and comes back at the same address; the service needs no restart."""
+    db, run = tmp_path / "db", tmp_path / "run"
+    with embedded_mongod(db, run, find_mongod()) as uri:
+        settings = load_settings(home=tmp_path, mongo_uri=uri, data_dir=generated_dataset, mongo_server_selection_s=0.5)
+        with connect(uri, settings, timeout_s=0) as client:
+            seed(client.get_default_database("medpix"), generated_dataset)
+    port = int(uri.rpartition(":")[2].partition("/")[0])
+    with serve(settings) as client:
+        answer = client.get("/cases/MPX1008")
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+        assert answer.json()["type"] == "urn:medpix:problem:unavailable"
+        assert client.get("/health/ready").status_code == 503
+        assert client.get("/health/live").status_code == 200
+        with embedded_mongod(db, run, find_mongod(), port=port):
+            assert _eventually(client, "/cases/MPX1008") == 200
+            assert client.get("/health/ready").status_code == 200
+    _collect_sockets()
+
+
+def _collect_sockets() -> None:
+    """PyMongo leaves a socket to the garbage collector when its monitor is cancelled while it connects."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def _eventually(client: httpx.Client, path: str) -> int:
+    deadline = time.monotonic() + 20
+    while (status := client.get(path).status_code) != 200 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return status

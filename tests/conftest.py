@@ -1,0 +1,146 @@
+"""Fixtures shared by all tests: a real mongod, a generated dataset, the real dataset where it is."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from app.config import Settings, load_settings
+from app.data.client import connect
+from app.data.embedded import embedded_mongod, find_mongod
+from app.data.schema import DATABASE
+from app.data.seed import seed
+from tests.medpix_files import write_dataset
+from tests.service import running_service
+
+Document = dict[str, Any]
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, aloud, what needs files that are not here."""
+    if _real_dataset() is None:
+        missing = pytest.mark.skip(reason="MedPix 2.0 is not here: set MEDPIX_DATA_DIR")
+        for item in items:
+            if item.get_closest_marker("medpix"):
+                item.add_marker(missing)
+
+
+def _real_dataset() -> Path | None:
+    configured = os.environ.get("MEDPIX_DATA_DIR")
+    for candidate in (Path(configured) if configured else None, REPOSITORY.parent / "shared" / "MedPix-2.0"):
+        if candidate and (candidate / "splitted_dataset").is_dir():
+            return candidate.resolve()
+    return None
+
+
+@pytest.fixture(scope="session")
+def mongo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real mongod on a free port with a temporary data folder."""
+    folder = tmp_path_factory.mktemp("mongod")
+    with embedded_mongod(folder / "db", folder / "run", find_mongod()) as uri:
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def mongo_client(mongo_server: str) -> Iterator[MongoClient[Document]]:
+    """A client of the test server."""
+    with connect(mongo_server, load_settings(), timeout_s=0) as client:
+        yield client
+
+
+@pytest.fixture
+def database(mongo_client: MongoClient[Document], request: pytest.FixtureRequest) -> Iterator[Database[Document]]:
+    """An empty database of this test's own."""
+    name = f"test_{abs(hash(request.node.nodeid)):x}"[:38]
+    mongo_client.drop_database(name)
+    yield mongo_client[name]
+    mongo_client.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def generated_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small dataset that has every quirk of the real one. Do not change it."""
+    return write_dataset(tmp_path_factory.mktemp("generated") / "MedPix-2.0")
+
+
+@pytest.fixture
+def dataset_copy(generated_dataset: Path, tmp_path: Path) -> Path:
+    """A copy of the generated dataset that the test may damage."""
+    return Path(shutil.copytree(generated_dataset, tmp_path / "MedPix-2.0"))
+
+
+@pytest.fixture(scope="session")
+def generated_database(mongo_client: MongoClient[Document], generated_dataset: Path) -> Database[Document]:
+    """A database seeded from the generated dataset. Do not write to its data collections."""
+    database = mongo_client["generated"]
+    seed(database, generated_dataset)
+    return database
+
+
+@pytest.fixture(scope="session")
+def medpix_dir() -> Path:
+    """The folder of the real MedPix 2.0; tests that use it carry the marker medpix."""
+    folder = _real_dataset()
+    if folder is None:
+        pytest.skip("MedPix 2.0 is not here: set MEDPIX_DATA_DIR")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def medpix_database(mongo_client: MongoClient[Document], medpix_dir: Path) -> Database[Document]:
+    """A database seeded from the real dataset. Do not write to its data collections."""
+    database = mongo_client[DATABASE]
+    seed(database, medpix_dir)
+    return database
+
+
+def database_address(server: str, name: str) -> str:
+    """The address of one database of the test server."""
+    address, _, options = server.partition("?")
+    return f"{address.rpartition('/')[0]}/{name}?{options}"
+
+
+@pytest.fixture(scope="session")
+def api(
+    generated_database: Database[Document],
+    generated_dataset: Path,
+    mongo_server: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[httpx.Client]:
+    """A client of the running service over the generated dataset, without models."""
+    home = tmp_path_factory.mktemp("api")
+    uri = database_address(mongo_server, generated_database.name)
+    with running_service(load_settings(home=home, mongo_uri=uri, data_dir=generated_dataset)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def medpix_api(
+    medpix_database: Database[Document], medpix_dir: Path, mongo_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
+    """A client of the running service over the real dataset, without models."""
+    home = tmp_path_factory.mktemp("medpix-api")
+    uri = database_address(mongo_server, medpix_database.name)
+    with running_service(load_settings(home=home, mongo_uri=uri, data_dir=medpix_dir)) as client:
+        yield client
+
+
+@pytest.fixture
+def serve() -> Callable[[Settings], AbstractContextManager[httpx.Client]]:
+    """Runs the service with settings of the test's own."""
+    return running_service
+
+
+@pytest.fixture
+def settings(tmp_path: Path, mongo_server: str, database: Database[Document]) -> Settings:
+    """Settings with folders and a database of this test's own."""
+    return load_settings(home=tmp_path / "home", mongo_uri=database_address(mongo_server, database.name))

@@ -1,0 +1,93 @@
+from collections.abc import Mapping
+
+import pytest
+
+from app.data.fields import CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS, Field
+from app.data.filters import ParameterError, operators_of, parse_filter
+
+
+def _query(*parameters: tuple[str, str]) -> object:
+    return parse_filter(parameters, IMAGE_FIELDS, IMAGE_ALIASES).query
+
+
+def test_exact_is_the_default_and_conditions_are_combined_with_and() -> None:
+    assert _query() == {}
+    assert _query(("sex", "male")) == {"norm.sex": "male"}
+    both = {"$and": [{"norm.age": 1}, {"norm.modality": "CT"}]}
+    assert _query(("type", "ct"), ("age", "1")) == both
+
+
+def test_values_that_were_recorded_for_unknown_ask_for_null() -> None:
+    assert _query(("sex", "N/A")) == {"norm.sex": None}
+    assert _query(("age", "0")) == {"norm.age": None}
+    assert _query(("acr_codes", "-1.-1")) == {"norm.acr_codes": None}
+
+
+def test_text_is_escaped_in_contains_and_taken_in_regex() -> None:
+    assert _query(("caption__contains", "T1 (axial).*")) == {
+        "norm.caption": {"$regex": r"T1\ \(axial\)\.\*", "$options": "i"}
+    }
+    assert _query(("caption__regex", "^axial")) == {"norm.caption": {"$regex": "^axial", "$options": "i"}}
+
+
+def test_in_takes_commas_only_where_no_value_has_one() -> None:
+    assert _query(("split__in", "train,dev")) == {"$or": [{"split": "train"}, {"split": "dev"}]}
+    assert _query(("location__in", "Chest, Pulmonary|Spine")) == {
+        "$or": [{"norm.location": "Chest, Pulmonary"}, {"norm.location": "Spine"}]
+    }
+    assert _query(("location__in", "Nerve, central"), ("location__in", "Spine")) == {
+        "$or": [{"norm.location": "Nerve, central"}, {"norm.location": "Spine"}]
+    }
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "message"),
+    [
+        ("colour", "red", "there is no field of this name"),
+        ("captoin", "x", "Did you mean caption?"),
+        ("$where", "1", "there is no field of this name"),
+        ("age", "$gt", "expected an integer"),
+        ("age", "99999999999999999999", "out of range"),
+        ("age__contains", "1", "unknown operator 'contains'"),
+        ("age__near", "1", "age__gte, age__lte"),
+        ("modality", "PET", "expected one of CT, MR"),
+        ("sex", "", "expected one of male, female, N/A"),
+        ("plane__isnull", "maybe", "expected true or false"),
+        ("caption__regex", "a" * 201, "1 to 200 characters"),
+        ("caption", "a" * 501, "longer than 500"),
+        ("caption", "a\0b", "NUL"),
+        ("split__in", " , ", "names no value"),
+        ("caption__contains", "", "is empty"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_a_reason(parameter: str, value: str, message: str) -> None:
+    with pytest.raises(ParameterError) as caught:
+        _query((parameter, value))
+    assert message in str(caught.value)
+    assert len(caught.value.problems) == 1
+
+
+def test_every_fault_is_listed_and_conditions_are_limited() -> None:
+    with pytest.raises(ParameterError) as caught:
+        _query(("age", "x"), ("colour", "red"), ("sex", "male"), ("sex", "female"))
+    assert [problem.parameter for problem in caught.value.problems] == ["age", "colour", "sex"]
+    with pytest.raises(ParameterError, match="more than 20"):
+        _query(*[("caption__contains", "a")] * 21)
+
+
+def test_the_canonical_form_does_not_depend_on_the_order() -> None:
+    one = parse_filter([("age", "1"), ("sex", "male")], IMAGE_FIELDS, IMAGE_ALIASES)
+    other = parse_filter([("sex", "male"), ("age", "1")], IMAGE_FIELDS, IMAGE_ALIASES)
+    assert one.canonical == other.canonical
+    assert not one.scans
+    assert parse_filter([("caption__contains", "x")], IMAGE_FIELDS, IMAGE_ALIASES).scans
+
+
+@pytest.mark.parametrize("catalogue", [IMAGE_FIELDS, CASE_FIELDS], ids=["images", "cases"])
+def test_every_field_takes_every_operator_that_it_offers(catalogue: Mapping[str, Field]) -> None:
+    values = {"isnull": "true", "": "1", "in": "1"}
+    for field in catalogue.values():
+        for operator in ("", *operators_of(field)):
+            value = values.get(operator, "1") if not field.values or operator == "isnull" else field.values[0]
+            name = f"{field.name}__{operator}" if operator else field.name
+            assert field.path in str(parse_filter([(name, value)], catalogue, {}).query)
