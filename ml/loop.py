@@ -224,7 +224,7 @@ class _Trainer:
         if share < 1.0:
             loss = loss + self._loss(logits, examples, index[partner], 1.0 - share)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self.scaler.step(self.optimizer)

@@ -51,7 +51,7 @@ PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
         "knn-texture-colour": Plan("texture_knn", "train_both", (labels.MODALITY,)),
         "resnet50-modality": Plan("resnet", "train_modality", (labels.MODALITY,)),
         "resnet50-location": Plan("resnet", "train_location", (labels.LOCATION,)),
-        "clip-location": Plan("clip", "train", _BOTH_LOCATIONS),
+        "clip-location": Plan("clip_train", "train", _BOTH_LOCATIONS),
     }
 )
 # What `medpix train modality` and `medpix train location` train, in this order.

@@ -2,27 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from ml import labels
-from ml.card import ModelCard
 from ml.context import Context
-from ml.files import DamagedFileError, read_tensors, write_tensors
 from ml.loop import Examples, Recipe, fit, make_examples
-from ml.models.base import Floats, Outputs, ServedModel, need_image, softmax
-from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
+from ml.models.image import ImageModel
+from ml.models.network import CompactBackbone, MultiTaskNetwork
 from ml.preprocess import Preprocess
 from ml.records import Record, groups, targets
 
 NAME: Final = "compact"
 FAMILY: Final = "compact"
-WEIGHTS_FILE: Final = "network.safetensors"
 PLANE: Final = "plane"
 # Learned beside the tasks because it shapes better features; never answered.
 PLANES: Final = ("Axial", "Coronal", "Sagittal")
@@ -63,78 +58,15 @@ class CompactSettings:
         }
 
 
-class CompactModel(ServedModel):
-    """The image model of the service: modality, location and location category from the image alone.
+class CompactModel(ImageModel):
+    """The image model of the service: modality, location and location category from the image alone."""
 
-    ``combine`` uses the image and ignores captions.
-
-    Args:
-        card: what is known about the model; ``settings["architecture"]`` describes the network.
-        members: trained networks.
-    """
-
-    network: ServingNetwork
-
-    def __init__(self, card: ModelCard, members: list[MultiTaskNetwork]) -> None:
-        super().__init__(card)
-        preprocess = Preprocess() if self.preprocess is None else self.preprocess
-        tasks = [task for task in card.tasks if task in members[0].heads]
-        self.network = ServingNetwork(members, tasks, preprocess.mean, preprocess.std).eval()
-
-    @property
-    def cam_layer(self) -> nn.Module | None:
-        """The backbone of the first member."""
-        first = self.network.members[0]
-        assert isinstance(first, MultiTaskNetwork)
-        return first.backbone
-
-    def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
-        """Calibrated probabilities of every task from the image; captions are ignored."""
-        del caption_out
-        image_out = need_image(image_out, self.card.name)
-        return {task: softmax(image_out[task], self.card.temperature[task]) for task in self.card.tasks}
-
-    def save(self, folder: Path) -> list[str]:
-        """Write the weights of all members."""
-        tensors = {
-            f"{index}.{name}": value
-            for index, member in enumerate(self.network.members)
-            for name, value in member.state_dict().items()
-        }
-        write_tensors(folder / WEIGHTS_FILE, tensors)
-        return [WEIGHTS_FILE]
-
-    @classmethod
-    def load(cls, folder: Path, card: ModelCard) -> Self:
-        """The model that ``save`` wrote."""
-        return cls(card, load_members(folder / WEIGHTS_FILE, card.settings["architecture"]))
-
-
-def build_network(architecture: Mapping[str, Any]) -> MultiTaskNetwork:
-    """An untrained network with heads for the tasks and the plane."""
-    backbone = CompactBackbone(architecture["channels"], architecture["width"], architecture["blocks"])
-    classes = {task: len(names) for task, names in labels.TASKS.items()} | {PLANE: len(PLANES)}
-    return MultiTaskNetwork(backbone, backbone.features, classes, architecture["dropout"])
-
-
-def load_members(path: Path, architecture: Mapping[str, Any]) -> list[MultiTaskNetwork]:
-    """The networks of a weights file, on the CPU.
-
-    Raises:
-        DamagedFileError: the file is missing, cut or of another architecture.
-    """
-    tensors, _ = read_tensors(path)
-    members = []
-    for index in range(architecture["members"]):
-        prefix = f"{index}."
-        member = build_network(architecture)
-        state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        try:
-            member.load_state_dict(state)
-        except RuntimeError as error:
-            raise DamagedFileError(f"{path.name} does not fit the architecture in its card") from error
-        members.append(member)
-    return members
+    @staticmethod
+    def build(architecture: Mapping[str, Any]) -> MultiTaskNetwork:
+        """An untrained network with heads for the tasks and the plane."""
+        backbone = CompactBackbone(architecture["channels"], architecture["width"], architecture["blocks"])
+        classes = {task: len(names) for task, names in labels.TASKS.items()} | {PLANE: len(PLANES)}
+        return MultiTaskNetwork(backbone, backbone.features, classes, architecture["dropout"])
 
 
 def plane_targets(records: list[Record]) -> NDArray[np.int64]:
@@ -199,7 +131,7 @@ def train_member(
         )
 
     torch.manual_seed(seed)
-    network = build_network(settings.architecture())
+    network = CompactModel.build(settings.architecture())
     fit(
         network,
         examples,

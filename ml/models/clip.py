@@ -1,0 +1,223 @@
+"""CLIP embeddings of image and caption with a small head on both."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from ml import labels
+from ml.card import ModelCard
+from ml.files import DamagedFileError, read_json, read_tensors, write_json, write_tensors
+from ml.models.base import (
+    EMBEDDING,
+    Floats,
+    InputError,
+    Outputs,
+    ServedModel,
+    has_caption,
+    softmax,
+)
+
+NAME: Final = "clip-location"
+FAMILY: Final = "clip"
+TASKS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
+TOWERS_FILE: Final = "towers.safetensors"
+CONFIG_FILE: Final = "clip.json"
+TOKENIZER_FILE: Final = "tokenizer.json"
+_MAX_CHARACTERS: Final = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSettings:
+    """The head on the embeddings and how to train it.
+
+    Attributes:
+        hidden: width of the hidden layer.
+        dropout: share of hidden values dropped in training.
+        modality_dropout: probability to hide the image, and as much to hide the caption, of a
+            training example, so that the head answers with either alone.
+        epochs: passes over the cached embeddings.
+        batch: examples per step.
+        rate: highest learning rate.
+        weight_decay: of AdamW.
+        smoothing: label smoothing.
+        case_weight: exponent, see ``ml.loop.Recipe``.
+    """
+
+    hidden: int = 256
+    dropout: float = 0.25
+    modality_dropout: float = 0.2
+    epochs: int = 60
+    batch: int = 64
+    rate: float = 1e-3
+    weight_decay: float = 1e-2
+    smoothing: float = 0.05
+    case_weight: float = 0.5
+
+
+class ClipHead(nn.Module):
+    """One hidden layer on an image and a caption embedding, and a linear layer per task.
+
+    Args:
+        size: length of an embedding.
+        hidden: width of the hidden layer.
+        dropout: share of hidden values dropped in training.
+    """
+
+    def __init__(self, size: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(2 * size, hidden), nn.GELU(), nn.Dropout(dropout))
+        self.heads = nn.ModuleDict({task: nn.Linear(hidden, len(labels.TASKS[task])) for task in TASKS})
+
+    def forward(self, image: Tensor, caption: Tensor) -> dict[str, Tensor]:
+        """Embeddings (N, size) of length 1, zeros where one is missing, to logits per task."""
+        hidden = self.hidden(torch.cat([image, caption], dim=1))
+        return {task: head(hidden) for task, head in self.heads.items()}
+
+
+class ClipImageNetwork(nn.Module):
+    """CLIP's image tower with normalisation, and the head's answer from the image alone."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, towers: CLIPModel, head: ClipHead, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.towers, self.head = towers, head
+        self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", 255.0 * torch.tensor(std).view(1, -1, 1, 1))
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Images (N, 3, H, W), 0 to 255, to embeddings (N, size) of length 1."""
+        vision = self.towers.vision_model(pixel_values=(pixels.float() - self.mean) / self.std)
+        return functional.normalize(self.towers.visual_projection(vision.pooler_output), dim=1)
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Images (N, 3, H, W), 0 to 255, to log-probabilities per task and the embedding."""
+        embedding = self.embed(pixels)
+        logits = self.head(embedding, torch.zeros_like(embedding))
+        return {task: value.log_softmax(dim=1) for task, value in logits.items()} | {EMBEDDING: embedding}
+
+
+class ClipModel(ServedModel):
+    """Location and location category from image, caption or both.
+
+    ``combine`` runs the head on what there is: a missing image or caption is a zero embedding, as in
+    training with modality dropout. It needs at least one of the two for every item.
+
+    Args:
+        card: what is known about the model.
+        towers: the CLIP model.
+        tokenizer: its tokenizer.
+        head: the trained head.
+    """
+
+    network: ClipImageNetwork
+
+    def __init__(self, card: ModelCard, towers: CLIPModel, tokenizer: CLIPTokenizer, head: ClipHead) -> None:
+        super().__init__(card)
+        preprocess = self.preprocess
+        assert preprocess is not None
+        self.tokenizer = tokenizer
+        self.network = ClipImageNetwork(towers, head, preprocess.mean, preprocess.std).eval()
+
+    def encode_captions(self, captions: Sequence[str | None]) -> Floats:
+        """Caption embeddings (N, size) of length 1, NaN where there is no caption.
+
+        CLIP reads the first 77 tokens of a caption; one in nine of the dataset's is longer.
+        """
+        texts = [" ".join((caption or "")[:_MAX_CHARACTERS].split()) for caption in captions]
+        self.network.eval()
+        with torch.inference_mode():
+            embedded = embed_texts(self.network.towers, self.tokenizer, texts).float().cpu().numpy()
+        embedded[[not text for text in texts]] = np.nan
+        return np.asarray(embedded, dtype=np.float32)
+
+    def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
+        """Calibrated probabilities from image, caption or both, per item.
+
+        Raises:
+            InputError: an item has neither.
+        """
+        if image_out is None and (caption_out is None or np.isnan(caption_out).any()):
+            raise InputError(f"{self.card.name} needs an image or a caption for every item")
+        if image_out is not None:
+            image = image_out[EMBEDDING]
+        else:
+            assert caption_out is not None
+            image = np.zeros_like(caption_out)
+        known = has_caption(caption_out, len(image))
+        caption = np.zeros_like(image) if caption_out is None else np.where(known[:, None], caption_out, 0.0)
+        device = next(self.network.head.parameters()).device
+        with torch.inference_mode():
+            logits = self.network.head(
+                torch.from_numpy(image).float().to(device), torch.from_numpy(caption).float().to(device)
+            )
+        return {
+            task: softmax(logits[task].float().cpu().numpy(), self.card.temperature[task])
+            for task in self.card.tasks
+        }
+
+    def save(self, folder: Path) -> list[str]:
+        """Write towers, head, configuration and tokenizer."""
+        tensors = {f"towers.{name}": t for name, t in self.network.towers.state_dict().items()}
+        tensors |= {f"head.{name}": t for name, t in self.network.head.state_dict().items()}
+        write_tensors(folder / TOWERS_FILE, tensors)
+        write_json(folder / CONFIG_FILE, self.network.towers.config.to_dict())
+        self.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
+        return [TOWERS_FILE, CONFIG_FILE, TOKENIZER_FILE]
+
+    @classmethod
+    def load(cls, folder: Path, card: ModelCard) -> Self:
+        """The model that ``save`` wrote.
+
+        Raises:
+            DamagedFileError: a file is missing, cut or of another model.
+        """
+        tensors, _ = read_tensors(folder / TOWERS_FILE)
+        towers = CLIPModel(CLIPConfig.from_dict(read_json(folder / CONFIG_FILE)))
+        settings = card.settings["head"]
+        head = ClipHead(towers.visual_projection.out_features, settings["hidden"], settings["dropout"])
+        try:
+            towers.load_state_dict(_part(tensors, "towers."))
+            head.load_state_dict(_part(tensors, "head."))
+            tokenizer = read_tokenizer(folder / TOKENIZER_FILE)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise DamagedFileError(f"the files of {card.name} do not belong together") from error
+        return cls(card, towers.eval(), tokenizer, head)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def read_tokenizer(path: Path) -> CLIPTokenizer:
+    """The tokenizer in a tokenizer.json, or in the folder of a CLIP model.
+
+    Raises:
+        OSError: there is none.
+    """
+    if path.is_dir():
+        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+    else:
+        tokenizer = CLIPTokenizer(tokenizer_file=str(path))
+    return cast("CLIPTokenizer", tokenizer)
+
+
+def embed_texts(towers: CLIPModel, tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
+    """Caption embeddings (N, size) of length 1, on the device of the towers."""
+    length = towers.text_model.embeddings.position_embedding.num_embeddings
+    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+    device = towers.text_projection.weight.device
+    hidden = towers.text_model(
+        input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
+    )
+    return functional.normalize(towers.text_projection(hidden.pooler_output), dim=1)

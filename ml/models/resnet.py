@@ -1,0 +1,188 @@
+"""ResNet50 of torchvision: fine-tuned from ImageNet where its weights can be had, else from nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.models import resnet50
+
+from ml import labels
+from ml.augment import Augment
+from ml.context import Context
+from ml.loop import Recipe, fit, make_examples
+from ml.models.image import ImageModel
+from ml.models.network import MultiTaskNetwork
+from ml.preprocess import Preprocess
+from ml.records import groups, targets
+from ml.weights import WeightsError, resnet50_state
+
+FAMILY: Final = "resnet"
+_FEATURES: Final = 2048
+_STRONG: Final = Augment(rotation=15.0, scale=0.2, shift=0.15, gamma=0.4, contrast=0.25, erase=0.3)
+
+
+@dataclass(frozen=True, slots=True)
+class ResNetSettings:
+    """Both ways to train.
+
+    From ImageNet weights the head is trained first and all layers after it, the early ones slowly:
+    LP-FT (Kumar et al. 2022, arXiv 2202.10054) keeps what pretraining learned.
+
+    Attributes:
+        preprocess: of the images; mean and standard deviation are ImageNet's.
+        head: recipe of the head alone, from pretrained weights.
+        tune: recipe of all layers, from pretrained weights.
+        tune_rates: factor on the learning rate by prefix of the parameter's name.
+        scratch: recipe from random weights.
+    """
+
+    preprocess: Preprocess = field(
+        default_factory=lambda: Preprocess(
+            size=224, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+        )
+    )
+    head: Recipe = field(
+        default_factory=lambda: Recipe(epochs=5, batch=32, rate=1e-3, average=0.99, augment=_STRONG)
+    )
+    tune: Recipe = field(
+        default_factory=lambda: Recipe(
+            epochs=20, batch=32, rate=5e-4, warmup=0.05, average=0.99, augment=_STRONG
+        )
+    )
+    tune_rates: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "heads": 1.0,
+            "backbone": 0.02,
+            "backbone.layer3": 0.1,
+            "backbone.layer4": 0.2,
+        }
+    )
+    scratch: Recipe = field(default_factory=lambda: Recipe(epochs=60, batch=32, rate=1e-3, augment=_STRONG))
+
+
+class ResNetBackbone(nn.Module):
+    """ResNet50 up to its last feature map; parameter names are torchvision's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        whole = resnet50(weights=None)
+        for name, child in whole.named_children():
+            if name not in ("avgpool", "fc"):
+                self.add_module(name, child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) to a feature map (N, 2048, H / 32, W / 32)."""
+        for child in self.children():
+            x = child(x)
+        return x
+
+
+class ResNetModel(ImageModel):
+    """One task from the image alone."""
+
+    @staticmethod
+    def build(architecture: Mapping[str, Any]) -> MultiTaskNetwork:
+        """An untrained network with a head per task of the architecture."""
+        classes = {task: len(labels.TASKS[task]) for task in architecture["tasks"]}
+        return MultiTaskNetwork(ResNetBackbone(), _FEATURES, classes, architecture["dropout"])
+
+
+def train_modality(context: Context, settings: ResNetSettings | None = None) -> ResNetModel:
+    """ResNet50 for the modality."""
+    return _train(context, labels.MODALITY, settings or ResNetSettings())
+
+
+def train_location(context: Context, settings: ResNetSettings | None = None) -> ResNetModel:
+    """ResNet50 for the 21 locations, from the image alone."""
+    return _train(context, labels.LOCATION, settings or ResNetSettings())
+
+
+class _Phase(NamedTuple):
+    name: str
+    recipe: Recipe
+    rates: Mapping[str, float]
+
+
+def _train(context: Context, task: str, settings: ResNetSettings) -> ResNetModel:
+    state, source = resnet50_state(context.options.weights)
+    architecture = {"tasks": [task], "dropout": 0.2, "members": 1}
+    torch.manual_seed(context.options.seed)
+    network = ResNetModel.build(architecture)
+    init: Literal["pretrained", "scratch"] = "scratch"
+    phases = [_Phase("scratch", settings.scratch, {})]
+    if state is not None:
+        init = "pretrained"
+        _load_backbone(network, state)
+        phases = [
+            _Phase("head", settings.head, {"backbone": 0.0, "heads": 1.0}),
+            _Phase("tune", settings.tune, settings.tune_rates),
+        ]
+    phases = [phase._replace(recipe=_shaped(phase.recipe, task, context)) for phase in phases]
+    with context.run.stage(0.0, 0.05):
+        pixels = context.images(context.train, settings.preprocess)
+    total = sum(phase.recipe.epochs for phase in phases)
+    done = 0
+    for phase in phases:
+        with context.run.stage(
+            0.05 + 0.95 * done / total, 0.05 + 0.95 * (done + phase.recipe.epochs) / total
+        ):
+            _run_phase(context, network, pixels, phase, settings.preprocess)
+        done += phase.recipe.epochs
+    recipes = {phase.name: phase.recipe.to_json() | {"rates": dict(phase.rates)} for phase in phases}
+    card = context.draft_card(
+        f"resnet50-{task}",
+        FAMILY,
+        tasks=(task,),
+        inputs=("image",),
+        preprocess=settings.preprocess,
+        settings={"architecture": architecture, "recipes": recipes},
+        init=init,
+        weights_source=source,
+    )
+    return ResNetModel(card, [network])
+
+
+def _shaped(recipe: Recipe, task: str, context: Context) -> Recipe:
+    epochs = context.options.epochs
+    return replace(recipe, task_weights={task: 1.0}, epochs=recipe.epochs if epochs is None else epochs)
+
+
+def _run_phase(
+    context: Context,
+    network: MultiTaskNetwork,
+    pixels: NDArray[np.uint8],
+    phase: _Phase,
+    preprocess: Preprocess,
+) -> None:
+    recipe = phase.recipe
+    wanted = {task: targets(context.train, task) for task in recipe.task_weights}
+
+    def on_epoch(epoch: int, loss: float) -> None:
+        message = f"{phase.name}, epoch {epoch}/{recipe.epochs}, loss {loss:.3f}"
+        context.run.update(epoch / recipe.epochs, message, epoch=epoch, epochs=recipe.epochs)
+
+    fit(
+        network,
+        make_examples(pixels, wanted, groups(context.train), recipe.case_weight),
+        recipe,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        seed=context.options.seed,
+        device=context.device,
+        team=context.team,
+        rates=phase.rates,
+        checkpoint=context.checkpoint(phase.name),
+        on_epoch=on_epoch,
+    )
+
+
+def _load_backbone(network: MultiTaskNetwork, state: Mapping[str, Tensor]) -> None:
+    kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    try:
+        network.backbone.load_state_dict(dict(kept))
+    except RuntimeError as error:
+        raise WeightsError(f"the weights are not those of a torchvision ResNet50: {error}") from error
