@@ -1,0 +1,84 @@
+"""Files that users and attackers send: each with the status it must get."""
+
+import io
+import struct
+import zlib
+from collections.abc import Mapping
+
+from PIL import Image
+
+GOOD_SIZE = (96, 80)
+
+
+def _encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _picture(mode: str = "L") -> Image.Image:
+    gradient = Image.linear_gradient("L").resize(GOOD_SIZE)
+    if mode == "I;16":
+        return Image.frombytes("I;16", GOOD_SIZE, b"".join(struct.pack("<H", v * 257) for v in gradient.tobytes()))
+    if mode == "RGBA":
+        picture = gradient.convert("RGBA")
+        picture.putalpha(Image.linear_gradient("L").rotate(90).resize(GOOD_SIZE))
+        return picture
+    return gradient.convert(mode)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_bomb(width: int = 20_000, height: int = 20_000) -> bytes:
+    """A well-formed PNG of a few hundred kilobytes that would decode to width x height bytes."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(b"\0" * (width + 1)) for _ in range(height)) + packer.flush()
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b"")
+
+
+def _animation() -> bytes:
+    frames = [_picture(), _picture().rotate(180)]
+    return _encode(frames[0], save_all=True, append_images=frames[1:], duration=100)
+
+
+def accepted() -> Mapping[str, bytes]:
+    """Files in every mode that is read."""
+    return {
+        "grey": _encode(_picture("L")),
+        "bilevel": _encode(_picture("1")),
+        "palette": _encode(_picture("RGB").convert("P")),
+        "grey with alpha": _encode(_picture("LA")),
+        "rgb": _encode(_picture("RGB")),
+        "rgba with real transparency": _encode(_picture("RGBA")),
+        "16 bit": _encode(_picture("I;16")),
+        "jpeg grey": _encode(_picture("L"), "JPEG"),
+        "jpeg colour": _encode(_picture("RGB"), "JPEG"),
+        "jpeg cmyk": _encode(_picture("CMYK"), "JPEG"),
+        "smallest": _encode(Image.new("L", (16, 16), 9)),
+        "narrow": _encode(Image.new("L", (16, 2000), 9)),
+    }
+
+
+def refused() -> Mapping[str, tuple[bytes, int, str]]:
+    """Files that are refused: bytes, status, and words of the reason."""
+    good = _encode(_picture())
+    return {
+        "empty": (b"", 422, "0 bytes"),
+        "text": (b"this is not an image" * 50, 415, "not an image of a known format"),
+        "truncated": (good[: len(good) * 2 // 3], 422, "cut or damaged"),
+        "cut in the header": (good[:20], 422, "cut or damaged"),
+        "signature only": (good[:8], 415, "not an image"),
+        "broken checksum": (good[:60] + bytes([good[60] ^ 0xFF]) + good[61:], 422, "cut or damaged"),
+        "one pixel": (_encode(Image.new("L", (1, 1))), 422, "at least 16"),
+        "bomb": (png_bomb(), 413, "megapixels"),
+        "animated": (_animation(), 422, "animation of 2 frames"),
+        "gif": (_encode(_picture("P"), "GIF"), 415, "PNG or JPEG"),
+        "tiff": (_encode(_picture(), "TIFF"), 415, "PNG or JPEG"),
+        "webp": (_encode(_picture("RGB"), "WEBP"), 415, "PNG or JPEG"),
+        "pdf": (b"%PDF-1.7\n" + b"x" * 2000, 415, "not an image"),
+        "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, "not an image"),
+        "over the byte limit": (good + b"\0" * (10 * 1024**2), 413, "limit"),
+    }
