@@ -92,9 +92,7 @@ class Augment:
         return images
 
 
-def mix(
-    images: Tensor, alpha: float, probability: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, float]:
+def mix(images: Tensor, alpha: float, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
     """Mixup (Zhang et al. 2018, arXiv 1710.09412): blend each image with another of the batch.
 
     Args:

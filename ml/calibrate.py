@@ -58,9 +58,7 @@ def decision_threshold(probabilities: Probabilities, targets: Targets, target_ac
     return float(confidence[reached[-1]])
 
 
-def adjust(
-    log_probabilities: NDArray[np.float64], log_prior: NDArray[np.float64], tau: float
-) -> NDArray[np.float64]:
+def adjust(log_probabilities: NDArray[np.float64], log_prior: NDArray[np.float64], tau: float) -> NDArray[np.float64]:
     """Logit adjustment (Menon et al. 2020, arXiv 2007.07314): take tau times the log prior off.
 
     Args:

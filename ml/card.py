@@ -11,8 +11,7 @@ from ml.preprocess import Preprocess
 
 FORMAT_VERSION: Final = 1
 INTENDED_USE: Final = (
-    "Teaching, research and sorting of teaching files. Not a medical device: never for diagnosis or "
-    "triage of patients."
+    "Teaching, research and sorting of teaching files. Not a medical device: never for diagnosis or triage of patients."
 )
 LIMITS: Final = (
     "Trained on 535 cases of a teaching file, many of them military, chosen for being instructive.",

@@ -78,9 +78,7 @@ class Context:
         known = self._images.setdefault(preprocess.hash, {})
         missing = [record for record in records if record.image not in known]
         if missing:
-            loaded = load_images(
-                missing, preprocess, on_progress=lambda done: self.run.update(done, "reading images")
-            )
+            loaded = load_images(missing, preprocess, on_progress=lambda done: self.run.update(done, "reading images"))
             known.update({record.image: pixels for record, pixels in zip(missing, loaded, strict=True)})
         return np.stack([known[record.image] for record in records])
 

@@ -9,10 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor, distributed, nn
 
+from app.config import MendableError
+
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 
-class DeviceError(RuntimeError):
+class DeviceError(MendableError):
     """A device was asked for that this machine does not have."""
 
 

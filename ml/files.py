@@ -14,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from app.config import MendableError
 
-class DamagedFileError(Exception):
+
+class DamagedFileError(MendableError):
     """A file is not what was written; the message names it."""
 
 
@@ -96,9 +98,7 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Write tensors, and JSON values as metadata, to a safetensors file.
 
     Raises:

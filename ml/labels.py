@@ -39,9 +39,7 @@ LOCATION_CATEGORIES: Final = (
     "Spine and Muscles",
     "Thorax",
 )
-TASKS: Final = MappingProxyType(
-    {MODALITY: MODALITIES, LOCATION: LOCATIONS, LOCATION_CATEGORY: LOCATION_CATEGORIES}
-)
+TASKS: Final = MappingProxyType({MODALITY: MODALITIES, LOCATION: LOCATIONS, LOCATION_CATEGORY: LOCATION_CATEGORIES})
 # The target of an image without a label: it adds nothing to a loss and is left out of every score.
 IGNORED: Final = -1
 

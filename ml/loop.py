@@ -198,9 +198,7 @@ class _Trainer:
     def epoch(self, examples: Examples, epoch: int, seed: int) -> float:
         """One pass over the examples; returns the mean loss."""
         torch.manual_seed(_mix_seed(seed, epoch, self.team.rank))
-        order = torch.randperm(
-            len(examples), generator=torch.Generator().manual_seed(_mix_seed(seed, epoch, 0))
-        )
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(_mix_seed(seed, epoch, 0)))
         generator = torch.Generator(self.device).manual_seed(_mix_seed(seed, epoch, 1 + self.team.rank))
         steps = max(1, len(examples) // self.recipe.batch)
         _set_training(self.network)

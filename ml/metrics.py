@@ -23,9 +23,7 @@ class Interval:
     high: float
 
 
-def labelled(
-    probabilities: Probabilities, targets: Targets, *others: NDArray[Any]
-) -> tuple[NDArray[Any], ...]:
+def labelled(probabilities: Probabilities, targets: Targets, *others: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """The arguments without the rows that have no label."""
     keep = targets != IGNORED
     return (probabilities[keep], targets[keep], *(other[keep] for other in others))
@@ -84,9 +82,7 @@ def brier(probabilities: Probabilities, targets: Targets) -> float:
     return float(((probabilities - truth) ** 2).sum(axis=1).mean())
 
 
-def reliability(
-    probabilities: Probabilities, targets: Targets, bins: int = BINS
-) -> list[tuple[float, float, int]]:
+def reliability(probabilities: Probabilities, targets: Targets, bins: int = BINS) -> list[tuple[float, float, int]]:
     """Mean confidence, accuracy and count of each bin of confidence that is not empty."""
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == targets
@@ -122,10 +118,7 @@ def resamples(groups: NDArray[np.str_], count: int, seed: int) -> list[NDArray[n
     names, inverse = np.unique(groups, return_inverse=True)
     rows = [np.flatnonzero(inverse == index) for index in range(len(names))]
     random = np.random.default_rng(seed)
-    return [
-        np.concatenate([rows[index] for index in random.integers(0, len(names), len(names))])
-        for _ in range(count)
-    ]
+    return [np.concatenate([rows[index] for index in random.integers(0, len(names), len(names))]) for _ in range(count)]
 
 
 def bootstrap(
@@ -165,8 +158,6 @@ def top_confusions(
     predicted: Targets, targets: Targets, classes: Sequence[str], limit: int = 10
 ) -> list[tuple[str, str, int]]:
     """The most frequent (truth, answer, count) among the wrong answers."""
-    pairs, counts = np.unique(
-        np.stack([targets, predicted], axis=1)[predicted != targets], axis=0, return_counts=True
-    )
+    pairs, counts = np.unique(np.stack([targets, predicted], axis=1)[predicted != targets], axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:limit]
     return [(classes[pairs[i][0]], classes[pairs[i][1]], int(counts[i])) for i in order]

@@ -84,9 +84,7 @@ class Preprocess:
         width, height = (max(1, round(side * scale)) for side in image.size)
         # reducing_gap shrinks large images by an integer factor first: faster, same picture.
         image = image.resize((width, height), _RESAMPLING[self.interpolation], reducing_gap=3.0)
-        square = Image.new(
-            image.mode, (self.size, self.size), self.fill if self.channels == 1 else (self.fill,) * 3
-        )
+        square = Image.new(image.mode, (self.size, self.size), self.fill if self.channels == 1 else (self.fill,) * 3)
         square.paste(image, ((self.size - width) // 2, (self.size - height) // 2))
         pixels: Pixels = np.asarray(square, dtype=np.uint8)
         return pixels[None] if self.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

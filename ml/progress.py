@@ -117,9 +117,7 @@ class BarReporter:
         """Move the bar of the model."""
         if progress.name not in self._tasks:
             self._tasks[progress.name] = self._bars.add_task("", total=1.0, model=progress.name)
-        self._bars.update(
-            self._tasks[progress.name], completed=progress.fraction, description=_describe(progress)
-        )
+        self._bars.update(self._tasks[progress.name], completed=progress.fraction, description=_describe(progress))
 
 
 class LogReporter:
@@ -219,16 +217,12 @@ class Run:
         finally:
             self._span = outer
 
-    def update(
-        self, fraction: float, message: str, *, epoch: int | None = None, epochs: int | None = None
-    ) -> None:
+    def update(self, fraction: float, message: str, *, epoch: int | None = None, epochs: int | None = None) -> None:
         """Report a finished share, 0 to 1, of the current stage."""
         low, high = self._span
         total = min(1.0, low + (high - low) * fraction)
         eta = self.seconds * (1.0 - total) / total if total > 0.01 else None
-        self._tell(
-            replace(self._progress, fraction=total, message=message, epoch=epoch, epochs=epochs, eta_s=eta)
-        )
+        self._tell(replace(self._progress, fraction=total, message=message, epoch=epoch, epochs=epochs, eta_s=eta))
 
     def _tell(self, progress: Progress) -> None:
         self._progress = progress

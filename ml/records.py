@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pymongo.database import Database
 
+from app.config import MendableError
 from app.data import schema
 from ml import labels
 
 Document = Mapping[str, Any]
 
 
-class RecordsError(Exception):
+class RecordsError(MendableError):
     """The records cannot be used; the message says what is missing and what to do about it."""
 
 
@@ -133,9 +134,7 @@ def _check_whole(documents: Sequence[Document]) -> None:
     for document in documents:
         if not all(document.get(field) for field in ("norm", "file", "case")):
             lacks = [field for field in ("norm", "file", "case") if not document.get(field)]
-            raise RecordsError(
-                f"image {document['_id']} has no {' and no '.join(lacks)}; run `medpix seed` again"
-            )
+            raise RecordsError(f"image {document['_id']} has no {' and no '.join(lacks)}; run `medpix seed` again")
         present[document["U_id"]].add(document["_id"])
         listed[document["U_id"]] = set(document["case"].get("listed") or ())
     missing = sorted(image for u_id, images in listed.items() for image in images - present[u_id])

@@ -10,6 +10,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pymongo.database import Database
 
+from app.config import MendableError
 from app.data import schema
 from ml.card import FORMAT_VERSION, ModelCard, ModelFile
 from ml.files import DamagedFileError, read_json, replaced, replaced_folder, sha256_of, write_json
@@ -31,7 +32,7 @@ _FAMILIES: Final = {
 }
 
 
-class RegistryError(Exception):
+class RegistryError(MendableError):
     """A model cannot be registered, found or loaded; the message says why and what to do."""
 
 
@@ -121,6 +122,8 @@ class Registry:
     def best_for_task(self, task: str, inputs: frozenset[str] | None = None) -> ModelCard | None:
         """The model to serve for a task: the pinned one, else the one with the best dev accuracy.
 
+        A model that cannot see the image comes last: a service is always given one, a caption not.
+
         Args:
             task: a key of ``ml.labels.TASKS``.
             inputs: what a caller can give; models that need more are left out. A model with image
@@ -130,12 +133,12 @@ class Registry:
             The card, None where no model does the task.
         """
         candidates = [
-            card
-            for card in self.list()
-            if task in card.tasks and (inputs is None or set(card.inputs) <= inputs)
+            card for card in self.list() if task in card.tasks and (inputs is None or set(card.inputs) <= inputs)
         ]
         pinned = set(self._models.distinct("_id", {_PINNED: task}))
-        candidates.sort(key=lambda card: (card.name in pinned, card.score(task) or 0.0, card.name))
+        candidates.sort(
+            key=lambda card: (card.name in pinned, "image" in card.inputs, card.score(task) or 0.0, card.name)
+        )
         return candidates[-1] if candidates else None
 
     def pin(self, task: str, name: str | None) -> None:
@@ -185,8 +188,7 @@ def parse_card(document: dict[str, Any]) -> ModelCard:
     name = document.get("name", "a model")
     if found != FORMAT_VERSION:
         raise RegistryError(
-            f"the card of {name} has format {found!r}, this version reads {FORMAT_VERSION}; "
-            f"train {name} again"
+            f"the card of {name} has format {found!r}, this version reads {FORMAT_VERSION}; train {name} again"
         )
     fields = {key: value for key, value in document.items() if key not in ("_id", _PINNED)}
     try:
@@ -218,8 +220,7 @@ def load_model(card: ModelCard, models_dir: Path) -> ServedModel:
             raise RegistryError(f"{card.name}: {file.name} is missing from {folder}; train it again")
         if (size := path.stat().st_size) != file.bytes:
             raise RegistryError(
-                f"{card.name}: {file.name} has {size} bytes instead of {file.bytes}: it was cut; "
-                "train it again"
+                f"{card.name}: {file.name} has {size} bytes instead of {file.bytes}: it was cut; train it again"
             )
         if sha256_of(path) != file.sha256:
             raise RegistryError(f"{card.name}: {file.name} is not what was registered; train it again")

@@ -180,9 +180,7 @@ def train_model(
 
 
 def _trainer(plan: Plan) -> Callable[[Context], ServedModel]:
-    trainer: Callable[[Context], ServedModel] = getattr(
-        import_module(f"ml.models.{plan.module}"), plan.function
-    )
+    trainer: Callable[[Context], ServedModel] = getattr(import_module(f"ml.models.{plan.module}"), plan.function)
     return trainer
 
 

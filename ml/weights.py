@@ -10,6 +10,7 @@ from huggingface_hub import constants, snapshot_download
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
+from app.config import MendableError
 from ml.files import DamagedFileError, read_tensors
 
 _LOG = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ _CLIP: Final = "openai/clip-vit-base-patch32"
 _CLIP_FILES: Final = ("*.json", "*.txt", "model.safetensors")
 
 
-class WeightsError(RuntimeError):
+class WeightsError(MendableError):
     """The pretrained weights asked for cannot be had; the message says what to do."""
 
 

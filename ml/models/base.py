@@ -127,9 +127,7 @@ class ServedModel(ABC):
 
     def count_parameters(self) -> int:
         """The number of trained values."""
-        return (
-            0 if self.network is None else sum(parameter.numel() for parameter in self.network.parameters())
-        )
+        return 0 if self.network is None else sum(parameter.numel() for parameter in self.network.parameters())
 
 
 def softmax(log_probabilities: NDArray[np.floating], temperature: float = 1.0) -> Floats:

@@ -55,9 +55,7 @@ class CaptionModel(ServedModel):
         classifiers: one per task.
     """
 
-    def __init__(
-        self, card: ModelCard, features: TextFeatures, classifiers: dict[str, LinearClassifier]
-    ) -> None:
+    def __init__(self, card: ModelCard, features: TextFeatures, classifiers: dict[str, LinearClassifier]) -> None:
         super().__init__(card)
         self.features, self.classifiers = features, classifiers
 
@@ -124,9 +122,7 @@ def load_text_model(folder: Path) -> tuple[TextFeatures, dict[str, LinearClassif
     try:
         features = TextFeatures.restore(read_json(folder / VOCABULARY_FILE), tensors)
         classifiers = {
-            task: LinearClassifier(
-                tensors[f"{task}.weights"].float().numpy(), tensors[f"{task}.bias"].float().numpy()
-            )
+            task: LinearClassifier(tensors[f"{task}.weights"].float().numpy(), tensors[f"{task}.bias"].float().numpy())
             for task in TASKS
         }
     except (KeyError, ValueError) as error:
@@ -142,9 +138,7 @@ def training_texts(
     Returns:
         M texts, per task targets (M,), and weights (M,).
     """
-    _, first, inverse, counts = np.unique(
-        groups(records), return_index=True, return_inverse=True, return_counts=True
-    )
+    _, first, inverse, counts = np.unique(groups(records), return_index=True, return_inverse=True, return_counts=True)
     weights = counts[inverse].astype(np.float64) ** -settings.case_weight
     texts = [record.caption for record in records]
     rows = list(range(len(records)))

@@ -87,9 +87,7 @@ class ClipImageNetwork(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, towers: CLIPModel, head: ClipHead, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, towers: CLIPModel, head: ClipHead, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.towers, self.head = towers, head
         self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, -1, 1, 1))
@@ -162,8 +160,7 @@ class ClipModel(ServedModel):
                 torch.from_numpy(image).float().to(device), torch.from_numpy(caption).float().to(device)
             )
         return {
-            task: softmax(logits[task].float().cpu().numpy(), self.card.temperature[task])
-            for task in self.card.tasks
+            task: softmax(logits[task].float().cpu().numpy(), self.card.temperature[task]) for task in self.card.tasks
         }
 
     def save(self, folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
@@ -14,7 +14,9 @@ from ml.weights import WeightsError, clip_folder
 
 _MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 _STD: Final = (0.26862954, 0.26130258, 0.27577711)
-_PREPROCESSOR_FILE: Final = "preprocessor_config.json"
+# Of transformers since version 5, and before.
+_PROCESSOR_FILE: Final = "processor_config.json"
+_IMAGE_PROCESSOR_FILE: Final = "preprocessor_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +106,11 @@ def read_preprocess(folder: Path, size: int) -> Preprocess:
     Raises:
         DamagedFileError: the configuration of the image processor is not JSON.
     """
-    path = folder / _PREPROCESSOR_FILE
-    fields = read_json(path) if path.is_file() else {}
+    fields: dict[str, Any] = {}
+    if (folder / _PROCESSOR_FILE).is_file():
+        fields = read_json(folder / _PROCESSOR_FILE).get("image_processor", {})
+    elif (folder / _IMAGE_PROCESSOR_FILE).is_file():
+        fields = read_json(folder / _IMAGE_PROCESSOR_FILE)
     mean, std = fields.get("image_mean", _MEAN), fields.get("image_std", _STD)
     return Preprocess(size=size, channels=3, interpolation="bicubic", mean=tuple(mean), std=tuple(std))
 

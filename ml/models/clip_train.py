@@ -90,9 +90,7 @@ def _train_head(context: Context, network: ClipImageNetwork, start: Start, setti
         caption = embed_captions(network, start, context.train)
     wanted = {task: torch.from_numpy(targets(context.train, task)).to(context.device) for task in TASKS}
     weights = case_weights(context, settings.case_weight)
-    optimizer = torch.optim.AdamW(
-        network.head.parameters(), lr=settings.rate, weight_decay=settings.weight_decay
-    )
+    optimizer = torch.optim.AdamW(network.head.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
     generator = torch.Generator().manual_seed(context.options.seed)
     for epoch in range(settings.epochs):
         network.head.train()
@@ -102,9 +100,7 @@ def _train_head(context: Context, network: ClipImageNetwork, start: Start, setti
             index = batch.to(context.device)
             shown = hide(len(index), settings.modality_dropout, generator).to(context.device)
             logits = network.head(image[index] * shown[:, :1], caption[index] * shown[:, 1:])
-            loss = head_loss(
-                logits, {t: w[index] for t, w in wanted.items()}, weights[index], settings.smoothing
-            )
+            loss = head_loss(logits, {t: w[index] for t, w in wanted.items()}, weights[index], settings.smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -85,9 +85,7 @@ def hide(count: int, probability: float, generator: torch.Generator) -> Tensor:
     return 1.0 - hidden.float()
 
 
-def head_loss(
-    logits: Mapping[str, Tensor], wanted: Mapping[str, Tensor], weights: Tensor, smoothing: float
-) -> Tensor:
+def head_loss(logits: Mapping[str, Tensor], wanted: Mapping[str, Tensor], weights: Tensor, smoothing: float) -> Tensor:
     """The sum over tasks of the mean weighted cross-entropy.
 
     Args:

@@ -94,14 +94,10 @@ def train(context: Context, settings: CompactSettings | None = None) -> CompactM
     """
     settings = _with_options(settings or CompactSettings(), context)
     with context.run.stage(0.0, 0.04):
-        examples = examples_of(
-            context.train, context.images(context.train, settings.preprocess), settings.recipe
-        )
+        examples = examples_of(context.train, context.images(context.train, settings.preprocess), settings.recipe)
     members = []
     for index in range(settings.members):
-        with context.run.stage(
-            0.04 + 0.96 * index / settings.members, 0.04 + 0.96 * (index + 1) / settings.members
-        ):
+        with context.run.stage(0.04 + 0.96 * index / settings.members, 0.04 + 0.96 * (index + 1) / settings.members):
             members.append(train_member(context, settings, examples, index))
     card = context.draft_card(
         NAME,
@@ -114,9 +110,7 @@ def train(context: Context, settings: CompactSettings | None = None) -> CompactM
     return CompactModel(card, members)
 
 
-def train_member(
-    context: Context, settings: CompactSettings, examples: Examples, index: int
-) -> MultiTaskNetwork:
+def train_member(context: Context, settings: CompactSettings, examples: Examples, index: int) -> MultiTaskNetwork:
     """Train one network of the ensemble."""
     recipe, run = settings.recipe, context.run
     seed = context.options.seed * 100 + index

@@ -20,9 +20,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
         # Every block starts as the identity, which lets a deep net train from nothing.
         nn.init.zeros_(self.norm2.weight)
 
@@ -75,9 +73,7 @@ class MultiTaskNetwork(nn.Module):
         dropout: share of pooled features dropped in training.
     """
 
-    def __init__(
-        self, backbone: nn.Module, features: int, classes: Mapping[str, int], dropout: float = 0.2
-    ) -> None:
+    def __init__(self, backbone: nn.Module, features: int, classes: Mapping[str, int], dropout: float = 0.2) -> None:
         super().__init__()
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)

@@ -41,17 +41,11 @@ class ResNetSettings:
     """
 
     preprocess: Preprocess = field(
-        default_factory=lambda: Preprocess(
-            size=224, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-        )
+        default_factory=lambda: Preprocess(size=224, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     )
-    head: Recipe = field(
-        default_factory=lambda: Recipe(epochs=5, batch=32, rate=1e-3, average=0.99, augment=_STRONG)
-    )
+    head: Recipe = field(default_factory=lambda: Recipe(epochs=5, batch=32, rate=1e-3, average=0.99, augment=_STRONG))
     tune: Recipe = field(
-        default_factory=lambda: Recipe(
-            epochs=20, batch=32, rate=5e-4, warmup=0.05, average=0.99, augment=_STRONG
-        )
+        default_factory=lambda: Recipe(epochs=20, batch=32, rate=5e-4, warmup=0.05, average=0.99, augment=_STRONG)
     )
     tune_rates: Mapping[str, float] = field(
         default_factory=lambda: {
@@ -127,9 +121,7 @@ def _train(context: Context, task: str, settings: ResNetSettings) -> ResNetModel
     total = sum(phase.recipe.epochs for phase in phases)
     done = 0
     for phase in phases:
-        with context.run.stage(
-            0.05 + 0.95 * done / total, 0.05 + 0.95 * (done + phase.recipe.epochs) / total
-        ):
+        with context.run.stage(0.05 + 0.95 * done / total, 0.05 + 0.95 * (done + phase.recipe.epochs) / total):
             _run_phase(context, network, pixels, phase, settings.preprocess)
         done += phase.recipe.epochs
     recipes = {phase.name: phase.recipe.to_json() | {"rates": dict(phase.rates)} for phase in phases}

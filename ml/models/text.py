@@ -48,9 +48,7 @@ class TextFeatures:
     def transform(self, texts: Sequence[str]) -> sparse.csr_matrix:
         """Features (N, terms + 2 * regions) of N texts, float32."""
         regions = sparse.csr_matrix(self._regions.transform(texts))
-        return sparse.csr_matrix(
-            sparse.hstack([self._words.transform(texts), self._letters.transform(texts), regions])
-        )
+        return sparse.csr_matrix(sparse.hstack([self._words.transform(texts), self._letters.transform(texts), regions]))
 
     def vocabulary(self) -> dict[str, Any]:
         """The terms in order and the lexicon, as JSON values."""
@@ -121,9 +119,7 @@ class LinearClassifier:
         present = np.unique(targets[keep])
         bias[present] = 0.0
         if len(present) > 1:
-            model = LogisticRegression(
-                C=strength, max_iter=1000, class_weight="balanced" if balanced else None
-            )
+            model = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced" if balanced else None)
             model.fit(features[keep], targets[keep], sample_weight=sample_weights[keep])
             # With two classes scikit-learn keeps one row: the score of the second over the first.
             rows = present if len(present) > 2 else present[1:]

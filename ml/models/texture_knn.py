@@ -151,9 +151,7 @@ class TextureModel(ServedModel):
         """The model that ``save`` wrote."""
         tensors, _ = read_tensors(folder / WEIGHTS_FILE)
         try:
-            arrays: dict[str, Any] = {
-                name: tensors[name].numpy() for name in ("descriptors", "targets", "mean", "std")
-            }
+            arrays: dict[str, Any] = {name: tensors[name].numpy() for name in ("descriptors", "targets", "mean", "std")}
         except KeyError as error:
             raise DamagedFileError(f"{WEIGHTS_FILE} lacks {error}") from error
         return cls(card, Neighbours(**arrays))
@@ -206,9 +204,7 @@ def _train(context: Context, name: str, names: list[str]) -> TextureModel:
         mean.astype(np.float32),
         std.astype(np.float32),
     )
-    best = _choose_neighbours(
-        neighbours, neighbours.scale(raw[count:]), targets(context.dev, labels.MODALITY)
-    )
+    best = _choose_neighbours(neighbours, neighbours.scale(raw[count:]), targets(context.dev, labels.MODALITY))
     card = context.draft_card(
         name,
         FAMILY,

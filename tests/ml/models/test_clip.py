@@ -1,0 +1,126 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+import torch
+from transformers import CLIPImageProcessorPil, CLIPProcessor
+
+from ml.files import DamagedFileError
+from ml.labels import LOCATION
+from ml.models.base import EMBEDDING, InputError
+from ml.models.clip import ClipModel
+from ml.models.clip_towers import SmallTowers, build_small, start_from
+from ml.models.clip_train import ClipSettings, train
+from ml.models.clip_tune import hide
+from ml.weights import WeightsError
+from tests.ml.conftest import MakeContext
+
+SMALL = SmallTowers(
+    size=32, patch=8, width=32, image_layers=2, text_layers=2, heads=2, projection=16, vocabulary=300, tokens=24
+)
+CAPTIONS = ["Axial CT shows a nodule in the right upper lobe of the lung", None, ""]
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP model with random weights, as transformers saves one: weights, tokenizer, processor."""
+    folder = tmp_path_factory.mktemp("weights") / "tiny-clip"
+    torch.manual_seed(5)
+    towers, tokenizer = build_small(SMALL, ["axial ct of the brain", "mr of the knee with a tear"] * 20)
+    towers.save_pretrained(folder)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.2, 0.2])
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def settings() -> ClipSettings:
+    return replace(ClipSettings(), small=SMALL)
+
+
+def answer(
+    model: ClipModel, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    captions = [*CAPTIONS, "knee"][: len(pixels)]
+    return model.combine(model.encode_images(pixels), model.encode_captions(captions))[LOCATION]
+
+
+def test_pretrained_towers_get_a_head_and_are_served(
+    make_context: MakeContext, clip_folder: Path, settings: ClipSettings, tmp_path: Path
+) -> None:
+    context = make_context(weights=str(clip_folder), epochs=2)
+    model = train(context, settings)
+    assert model.card.init == "pretrained"
+    assert model.card.weights_source == "local folder tiny-clip"
+    assert model.preprocess is not None
+    assert model.preprocess.mean == (0.5, 0.4, 0.3)
+    assert model.preprocess.interpolation == "bicubic"
+    start = start_from(str(clip_folder), SMALL, []).towers.state_dict()
+    after = model.network.towers.state_dict()
+    assert all(torch.equal(value, after[name].cpu()) for name, value in start.items())
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    model.save(folder)
+    loaded = ClipModel.load(folder, model.card)
+    pixels = context.images(context.dev, model.preprocess)[:3]
+    assert np.allclose(answer(model, pixels), answer(loaded, pixels), atol=1e-6)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(DamagedFileError, match="do not belong together"):
+        ClipModel.load(folder, model.card)
+
+
+def test_thorough_also_tunes_the_towers(make_context: MakeContext, clip_folder: Path, settings: ClipSettings) -> None:
+    tuning = replace(settings.tune, rate=1e-2, shares=(1.0,), average=0.1)
+    context = make_context(weights=str(clip_folder), epochs=1, thorough=True)
+    model = train(context, replace(settings, tune=tuning))
+    start = start_from(str(clip_folder), SMALL, []).towers.state_dict()
+    after = model.network.towers.state_dict()
+    changed = [name for name, value in start.items() if not torch.equal(value, after[name].cpu())]
+    assert any(name.startswith("text_model") for name in changed)
+    assert any(name.startswith("vision_model") for name in changed)
+
+
+def test_scratch_learns_tokens_and_answers_with_either_input(make_context: MakeContext, settings: ClipSettings) -> None:
+    context = make_context(weights="scratch", epochs=1)
+    model = train(context, settings)
+    assert model.card.init == "scratch"
+    assert model.preprocess is not None
+    pixels = context.images(context.dev, model.preprocess)[:3]
+    image_out, encoded = model.encode_images(pixels), model.encode_captions(CAPTIONS)
+    assert image_out is not None
+    assert np.isnan(encoded).all(axis=1).tolist() == [False, True, True]
+    both, image_only = model.combine(image_out, encoded)[LOCATION], model.combine(image_out, None)[LOCATION]
+    assert not np.allclose(both[0], image_only[0], atol=1e-6)
+    assert np.allclose(both[1:], image_only[1:], atol=1e-6)
+    caption_only = model.combine(None, encoded[:1])[LOCATION]
+    assert caption_only.sum() == pytest.approx(1.0, abs=1e-5)
+    with pytest.raises(InputError, match="an image or a caption for every item"):
+        model.combine(None, encoded)
+    expected = np.exp(image_out[LOCATION])
+    assert np.allclose(image_only, expected / expected.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_openvino_gives_what_torch_gives(make_context: MakeContext, settings: ClipSettings) -> None:
+    model = train(make_context(weights="scratch", epochs=1), settings)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    converted = openvino.convert_model(model.network.eval(), example_input=pixels)
+    compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    answers = {next(iter(port.names)): value for port, value in compiled(pixels.numpy()).items()}
+    expected = model.encode_images(pixels.numpy())
+    assert expected is not None
+    assert answers[EMBEDDING] == pytest.approx(expected[EMBEDDING], abs=1e-3)
+
+
+def test_modality_dropout_never_hides_both() -> None:
+    shown = hide(2000, 0.2, torch.Generator().manual_seed(0))
+    assert shown.sum(dim=1).min() == 1.0
+    assert (1 - shown).mean(dim=0).tolist() == pytest.approx([0.2, 0.2], abs=0.04)
+
+
+def test_a_broken_folder_is_named(clip_folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((clip_folder / name).read_bytes()[:200])
+    with pytest.raises(WeightsError, match="holds no usable CLIP model"):
+        start_from(str(tmp_path), SMALL, [])

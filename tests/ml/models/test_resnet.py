@@ -1,0 +1,86 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models import resnet50
+
+from ml.models.resnet import ResNetBackbone, ResNetModel, ResNetSettings, train_location, train_modality
+from ml.preprocess import Preprocess
+from ml.weights import WeightsError
+from tests.ml.conftest import MakeContext
+
+THREE = {"channels": 3, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@pytest.fixture
+def small() -> ResNetSettings:
+    """The real recipes, on images small enough for a test."""
+    settings = ResNetSettings(preprocess=Preprocess(size=32, **THREE))  # type: ignore[arg-type]
+    return replace(settings, tune=replace(settings.tune, average=0.5))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state dict as torchvision publishes it, with random weights."""
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
+    torch.save(resnet50(weights=None).state_dict(), path)
+    return path
+
+
+def test_the_backbone_is_torchvisions(checkpoint: Path) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    whole = resnet50(weights=None)
+    whole.load_state_dict(state)
+    backbone = ResNetBackbone()
+    backbone.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})
+    x = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = whole.eval()(x)
+        features = backbone.eval()(x).mean(dim=(2, 3))
+        assert torch.allclose(whole.fc(features), expected, atol=1e-4)
+
+
+def test_pretrained_weights_are_tuned_saved_and_served(
+    make_context: MakeContext, small: ResNetSettings, checkpoint: Path, tmp_path: Path
+) -> None:
+    context = make_context(weights=str(checkpoint), epochs=1)
+    model = train_modality(context, small)
+    assert model.card.init == "pretrained"
+    assert model.card.weights_source == "local file resnet50.pth"
+    assert list(model.card.settings["recipes"]) == ["head", "tune"]
+    _changed_little(model, checkpoint)
+    (tmp_path / "saved").mkdir()
+    assert model.save(tmp_path / "saved") == ["network.safetensors"]
+    loaded = ResNetModel.load(tmp_path / "saved", model.card)
+    pixels = context.images(context.dev, small.preprocess)[:2]
+    before = model.combine(model.encode_images(pixels), None)["modality"]
+    assert np.array_equal(before, loaded.combine(loaded.encode_images(pixels), None)["modality"])
+    assert loaded.cam_layer is not None
+
+
+def _changed_little(model: ResNetModel, checkpoint: Path) -> None:
+    """One epoch at small rates moves the early layers less than the late ones."""
+    start = torch.load(checkpoint, weights_only=True)
+    member = model.network.members[0].state_dict()
+
+    def moved(name: str) -> float:
+        return float((member[f"backbone.{name}"] - start[name]).norm() / start[name].norm())
+
+    assert 0.0 < moved("layer1.0.conv1.weight") < moved("layer4.0.conv1.weight") < 0.5
+
+
+def test_scratch_trains_one_phase(make_context: MakeContext, small: ResNetSettings) -> None:
+    model = train_location(make_context(weights="scratch", epochs=1), small)
+    assert model.card.name == "resnet50-location"
+    assert model.card.init == "scratch"
+    assert list(model.card.settings["recipes"]) == ["scratch"]
+    assert model.tasks["location"][0] == "Abdomen"
+
+
+def test_weights_of_another_network_are_named(make_context: MakeContext, small: ResNetSettings, tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match="not those of a torchvision ResNet50"):
+        train_modality(make_context(weights=str(tmp_path / "other.pth")), small)

@@ -1,0 +1,147 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ml.augment import Augment, mix
+from ml.files import DamagedFileError
+from ml.loop import Examples, Recipe, fit, make_examples, schedule
+from ml.models.network import CompactBackbone, MultiTaskNetwork
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(epochs=3, batch=16, rate=5e-3, task_weights={"modality": 1.0}, average=0.9, augment=Augment(erase=0.5))
+
+
+def network(seed: int = 0) -> MultiTaskNetwork:
+    torch.manual_seed(seed)
+    backbone = CompactBackbone(channels=1, width=8, blocks=(1, 1, 1))
+    return MultiTaskNetwork(backbone, backbone.features, {"modality": 2}, dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def examples() -> Examples:
+    """Dark discs against bright ones: a task that a small network learns in seconds."""
+    random = np.random.default_rng(0)
+    targets = np.arange(64) % 2
+    pixels = random.integers(0, 40, (64, 1, 32, 32))
+    pixels[:, :, 8:24, 8:24] += np.where(targets, 180, 60)[:, None, None, None]
+    return make_examples(pixels.astype(np.uint8), {"modality": targets}, np.arange(64).astype(str), 0.0)
+
+
+def train(
+    examples: Examples, recipe: Recipe = RECIPE, checkpoint: Path | None = None, **options: object
+) -> tuple[nn.Module, list[float]]:
+    losses: list[float] = []
+    model = fit(
+        network(),
+        examples,
+        recipe,
+        mean=(0.3,),
+        std=(0.3,),
+        seed=1,
+        device=CPU,
+        checkpoint=checkpoint,
+        on_epoch=lambda _, loss: losses.append(loss),
+        **options,  # type: ignore[arg-type]
+    )
+    return model, losses
+
+
+def test_training_learns_the_task(examples: Examples) -> None:
+    model, losses = train(examples, replace(RECIPE, epochs=8))
+    assert losses[-1] < 0.5 * losses[0]
+    inputs = (examples.pixels.float() / 255 - 0.3) / 0.3
+    with torch.inference_mode():
+        predicted = model(inputs)["modality"].argmax(dim=1)
+    assert (predicted == examples.targets["modality"]).float().mean() > 0.95
+
+
+def test_the_same_seed_gives_the_same_weights(examples: Examples) -> None:
+    first, second = train(examples)[0].state_dict(), train(examples)[0].state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(examples: Examples, tmp_path: Path) -> None:
+    unbroken, all_losses = train(examples)
+    path = tmp_path / "state.safetensors"
+
+    def stop(*_: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            network(), examples, RECIPE, mean=(0.3,), std=(0.3,), seed=1, device=CPU,
+            checkpoint=path, on_epoch=stop,
+        )  # fmt: skip
+    resumed, later_losses = train(examples, checkpoint=path)
+    assert later_losses == pytest.approx(all_losses[1:], abs=1e-6)
+    state = resumed.state_dict()
+    assert all(torch.allclose(value, state[name], atol=1e-6) for name, value in unbroken.state_dict().items())
+
+
+def test_a_checkpoint_of_another_run_is_refused(examples: Examples, tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    train(examples, replace(RECIPE, epochs=1), path)
+    with pytest.raises(DamagedFileError, match="other settings"):
+        train(examples, replace(RECIPE, epochs=2), path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DamagedFileError, match="is cut"):
+        train(examples, replace(RECIPE, epochs=1), path)
+
+
+def test_a_rate_of_zero_freezes_weights_and_statistics(examples: Examples) -> None:
+    before = network().state_dict()
+    after = train(examples, rates={"backbone": 0.0})[0].state_dict()
+    same = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert same == {name for name in before if name.startswith("backbone.")}
+
+
+def test_the_longest_prefix_sets_the_rate(examples: Examples) -> None:
+    before = network().state_dict()
+    after = train(examples, rates={"backbone": 0.0, "backbone.body.2": 1.0})[0].state_dict()
+    changed = {name.rpartition(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert all(name.startswith(("backbone.body.2", "heads")) for name in changed)
+    assert any(name.startswith("backbone.body.2") for name in changed)
+
+
+def test_ignored_targets_and_weights_of_cases() -> None:
+    targets = np.array([0, 1, -1, 0])
+    pixels = np.zeros((4, 1, 32, 32), dtype=np.uint8)
+    examples = make_examples(pixels, {"modality": targets}, np.array(["a", "a", "a", "b"]), 1.0)
+    assert examples.weights.tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
+    nothing = replace(examples, targets={"modality": torch.full((4,), -1)})
+    _, losses = train(nothing, replace(RECIPE, epochs=1, batch=4))
+    assert losses == [0.0]
+
+
+def test_the_schedule_rises_and_falls() -> None:
+    values = [schedule(done, 0.2) for done in (0.0, 0.1, 0.2, 0.6, 1.0)]
+    assert values == pytest.approx([0.005, 0.5, 1.0, 0.5, 0.0], abs=1e-6)
+
+
+def test_augmented_images_stay_in_range_and_differ() -> None:
+    pixels = torch.randint(0, 256, (8, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    strong = Augment(noise=0.2, erase=1.0)
+    images = strong.apply(pixels, torch.Generator().manual_seed(1))
+    assert images.shape == pixels.shape
+    assert 0.0 <= float(images.min()) <= float(images.max()) <= 1.0
+    assert torch.equal(images, strong.apply(pixels, torch.Generator().manual_seed(1)))
+    assert not torch.equal(images, strong.apply(pixels, torch.Generator().manual_seed(2)))
+
+
+def test_no_augmentation_is_the_image_itself() -> None:
+    pixels = torch.randint(1, 256, (2, 1, 16, 16), dtype=torch.uint8)
+    none = Augment(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    images: Tensor = none.apply(pixels, torch.Generator().manual_seed(0))
+    assert torch.allclose(images, pixels / 255, atol=1e-5)
+
+
+def test_mixup_blends_with_a_partner() -> None:
+    images = torch.rand(6, 1, 8, 8)
+    mixed, partner, share = mix(images, 0.4, 1.0, torch.Generator().manual_seed(0))
+    assert 0.0 < share < 1.0
+    assert torch.allclose(mixed, share * images + (1 - share) * images[partner])
+    assert mix(images, 0.0, 1.0, torch.Generator())[2] == 1.0

@@ -1,0 +1,75 @@
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ml.preprocess import Preprocess
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    rows = np.linspace(0, 255, width, dtype=np.float64)[None].repeat(height, axis=0)
+    return Image.fromarray(rows.astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA", "CMYK", "1", "I", "F", "I;16"])
+def test_every_mode_becomes_grey_squares(mode: str) -> None:
+    grey = gradient(60, 40)
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 16)
+    image = deep if mode == "I;16" else grey.convert(mode)
+    pixels = Preprocess(size=32).apply(image)
+    assert pixels.shape == (1, 32, 32)
+    assert pixels.dtype == np.uint8
+    left, right = pixels[0, 16, 2], pixels[0, 16, 29]
+    assert left < 60
+    assert right > 190
+
+
+def test_padding_keeps_the_whole_image_centred() -> None:
+    white = Image.new("L", (100, 50), 255)
+    pixels = Preprocess(size=20, fill=7).apply(white)[0]
+    assert (pixels[:5] == 7).all()
+    assert (pixels[5:15] == 255).all()
+    assert (pixels[15:] == 7).all()
+
+
+def test_transparent_pixels_become_black() -> None:
+    clear = Image.new("RGBA", (16, 16), (255, 255, 255, 0))
+    assert Preprocess(size=16).apply(clear).max() == 0
+
+
+def test_colour_keeps_three_channels() -> None:
+    red = Image.new("RGB", (16, 16), (200, 10, 20))
+    recipe = Preprocess(size=16, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert recipe.apply(red)[:, 8, 8].tolist() == [200, 10, 20]
+
+
+def test_a_constant_image_of_high_depth_is_no_division_by_zero() -> None:
+    flat = Image.fromarray(np.full((16, 16), 3000, dtype=np.uint16))
+    assert Preprocess(size=16).apply(flat).max() == 0
+
+
+def test_orientation_of_a_photograph_is_applied() -> None:
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    gradient(32, 32).save(file, "JPEG", quality=95, exif=exif)
+    with Image.open(file) as image:
+        pixels = Preprocess(size=32).apply(image)
+    assert pixels[0, 16, 2] > 190
+
+
+def test_json_and_hash_travel_together() -> None:
+    recipe = Preprocess(size=64, mean=(0.3,), std=(0.2,))
+    assert Preprocess.from_json(recipe.to_json()) == recipe
+    assert Preprocess.from_json(recipe.to_json()).hash == recipe.hash
+    assert replace(recipe, size=65).hash != recipe.hash
+
+
+@pytest.mark.parametrize(
+    "fields", [{"size": 4}, {"channels": 2}, {"std": (0.0,)}, {"interpolation": "sinc"}, {"version": 99}, {"fill": 256}]
+)
+def test_impossible_recipes_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"must be|range|not known"):
+        Preprocess.from_json(Preprocess().to_json() | fields)

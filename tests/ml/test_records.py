@@ -1,0 +1,107 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pymongo.database import Database
+
+from app.data.seed import seed
+from ml.labels import IGNORED
+from ml.records import (
+    Record,
+    RecordsError,
+    groups,
+    load_records,
+    read_snapshot,
+    snapshot_hash,
+    targets,
+    write_snapshot,
+)
+from tests.ml.conftest import Document
+
+SPLITS = ("train", "dev", "test")
+
+
+def test_records_are_ordered_and_joined(train_records: list[Record]) -> None:
+    assert [record.image for record in train_records] == sorted(record.image for record in train_records)
+    assert {record.split for record in train_records} == {"train"}
+    assert {record.subsplit for record in train_records} == {"train_1", "train_2"}
+    first = train_records[0]
+    assert first.path.is_file()
+    assert first.image.startswith(first.u_id)
+    assert any("shows a" in record.caption for record in train_records)
+    assert any("pain" in text for text in first.report)
+
+
+def test_placeholders_become_empty_captions(dev_records: list[Record]) -> None:
+    assert {record.caption for record in dev_records if "Replace" in record.caption} == set()
+    assert any(record.caption == "" for record in dev_records)
+
+
+def test_left_blank_is_ignored(dev_records: list[Record]) -> None:
+    blank = [index for index, record in enumerate(dev_records) if record.location is None]
+    assert blank
+    assert set(targets(dev_records, "location")[blank]) == {IGNORED}
+    assert IGNORED not in targets(dev_records, "location_category")
+
+
+def test_groups_are_cases(train_records: list[Record]) -> None:
+    assert len(set(groups(train_records))) == 24
+
+
+def test_an_empty_database_is_named(database: Database[Document], images_dir: Path) -> None:
+    with pytest.raises(RecordsError, match=r"no train images .*run `medpix seed` first"):
+        load_records(database, images_dir)
+
+
+def test_a_partial_database_is_named(
+    database: Database[Document], generated_dataset: Path, images_dir: Path, train_records: list[Record]
+) -> None:
+    seed(database, generated_dataset)
+    counts = Counter(record.u_id for record in train_records)
+    lost = next(record.image for record in train_records if counts[record.u_id] > 1)
+    database["Image_Descriptions"].delete_one({"_id": lost})
+    with pytest.raises(RecordsError, match=f"partial: 1 images .*{lost}"):
+        load_records(database, images_dir)
+
+
+def test_an_image_without_case_is_named(
+    database: Database[Document], generated_dataset: Path, images_dir: Path, train_records: list[Record]
+) -> None:
+    seed(database, generated_dataset)
+    database["Clinical_reports"].delete_one({"_id": train_records[0].u_id})
+    with pytest.raises(RecordsError, match=f"image {train_records[0].image} has no case"):
+        load_records(database, images_dir)
+
+
+def test_missing_and_changed_files_are_named(ml_database: Database[Document], dataset_copy: Path) -> None:
+    images = dataset_copy / "images"
+    names = sorted(record.path.name for record in load_records(ml_database, images))
+    (images / names[1]).write_bytes(b"short")
+    with pytest.raises(RecordsError, match=f"1 image files differ in size .*{names[1]}"):
+        load_records(ml_database, images)
+    (images / names[0]).unlink()
+    with pytest.raises(RecordsError, match=f"1 of {len(names)} image files are missing .*{names[0]}"):
+        load_records(ml_database, images)
+
+
+def test_a_snapshot_gives_the_same_records(train_records: list[Record], images_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    digest = write_snapshot(train_records, path)
+    assert digest == snapshot_hash(train_records)
+    assert read_snapshot(path, images_dir, digest) == train_records
+    path.write_text(path.read_text().replace("Axial", "axial"))
+    with pytest.raises(RecordsError, match="it was changed"):
+        read_snapshot(path, images_dir, digest)
+
+
+@pytest.mark.medpix
+def test_the_real_dataset_has_the_published_counts(medpix_database: Database[Document], medpix_dir: Path) -> None:
+    records = load_records(medpix_database, medpix_dir / "images", SPLITS)
+    assert Counter(record.split for record in records) == {"train": 1653, "dev": 197, "test": 200}
+    assert len(np.unique(groups(records))) == 671
+    assert Counter(record.modality for record in records) == {"CT": 1062, "MR": 988}
+    assert sum(record.location is None for record in records) == 1
+    of = {split: {record.u_id for record in records if record.split == split} for split in SPLITS}
+    assert not of["train"] & of["test"]
+    assert not of["dev"] & of["test"]
