@@ -187,7 +187,7 @@ class ClipModel(ServedModel):
             towers.load_state_dict(_part(tensors, "towers."))
             head.load_state_dict(_part(tensors, "head."))
             tokenizer = read_tokenizer(folder / TOKENIZER_FILE)
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, OSError, ValueError, DamagedFileError) as error:
             raise DamagedFileError(f"the files of {card.name} do not belong together") from error
         return cls(card, towers.eval(), tokenizer, head)
 
@@ -201,11 +201,17 @@ def read_tokenizer(path: Path) -> CLIPTokenizer:
 
     Raises:
         OSError: there is none.
+        DamagedFileError: it is not a tokenizer.
     """
-    if path.is_dir():
-        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-    else:
-        tokenizer = CLIPTokenizer(tokenizer_file=str(path))
+    try:
+        if path.is_dir():
+            tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        else:
+            tokenizer = CLIPTokenizer(tokenizer_file=str(path))
+    except OSError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise DamagedFileError(f"{path.name} is not a tokenizer: {error}") from error
     return cast("CLIPTokenizer", tokenizer)
 
 

@@ -33,7 +33,8 @@ def test_words_count_for_their_region(caption: str, region: str) -> None:
 
 
 def test_whole_words_do_not_match_inside_others() -> None:
-    assert "skull" not in shares("cranialise")
+    assert "cerebrum" in shares("gray")
+    assert "cerebrum" not in shares("Grayson")
     assert shares("") == {}
 
 
@@ -47,7 +48,7 @@ def test_features_come_back_without_pickle() -> None:
     features = TextFeatures.fit(TEXTS)
     again = TextFeatures.restore(features.vocabulary(), features.weights())
     new = ["A mass of the brain and the meniscus", ""]
-    assert (features.transform(new) != again.transform(new)).nnz == 0
+    assert np.array_equal(features.transform(new).toarray(), again.transform(new).toarray())
     assert features.transform(TEXTS).shape[0] == 4
     with pytest.raises(ValueError, match=r".+"):
         TextFeatures.restore(features.vocabulary() | {"words": ["brain"]}, features.weights())
