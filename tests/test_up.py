@@ -33,7 +33,11 @@ def _up(home: Path, data: Path, *options: str) -> Iterator[tuple[subprocess.Pope
     port = _free_port()
     command = [sys.executable, "-m", "app.cli", "up", "--data", str(data), *options]
     with (home.parent / "up.log").open("a") as log:
+        before = signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # a shell's background jobs ignore it; a terminal's do not
         process = subprocess.Popen(command, env=_environment(home, port), stdout=log, stderr=log, text=True)
+        signal.signal(signal.SIGINT, before)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             _wait_for_port(process, port)

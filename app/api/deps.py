@@ -14,7 +14,7 @@ from app.data.repository import Repository
 from app.inference.models import ModelServer
 
 MAX_LIMIT: Final = 100
-RESERVED: Final = frozenset({"limit", "cursor", "sort", "fields", "expand", "raw"})
+RESERVED: Final = frozenset({"limit", "cursor", "sort", "fields", "expand", "raw", "q", "offset", "of", "format"})
 
 _CASE_ID = re.compile(r"mpx\d{4}", re.IGNORECASE)
 _IMAGE_ID = re.compile(r"(mpx\d{4})_(synpic)(\d{2,5})", re.IGNORECASE)

@@ -1,7 +1,8 @@
 """Every question that the API asks of the data collections."""
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,13 +10,17 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from app.data import cursor, schema
 from app.data.cursor import SortOrder
+from app.data.facets import MAX_VALUES, facets, statistics
 from app.data.fields import CASE_FIELDS, IMAGE_FIELDS, Field
 from app.data.filters import Filter
+from app.data.search import SearchResult, search
 
 Document = dict[str, Any]
 
 # A contains or regex condition reads every document; MongoDB stops it after this time.
 MAX_TIME_MS: Final = 2_000
+_VERSION_S: Final = 5.0
+_STREAM_BATCH: Final = 200
 
 
 class NotFoundError(Exception):
@@ -55,6 +60,17 @@ class Repository:
 
     def __init__(self, database: AsyncDatabase[Document]) -> None:
         self._database = database
+        self._version: str | None = None
+        self._version_expires = 0.0
+
+    async def dataset_version(self) -> str | None:
+        """The version of the seeded dataset, None before the first seeding; at most five seconds old."""
+        now = time.monotonic()
+        if now >= self._version_expires:
+            run = await self.latest_seed()
+            self._version = run["dataset_version"] if run else None
+            self._version_expires = now + _VERSION_S
+        return self._version
 
     async def get(self, collection: Collection, key: str) -> Document:
         """The document with a key.
@@ -78,6 +94,18 @@ class Repository:
             {"file.sha256": sha256}, {"U_id": 1, "split": 1}, max_time_ms=MAX_TIME_MS
         )
         return found and {"image": found["_id"], "u_id": found["U_id"], "split": found["split"]}
+
+    async def cases(self, keys: Sequence[str]) -> dict[str, Document]:
+        """The cases with these ids, by id."""
+        found = self._database[schema.CASES].find({"_id": {"$in": list(keys)}}, max_time_ms=MAX_TIME_MS)
+        return {document["_id"]: document async for document in found}
+
+    async def stream(self, collection: Collection, selection: Filter) -> AsyncIterator[Document]:
+        """Every document that passes a filter, by id; a batch at a time is held in memory."""
+        found = self._database[collection.name].find(selection.query, batch_size=_STREAM_BATCH).sort("_id")
+        async with found:
+            async for document in found:
+                yield document
 
     async def page(
         self, collection: Collection, selection: Filter, order: SortOrder, *, limit: int, after: str | None
@@ -104,6 +132,27 @@ class Repository:
         if selection.is_empty:
             return await target.estimated_document_count(maxTimeMS=MAX_TIME_MS)
         return await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS)
+
+    async def search(self, text: str, selection: Filter, *, limit: int, offset: int) -> SearchResult:
+        """Cases by their texts and the captions of their images, best first."""
+        return await search(self._database, text, selection, limit=limit, offset=offset)
+
+    async def facets(self, selection: Filter) -> Document:
+        """Counts of the images under a filter, per value of a few fields."""
+        return await facets(self._database, selection)
+
+    async def statistics(self, collection: Collection, selection: Filter) -> Document:
+        """Nulls and distributions of every field of a collection under a filter."""
+        return await statistics(self._database, collection.name, collection.fields, selection)
+
+    async def known_values(self, collection: Collection) -> dict[str, list[Any]]:
+        """The values that occur in each keyword or list field with at most 100 of them."""
+        described = await self.statistics(collection, Filter({}, "", scans=False))
+        return {
+            name: [value["value"] for value in row["values"]]
+            for name, row in described["fields"].items()
+            if "values" in row and row["distinct"] <= MAX_VALUES
+        }
 
     async def latest_seed(self) -> Document | None:
         """The last complete seeding run, None if there has been none."""
