@@ -54,7 +54,8 @@ def check_port(settings: Settings) -> None:
 def serve_and_train(settings: Settings, database: Database[Document], *, train: bool) -> None:
     """Serve until SIGINT or SIGTERM; meanwhile a process of its own trains the missing default models."""
     console = Console(stderr=True)
-    logging.getLogger().handlers = [RichHandler(console=console, show_path=False, markup=False)]
+    if console.is_terminal:  # log lines must not tear the bars
+        logging.getLogger().handlers = [RichHandler(console=console, show_path=False, markup=False)]
     trainer = _training_process(settings) if train else contextlib.nullcontext()
     with trainer as process, _progress_bars(console, database, process):
         run_server(settings)

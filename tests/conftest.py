@@ -17,6 +17,8 @@ from app.data.client import connect
 from app.data.embedded import embedded_mongod, find_mongod
 from app.data.schema import DATABASE
 from app.data.seed import seed
+from ml.context import Options
+from ml.train import train_model
 from tests.medpix_files import write_dataset
 from tests.service import running_service
 
@@ -101,6 +103,32 @@ def medpix_database(mongo_client: MongoClient[Document], medpix_dir: Path) -> Da
     database = mongo_client[DATABASE]
     seed(database, medpix_dir)
     return database
+
+
+@pytest.fixture(scope="session")
+def ml_database(mongo_client: MongoClient[Document], generated_dataset: Path) -> Database[Document]:
+    """The generated dataset in a database that also has models. Do not write to it."""
+    database = mongo_client["generated_ml"]
+    seed(database, generated_dataset)
+    return database
+
+
+@pytest.fixture(scope="session")
+def models_dir(
+    ml_database: Database[Document], generated_dataset: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with the default models, trained for two epochs and registered in ``ml_database``."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("compact", "caption-location", "fused-location"):
+        train_model(
+            name,
+            database=ml_database,
+            images_dir=generated_dataset / "images",
+            models_dir=folder,
+            device="cpu",
+            options=Options(epochs=2, members=1),
+        )
+    return folder
 
 
 def database_address(server: str, name: str) -> str:

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
@@ -34,3 +34,16 @@ def running_service(settings: Settings) -> Iterator[httpx.Client]:
         server.should_exit = True
         thread.join()
         listener.close()
+
+
+def wait_for(client: httpx.Client, path: str, done: Callable[[httpx.Response], bool]) -> httpx.Response:
+    """Ask until the answer is as wanted; returns the last one, after 60 seconds at most."""
+    deadline = time.monotonic() + 60
+    while not done(answer := client.get(path)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return answer
+
+
+def is_ok(answer: httpx.Response) -> bool:
+    """Whether the answer has status 200."""
+    return answer.status_code == 200

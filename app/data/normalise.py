@@ -2,7 +2,6 @@
 
 import html
 import re
-import unicodedata
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -46,6 +45,9 @@ _UNINFORMATIVE_CAPTION = re.compile(
     r"|fgre|fat sat|images?|figure|scan|\d+)[ ,()-]*)+"
 )
 _BULLETS = dict.fromkeys(map(ord, "\uf06e\uf0a7"), "\u2022") | {ord("\uf0e0"): "\u2192", 0x00A0: " "}
+# Unicode's categories Cc, less tab and line ends, and Co.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_PRIVATE_USE = re.compile(r"[\ue000-\uf8ff\U000f0000-\U000ffffd\U00100000-\U0010fffd]")
 _LINK = re.compile(r"(?:(\w+)://)?([\w-]+(?:\.[\w-]+)+(?::\d+)?(?:[/?#][^\s<>\"]*)?)")
 _BROKEN_LINK = re.compile(r"/\s+(?!www\.|\w+://)")
 _GLUED_KEYWORDS = re.compile(r"[a-z)][A-Z][a-z]|[a-z]{22,}")
@@ -71,8 +73,7 @@ def clean_text(text: str | None) -> str | None:
         return None
     text = html.unescape(text).replace("\r\n", "\n").replace("\r", "\n").replace("\v", "\n")
     text = text.translate(_BULLETS)
-    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Co"))
-    text = text.strip()
+    text = _PRIVATE_USE.sub("", _CONTROL.sub("", text)).strip()
     return None if not text or is_placeholder(text) else text
 
 
@@ -175,8 +176,8 @@ def _case_flags(raw: Mapping[str, Any], norm: Document, *, disagree: bool) -> li
         "link_without_scheme": bool(topic["External Links"]) and "://" not in topic["External Links"],
         "html_entities": any(html.unescape(text) != text for text in texts),
         "line_ends": any("\r" in text for text in texts),
-        "control_characters": any(unicodedata.category(c) == "Cc" and c not in "\r\n\t" for t in texts for c in t),
-        "private_use_characters": any(unicodedata.category(c) == "Co" for text in texts for c in text),
+        "control_characters": any(_CONTROL.search(text) for text in texts),
+        "private_use_characters": any(_PRIVATE_USE.search(text) for text in texts),
         "images_disagree": disagree,
     }
     return [flag for flag, present in found.items() if present]

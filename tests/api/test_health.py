@@ -1,5 +1,4 @@
 import gc
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,13 +10,14 @@ from app.config import Settings, load_settings
 from app.data.client import connect
 from app.data.embedded import embedded_mongod, find_mongod
 from app.data.seed import seed
+from tests.service import is_ok, wait_for
 
 Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]
 
 
 def test_alive_and_ready(api: httpx.Client) -> None:
     assert api.get("/health/live").json() == {"status": "alive"}
-    answer = api.get("/health/ready")
+    answer = wait_for(api, "/health/ready", is_ok)
     assert answer.status_code == 200
     assert answer.json()["database"]["cases"] == 40
     assert answer.json()["models"]["modality"]["state"] == "missing"
@@ -54,8 +54,8 @@ def test_the_service_outlives_its_database(serve: Serve, tmp_path: Path, generat
         assert client.get("/health/ready").status_code == 503
         assert client.get("/health/live").status_code == 200
         with embedded_mongod(db, run, find_mongod(), port=port):
-            assert _eventually(client, "/cases/MPX1008") == 200
-            assert client.get("/health/ready").status_code == 200
+            assert wait_for(client, "/cases/MPX1008", is_ok).status_code == 200
+            assert wait_for(client, "/health/ready", is_ok).status_code == 200
     _collect_sockets()
 
 
@@ -64,10 +64,3 @@ def _collect_sockets() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
-
-
-def _eventually(client: httpx.Client, path: str) -> int:
-    deadline = time.monotonic() + 20
-    while (status := client.get(path).status_code) != 200 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return status

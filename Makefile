@@ -1,0 +1,64 @@
+# Commands for a machine without Docker. Needs Linux x86-64 with Python 3.11 or newer, make, and the package index.
+#
+#   make up DATA=../shared/MedPix-2.0   install, start MongoDB, seed, serve on port 8000, train what is missing
+#   make test                           install what the tests need, check the style and the types, run the tests
+
+PYTHON ?= python3
+# The folder of MedPix 2.0; without it the published archive is downloaded.
+DATA ?=
+# Arguments of pytest, for example: make test ARGS="tests/api -x"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv || echo $(VENV)/tools/bin/uv)
+INSTALL = $(UV) pip sync --quiet --require-hashes --python $(BIN)/python
+COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
+
+.DEFAULT_GOAL := help
+.PHONY: help up install test check lock clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+up: $(VENV)/runtime.stamp
+	$(BIN)/medpix up $(if $(DATA),--data "$(DATA)")
+
+install: $(VENV)/runtime.stamp
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/tests.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# After a change of the dependencies in pyproject.toml.
+lock: $(VENV)/uv.stamp
+	$(COMPILE) pyproject.toml -o requirements.lock
+	$(COMPILE) -c requirements.lock --extra test pyproject.toml -o tests/requirements.lock
+	$(COMPILE) -c requirements.lock --extra bench pyproject.toml -o benchmarks/requirements.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/uv.stamp:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x "$(UV)" || { $(PYTHON) -m venv $(VENV)/tools && $(VENV)/tools/bin/python -m pip install --quiet uv; }
+	touch $@
+
+# The tests' environment holds all that the service needs: it serves too.
+$(VENV)/runtime.stamp: $(VENV)/uv.stamp requirements.lock pyproject.toml
+	@echo "Installing the service (several GB, some minutes on a slow line) ..."
+	$(INSTALL) $(if $(wildcard $(VENV)/tests.stamp),tests/requirements.lock,requirements.lock)
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/tests.stamp: $(VENV)/uv.stamp tests/requirements.lock pyproject.toml
+	@echo "Installing the service and its tests (several GB, some minutes on a slow line) ..."
+	$(INSTALL) tests/requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $(VENV)/runtime.stamp $@

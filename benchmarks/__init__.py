@@ -1,0 +1,1 @@
+"""Measurements: each runs the project and a peer side by side and prints ratios."""

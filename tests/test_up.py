@@ -1,0 +1,175 @@
+"""`medpix up`, as a person runs it: a process of its own, stopped by signals."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.service import is_ok, wait_for
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _environment(home: Path, port: int) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MEDPIX_")}
+    return own | {"MEDPIX_HOME": str(home), "MEDPIX_PORT": str(port), "COLUMNS": "200"}
+
+
+@contextmanager
+def _up(home: Path, data: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    port = _free_port()
+    command = [sys.executable, "-m", "app.cli", "up", "--data", str(data), *options]
+    with (home.parent / "up.log").open("a") as log:
+        process = subprocess.Popen(command, env=_environment(home, port), stdout=log, stderr=log, text=True)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            _wait_for_port(process, port)
+            yield process, client
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for_port(process: subprocess.Popen[str], port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError("the service did not start")
+
+
+def _mongod(home: Path) -> int:
+    return int(json.loads((home / "run" / "mongod.json").read_text())["pid"])
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_stops_cleanly_and_starts_again_on_the_same_data(
+    tmp_path: Path, generated_dataset: Path, kind: signal.Signals
+) -> None:
+    home = tmp_path / "home"
+    with _up(home, generated_dataset, "--no-train") as (process, client):
+        assert wait_for(client, "/health/ready", is_ok).json()["database"]["cases"] == 40
+        assert client.get("/cases/MPX1001").json()["u_id"] == "MPX1001"
+        mongod = _mongod(home)
+        process.send_signal(kind)
+        assert process.wait(30) == 0
+    assert not _is_running(mongod)
+    assert not (home / "run" / "mongod.json").exists()
+    assert '"exitCode":0' in (home / "run" / "mongod.log").read_text()
+    with _up(home, generated_dataset, "--no-train") as (process, client):
+        assert client.get("/cases/MPX1001").status_code == 200
+        process.send_signal(kind)
+        assert process.wait(30) == 0
+    rows = [line.split()[3:6:2] for line in (tmp_path / "up.log").read_text().splitlines() if "│ cases" in line]
+    assert rows == [["40", "0"], ["0", "0"]], "inserted and changed, of the first and the second start"
+
+
+def test_it_trains_what_is_missing_and_ends_the_training_with_itself(tmp_path: Path, generated_dataset: Path) -> None:
+    home = tmp_path / "home"
+    with _up(home, generated_dataset) as (process, client):
+        image = next((generated_dataset / "images").iterdir()).read_bytes()
+        ready = wait_for(
+            client, "/health/ready", lambda answer: answer.json()["models"]["modality"]["state"] == "running"
+        )
+        assert 0 <= ready.json()["models"]["modality"]["training"]["fraction"] < 1
+        answer = client.post("/predict/modality", files={"image": image})
+        assert answer.status_code == 503
+        assert answer.json()["training"]["model"] == "compact"
+        children = _children(process.pid)
+        assert len(children) == 2, "mongod and the training"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(40) == 0
+    assert not any(_is_running(child) for child in children)
+    assert "The training was stopped" in (home / "run" / "train.log").read_text()
+
+
+def test_a_kill_loses_nothing(tmp_path: Path, generated_dataset: Path) -> None:
+    home = tmp_path / "home"
+    with _up(home, generated_dataset, "--no-train") as (process, client):
+        wait_for(client, "/health/ready", is_ok)
+        orphan = _mongod(home)
+        process.kill()
+        process.wait()
+    assert _is_running(orphan)
+    with _up(home, generated_dataset, "--no-train") as (process, client):
+        assert _mongod(home) == orphan
+        assert client.get("/cases/MPX1001").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert not _is_running(orphan)
+
+
+def _fails(home: Path, port: int, *arguments: str, **variables: str) -> str:
+    """The message of a command that cannot do its work."""
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli", *arguments],
+        env=_environment(home, port) | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_a_port_that_is_taken_is_named_before_anything_starts(tmp_path: Path, generated_dataset: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        message = _fails(tmp_path, port, "up", "--data", str(generated_dataset))
+    assert f"Port {port}" in message
+    assert "MEDPIX_PORT" in message
+    assert not (tmp_path / "db").exists()
+
+
+def test_faults_that_a_person_can_mend_are_said_plainly(tmp_path: Path, generated_dataset: Path) -> None:
+    message = _fails(tmp_path, 1, "up", MEDPIX_PORT="http", MEDPIX_MAX_BATCH="0")
+    assert "MEDPIX_PORT='http'" in message
+    assert "MEDPIX_MAX_BATCH='0'" in message
+    message = _fails(tmp_path, 1, "seed", "--data", str(tmp_path / "nowhere"))
+    assert str(tmp_path / "nowhere") in message
+    message = _fails(
+        tmp_path,
+        1,
+        "seed",
+        "--data",
+        str(generated_dataset),
+        MEDPIX_MONGO_URI=f"mongodb://127.0.0.1:{_free_port()}/medpix",
+        MEDPIX_MONGO_SERVER_SELECTION_S="0.3",
+    )
+    assert "MongoDB cannot be reached" in message
+    message = _fails(tmp_path, 1, "seed", "--data", str(generated_dataset), MEDPIX_MONGOD="/no/mongod")
+    assert "MEDPIX_MONGOD=/no/mongod" in message
+    message = _fails(tmp_path, 1, "train", "resnet18", "--data", str(generated_dataset))
+    assert "known are" in message
+    message = _fails(tmp_path, 1, "train", "compact", "--data", str(generated_dataset))
+    assert "medpix seed" in message
