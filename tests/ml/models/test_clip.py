@@ -2,7 +2,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import openvino
 import pytest
 import torch
 from transformers import CLIPImageProcessorPil, CLIPProcessor
@@ -16,6 +15,7 @@ from ml.models.clip_train import ClipSettings, train
 from ml.models.clip_tune import hide
 from ml.weights import WeightsError
 from tests.ml.conftest import MakeContext
+from tests.ml.exported import run_openvino
 
 SMALL = SmallTowers(
     size=32, patch=8, width=32, image_layers=2, text_layers=2, heads=2, projection=16, vocabulary=300, tokens=24
@@ -105,9 +105,7 @@ def test_scratch_learns_tokens_and_answers_with_either_input(make_context: MakeC
 def test_openvino_gives_what_torch_gives(make_context: MakeContext, settings: ClipSettings) -> None:
     model = train(make_context(weights="scratch", epochs=1), settings)
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    converted = openvino.convert_model(model.network.eval(), example_input=pixels)
-    compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    answers = {next(iter(port.names)): value for port, value in compiled(pixels.numpy()).items()}
+    answers = run_openvino(model.network.eval(), pixels)
     expected = model.encode_images(pixels.numpy())
     assert expected is not None
     assert answers[EMBEDDING] == pytest.approx(expected[EMBEDDING], abs=1e-3)
