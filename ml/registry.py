@@ -108,7 +108,9 @@ class Registry:
             with replaced(model_folder(card, self.models_dir) / _CARD_FILE) as path:
                 write_json(path, self.get(card.name).model_dump(mode="json"))
         except OSError as error:
-            raise RegistryError(f"the card of {card.name} could not be written to {self.models_dir}: {error}") from error
+            raise RegistryError(
+                f"the card of {card.name} could not be written to {self.models_dir}: {error}"
+            ) from error
 
     def get(self, name: str) -> ModelCard:
         """The card of a registered model.
