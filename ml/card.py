@@ -112,6 +112,10 @@ class ModelCard(BaseModel):
         value = self.metrics.get(split, {}).get(task, {}).get("accuracy")
         return None if value is None else float(value)
 
+    def can_serve(self, task: str) -> bool:
+        """Whether the model answers a task from an image: a service is always given one, a caption not."""
+        return task in self.tasks and "image" in self.inputs
+
     @property
     def sha256(self) -> str:
         """One hash for the whole model: that of its weights file, the first one listed."""

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ from ml import labels
 from ml.card import DataSource, ModelCard, environment, now
 from ml.device import Team
 from ml.images import load_images
+from ml.models.base import ServedModel
 from ml.preprocess import Preprocess
 from ml.progress import Run
 from ml.records import Record, snapshot_hash
-from ml.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,14 @@ class Options:
     thorough: bool = False
 
 
+class ModelSource(Protocol):
+    """Where a trainer finds the models that it builds on, as ``ml.registry.Registry``."""
+
+    def load(self, name: str) -> ServedModel:
+        """A model with its weights."""
+        ...
+
+
 @dataclass(slots=True)
 class Context:
     """The surroundings of one training run.
@@ -58,7 +66,7 @@ class Context:
 
     train: list[Record]
     dev: list[Record]
-    registry: Registry
+    registry: ModelSource
     device: torch.device
     team: Team
     run: Run

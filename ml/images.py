@@ -12,9 +12,16 @@ from PIL import Image
 from ml.preprocess import Pixels, Preprocess
 from ml.records import Record, RecordsError
 
+Edit = Callable[[Image.Image], Image.Image]
 
-def load_image(record: Record, preprocess: Preprocess) -> Pixels:
+
+def load_image(record: Record, preprocess: Preprocess, edit: Edit | None = None) -> Pixels:
     """One image, read and checked against its hash.
+
+    Args:
+        record: names the file and its hash.
+        preprocess: how to prepare the image.
+        edit: changes the image first.
 
     Returns:
         uint8 array (channels, size, size).
@@ -33,7 +40,7 @@ def load_image(record: Record, preprocess: Preprocess) -> Pixels:
         )
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return preprocess.apply(image)
+            return preprocess.apply(image if edit is None else edit(image))
     except (OSError, SyntaxError, ValueError) as error:
         raise RecordsError(f"{record.path.name} cannot be decoded: {error}") from error
 
@@ -42,6 +49,7 @@ def load_images(
     records: Sequence[Record],
     preprocess: Preprocess,
     *,
+    edit: Edit | None = None,
     workers: int = 4,
     on_progress: Callable[[float], None] | None = None,
 ) -> NDArray[np.uint8]:
@@ -50,6 +58,7 @@ def load_images(
     Args:
         records: N records.
         preprocess: how to prepare each image.
+        edit: changes each image first.
         workers: threads; Pillow releases the lock while it decodes.
         on_progress: called with the finished share, 0 to 1, about a hundred times.
 
@@ -63,7 +72,7 @@ def load_images(
     pixels = np.empty((len(records), preprocess.channels, size, size), dtype=np.uint8)
     every = max(1, len(records) // 100)
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        decoded = pool.map(lambda record: load_image(record, preprocess), records)
+        decoded = pool.map(lambda record: load_image(record, preprocess, edit), records)
         for index, image in enumerate(decoded):
             pixels[index] = image
             if on_progress is not None and index % every == 0:

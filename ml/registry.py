@@ -86,17 +86,31 @@ class Registry:
         self._prune(card.name, keep=card.version)
         return card
 
-    def set_metrics(self, name: str, split: str, metrics: dict[str, dict[str, Any]]) -> None:
-        """Add the metrics of a split to a registered card, in the database and beside the files.
+    def set_metrics(self, card: ModelCard, split: str, metrics: dict[str, dict[str, Any]]) -> None:
+        """Put the metrics of a split on a registered card, in the database and beside the files.
+
+        Figures that stood there for the split are replaced.
+
+        Args:
+            card: of the version that was scored.
+            split: test, dev or cv.
+            metrics: per task.
 
         Raises:
-            UnknownModelError: there is no such model.
+            RegistryError: another version was registered meanwhile, or the files cannot be written.
         """
-        card = self.get(name)
-        card.metrics[split] = metrics
-        self._models.update_one({"_id": name}, {"$set": {f"metrics.{split}": metrics}})
-        with replaced(self.models_dir / name / card.version / _CARD_FILE) as path:
-            write_json(path, card.model_dump(mode="json"))
+        found = self._models.update_one(
+            {"_id": card.name, "version": card.version}, {"$set": {f"metrics.{split}": metrics}}
+        )
+        if not found.matched_count:
+            raise RegistryError(f"{card.name} was trained anew while {card.version} was scored; evaluate it again")
+        try:
+            with replaced(model_folder(card, self.models_dir) / _CARD_FILE) as path:
+                write_json(path, self.get(card.name).model_dump(mode="json"))
+        except OSError as error:
+            raise RegistryError(
+                f"the card of {card.name} could not be written to {self.models_dir}: {error}"
+            ) from error
 
     def get(self, name: str) -> ModelCard:
         """The card of a registered model.
@@ -119,26 +133,18 @@ class Registry:
             except RegistryError as error:
                 _LOG.warning("%s", error)
 
-    def best_for_task(self, task: str, inputs: frozenset[str] | None = None) -> ModelCard | None:
+    def best_for_task(self, task: str) -> ModelCard | None:
         """The model to serve for a task: the pinned one, else the one with the best dev accuracy.
-
-        A model that cannot see the image comes last: a service is always given one, a caption not.
 
         Args:
             task: a key of ``ml.labels.TASKS``.
-            inputs: what a caller can give; models that need more are left out. A model with image
-                and caption inputs can do with the image alone and counts only where both are given.
 
         Returns:
-            The card, None where no model does the task.
+            The card, None where no model answers the task from an image.
         """
-        candidates = [
-            card for card in self.list() if task in card.tasks and (inputs is None or set(card.inputs) <= inputs)
-        ]
+        candidates = [card for card in self.list() if card.can_serve(task)]
         pinned = set(self._models.distinct("_id", {_PINNED: task}))
-        candidates.sort(
-            key=lambda card: (card.name in pinned, "image" in card.inputs, card.score(task) or 0.0, card.name)
-        )
+        candidates.sort(key=lambda card: (card.name in pinned, card.score(task) or 0.0, card.name))
         return candidates[-1] if candidates else None
 
     def pin(self, task: str, name: str | None) -> None:
@@ -146,10 +152,14 @@ class Registry:
 
         Raises:
             UnknownModelError: there is no such model.
-            RegistryError: the model does not do the task.
+            RegistryError: the model cannot answer the task from an image.
         """
-        if name is not None and task not in self.get(name).tasks:
-            raise RegistryError(f"{name} does not do {task}")
+        if name is not None:
+            card = self.get(name)
+            if task not in card.tasks:
+                raise RegistryError(f"{name} does not do {task}")
+            if not card.can_serve(task):
+                raise RegistryError(f"{name} takes no image: a service is always given one, a caption not")
         self._models.update_many({_PINNED: task}, {"$pull": {_PINNED: task}})
         if name is not None:
             self._models.update_one({"_id": name}, {"$addToSet": {_PINNED: task}})

@@ -173,23 +173,25 @@ def train_model(
                 scratch=models_dir / ".training" / name,
             )
             with run.stage(0.0, 0.95):
-                model = _trainer(plan)(context)
+                model = trainer(name)(context)
             others = load_records(database, images_dir, ("test",)) if workers.leads else []
             with run.stage(0.95, 1.0):
-                return _finish(model, context, others)
+                return _finish(model, context, registry, others)
 
 
-def _trainer(plan: Plan) -> Callable[[Context], ServedModel]:
-    trainer: Callable[[Context], ServedModel] = getattr(import_module(f"ml.models.{plan.module}"), plan.function)
-    return trainer
+def trainer(name: str) -> Callable[[Context], ServedModel]:
+    """The function that trains a model of ``PLANS``; what it returns is not calibrated."""
+    plan = PLANS[name]
+    function: Callable[[Context], ServedModel] = getattr(import_module(f"ml.models.{plan.module}"), plan.function)
+    return function
 
 
-def _finish(model: ServedModel, context: Context, others: Sequence[Record]) -> ModelCard:
+def _finish(model: ServedModel, context: Context, registry: Registry, others: Sequence[Record]) -> ModelCard:
     """Calibrate and score on dev, embed the dataset, register, and drop the checkpoints."""
     if not context.team.leads:
         return model.card
     context.run.update(0.2, "calibrating on dev")
-    dev_outputs = _calibrate(model, context)
+    dev_outputs = calibrate(model, context)
     reference = None
     if dev_outputs is not None and EMBEDDING in dev_outputs:
         context.run.update(0.5, "embedding the dataset for similar-image search")
@@ -198,13 +200,18 @@ def _finish(model: ServedModel, context: Context, others: Sequence[Record]) -> M
         model.card.ood_threshold = float(np.quantile(distances, _OOD_QUANTILE))
     model.card.parameters = model.count_parameters()
     model.card.seconds = round(context.run.seconds, 1)
-    card = context.registry.register(model, reference)
+    card = registry.register(model, reference)
     for path in context.scratch.glob("*.safetensors"):
         path.unlink(missing_ok=True)
     return card
 
 
-def _calibrate(model: ServedModel, context: Context) -> Mapping[str, np.ndarray[Any, Any]] | None:
+def calibrate(model: ServedModel, context: Context) -> Mapping[str, np.ndarray[Any, Any]] | None:
+    """Set temperatures, thresholds and dev scores on the card of a new model.
+
+    Returns:
+        What the image half made of the dev images; None for a model without image.
+    """
     card, dev = model.card, context.dev
     outputs = None
     if model.preprocess is not None:

@@ -137,7 +137,7 @@ class ModelServer:
         """The model that MEDPIX_MODEL_<TASK> names, else the one that the registry thinks best."""
         pinned = self._pins[task]
         if pinned:
-            return next((card for card in self._cards if card.name == pinned and task in card.tasks), None)
+            return next((card for card in self._cards if card.name == pinned and card.can_serve(task)), None)
         return self._registry.best_for_task(task)
 
     async def _serve_best(self, task: str) -> None:

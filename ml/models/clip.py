@@ -186,10 +186,9 @@ class ClipModel(ServedModel):
         try:
             towers.load_state_dict(_part(tensors, "towers."))
             head.load_state_dict(_part(tensors, "head."))
-            tokenizer = read_tokenizer(folder / TOKENIZER_FILE)
-        except (RuntimeError, OSError, ValueError, DamagedFileError) as error:
+        except RuntimeError as error:
             raise DamagedFileError(f"the files of {card.name} do not belong together") from error
-        return cls(card, towers.eval(), tokenizer, head)
+        return cls(card, towers.eval(), read_tokenizer(folder / TOKENIZER_FILE), head)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -200,18 +199,15 @@ def read_tokenizer(path: Path) -> CLIPTokenizer:
     """The tokenizer in a tokenizer.json, or in the folder of a CLIP model.
 
     Raises:
-        OSError: there is none.
-        DamagedFileError: it is not a tokenizer.
+        DamagedFileError: there is none that can be read.
     """
     try:
         if path.is_dir():
             tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
         else:
             tokenizer = CLIPTokenizer(tokenizer_file=str(path))
-    except OSError:
-        raise
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise DamagedFileError(f"{path.name} is not a tokenizer: {error}") from error
+    except Exception as error:  # the Rust library under it raises nothing narrower
+        raise DamagedFileError(f"{path.name} is no tokenizer of CLIP: {error}") from error
     return cast("CLIPTokenizer", tokenizer)
 
 

@@ -51,9 +51,8 @@ def test_calibration_error_of_known_bins() -> None:
     confident = np.full((10, 2), (0.9, 0.1), dtype=np.float32)
     targets = np.array([0] * 6 + [1] * 4)
     assert metrics.expected_calibration_error(confident, targets) == pytest.approx(0.3, abs=1e-6)
-    [(mean_confidence, accuracy, count)] = metrics.reliability(confident, targets)
-    assert mean_confidence == pytest.approx(0.9, abs=1e-6)
-    assert (accuracy, count) == (0.6, 10)
+    (only,) = metrics.reliability(confident, targets)
+    assert only == pytest.approx((0.9, 0.6, 10), abs=1e-6)
 
 
 def test_risk_coverage_ends_at_the_accuracy() -> None:

@@ -162,28 +162,36 @@ def test_the_best_dev_score_serves_unless_pinned(registry: Registry, trained: Se
         registry.pin("colour", "weak")
 
 
-def test_a_model_without_image_comes_last(
+def test_a_model_without_image_never_serves(
     registry: Registry, models_dir: Path, ml_database: Database[Document]
 ) -> None:
     trained = Registry(ml_database, models_dir)
-    for name, accuracy in (("caption-location", 0.9), ("compact", 0.1)):
+    for name, accuracy, serving in (("caption-location", 0.9, None), ("compact", 0.1, "compact")):
         model = trained.load(name)
         model.card.metrics = {"dev": {"location": {"accuracy": accuracy}}}
         registry.register(model)
-    best = registry.best_for_task("location")
-    assert best is not None
-    assert best.name == "compact"
-    only_image = registry.best_for_task("location", frozenset({"image"}))
-    assert only_image is not None
-    assert only_image.name == "compact"
+        best = registry.best_for_task("location")
+        assert (None if best is None else best.name) == serving
+    with pytest.raises(RegistryError, match="caption-location takes no image"):
+        registry.pin("location", "caption-location")
 
 
-def test_metrics_of_the_test_split_are_added(registry: Registry, trained: ServedModel) -> None:
+def test_metrics_of_a_split_are_replaced_in_both_cards(registry: Registry, trained: ServedModel) -> None:
     card = registry.register(trained)
-    registry.set_metrics("compact", "test", {"modality": {"accuracy": 0.75}})
-    assert registry.get("compact").score("modality", "test") == 0.75
-    assert read_card(registry.models_dir / "compact" / card.version).score("modality", "test") == 0.75
+    registry.set_metrics(card, "test", {"modality": {"accuracy": 0.5}, "location": {"accuracy": 0.4}})
+    registry.set_metrics(card, "test", {"modality": {"accuracy": 0.75}})
+    for found in (registry.get("compact"), read_card(registry.models_dir / "compact" / card.version)):
+        assert found.metrics["test"] == {"modality": {"accuracy": 0.75}}
+        assert found.metrics["dev"] == card.metrics["dev"]
     registry.load("compact")
+
+
+def test_metrics_of_a_replaced_version_are_refused(registry: Registry, trained: ServedModel) -> None:
+    former = registry.register(trained).model_copy()
+    again(registry, trained, "later")
+    with pytest.raises(RegistryError, match="compact was trained anew while"):
+        registry.set_metrics(former, "test", {"modality": {"accuracy": 0.75}})
+    assert "test" not in registry.get("compact").metrics
 
 
 def test_the_reference_covers_every_image(models_dir: Path, ml_database: Database[Document]) -> None:

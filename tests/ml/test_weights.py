@@ -1,9 +1,9 @@
 import logging
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from ml.weights import WeightsError, clip_folder, resnet50_state
 def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Empty caches, and addresses that nobody listens on."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(weights, "_is_reachable", lambda address: _try("http://127.0.0.1:9/" + address[-8:]))

@@ -8,13 +8,14 @@ from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 from ml.files import DamagedFileError
 from ml.labels import LOCATION
-from ml.models.base import InputError
+from ml.models.base import EMBEDDING, InputError
 from ml.models.clip import ClipModel
 from ml.models.clip_towers import SmallTowers, build_small, start_from
 from ml.models.clip_train import ClipSettings, train
 from ml.models.clip_tune import hide
 from ml.weights import WeightsError
 from tests.ml.conftest import MakeContext
+from tests.ml.exported import run_openvino
 
 SMALL = SmallTowers(
     size=32, patch=8, width=32, image_layers=2, text_layers=2, heads=2, projection=16, vocabulary=300, tokens=24
@@ -66,7 +67,7 @@ def test_pretrained_towers_get_a_head_and_are_served(
     pixels = context.images(context.dev, model.preprocess)[:3]
     assert np.allclose(answer(model, pixels), answer(loaded, pixels), atol=1e-6)
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(DamagedFileError, match="do not belong together"):
+    with pytest.raises(DamagedFileError, match=r"tokenizer\.json is no tokenizer of CLIP"):
         ClipModel.load(folder, model.card)
 
 
@@ -99,6 +100,15 @@ def test_scratch_learns_tokens_and_answers_with_either_input(make_context: MakeC
         model.combine(None, encoded)
     expected = np.exp(image_out[LOCATION])
     assert np.allclose(image_only, expected / expected.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_openvino_gives_what_torch_gives(make_context: MakeContext, settings: ClipSettings) -> None:
+    model = train(make_context(weights="scratch", epochs=1), settings)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    answers = run_openvino(model.network.eval(), pixels)
+    expected = model.encode_images(pixels.numpy())
+    assert expected is not None
+    assert answers[EMBEDDING] == pytest.approx(expected[EMBEDDING], abs=1e-3)
 
 
 def test_modality_dropout_never_hides_both() -> None:

@@ -4,6 +4,7 @@ import torch
 
 from ml.models.base import EMBEDDING, has_caption, softmax
 from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
+from tests.ml.exported import run_openvino
 
 
 @pytest.fixture
@@ -37,6 +38,15 @@ def test_a_mirrored_image_gets_the_same_answer(serving: ServingNetwork, pixels: 
 
 def test_float_and_integer_pixels_are_alike(serving: ServingNetwork, pixels: torch.Tensor) -> None:
     assert torch.equal(serving(pixels)["location"], serving(pixels.float())["location"])
+
+
+def test_openvino_gives_what_torch_gives(serving: ServingNetwork, pixels: torch.Tensor) -> None:
+    answers = run_openvino(serving, pixels)
+    with torch.inference_mode():
+        expected = serving(pixels)
+    assert answers.keys() == expected.keys()
+    for name, value in expected.items():
+        assert answers[name] == pytest.approx(value.numpy(), abs=1e-3)
 
 
 def test_every_block_starts_as_the_identity() -> None:

@@ -57,7 +57,8 @@ def test_pretrained_weights_are_tuned_saved_and_served(
     loaded = ResNetModel.load(tmp_path / "saved", model.card)
     pixels = context.images(context.dev, small.preprocess)[:2]
     before = model.combine(model.encode_images(pixels), None)["modality"]
-    assert np.allclose(before, loaded.combine(loaded.encode_images(pixels), None)["modality"], atol=1e-6)
+    after = loaded.combine(loaded.encode_images(pixels), None)["modality"]
+    assert np.allclose(before, after, atol=1e-6)  # the sums of a convolution come in any order
     assert loaded.cam_layer is not None
 
 

@@ -33,8 +33,7 @@ def test_words_count_for_their_region(caption: str, region: str) -> None:
 
 
 def test_whole_words_do_not_match_inside_others() -> None:
-    assert "cerebrum" in shares("gray")
-    assert "cerebrum" not in shares("Grayson")
+    assert "skull" not in shares("craniotomy")
     assert shares("") == {}
 
 

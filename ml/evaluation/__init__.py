@@ -1,0 +1,1 @@
+"""The parts of ``ml.evaluate``: what is computed, one module per question."""

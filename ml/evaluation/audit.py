@@ -1,0 +1,63 @@
+"""The most confident disagreements with the labels: model errors, or errors of the dataset."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from ml.evaluation.scoring import Answers
+from ml.preprocess import Preprocess
+from ml.records import Record
+
+LIMIT: Final = 12
+_SIDE: Final = 160
+
+
+def disagreements(
+    answers: Answers, classes: Sequence[str], records: Sequence[Record], limit: int = LIMIT
+) -> list[dict[str, Any]]:
+    """Wrong answers, the surest first, at most one of each case and answer.
+
+    Args:
+        answers: of one model to one task.
+        classes: of the task in output order.
+        records: that were asked about.
+        limit: how many.
+
+    Returns:
+        image, u_id, label, answer, probability of both, caption, and a thumbnail as data URI.
+    """
+    by_image = {record.image: record for record in records}
+    predicted, sure = answers.probabilities.argmax(axis=1), answers.probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != answers.targets)
+    found: list[dict[str, Any]] = []
+    seen = set()
+    for row in wrong[np.argsort(-sure[wrong], kind="stable")].tolist():
+        record = by_image[str(answers.images[row])]
+        if len(found) < limit and (record.u_id, predicted[row]) not in seen:
+            seen.add((record.u_id, predicted[row]))
+            found.append(
+                {
+                    "image": record.image,
+                    "u_id": record.u_id,
+                    "label": classes[answers.targets[row]],
+                    "answer": classes[predicted[row]],
+                    "probability": float(sure[row]),
+                    "probability_of_label": float(answers.probabilities[row, answers.targets[row]]),
+                    "caption": record.caption,
+                    "thumbnail": thumbnail(record),
+                }
+            )
+    return found
+
+
+def thumbnail(record: Record) -> str:
+    """The image of a record as a small JPEG in a data URI."""
+    with Image.open(record.path) as image:
+        pixels = Preprocess(size=_SIDE).apply(image)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[0]).save(buffer, "JPEG", quality=75)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

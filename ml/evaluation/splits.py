@@ -1,0 +1,201 @@
+"""Which images are scored, and whether any of them is known from training."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pymongo.database import Database
+
+from app.config import MendableError
+from app.data import schema
+from ml.evaluation.scoring import Answers, short
+from ml.records import Record
+
+# sha256 over the sorted names of the 200 test images of MedPix 2.0, one a line.
+TEST_IMAGES_SHA256: Final = "ec592229225f01c7dc387c400c56cb8eed5b6f9996fe84560fc992c7b02fdc4b"
+_THUMBNAIL: Final = 32
+NEAR: Final = 0.97
+
+
+class SplitError(MendableError):
+    """The evaluated set is not what it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """Two cases of one patient in different splits, found by viewing and reading them.
+
+    Attributes:
+        first: a case.
+        second: the other.
+        why: what shows it.
+    """
+
+    first: str
+    second: str
+    why: str
+
+
+SAME_PATIENT: Final = (
+    Twins("MPX1139", "MPX2540", "malrotation with appendicitis, the same slices, ages 67 and 62"),
+    Twins("MPX2385", "MPX1460", "mucus plug, the same scan in another window, ages 56 and 26; probable"),
+    Twins("MPX1683", "MPX1135", "phaeochromocytoma, man of 30, the same scan; locations Abdomen and Endocrine"),
+    Twins("MPX1601", "MPX2518", "HSV encephalitis, man of 21, the same slice; two different locations"),
+    Twins("MPX2046", "MPX2531", "Citrobacter koseri discitis, man of 52, nearly the same text"),
+)
+
+
+def names_hash(records: Sequence[Record]) -> str:
+    """sha256 over the sorted image names, one a line."""
+    return hashlib.sha256("".join(f"{name}\n" for name in sorted(r.image for r in records)).encode()).hexdigest()
+
+
+def identity(database: Database[dict[str, Any]], split: str, records: Sequence[Record]) -> dict[str, Any]:
+    """What is evaluated: counts, hash and dataset; for the published test split it must be exactly that.
+
+    Args:
+        database: the seeded database.
+        split: name of the evaluated split.
+        records: of the evaluated split.
+
+    Raises:
+        SplitError: the dataset was seeded as the published one, but these are not its test images.
+    """
+    run = database[schema.SEED_RUNS].find_one({"state": "complete"}, sort=[("finished_at", -1)]) or {}
+    published = bool(run.get("published"))
+    found = names_hash(records)
+    exact = split == "test" and found == TEST_IMAGES_SHA256
+    if published and split == "test" and not exact:
+        raise SplitError(
+            f"the database holds {len(records)} test images with the hash {found[:12]}, which are not the 200 "
+            "published ones; run `medpix seed` again"
+        )
+    return {
+        "split": split,
+        "images": len(records),
+        "cases": len({record.u_id for record in records}),
+        "images_sha256": found,
+        "published": published,
+        "dataset_version": run.get("dataset_version"),
+        "checked": (
+            "exactly the 200 published test images of MedPix 2.0"
+            if exact
+            else f"the split {split!r} of {'MedPix 2.0' if published else 'a dataset that is not MedPix 2.0'}, as it is"
+        ),
+    }
+
+
+def leakage(splits: Mapping[str, Sequence[Record]], evaluated: str) -> dict[str, Any]:
+    """Cases, files, pictures and patients that are in more than one split.
+
+    Args:
+        splits: records of every split.
+        evaluated: name of the evaluated split.
+
+    Returns:
+        shared_cases, shared_images, same_files and same_pixels across splits, near_duplicates (cosine
+        of 32x32 thumbnails above 0.97) across splits, same_patient pairs that are here, and the
+        cases of the evaluated split to leave out for a clean figure.
+    """
+    records = [record for members in splits.values() for record in members]
+    prints = _fingerprints(records)
+    suspects: set[str] = set()
+    same_files = _shared([record.sha256 for record in records], records)
+    same_pixels = _shared([found[0] for found in prints], records)
+    near = _near(np.stack([found[1] for found in prints]), records)
+    split_of = defaultdict(set)
+    for record in records:
+        split_of[record.u_id].add(record.split)
+    shared_cases = sorted(u_id for u_id, found in split_of.items() if len(found) > 1)
+    names = Counter(record.image for record in records)
+    patients = _same_patients(split_of)
+    for group in (*same_files, *same_pixels):
+        suspects |= {item["u_id"] for item in group if item["split"] == evaluated}
+    for twins in patients:
+        suspects |= {twins[side] for side in ("first", "second") if evaluated in split_of[twins[side]]}
+    suspects |= {u_id for u_id in shared_cases if evaluated in split_of[u_id]}
+    return {
+        "splits": {
+            split: {
+                "images": len(members),
+                "cases": len({record.u_id for record in members}),
+                "images_sha256": names_hash(members),
+            }
+            for split, members in splits.items()
+        },
+        "shared_cases": shared_cases,
+        "shared_images": sorted(name for name, count in names.items() if count > 1),
+        "same_files": same_files,
+        "same_pixels": same_pixels,
+        "near_duplicates": near,
+        "same_patient": patients,
+        "suspect_cases": sorted(suspects),
+    }
+
+
+def without(answers: Answers, cases: Sequence[str]) -> dict[str, Any]:
+    """n, cases, accuracy and interval of the answers about other cases."""
+    return short(answers.only(~np.isin(answers.groups, list(cases))))
+
+
+def _same_patients(split_of: Mapping[str, set[str]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "first": twins.first,
+            "second": twins.second,
+            "splits": [min(split_of[twins.first]), min(split_of[twins.second])],
+            "why": twins.why,
+        }
+        for twins in SAME_PATIENT
+        if twins.first in split_of and twins.second in split_of and split_of[twins.first] != split_of[twins.second]
+    ]
+
+
+def _shared(hashes: Sequence[str], records: Sequence[Record]) -> list[list[dict[str, str]]]:
+    """Groups of records with equal hashes that are not all in one split."""
+    by_hash: defaultdict[str, list[Record]] = defaultdict(list)
+    for value, record in zip(hashes, records, strict=True):
+        by_hash[value].append(record)
+    return [
+        [_name(record) for record in members]
+        for members in by_hash.values()
+        if len({record.split for record in members}) > 1
+    ]
+
+
+def _name(record: Record) -> dict[str, str]:
+    return {"image": record.image, "u_id": record.u_id, "split": record.split}
+
+
+def _fingerprints(records: Sequence[Record]) -> list[tuple[str, NDArray[np.float32]]]:
+    """Hash of the pixels and a small picture of mean 0 and length 1 of each image file."""
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return list(pool.map(_fingerprint, records))
+
+
+def _fingerprint(record: Record) -> tuple[str, NDArray[np.float32]]:
+    with Image.open(record.path) as image:
+        whole = image.convert("RGB")
+    digest = hashlib.sha256(f"{whole.size}".encode() + whole.tobytes()).hexdigest()
+    small = np.asarray(whole.convert("L").resize((_THUMBNAIL, _THUMBNAIL), reducing_gap=2.0), dtype=np.float32).ravel()
+    small -= small.mean()
+    return digest, small / max(float(np.linalg.norm(small)), 1e-6)
+
+
+def _near(pictures: NDArray[np.float32], records: Sequence[Record]) -> list[dict[str, Any]]:
+    found = []
+    splits = np.array([record.split for record in records])
+    for first, second in combinations(np.unique(splits).tolist(), 2):
+        rows, columns = np.flatnonzero(splits == first), np.flatnonzero(splits == second)
+        likeness = pictures[rows] @ pictures[columns].T
+        for i, j in np.argwhere(likeness > NEAR):
+            pair = [_name(records[rows[i]]), _name(records[columns[j]])]
+            found.append({"images": pair, "cosine": round(float(likeness[i, j]), 4)})
+    return sorted(found, key=lambda item: -item["cosine"])
