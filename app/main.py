@@ -7,7 +7,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from app.api import cases, docs, facets, health, images, models, predict, search
+from app.api import cases, docs, export, facets, health, images, models, predict, search
 from app.api.middleware import BodyLimit, RequestContext
 from app.config import Settings, get_settings
 from app.data.client import connect, connect_async
@@ -52,7 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.pictures = PictureStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
-    for module in (cases, images, search, facets, predict, models, health, docs):
+    for module in (cases, images, search, facets, export, predict, models, health, docs):
         app.include_router(module.router)
     docs.install_docs(app)
     app.mount("/static", StaticFiles(packages=[("app.web", "static")]), name="static")
