@@ -149,6 +149,41 @@ def train(
 
 
 @app.command()
+def evaluate(
+    names: Annotated[list[str] | None, typer.Argument(help="Models or tasks (modality, location)")] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Evaluate every registered model")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report; default: <home>/evaluation")] = None,
+    split: Annotated[Literal["test", "dev"], typer.Option(help="What to score")] = "test",
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to run")] = "auto",
+    register: Annotated[bool, typer.Option(help="Put the figures on the models' cards")] = True,
+    cv: Annotated[bool, typer.Option("--cv", help="Also train anew on five folds of all cases; takes hours")] = False,
+    seed: Annotated[int, typer.Option(help="Of the folds and their trainings")] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of the folds' trainings; for quick tries")] = None,
+    data: DataOption = None,
+) -> None:
+    """Score registered models on the test split; writes report.html, results.json and plots."""
+    from app.evaluation import run_evaluation
+    from ml.context import Options
+
+    if not (names or every):
+        raise typer.BadParameter("name a model or a task, or give --all")
+    settings = _settings(data)
+    with database_uri(settings) as uri, connect(uri, settings, timeout_s=0) as client:
+        run_evaluation(
+            settings,
+            client.get_default_database(DATABASE),
+            ["all"] if every else names or [],
+            out or settings.home / "evaluation",
+            split=split,
+            device=device,
+            register=register,
+            cv=cv,
+            options=Options(seed=seed, epochs=epochs),
+        )
+
+
+@app.command()
 def up(
     data: DataOption = None,
     train: Annotated[bool, typer.Option(help="Train the default models that are missing")] = True,

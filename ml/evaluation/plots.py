@@ -1,0 +1,100 @@
+"""The plots of an evaluation as PNG files in memory."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_BLUE: Final = "#1f5fa8"
+_GREY: Final = "#8a8f98"
+_DPI: Final = 110
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    # Without date and version of the library the same figures give the same bytes.
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _frame(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(visible=True, color="#e3e5e8", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def accuracy_plot(
+    task: str, rows: Sequence[tuple[str, Mapping[str, Any]]], quoted: Sequence[Mapping[str, Any]]
+) -> bytes:
+    """Accuracy of every row with its interval over cases; quoted rows as hollow marks.
+
+    Args:
+        task: for the title.
+        rows: names and scores of what was run.
+        quoted: rows of others.
+    """
+    comparable = [row for row in quoted if row["comparable"]]
+    names = [name for name, _ in rows] + [f"{row['name']} (quoted)" for row in comparable]
+    figure = Figure(figsize=(7.5, 1.1 + 0.36 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, scores) in enumerate(rows):
+        low, high = scores["accuracy_95"]
+        axes.plot([low, high], [place, place], color=_BLUE, linewidth=2)
+        axes.plot(scores["accuracy"], place, "o", color=_BLUE)
+    for place, row in enumerate(comparable, start=len(rows)):
+        axes.plot(row["accuracy"], place, "o", markerfacecolor="white", color=_GREY)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    _frame(axes, f"{task}: accuracy, 95% interval over cases", "accuracy", "")
+    return _png(figure)
+
+
+def calibration_plot(calibration: Mapping[str, Any], curve: Sequence[Sequence[float]]) -> bytes:
+    """The reliability diagram before and after temperature, beside accuracy by coverage."""
+    figure = Figure(figsize=(9, 3.7), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
+    for name, colour in (("before", _GREY), ("after", _BLUE)):
+        bins = calibration[name]["reliability"]
+        confidence, accuracy = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
+        label = f"{name} temperature: ECE {calibration[name]['ece']:.3f}"
+        left.plot(confidence, accuracy, color=colour, linewidth=1, label=label)
+        left.scatter(confidence, accuracy, [10 + 2 * b["n"] for b in bins], color=colour, alpha=0.7)
+    left.set_xlim(0, 1.02)
+    left.set_ylim(-0.02, 1.04)
+    left.legend(loc="upper left", fontsize=8, frameon=False)
+    _frame(left, "Reliability; area of a mark is its number of images", "confidence", "accuracy")
+    coverage = np.array(curve)
+    right.plot(coverage[:, 0], coverage[:, 1], color=_BLUE, linewidth=1.5)
+    right.set_xlim(0, 1.02)
+    right.set_ylim(min(0.5, float(coverage[:, 1].min())) - 0.02, 1.02)
+    _frame(right, "Answering only the surest", "share answered", "accuracy among them")
+    return _png(figure)
+
+
+def confusion_plot(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> bytes:
+    """The confusion matrix of the classes that occur as truth or as answer; colours are row shares."""
+    counts = np.array(matrix)
+    shown = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
+    counts = counts[np.ix_(shown, shown)]
+    names = [classes[k] for k in shown.tolist()]
+    side = 1.6 + 0.42 * len(names)
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.argwhere(counts > 0):
+        colour = "white" if shares[i, j] > 0.6 else "black"
+        axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+    axes.set_yticks(range(len(names)), [f"{n} ({counts[i].sum()})" for i, n in enumerate(names)], fontsize=8)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("truth (images)")
+    return _png(figure)
