@@ -163,11 +163,11 @@ def evaluate(
     data: DataOption = None,
 ) -> None:
     """Score registered models on the test split; writes report.html, results.json and plots."""
+    if not (names or every):
+        raise typer.BadParameter("name a model or a task, or give --all")
     from app.evaluation import run_evaluation
     from ml.context import Options
 
-    if not (names or every):
-        raise typer.BadParameter("name a model or a task, or give --all")
     settings = _settings(data)
     with database_uri(settings) as uri, connect(uri, settings, timeout_s=0) as client:
         run_evaluation(
