@@ -14,7 +14,7 @@ from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
 
 from app.config import MendableError, Settings, get_settings
-from app.data.client import connect, redact
+from app.data.client import connect, explain_refusal, redact
 from app.data.dataset import DatasetNotFoundError, find_dataset
 from app.data.embedded import database_uri
 from app.data.fetch import URL
@@ -43,7 +43,7 @@ def main() -> None:
         reason = str(error).partition(" (configured timeouts")[0]
         _fail(f"MongoDB cannot be reached: {reason}. Is it running, and is MEDPIX_MONGO_URI its address?")
     except PyMongoError as error:
-        _fail(f"MongoDB refused: {error}")
+        _fail(explain_refusal(error))
 
 
 def _fail(message: str) -> None:

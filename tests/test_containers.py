@@ -169,6 +169,7 @@ def test_only_what_the_dockerfile_copies_is_sent_to_the_engine() -> None:
     let_in = {rule[1:] for rule in rules if rule.startswith("!")}
     copied = {name for kind, value in _instructions() if kind == "COPY" for name in value.split()[:-1]}
     assert copied - {"${REQUIREMENTS}"} <= let_in
+    assert all((REPOSITORY / name).exists() for name in let_in)
     assert not {".env", ".git", ".venv", ".medpix"} & let_in
     assert not any(Path(name).is_dir() and (REPOSITORY / name / JSONL_FOLDER).exists() for name in let_in)
 

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -234,6 +235,27 @@ def test_without_the_password_nothing_is_readable(server: _Server) -> None:
         client[schema.DATABASE][schema.CASES].find_one()
     with server.client("api", "wrong-password") as client, pytest.raises(OperationFailure, match="Authentication"):
         client[schema.DATABASE][schema.CASES].find_one()
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "message"),
+    [
+        ("app", "wrong-password", "MongoDB refused the user or the password"),
+        ("api", _API_PASSWORD, "may not do this: not authorized on medpix"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong_with_a_user(
+    server: _Server, generated_dataset: Path, tmp_path: Path, user: str, password: str, message: str
+) -> None:
+    address = {"MEDPIX_MONGO_URI": server.uri(user, password), "MEDPIX_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "app.cli", "seed", "--data", str(generated_dataset)]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=os.environ | address, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert password not in done.stderr
+    assert "full error" not in done.stderr
 
 
 @pytest.mark.parametrize("password", ["", "short", "with@sign:and/slash"])
