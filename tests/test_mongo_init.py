@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from app.data.embedded import find_mongod
 from app.data.seed import seed
 from ml.progress import DatabaseReporter, Progress
 from tests.conftest import REPOSITORY
+from tests.ports import free_port
 from tests.service import running_service
 
 Document = dict[str, Any]
@@ -49,12 +49,6 @@ def _mongod(data: Path, port: int, *options: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(60)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _initialise(host: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -99,7 +93,7 @@ class _Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Server]:
     """A server whose empty folder init.js has filled, now with access control, as in the container."""
-    data, port = tmp_path_factory.mktemp("mongo-init") / "db", _free_port()
+    data, port = tmp_path_factory.mktemp("mongo-init") / "db", free_port()
     with _mongod(data, port) as host:
         done = _initialise(host, MEDPIX_APP_PASSWORD=_APP_PASSWORD, MEDPIX_API_PASSWORD=_API_PASSWORD)
         assert done.returncode == 0, done.stderr
@@ -260,7 +254,7 @@ def test_the_command_line_says_what_is_wrong_with_a_user(
 
 @pytest.mark.parametrize("password", ["", "short", "with@sign:and/slash"])
 def test_a_password_that_cannot_be_used_is_named_and_nothing_is_made(tmp_path: Path, password: str) -> None:
-    with _mongod(tmp_path / "db", _free_port()) as host:
+    with _mongod(tmp_path / "db", free_port()) as host:
         done = _initialise(host, MEDPIX_APP_PASSWORD=_APP_PASSWORD, MEDPIX_API_PASSWORD=password)
         assert done.returncode == 1
         assert "MEDPIX_API_PASSWORD must have 12 or more" in done.stderr
@@ -273,7 +267,7 @@ def test_a_password_that_cannot_be_used_is_named_and_nothing_is_made(tmp_path: P
 def test_a_script_that_breaks_off_leaves_no_user_behind(tmp_path: Path) -> None:
     """The health check logs in as one of them: a half-made database never counts as healthy."""
     with (
-        _mongod(tmp_path / "db", _free_port()) as host,
+        _mongod(tmp_path / "db", free_port()) as host,
         MongoClient[Document](f"mongodb://{host}/?directConnection=true") as client,
     ):
         client[schema.DATABASE].create_collection(schema.IMAGE_REPORTS)
