@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from app.api import annotations, cases, docs, export, facets, health, images, models, predict, search
+from app.api.cache import AnswerCache
 from app.api.middleware import BodyLimit, RequestContext
 from app.api.ratelimit import RateLimit
 from app.config import Settings, get_settings
@@ -58,6 +59,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     docs.install_docs(app)
     app.mount("/static", StaticFiles(packages=[("app.web", "static")]), name="static")
     install_error_handlers(app)
+    if settings.answer_cache_mb:
+        app.add_middleware(AnswerCache, max_bytes=settings.answer_cache_mb * 1024**2)
     if settings.rate_limit_per_minute:
         app.add_middleware(RateLimit, settings=settings)
     app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(settings, path))

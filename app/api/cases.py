@@ -1,5 +1,6 @@
 """Cases: one with its topic and images, or a page of many."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -35,9 +36,8 @@ async def list_cases(
 @router.get("/cases/{u_id}", response_model=CaseView, responses=documented(404, 422, 503, 504), summary="Read a case")
 async def read_case(request: Request, u_id: CaseIdDep, repository: RepositoryDep, raw: Raw = False) -> Response:
     """One case with its topic and its images; any letter case of the id is taken."""
-    document = await repository.get(CASES, u_id)
     if raw:
-        return await data_response(request, repository, document)
-    images = await repository.images_of_case(u_id)
+        return await data_response(request, repository, await repository.get(CASES, u_id))
+    document, images = await asyncio.gather(repository.get(CASES, u_id), repository.images_of_case(u_id))
     answer: dict[str, Any] = {**case_view(document), "images": [image_view(image) for image in images]}
     return await data_response(request, repository, answer)

@@ -193,10 +193,27 @@ def pick(document: Mapping[str, Any], path: str) -> Any:
 def public_view(document: Mapping[str, Any], catalogue: Mapping[str, Field]) -> dict[str, Any]:
     """A stored document as the API answers it: public names, nested where a name has a dot."""
     view: dict[str, Any] = {}
-    for name, item in catalogue.items():
+    for parents, leaf, path in _plan(catalogue):
         target = view
-        *parents, leaf = name.split(".")
         for parent in parents:
             target = target.setdefault(parent, {})
-        target[leaf] = pick(document, item.path)
+        value: Any = document
+        for key in path:
+            value = value.get(key) if value is not None else None
+        target[leaf] = value
     return view
+
+
+_Step = tuple[tuple[str, ...], str, tuple[str, ...]]
+# By identity, and with the catalogue itself, so that no other can ever have this identity.
+_plans: dict[int, tuple[Mapping[str, Field], tuple[_Step, ...]]] = {}
+
+
+def _plan(catalogue: Mapping[str, Field]) -> tuple[_Step, ...]:
+    """Where each field comes from and goes to, taken apart once: a page has a thousand of them."""
+    known = _plans.get(id(catalogue))
+    if known is None:
+        names = ((name.split("."), tuple(item.path.split("."))) for name, item in catalogue.items())
+        known = catalogue, tuple((tuple(parents), leaf, path) for (*parents, leaf), path in names)
+        _plans[id(catalogue)] = known
+    return known[1]

@@ -22,7 +22,7 @@ Document = dict[str, Any]
 
 # A contains or regex condition reads every document; MongoDB stops it after this time.
 MAX_TIME_MS: Final = 2_000
-_VERSION_S: Final = 5.0
+_LATEST_S: Final = 1.0
 # What was acknowledged survives the loss of any one member.
 _MAJORITY: Final = WriteConcern("majority", wtimeout=5_000)
 _STREAM_BATCH: Final = 200
@@ -68,17 +68,26 @@ class Repository:
 
     def __init__(self, database: AsyncDatabase[Document]) -> None:
         self._database = database
-        self._version: str | None = None
-        self._version_expires = 0.0
+        self._latest: Document | None = None
+        self._latest_expires = 0.0
+
+    async def _latest_run(self) -> Document | None:
+        """The last complete seeding run; at most a second old."""
+        now = time.monotonic()
+        if now >= self._latest_expires:
+            self._latest = await self.latest_seed()
+            self._latest_expires = now + _LATEST_S
+        return self._latest
 
     async def dataset_version(self) -> str | None:
-        """The version of the seeded dataset, None before the first seeding; at most five seconds old."""
-        now = time.monotonic()
-        if now >= self._version_expires:
-            run = await self.latest_seed()
-            self._version = run["dataset_version"] if run else None
-            self._version_expires = now + _VERSION_S
-        return self._version
+        """The version of the seeded dataset, None before the first seeding."""
+        run = await self._latest_run()
+        return run["dataset_version"] if run else None
+
+    async def seeded(self) -> str | None:
+        """Names the last complete seeding run: while it is the same, the cases and images are."""
+        run = await self._latest_run()
+        return str(run["_id"]) if run else None
 
     async def get(self, collection: Collection, key: str) -> Document:
         """The document with a key.

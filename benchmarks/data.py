@@ -1,0 +1,147 @@
+"""The data endpoints against python-eve under gunicorn, and against an empty FastAPI route.
+
+    python -m benchmarks.data --data ../shared/MedPix-2.0
+
+Each server runs alone, one process on the same core while wrk loads it from another; all read the
+same collections of one mongod. Needs benchmarks/requirements.lock and wrk.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from app.config import load_settings
+from app.data.client import connect
+from app.data.dataset import find_dataset
+from app.data.embedded import embedded_mongod, find_mongod
+from app.data.schema import CASES, DATABASE, IMAGES
+from app.data.seed import seed
+
+SECONDS = 6
+CONNECTIONS = 16
+
+EMPTY = """
+from fastapi import FastAPI
+app = FastAPI()
+
+@app.get("/empty")
+async def empty():
+    return {"status": "ok"}
+"""
+
+EVE = """
+import os
+from eve import Eve
+resources = {
+    "cases": {"datasource": {"source": "CASES"}, "item_lookup_field": "_id", "item_url": 'regex("MPX[0-9]{4}")',
+              "schema": {"_id": {"type": "string"}}, "allow_unknown": True},
+    "images": {"datasource": {"source": "IMAGES"}, "item_lookup_field": "_id", "item_url": 'regex("MPX.*")',
+               "schema": {"_id": {"type": "string"}}, "allow_unknown": True},
+}
+app = Eve(settings={"MONGO_URI": os.environ["MONGO_URI"], "DOMAIN": resources, "PAGINATION_LIMIT": 100,
+                    "X_DOMAINS": None, "RENDERERS": ["eve.render.JSONRenderer"], "IF_MATCH": False})
+""".replace("CASES", CASES).replace("IMAGES", IMAGES)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str], port: int, folder: Path, path: str, **environment: str) -> Iterator[str]:
+    """A server process on the first core; yields its address once it answers."""
+    log = (folder / "server.log").open("w")
+    process = subprocess.Popen(
+        ["taskset", "-c", "0", *command], cwd=folder, env={**os.environ, **environment}, stdout=log, stderr=log
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(address + path, timeout=5).read()
+                break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            raise RuntimeError(f"{command} did not start:\n{(folder / 'server.log').read_text()[-2000:]}")
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+        log.close()
+
+
+def rate(address: str, path: str) -> float:
+    """Requests per second that were answered with 200, at 16 connections."""
+    command = ["taskset", "-c", "1", "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", address + path]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if "Non-2xx" in text:
+        raise RuntimeError(f"{address}{path} failed:\n{text}")
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if not shutil.which("wrk"):
+        sys.exit("wrk is needed; Debian has it as a package of this name")
+    with TemporaryDirectory() as home:
+        folder = Path(home)
+        (folder / "empty_app.py").write_text(EMPTY)
+        (folder / "eve_app.py").write_text(EVE)
+        server = embedded_mongod(folder / "db", folder / "run", find_mongod())
+        with server as uri:
+            with connect(uri, load_settings(), timeout_s=0) as client:
+                seed(client[DATABASE], find_dataset(arguments.data))
+            measure(uri, folder, arguments.rounds, str(arguments.data.resolve()))
+
+
+def measure(uri: str, folder: Path, rounds: int, data: str) -> None:
+    gunicorn = [sys.executable, "-m", "gunicorn", "-w", "1", "--threads", str(CONNECTIONS), "--log-level", "error"]
+    ours = {"case": "/cases/MPX1007", "list": "/images?modality=CT&limit=50"}
+    theirs = {"case": "/cases/MPX1007", "list": '/images?where={"norm.modality":"CT"}&max_results=50&sort=_id'}
+    found: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        port = free_port()
+        command = [sys.executable, "-m", "uvicorn", "empty_app:app", "--port", str(port), "--no-access-log"]
+        with running(command, port, folder, "/empty") as address:
+            found.setdefault("empty", []).append(rate(address, "/empty"))
+        port = free_port()
+        command = [sys.executable, "-m", "app.cli", "serve"]
+        settings = {"MEDPIX_MONGO_URI": uri, "MEDPIX_PORT": str(port), "MEDPIX_HOME": str(folder / "home")}
+        source = {"PYTHONPATH": str(Path(__file__).parents[1]), "MEDPIX_DATA_DIR": data, "MEDPIX_LOG_LEVEL": "warning"}
+        with running(command, port, folder, "/health/live", **settings, **source) as address:
+            time.sleep(3)  # the models are looked for
+            for name, path in ours.items():
+                found.setdefault(f"ours {name}", []).append(rate(address, path))
+        port = free_port()
+        command = [*gunicorn, "-b", f"127.0.0.1:{port}", "eve_app:app"]
+        with running(command, port, folder, "/cases/MPX1007", MONGO_URI=uri) as address:
+            for name, path in theirs.items():
+                found.setdefault(f"eve {name}", []).append(rate(address, path.replace('"', "%22")))
+    middle = {name: statistics.median(values) for name, values in found.items()}
+    print(f"requests per second, {CONNECTIONS} connections, one core each for server and wrk, median of {rounds}")
+    for name, value in middle.items():
+        print(f"  {name:10} {value:8.0f}")
+    print(f"GET /cases/ID    {middle['ours case'] / middle['eve case']:.1f} x eve")
+    print(f"GET /cases/ID    {middle['ours case'] / middle['empty']:.2f} x an empty route")
+    print(f"list of 50       {middle['ours list'] / middle['eve list']:.1f} x eve")
+
+
+if __name__ == "__main__":
+    main()
