@@ -14,7 +14,7 @@ from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
 
 from app.config import MendableError, Settings, get_settings
-from app.data.client import connect, redact
+from app.data.client import connect, explain_refusal, redact
 from app.data.dataset import DatasetNotFoundError, find_dataset
 from app.data.embedded import database_uri
 from app.data.fetch import URL
@@ -43,7 +43,7 @@ def main() -> None:
         reason = str(error).partition(" (configured timeouts")[0]
         _fail(f"MongoDB cannot be reached: {reason}. Is it running, and is MEDPIX_MONGO_URI its address?")
     except PyMongoError as error:
-        _fail(f"MongoDB refused: {error}")
+        _fail(explain_refusal(error))
 
 
 def _fail(message: str) -> None:
@@ -152,7 +152,7 @@ def train(
 def evaluate(
     names: Annotated[list[str] | None, typer.Argument(help="Models or tasks (modality, location)")] = None,
     *,
-    every: Annotated[bool, typer.Option("--all", help="Evaluate every registered model")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every registered model; so without names, too")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the report; default: <home>/evaluation")] = None,
     split: Annotated[Literal["test", "dev"], typer.Option(help="What to score")] = "test",
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to run")] = "auto",
@@ -173,7 +173,7 @@ def evaluate(
         run_evaluation(
             settings,
             client.get_default_database(DATABASE),
-            ["all"] if every else names or [],
+            ["all"] if every or not names else names,
             out or settings.home / "evaluation",
             split=split,
             device=device,

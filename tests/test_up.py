@@ -14,13 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.ports import free_port
 from tests.service import is_ok, wait_for
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _environment(home: Path, port: int) -> dict[str, str]:
@@ -30,10 +25,14 @@ def _environment(home: Path, port: int) -> dict[str, str]:
 
 @contextmanager
 def _up(home: Path, data: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "app.cli", "up", "--data", str(data), *options]
     with (home.parent / "up.log").open("a") as log:
+        before = signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # a shell's background jobs ignore it; a terminal's do not
         process = subprocess.Popen(command, env=_environment(home, port), stdout=log, stderr=log, text=True)
+        signal.signal(signal.SIGINT, before)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             _wait_for_port(process, port)
@@ -163,7 +162,7 @@ def test_faults_that_a_person_can_mend_are_said_plainly(tmp_path: Path, generate
         "seed",
         "--data",
         str(generated_dataset),
-        MEDPIX_MONGO_URI=f"mongodb://127.0.0.1:{_free_port()}/medpix",
+        MEDPIX_MONGO_URI=f"mongodb://127.0.0.1:{free_port()}/medpix",
         MEDPIX_MONGO_SERVER_SELECTION_S="0.3",
     )
     assert "MongoDB cannot be reached" in message

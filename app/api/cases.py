@@ -3,10 +3,11 @@
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
+from app.api.answers import data_response
 from app.api.deps import CaseFilterDep, CaseIdDep, CaseOrderDep, Cursor, Limit, Raw, RepositoryDep
 from app.api.pages import page_response
+from app.api.projection import CaseProjectionDep
 from app.api.schemas import CasePage, CaseView
 from app.api.views import case_view, image_view
 from app.data.repository import CASES
@@ -21,20 +22,22 @@ async def list_cases(
     repository: RepositoryDep,
     selection: CaseFilterDep,
     order: CaseOrderDep,
+    projection: CaseProjectionDep,
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> Response:
     """Cases that pass a filter, page by page; any field can be one: `split=dev`, `title__contains=cyst`."""
     page = await repository.page(CASES, selection, order, limit=limit, after=cursor)
-    return page_response(request, page, [case_view(document) for document in page.documents], limit)
+    items = [projection.apply(case_view(document)) for document in page.documents]
+    return await page_response(request, repository, page, items, limit)
 
 
 @router.get("/cases/{u_id}", response_model=CaseView, responses=documented(404, 422, 503, 504), summary="Read a case")
-async def read_case(u_id: CaseIdDep, repository: RepositoryDep, raw: Raw = False) -> Response:
+async def read_case(request: Request, u_id: CaseIdDep, repository: RepositoryDep, raw: Raw = False) -> Response:
     """One case with its topic and its images; any letter case of the id is taken."""
     document = await repository.get(CASES, u_id)
     if raw:
-        return JSONResponse(document)
+        return await data_response(request, repository, document)
     images = await repository.images_of_case(u_id)
     answer: dict[str, Any] = {**case_view(document), "images": [image_view(image) for image in images]}
-    return JSONResponse(answer)
+    return await data_response(request, repository, answer)

@@ -1,10 +1,11 @@
 """Images: their records, their files and thumbnails."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse
 
+from app.api.answers import data_response
 from app.api.deps import (
     Cursor,
     ImageFilterDep,
@@ -17,12 +18,15 @@ from app.api.deps import (
 )
 from app.api.files import file_response
 from app.api.pages import page_response
+from app.api.projection import ImageProjectionDep
 from app.api.schemas import ImagePage, ImageWithCase
 from app.api.views import case_view, image_view
 from app.data.repository import CASES, IMAGES
 from app.errors import Responses, documented
 
 router = APIRouter(tags=["images"])
+
+Expand = Annotated[Literal["case"] | None, Query(description="`case` answers each image with its case")]
 
 _PNG: Responses = {200: {"content": {"image/png": {}}, "description": "The file"}, 304: {"description": "Not Modified"}}
 _JPEG: Responses = {
@@ -37,24 +41,31 @@ async def list_images(
     repository: RepositoryDep,
     selection: ImageFilterDep,
     order: ImageOrderDep,
+    projection: ImageProjectionDep,
     limit: Limit = 20,
     cursor: Cursor = None,
+    expand: Expand = None,
 ) -> Response:
     """Images that pass a filter, page by page; any field can be one: `modality=CT`, `age__lte=18`."""
     page = await repository.page(IMAGES, selection, order, limit=limit, after=cursor)
-    return page_response(request, page, [image_view(document) for document in page.documents], limit)
+    items = [projection.apply(image_view(document)) for document in page.documents]
+    if expand:
+        cases = await repository.cases([document["U_id"] for document in page.documents])
+        for item, document in zip(items, page.documents, strict=True):
+            item["case"] = case_view(cases[document["U_id"]])
+    return await page_response(request, repository, page, items, limit)
 
 
 @router.get(
     "/images/{image}", response_model=ImageWithCase, responses=documented(404, 422, 503, 504), summary="Read an image"
 )
-async def read_image(image: ImageIdDep, repository: RepositoryDep, raw: Raw = False) -> Response:
+async def read_image(request: Request, image: ImageIdDep, repository: RepositoryDep, raw: Raw = False) -> Response:
     """One image with its case; any letter case of the id is taken."""
     document = await repository.get(IMAGES, image)
     if raw:
-        return JSONResponse(document)
+        return await data_response(request, repository, document)
     case = await repository.get(CASES, document["U_id"])
-    return JSONResponse({**image_view(document), "case": case_view(case)})
+    return await data_response(request, repository, {**image_view(document), "case": case_view(case)})
 
 
 @router.get(

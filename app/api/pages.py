@@ -5,12 +5,14 @@ from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 
-from app.data.repository import Page
+from app.api.answers import data_response
+from app.data.repository import Page, Repository
 
 
-def page_response(request: Request, page: Page, items: Sequence[dict[str, Any]], limit: int) -> Response:
+async def page_response(
+    request: Request, repository: Repository, page: Page, items: Sequence[dict[str, Any]], limit: int
+) -> Response:
     """The answer to a list request; the Link header names the first and the next page."""
     others = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
     links = [f'<{request.url.path}?{urlencode(others)}>; rel="first"']
@@ -18,4 +20,4 @@ def page_response(request: Request, page: Page, items: Sequence[dict[str, Any]],
         following = urlencode([*others, ("cursor", page.next_cursor)])
         links.append(f'<{request.url.path}?{following}>; rel="next"')
     content = {"items": items, "total": page.total, "limit": limit, "next_cursor": page.next_cursor}
-    return JSONResponse(content, headers={"Link": ", ".join(links)})
+    return await data_response(request, repository, content, headers={"Link": ", ".join(links)})

@@ -1,14 +1,17 @@
 """Clients for MongoDB with the service's timeouts; one place decides how a connection behaves."""
 
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from pymongo import AsyncMongoClient, MongoClient
-from pymongo.errors import ConfigurationError, InvalidURI
+from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 
 from app.config import MendableError, Settings
 
 Document = dict[str, Any]
+
+_UNAUTHORIZED: Final = 13
+_AUTHENTICATION_FAILED: Final = 18
 
 
 class DatabaseConfigurationError(MendableError):
@@ -74,3 +77,17 @@ def _explain(uri: str, error: Exception) -> str:
         f"MEDPIX_MONGO_URI is not a usable MongoDB address: {error}. "
         f"Expected mongodb://USER:PASSWORD@HOST:27017/medpix, got {redact(uri)!r}."
     )
+
+
+def explain_refusal(error: PyMongoError) -> str:
+    """What a person can do about an error that the server answered with."""
+    reason = str(error).partition(", full error")[0]
+    match error:
+        case OperationFailure(code=code) if code == _AUTHENTICATION_FAILED:
+            return (
+                "MongoDB refused the user or the password of MEDPIX_MONGO_URI. With docker compose: the database "
+                "keeps the passwords of its first start, whatever is in .env now."
+            )
+        case OperationFailure(code=code) if code == _UNAUTHORIZED:
+            return f"The user of MEDPIX_MONGO_URI may not do this: {reason}"
+    return f"MongoDB refused: {reason}"

@@ -1,21 +1,33 @@
 """Every question that the API asks of the data collections."""
 
 import asyncio
-from collections.abc import Mapping
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
+from pymongo import WriteConcern
 from pymongo.asynchronous.database import AsyncDatabase
 
 from app.data import cursor, schema
 from app.data.cursor import SortOrder
-from app.data.fields import CASE_FIELDS, IMAGE_FIELDS, Field
+from app.data.facets import MAX_VALUES, facets, statistics
+from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, Field
 from app.data.filters import Filter
+from app.data.search import SearchResult, search
 
 Document = dict[str, Any]
 
 # A contains or regex condition reads every document; MongoDB stops it after this time.
 MAX_TIME_MS: Final = 2_000
+_VERSION_S: Final = 5.0
+# What was acknowledged survives the loss of any one member.
+_MAJORITY: Final = WriteConcern("majority", wtimeout=5_000)
+_STREAM_BATCH: Final = 200
+# MongoDB's own work on a whole export, without the time that the client takes.
+_STREAM_TIME_MS: Final = 60_000
 
 
 class NotFoundError(Exception):
@@ -46,6 +58,7 @@ class Collection:
     fields: Mapping[str, Field]
 
 
+ANNOTATIONS: Final = Collection(schema.ANNOTATIONS, "annotation", ANNOTATION_FIELDS)
 CASES: Final = Collection(schema.CASES, "case", CASE_FIELDS)
 IMAGES: Final = Collection(schema.IMAGES, "image", IMAGE_FIELDS)
 
@@ -55,6 +68,17 @@ class Repository:
 
     def __init__(self, database: AsyncDatabase[Document]) -> None:
         self._database = database
+        self._version: str | None = None
+        self._version_expires = 0.0
+
+    async def dataset_version(self) -> str | None:
+        """The version of the seeded dataset, None before the first seeding; at most five seconds old."""
+        now = time.monotonic()
+        if now >= self._version_expires:
+            run = await self.latest_seed()
+            self._version = run["dataset_version"] if run else None
+            self._version_expires = now + _VERSION_S
+        return self._version
 
     async def get(self, collection: Collection, key: str) -> Document:
         """The document with a key.
@@ -78,6 +102,19 @@ class Repository:
             {"file.sha256": sha256}, {"U_id": 1, "split": 1}, max_time_ms=MAX_TIME_MS
         )
         return found and {"image": found["_id"], "u_id": found["U_id"], "split": found["split"]}
+
+    async def cases(self, keys: Sequence[str]) -> dict[str, Document]:
+        """The cases with these ids, by id."""
+        found = self._database[schema.CASES].find({"_id": {"$in": list(keys)}}, max_time_ms=MAX_TIME_MS)
+        return {document["_id"]: document async for document in found}
+
+    async def stream(self, collection: Collection, selection: Filter) -> AsyncIterator[Document]:
+        """Every document that passes a filter, by id; a batch at a time is held in memory."""
+        target = self._database[collection.name]
+        found = target.find(selection.query, batch_size=_STREAM_BATCH, max_time_ms=_STREAM_TIME_MS).sort("_id")
+        async with found:
+            async for document in found:
+                yield document
 
     async def page(
         self, collection: Collection, selection: Filter, order: SortOrder, *, limit: int, after: str | None
@@ -104,6 +141,50 @@ class Repository:
         if selection.is_empty:
             return await target.estimated_document_count(maxTimeMS=MAX_TIME_MS)
         return await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS)
+
+    async def annotate(self, image: Document, values: Document, by: str) -> Document:
+        """Store an annotation on an image; returns it once a majority of the members have it.
+
+        Args:
+            image: the stored image that was seen.
+            values: modality, location, location_category and comment, each may be None.
+            by: who wrote it.
+        """
+        document = {
+            "_id": uuid.uuid4().hex,
+            "image": image["_id"],
+            "U_id": image["U_id"],
+            **values,
+            "by": by,
+            # As text: it sorts as it should, and filters and cursors take it as they take any other.
+            "created_at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "image_sha256": image["file"]["sha256"],
+            "dataset_version": await self.dataset_version(),
+        }
+        target = self._database.get_collection(schema.ANNOTATIONS, write_concern=_MAJORITY)
+        await target.insert_one(document)
+        return document
+
+    async def search(self, text: str, selection: Filter, *, limit: int, offset: int) -> SearchResult:
+        """Cases by their texts and the captions of their images, best first."""
+        return await search(self._database, text, selection, limit=limit, offset=offset)
+
+    async def facets(self, selection: Filter) -> Document:
+        """Counts of the images under a filter, per value of a few fields."""
+        return await facets(self._database, selection)
+
+    async def statistics(self, collection: Collection, selection: Filter) -> Document:
+        """Nulls and distributions of every field of a collection under a filter."""
+        return await statistics(self._database, collection.name, collection.fields, selection)
+
+    async def known_values(self, collection: Collection) -> dict[str, list[Any]]:
+        """The values that occur in each keyword or list field with at most 100 of them."""
+        described = await self.statistics(collection, Filter({}, "", scans=False))
+        return {
+            name: [value["value"] for value in row["values"]]
+            for name, row in described["fields"].items()
+            if "values" in row and row["distinct"] <= MAX_VALUES
+        }
 
     async def latest_seed(self) -> Document | None:
         """The last complete seeding run, None if there has been none."""

@@ -14,9 +14,10 @@ from app.config import load_settings
 from app.data.embedded import EmbeddedMongodError, database_uri, embedded_mongod, find_mongod
 
 _HOLD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from app.data.embedded import embedded_mongod, find_mongod
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 home = Path(sys.argv[1])
 with embedded_mongod(home / "db", home / "run", find_mongod()) as uri:
     print(uri, flush=True)
@@ -57,7 +58,7 @@ def test_two_processes_share_one_server_and_the_last_one_stops_it(tmp_path: Path
     process, first = _hold(tmp_path)
     with process, embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()) as uri:
         assert uri == first
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait()
         _insert(uri, 1)
     with pytest.raises(ConnectionFailure):

@@ -1,0 +1,142 @@
+"""Counts and statistics of the images under a filter."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pymongo.asynchronous.database import AsyncDatabase
+
+from app.data import schema
+from app.data.fields import IMAGE_FIELDS, Field
+from app.data.filters import Filter
+
+Document = dict[str, Any]
+
+MAX_TIME_MS: Final = 4_000
+MAX_VALUES: Final = 100
+FACETS: Final = ("split", "modality", "location", "location_category", "plane", "sex")
+AGE_BAND: Final = "age_band"
+TOPIC_CATEGORY: Final = "topic.category"
+_BAND_YEARS: Final = 10
+
+
+async def facets(database: AsyncDatabase[Document], selection: Filter) -> Document:
+    """How many images have each value of a few fields; nulls are counted, so each field sums to the total.
+
+    Returns:
+        total, cases, and per facet a list of value, count and the filter that selects it, most
+        frequent first.
+    """
+    images = database[schema.IMAGES]
+
+    async def count(key: Any, *further: Document) -> list[Document]:
+        stages = [
+            {"$match": selection.query},
+            *further,
+            {"$group": {"_id": key, "count": {"$sum": 1}}},
+            {"$sort": {"count": -1, "_id": 1}},
+        ]
+        return await (await images.aggregate(stages, maxTimeMS=MAX_TIME_MS)).to_list()
+
+    band = {"$subtract": ["$norm.age", {"$mod": ["$norm.age", _BAND_YEARS]}]}
+    rows = await asyncio.gather(
+        *(count(f"${IMAGE_FIELDS[name].path}") for name in FACETS),
+        count(band),
+        _topics(database, selection),
+        count(None),
+        count("$U_id", {"$sort": {"U_id": 1}}),
+    )
+    *fields, ages, topics, total, cases = rows
+    found: Document = {
+        name: [_value(name, row["_id"], row["count"]) for row in counted]
+        for name, counted in zip(FACETS, fields, strict=True)
+    }
+    found[AGE_BAND] = [_age_value(row["_id"], row["count"]) for row in sorted(ages, key=_youngest_first)]
+    found[TOPIC_CATEGORY] = [_value(None, row["_id"], row["count"]) for row in topics]
+    return {"total": total[0]["count"] if total else 0, "cases": len(cases), "facets": found}
+
+
+async def _topics(database: AsyncDatabase[Document], selection: Filter) -> list[Document]:
+    """Images per disease category; the category stands with the case, so images are first counted per case."""
+    stages: list[Document] = [
+        {"$match": selection.query},
+        {"$group": {"_id": "$U_id", "count": {"$sum": 1}}},
+        {"$lookup": {"from": schema.CASES, "localField": "_id", "foreignField": "_id", "as": "case"}},
+        {"$group": {"_id": {"$first": "$case.norm.topic.category"}, "count": {"$sum": "$count"}}},
+        {"$sort": {"count": -1, "_id": 1}},
+    ]
+    return await (await database[schema.IMAGES].aggregate(stages, maxTimeMS=MAX_TIME_MS)).to_list()
+
+
+def _value(name: str | None, value: Any, count: int) -> Document:
+    condition = None
+    if name is not None:
+        condition = {f"{name}__isnull": "true"} if value is None else {name: value}
+    return {"value": value, "count": count, "filter": condition}
+
+
+def _youngest_first(row: Document) -> tuple[bool, int]:
+    return (row["_id"] is None, row["_id"] or 0)
+
+
+def _age_value(start: int | None, count: int) -> Document:
+    if start is None:
+        return {"value": None, "count": count, "filter": {"age__isnull": "true"}}
+    end = start + _BAND_YEARS - 1
+    return {"value": f"{start}-{end}", "count": count, "filter": {"age__gte": str(start), "age__lte": str(end)}}
+
+
+async def statistics(
+    database: AsyncDatabase[Document], collection: str, catalogue: Mapping[str, Field], selection: Filter
+) -> Document:
+    """Per field of a collection: nulls, and by kind the values, the distribution or the lengths.
+
+    Returns:
+        total, and per field its kind, null count and: for keywords and lists the distinct count and
+        the most frequent values; for integers minimum, maximum, mean and a histogram of at most 20
+        bins; for texts the shortest, longest and mean length in characters.
+    """
+    target = database[collection]
+    total = await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS)
+    fields = list(catalogue.values())
+    described = await asyncio.gather(*(_describe(target, field, selection) for field in fields))
+    return {"total": total, "fields": {field.name: row for field, row in zip(fields, described, strict=True)}}
+
+
+async def _describe(target: Any, field: Field, selection: Filter) -> Document:
+    path = f"${field.path}"
+
+    async def ask(*stages: Document) -> list[Document]:
+        found = await target.aggregate([{"$match": selection.query}, *stages], maxTimeMS=MAX_TIME_MS)
+        rows: list[Document] = await found.to_list()
+        return rows
+
+    missing: Document = {"$sum": {"$cond": [{"$in": [{"$ifNull": [path, None]}, [None, []]]}, 1, 0]}}
+    present: Document = {"$match": {field.path: {"$nin": [None, []]}}}
+    answer: Document = {"kind": field.kind}
+    if field.kind == "text":
+        length: Document = {
+            "$cond": [{"$eq": [{"$type": path}, "string"]}, {"$strLenCP": {"$ifNull": [path, ""]}}, None]
+        }
+        group: Document = {"min": {"$min": length}, "max": {"$max": length}, "mean": {"$avg": length}}
+        [row] = await ask({"$group": {"_id": None, "nulls": missing, **group}}) or [{}]
+        return answer | {"nulls": row.get("nulls", 0), "length": _rounded(row)}
+    if field.kind == "integer":
+        group = {"min": {"$min": path}, "max": {"$max": path}, "mean": {"$avg": path}}
+        [row] = await ask({"$group": {"_id": None, "nulls": missing, **group}}) or [{}]
+        bins = await ask(present, {"$bucketAuto": {"groupBy": path, "buckets": 20}})
+        histogram = [{"from": b["_id"]["min"], "to": b["_id"]["max"], "count": b["count"]} for b in bins]
+        return answer | {"nulls": row.get("nulls", 0), **_rounded(row), "histogram": histogram}
+    [row] = await ask({"$group": {"_id": None, "nulls": missing}}) or [{}]
+    unwind: list[Document] = [{"$unwind": path}] if field.kind == "list" else []
+    by_count: Document = {"$sort": {"count": -1, "_id": 1}}
+    parts: Document = {"$facet": {"top": [{"$limit": MAX_VALUES}], "distinct": [{"$count": "n"}]}}
+    top = await ask(present, *unwind, {"$group": {"_id": path, "count": {"$sum": 1}}}, by_count, parts)
+    values = [{"value": value["_id"], "count": value["count"]} for value in top[0]["top"]]
+    distinct = top[0]["distinct"][0]["n"] if top[0]["distinct"] else 0
+    return answer | {"nulls": row.get("nulls", 0), "distinct": distinct, "values": values}
+
+
+def _rounded(row: Document) -> Document:
+    mean = row.get("mean")
+    return {"min": row.get("min"), "max": row.get("max"), "mean": None if mean is None else round(mean, 2)}

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from app.config import load_settings
+from app.inference.backends import TorchBackend, make_backend
+from ml.models.clip import ClipHead, ClipImageNetwork
+from ml.models.clip_towers import SmallTowers, build_small
+from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
+from ml.models.resnet import ResNetModel
+from ml.preprocess import Preprocess
+
+CLASSES = {"modality": 2, "location": 21}
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+SMALL = SmallTowers(
+    size=32, patch=8, width=32, image_layers=2, text_layers=2, heads=2, projection=16, vocabulary=300, tokens=24
+)
+
+
+def _compact() -> tuple[nn.Module, Preprocess]:
+    members = []
+    for _ in range(2):
+        backbone = CompactBackbone(width=8, blocks=(1, 1))
+        members.append(MultiTaskNetwork(backbone, backbone.features, CLASSES))
+    return ServingNetwork(members, tuple(CLASSES), (0.2,), (0.25,)), Preprocess(size=32)
+
+
+def _clip() -> tuple[nn.Module, Preprocess]:
+    towers, _ = build_small(SMALL, ["axial ct of the brain", "mr of the knee"] * 20)
+    head = ClipHead(SMALL.projection, 8, 0.1)
+    return ClipImageNetwork(towers, head, MEAN, STD), Preprocess(size=32, channels=3, mean=MEAN, std=STD)
+
+
+def _resnet() -> tuple[nn.Module, Preprocess]:
+    network = ResNetModel.build({"tasks": ["modality"], "dropout": 0.0})
+    return ServingNetwork([network], ("modality",), MEAN, STD), Preprocess(size=64, channels=3, mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize("make", [_compact, _clip, _resnet])
+def test_openvino_answers_as_pytorch_does(make: object, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    assert callable(make)
+    network, preprocess = make()
+    network.eval()
+    settings = load_settings(home=tmp_path, device="cpu")
+    shape = (5, preprocess.channels, preprocess.size, preprocess.size)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    backend = make_backend(network, preprocess, settings, "weights")
+    assert (backend.name, backend.device, backend.precision) == ("openvino", "cpu", "fp32")
+    expected = TorchBackend(network, "cpu").run(pixels)
+    for count in (1, 5):
+        answers = backend.run(pixels[:count])
+        assert set(answers) == set(expected)
+        for name, value in expected.items():
+            assert answers[name] == pytest.approx(value[:count], abs=1e-3)
+    cached = make_backend(network, preprocess, settings, "weights")
+    assert cached.run(pixels).keys() == expected.keys()
+
+
+def test_a_damaged_cache_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network, preprocess = _compact()
+    settings = load_settings(home=tmp_path, device="cpu")
+    make_backend(network, preprocess, settings, "weights")
+    [graph] = (tmp_path / "cache" / "openvino").glob("*/graph.xml")
+    graph.write_text("<cut")
+    pixels = np.zeros((1, 1, 32, 32), dtype=np.uint8)
+    backend = make_backend(network, preprocess, settings, "weights")
+    assert "made again" in caplog.text
+    assert backend.name == "openvino"
+    assert set(backend.run(pixels)) == {*CLASSES, "embedding"}
+    assert graph.read_text().startswith("<?xml")
+
+
+def test_a_network_that_cannot_be_converted_runs_on_pytorch(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"modality": torch.full((len(pixels), 2), float(pixels.float().mean().item() > 0))}
+
+    backend = make_backend(Odd(), Preprocess(size=32), load_settings(home=tmp_path, device="cpu"), "odd")
+    assert backend.name == "torch"
+    assert backend.run(np.ones((2, 1, 32, 32), dtype=np.uint8))["modality"].shape == (2, 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_that_is_not_there_is_said(tmp_path: Path) -> None:
+    network, preprocess = _compact()
+    with pytest.raises(RuntimeError, match="MEDPIX_DEVICE=cuda"):
+        make_backend(network, preprocess, load_settings(home=tmp_path, device="cuda"), "weights")
