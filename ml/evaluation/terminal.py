@@ -9,7 +9,7 @@ from ml.evaluate import MAJORITY
 
 
 def tables(results: Mapping[str, Any]) -> Iterator[Table]:
-    """One table per task: the majority row, the models, and the rows quoted from others."""
+    """One table per task (majority row, models, rows quoted from others), and one of cross-validation."""
     split = results["split"]["split"]
     for task, found in results["tasks"].items():
         majority = found["majority"]
@@ -37,6 +37,21 @@ def tables(results: Mapping[str, Any]) -> Iterator[Table]:
                 style="italic dim",
             )
         yield table
+    if results["cv"] is not None:
+        yield _cv_table(results["cv"])
+
+
+def _cv_table(cv: Mapping[str, Any]) -> Table:
+    table = Table(title=f"cross-validation: {cv['images']} images in {cv['folds']} folds of whole cases")
+    for name in ("model", "task"):
+        table.add_column(name)
+    for name in ("n", "accuracy", "95%", "macro F1", "95%", "mean of folds", "SD of folds"):
+        table.add_column(name, justify="right")
+    for name, tasks in cv["models"].items():
+        for task, s in tasks.items():
+            figures = [f"{s['accuracy']:.3f}", span(s["accuracy_95"]), f"{s['macro_f1']:.3f}", span(s["macro_f1_95"])]
+            table.add_row(name, task, str(s["n"]), *figures, f"{s['folds_mean']:.3f}", f"{s['folds_sd']:.3f}")
+    return table
 
 
 def _row(name: str, scores: Mapping[str, Any], dev: Mapping[str, Any] | None) -> list[str]:

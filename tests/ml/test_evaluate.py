@@ -12,6 +12,7 @@ from ml.evaluate import MAJORITY, Results, chosen_cards, evaluate, majority
 from ml.evaluation.quoted import QUOTED
 from ml.images import load_images
 from ml.labels import TASKS
+from ml.metrics import negative_log_likelihood
 from ml.predict import captions_of, run_captions, run_images
 from ml.progress import Progress
 from ml.records import Record, RecordsError, targets
@@ -52,6 +53,22 @@ def test_the_figures_are_those_of_the_served_answers(
         assert found["temperature"] == model.card.temperature[task]
         assert found["dev"] == model.card.metrics["dev"][task]
         assert np.array(found["confusion"]["matrix"]).trace() == round(expected * len(test_records))
+
+
+def test_figures_before_temperature_are_those_of_temperature_one(
+    results: Results, models_dir: Path, ml_database: Database[Document], test_records: list[Record]
+) -> None:
+    model = Registry(ml_database, models_dir).load("compact")
+    assert model.preprocess is not None
+    outputs = run_images(model, load_images(test_records, model.preprocess))
+    fitted = dict(model.card.temperature)
+    model.card.temperature = dict.fromkeys(fitted, 1.0)
+    for task, probabilities in model.combine(outputs, None).items():
+        found = results["models"]["compact"]["tasks"][task]["calibration"]
+        expected = negative_log_likelihood(probabilities, targets(test_records, task))
+        assert found["before"]["nll"] == pytest.approx(expected, abs=1e-5)
+        assert abs(fitted[task] - 1.0) > 0.01
+        assert found["after"]["nll"] != pytest.approx(expected, abs=1e-5)
 
 
 def test_every_model_and_task_is_scored_and_compared(results: Results) -> None:

@@ -118,6 +118,10 @@ def test_cross_validation_is_shown(results: Results, plots: dict[str, bytes]) ->
     rows = Page(render(changed, plots)).rows
     row = next(row for row in rows if row and row[0] == "compact" and row[-1].strip() == "0.035")
     assert row[-2].strip() == "0.875"
+    stream = io.StringIO()
+    Console(file=stream, width=180).print(list(tables(changed))[-1])
+    assert "77 images in 2 folds" in stream.getvalue()
+    assert "0.035" in stream.getvalue()
 
 
 def test_the_terminal_shows_a_table_per_task(results: Results) -> None:

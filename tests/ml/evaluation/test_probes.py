@@ -9,7 +9,7 @@ from PIL import Image
 
 from ml import labels
 from ml.card import ModelCard
-from ml.evaluation.asking import Asked, Pictures, as_answers
+from ml.evaluation.asking import Asked, Pictures
 from ml.evaluation.probes import (
     ablations,
     age_band,
@@ -142,11 +142,3 @@ def test_subgroups_split_the_rows_and_score_each(asked: Asked, records: list[Rec
     assert found["modality"]["CT"]["accuracy"] == pytest.approx(4 / 5)
     assert found["sex"].keys() == {"unknown"}
     assert found["caption"]["placeholder"] == {"n": 1, "cases": 1, "accuracy": 0.0, "accuracy_95": [0.0, 0.0]}
-
-
-def test_answers_before_temperature_are_those_of_temperature_one(asked: Asked) -> None:
-    asked.model.card.temperature = {labels.LOCATION_CATEGORY: 3.0}
-    before = asked.before_temperature()[labels.LOCATION_CATEGORY]
-    assert asked.model.card.temperature == {labels.LOCATION_CATEGORY: 3.0}
-    expected = as_answers(asked.model.combine(asked.image_out, asked.caption_out), asked.records)
-    assert np.array_equal(before.probabilities, expected[labels.LOCATION_CATEGORY].probabilities)
