@@ -152,7 +152,7 @@ def train(
 def evaluate(
     names: Annotated[list[str] | None, typer.Argument(help="Models or tasks (modality, location)")] = None,
     *,
-    every: Annotated[bool, typer.Option("--all", help="Evaluate every registered model")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every registered model; so without names, too")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the report; default: <home>/evaluation")] = None,
     split: Annotated[Literal["test", "dev"], typer.Option(help="What to score")] = "test",
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to run")] = "auto",
@@ -163,17 +163,17 @@ def evaluate(
     data: DataOption = None,
 ) -> None:
     """Score registered models on the test split; writes report.html, results.json and plots."""
+    if not (names or every):
+        raise typer.BadParameter("name a model or a task, or give --all")
     from app.evaluation import run_evaluation
     from ml.context import Options
 
-    if not (names or every):
-        raise typer.BadParameter("name a model or a task, or give --all")
     settings = _settings(data)
     with database_uri(settings) as uri, connect(uri, settings, timeout_s=0) as client:
         run_evaluation(
             settings,
             client.get_default_database(DATABASE),
-            ["all"] if every else names or [],
+            ["all"] if every or not names else names,
             out or settings.home / "evaluation",
             split=split,
             device=device,

@@ -1,18 +1,39 @@
 """Every setting of the service in one place, read from MEDPIX_* variables or a .env file."""
 
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+# An error message never repeats the values of these.
+_SECRET: Final = frozenset({"MEDPIX_API_KEYS", "MEDPIX_MONGO_URI"})
+_NAMED_KEY: Final = re.compile(r"([A-Za-z0-9_.-]{1,64}):(\S{16,256})")
 
 
 def _mongo_address(uri: str | None) -> str | None:
     if uri is not None and not uri.startswith(("mongodb://", "mongodb+srv://")):
         raise ValueError("expected an address such as mongodb://USER:PASSWORD@HOST:27017/medpix")
     return uri
+
+
+def _named_keys(value: Any) -> Any:
+    """Read ``name:key,name:key``."""
+    if not isinstance(value, str):
+        return value
+    keys: dict[str, str] = {}
+    for number, item in enumerate(filter(None, (part.strip() for part in value.split(","))), start=1):
+        match = _NAMED_KEY.fullmatch(item)
+        if match is None or match[1] in keys:
+            raise ValueError(
+                f"entry {number} is not NAME:KEY with a name of its own and a key of 16 characters or more; "
+                "separate entries with commas"
+            )
+        keys[match[1]] = match[2]
+    return keys
 
 
 FolderPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
@@ -71,6 +92,13 @@ class Settings(BaseSettings):
     max_batch: int = Field(default=8, ge=1, le=256, description="Most images in one run of the model")
     decode_threads: int = Field(default=min(4, len(os.sched_getaffinity(0))), ge=1, le=64)
 
+    api_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_named_keys)] = Field(
+        default_factory=dict, description="NAME:KEY,NAME:KEY who may write; empty: everybody who reaches the port"
+    )
+    rate_limit_per_minute: int = Field(
+        default=0, ge=0, le=1_000_000, description="Most POST requests per key or address and minute; 0: no limit"
+    )
+
     @property
     def dataset_dir(self) -> Path:
         """Folder of the MedPix 2.0 files."""
@@ -99,7 +127,8 @@ def load_settings(**overrides: Any) -> Settings:
         lines = []
         for problem in error.errors(include_url=False):
             name = "MEDPIX_" + "_".join(str(part) for part in problem["loc"]).upper()
-            lines.append(f"{name}={problem['input']!r}: {problem['msg']}")
+            shown = "***" if name in _SECRET else repr(problem["input"])
+            lines.append(f"{name}={shown}: {problem['msg']}")
         raise ConfigurationError("\n".join(lines)) from error
 
 

@@ -75,6 +75,23 @@ class ApiError(Exception):
         self.members = members
 
 
+class UnauthorizedError(ApiError):
+    """The request needs a key that it does not have."""
+
+    status = 401
+    slug = "unauthorized"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+class TooManyRequestsError(ApiError):
+    """The caller has made too many requests; Retry-After says when the next may come."""
+
+    status = 429
+    slug = "too-many-requests"
+
+
 class UnsupportedMediaTypeError(ApiError):
     """The body or the file is of a kind that is not read here."""
 

@@ -7,8 +7,9 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from app.api import cases, docs, export, facets, health, images, models, predict, search
+from app.api import annotations, cases, docs, export, facets, health, images, models, predict, search
 from app.api.middleware import BodyLimit, RequestContext
+from app.api.ratelimit import RateLimit
 from app.config import Settings, get_settings
 from app.data.client import connect, connect_async
 from app.data.pictures import PictureStore
@@ -52,11 +53,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.pictures = PictureStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
-    for module in (cases, images, search, facets, export, predict, models, health, docs):
+    for module in (cases, images, search, facets, export, annotations, predict, models, health, docs):
         app.include_router(module.router)
     docs.install_docs(app)
     app.mount("/static", StaticFiles(packages=[("app.web", "static")]), name="static")
     install_error_handlers(app)
+    if settings.rate_limit_per_minute:
+        app.add_middleware(RateLimit, settings=settings)
     app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(settings, path))
     app.add_middleware(RequestContext)
     return app

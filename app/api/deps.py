@@ -68,18 +68,19 @@ async def image_id(image: Annotated[str, Path(examples=["MPX1007_synpic46719"])]
     return f"{match[1].upper()}_synpic{match[3]}"
 
 
-def _filter_parameters(request: Request) -> list[tuple[str, str]]:
+def query_pairs(request: Request) -> list[tuple[str, str]]:
+    """The parameters of a query that name fields."""
     return [(name, value) for name, value in request.query_params.multi_items() if name not in RESERVED]
 
 
 async def case_filter(request: Request) -> Filter:
     """The filter over cases in the query string."""
-    return parse_filter(_filter_parameters(request), CASE_FIELDS, CASE_ALIASES)
+    return parse_filter(query_pairs(request), CASE_FIELDS, CASE_ALIASES)
 
 
 async def image_filter(request: Request) -> Filter:
     """The filter over images in the query string."""
-    return parse_filter(_filter_parameters(request), IMAGE_FIELDS, IMAGE_ALIASES)
+    return parse_filter(query_pairs(request), IMAGE_FIELDS, IMAGE_ALIASES)
 
 
 SortText = Annotated[

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.api.annotations import annotation_filter
 from app.api.deps import PicturesDep, RepositoryDep, case_filter, image_filter
 from app.data.filters import Filter, ParameterError, ParameterProblem
 from app.data.pictures import PictureStore
-from app.data.repository import CASES, IMAGES, Repository
+from app.data.repository import ANNOTATIONS, CASES, IMAGES, Repository
 from app.errors import Responses, documented
 from app.export.archive import ImageArchive
 from app.export.rows import columns, flat_row, source_record
@@ -18,7 +19,7 @@ from app.export.tables import Csv, Json, JsonLines, Parquet, Writer
 
 router = APIRouter(tags=["export"])
 
-Kind = Literal["images", "cases", "records"]
+Kind = Literal["images", "cases", "records", "annotations"]
 Format = Literal["json", "jsonl", "csv", "parquet", "zip"]
 Row = dict[str, Any]
 
@@ -32,6 +33,13 @@ MEDIA_TYPES: Final = {
 # Parts of this size are sent: a row alone is too small to be worth a system call.
 _PART_BYTES: Final = 64 * 1024
 _JOIN_BATCH: Final = 200
+_COLLECTIONS: Final = {"cases": CASES, "annotations": ANNOTATIONS}
+_FILTERS: Final = {
+    "images": image_filter,
+    "records": image_filter,
+    "cases": case_filter,
+    "annotations": annotation_filter,
+}
 _FILES: Responses = {
     200: {"description": "The file", "content": {kind.partition(";")[0]: {} for kind in MEDIA_TYPES.values()}}
 }
@@ -59,12 +67,12 @@ async def export(
     The jsonl of a split holds exactly the records of the dataset's file. The zip has a folder per
     split with a metadata.jsonl, as `load_dataset("imagefolder")` reads it.
     """
-    as_source = file_format in ("json", "jsonl") if raw is None else raw
-    if as_source and file_format not in ("json", "jsonl"):
-        raise ParameterError([ParameterProblem("raw", f"{file_format} cannot hold raw records; use json or jsonl")])
-    if file_format == "zip" and of == "cases":
+    as_source = of != "annotations" and file_format in ("json", "jsonl") if raw is None else raw
+    if as_source and (file_format not in ("json", "jsonl") or of == "annotations"):
+        raise ParameterError([ParameterProblem("raw", "only json and jsonl of images, cases and records can be raw")])
+    if file_format == "zip" and of not in ("images", "records"):
         raise ParameterError([ParameterProblem("of", "a zip holds images; use of=images or of=records")])
-    selection = await (case_filter if of == "cases" else image_filter)(request)
+    selection = await _FILTERS[of](request)
     if file_format == "zip":
         parts = _archive(repository, pictures, selection, of)
     else:
@@ -101,7 +109,7 @@ async def _documents(
     repository: Repository, selection: Filter, of: str
 ) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any] | None]]:
     """The selected documents; for joined records each with its case, looked up for many at a time."""
-    stream = repository.stream(CASES if of == "cases" else IMAGES, selection)
+    stream = repository.stream(_COLLECTIONS.get(of, IMAGES), selection)
     if of != "records":
         async for document in stream:
             yield document, None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from app.data.fields import CASE_FIELDS, IMAGE_FIELDS, public_view
+from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, public_view
 
 Document = dict[str, Any]
 
@@ -25,3 +25,8 @@ def case_view(document: Mapping[str, Any]) -> Document:
     u_id = document["_id"]
     links = {"self": f"/cases/{u_id}", "images": f"/images?u_id={u_id}"}
     return {**public_view(document, CASE_FIELDS), "links": links}
+
+
+def annotation_view(document: Mapping[str, Any]) -> Document:
+    """An annotation."""
+    return public_view(document, ANNOTATION_FIELDS)

@@ -157,6 +157,24 @@ CASE_FIELDS: Final = _catalogue(
     _FLAGS,
 )
 
+ANNOTATION_FIELDS: Final = _catalogue(
+    Field("id", "_id", "keyword", "", "Id of the annotation"),
+    Field("image", "image", "keyword", "", "The image that it is about"),
+    Field("u_id", "U_id", "keyword", "", "The case of the image"),
+    Field("modality", "modality", "keyword", "", "Corrected modality", nullable=True, values=MODALITIES),
+    Field("location", "location", "keyword", "", "Corrected location", nullable=True),
+    Field(
+        *("location_category", "location_category", "keyword", "", "Corrected body region"),
+        nullable=True,
+        values=CATEGORIES,
+    ),
+    Field("comment", "comment", "text", "", "What the annotator says", nullable=True),
+    Field("by", "by", "keyword", "", "Name of the key that wrote it"),
+    Field("created_at", "created_at", "keyword", "", "When it was written, UTC"),
+    Field("image_sha256", "image_sha256", "keyword", "", "Hash of the image file that was seen"),
+    Field("dataset_version", "dataset_version", "keyword", "", "Version of the data that was seen", nullable=True),
+)
+
 # What people may also call a field in a filter.
 IMAGE_ALIASES: Final = MappingProxyType({"type": "modality"})
 CASE_ALIASES: Final = MappingProxyType({"modality": "modalities", "type": "modalities", "plane": "planes"})

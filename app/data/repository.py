@@ -2,16 +2,19 @@
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
+from pymongo import WriteConcern
 from pymongo.asynchronous.database import AsyncDatabase
 
 from app.data import cursor, schema
 from app.data.cursor import SortOrder
 from app.data.facets import MAX_VALUES, facets, statistics
-from app.data.fields import CASE_FIELDS, IMAGE_FIELDS, Field
+from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, Field
 from app.data.filters import Filter
 from app.data.search import SearchResult, search
 
@@ -20,6 +23,8 @@ Document = dict[str, Any]
 # A contains or regex condition reads every document; MongoDB stops it after this time.
 MAX_TIME_MS: Final = 2_000
 _VERSION_S: Final = 5.0
+# What was acknowledged survives the loss of any one member.
+_MAJORITY: Final = WriteConcern("majority", wtimeout=5_000)
 _STREAM_BATCH: Final = 200
 # MongoDB's own work on a whole export, without the time that the client takes.
 _STREAM_TIME_MS: Final = 60_000
@@ -53,6 +58,7 @@ class Collection:
     fields: Mapping[str, Field]
 
 
+ANNOTATIONS: Final = Collection(schema.ANNOTATIONS, "annotation", ANNOTATION_FIELDS)
 CASES: Final = Collection(schema.CASES, "case", CASE_FIELDS)
 IMAGES: Final = Collection(schema.IMAGES, "image", IMAGE_FIELDS)
 
@@ -135,6 +141,29 @@ class Repository:
         if selection.is_empty:
             return await target.estimated_document_count(maxTimeMS=MAX_TIME_MS)
         return await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS)
+
+    async def annotate(self, image: Document, values: Document, by: str) -> Document:
+        """Store an annotation on an image; returns it once a majority of the members have it.
+
+        Args:
+            image: the stored image that was seen.
+            values: modality, location, location_category and comment, each may be None.
+            by: who wrote it.
+        """
+        document = {
+            "_id": uuid.uuid4().hex,
+            "image": image["_id"],
+            "U_id": image["U_id"],
+            **values,
+            "by": by,
+            # As text: it sorts as it should, and filters and cursors take it as they take any other.
+            "created_at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "image_sha256": image["file"]["sha256"],
+            "dataset_version": await self.dataset_version(),
+        }
+        target = self._database.get_collection(schema.ANNOTATIONS, write_concern=_MAJORITY)
+        await target.insert_one(document)
+        return document
 
     async def search(self, text: str, selection: Filter, *, limit: int, offset: int) -> SearchResult:
         """Cases by their texts and the captions of their images, best first."""

@@ -24,6 +24,7 @@ IMAGE_REPORTS: Final = "Image_Reports"
 MODELS: Final = "Models"
 TRAINING_RUNS: Final = "Training_runs"
 PREDICTIONS: Final = "Predictions"
+ANNOTATIONS: Final = "Annotations"
 SEED_RUNS: Final = "Seed_runs"
 
 _UNAUTHORIZED: Final = 13

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from app.data.fields import CASE_FIELDS, IMAGE_FIELDS, Field, pick
+from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, Field, pick
 
 Document = dict[str, Any]
 Row = dict[str, Any]
@@ -21,7 +21,9 @@ def source_record(document: Mapping[str, Any]) -> Document:
 
 
 def columns(of: str) -> dict[str, Field]:
-    """Column name to field, for images, cases or records (images joined with their cases)."""
+    """Column name to field, for images, cases, annotations or records (images joined with their cases)."""
+    if of == "annotations":
+        return dict(ANNOTATION_FIELDS)
     if of == "cases":
         return dict(CASE_FIELDS)
     if of == "images":
@@ -37,7 +39,7 @@ def flat_row(document: Mapping[str, Any], case: Mapping[str, Any] | None, of: st
     Args:
         document: the stored image or case.
         case: for joined records, the stored case of the image.
-        of: images, cases or records.
+        of: images, cases, annotations or records.
     """
     row: Row = {}
     for name, field in columns(of).items():

@@ -11,6 +11,7 @@ from pymongo.database import Database
 
 from ml.context import Context, Options
 from ml.device import Team
+from ml.evaluate import Results, evaluate
 from ml.progress import Run, silent
 from ml.records import Record, load_records
 from ml.registry import Registry
@@ -38,6 +39,19 @@ def train_records(ml_database: Database[Document], images_dir: Path) -> list[Rec
 def dev_records(ml_database: Database[Document], images_dir: Path) -> list[Record]:
     """The generated dev split."""
     return load_records(ml_database, images_dir, ("dev",))
+
+
+@pytest.fixture(scope="session")
+def test_records(ml_database: Database[Document], images_dir: Path) -> list[Record]:
+    """The generated test split."""
+    return load_records(ml_database, images_dir, ("test",))
+
+
+@pytest.fixture(scope="session")
+def results(ml_database: Database[Document], images_dir: Path, models_dir: Path) -> Results:
+    """An evaluation of the models in ``models_dir``; copy it before changing it."""
+    names = ("compact", "caption-location", "fused-location")
+    return evaluate(ml_database, images_dir, models_dir, names, device="cpu", register=False)
 
 
 @pytest.fixture

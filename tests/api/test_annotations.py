@@ -1,0 +1,157 @@
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pymongo.database import Database
+
+from app.api.annotations import AnnotationView
+from app.config import ConfigurationError, Settings, load_settings
+from app.data.seed import seed
+
+Document = dict[str, Any]
+Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]
+
+READER, STUDENT = "reader-key-of-the-test", "student-key-of-the-test"
+
+
+@pytest.fixture
+def service(
+    settings: Settings,
+    serve: Serve,
+    database: Database[Document],
+    generated_dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[httpx.Client]:
+    seed(database, generated_dataset)
+    monkeypatch.setenv("MEDPIX_API_KEYS", f"reader:{READER}, student:{STUDENT}")
+    keys = load_settings().api_keys
+    with serve(settings.model_copy(update={"api_keys": keys, "data_dir": generated_dataset})) as client:
+        yield client
+
+
+def _image(client: httpx.Client) -> Document:
+    item: Document = client.get("/images", params={"limit": 1}).json()["items"][0]
+    return item
+
+
+def _annotate(client: httpx.Client, image: str, body: object, key: str | None = READER) -> httpx.Response:
+    headers = {"X-API-Key": key} if key else {}
+    return client.post(f"/images/{image}/annotations", json=body, headers=headers)
+
+
+def test_an_annotation_is_kept_with_its_provenance(service: httpx.Client) -> None:
+    image = _image(service)
+    before = service.get(f"/images/{image['image']}", params={"raw": "true"}).json()
+    answer = _annotate(service, image["image"], {"location": "Spine", "comment": " Sacrum. "})
+    assert answer.status_code == 201, answer.text
+    kept = AnnotationView.model_validate_json(answer.content)
+    assert (kept.image, kept.u_id, kept.location, kept.modality) == (image["image"], image["u_id"], "Spine", None)
+    assert (kept.by, kept.comment, kept.image_sha256) == ("reader", "Sacrum.", image["sha256"])
+    assert kept.dataset_version == service.get("/cases/MPX1008").headers["x-dataset-version"]
+    assert service.get(answer.headers["location"]).json()["items"] == [answer.json()]
+    assert service.get(f"/images/{image['image']}", params={"raw": "true"}).json() == before
+
+
+def test_annotations_are_listed_paged_and_exported(service: httpx.Client) -> None:
+    image = _image(service)["image"]
+    for number in range(5):
+        _annotate(service, image, {"comment": f"=note {number}"}, key=READER if number % 2 else STUDENT)
+    page = service.get("/annotations", params={"sort": "-created_at", "limit": 3}).json()
+    times = [item["created_at"] for item in page["items"]]
+    assert times == sorted(times, reverse=True)
+    rest = service.get("/annotations", params={"sort": "-created_at", "limit": 3, "cursor": page["next_cursor"]}).json()
+    comments = {item["comment"] for item in page["items"] + rest["items"]}
+    assert comments == {f"=note {number}" for number in range(5)}
+    assert service.get("/annotations", params={"by": "reader"}).json()["total"] == 2
+    since = {"created_at__gte": times[0]}
+    assert service.get("/annotations", params=since).json()["total"] >= 1
+    lines = service.get("/export", params={"of": "annotations", "format": "jsonl"}).text.splitlines()
+    assert len(lines) == 5
+    assert "'=note" in service.get("/export", params={"of": "annotations", "format": "csv"}).text
+
+
+@pytest.mark.parametrize("key", [None, "wrong", READER + "x", READER[:-1], "ключ"])
+def test_only_a_known_key_writes(service: httpx.Client, key: str | None) -> None:
+    headers = {b"X-API-Key": key.encode()} if key else {}
+    answer = service.post(f"/images/{_image(service)['image']}/annotations", json={"comment": "x"}, headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert service.get("/annotations").json()["total"] == 0
+
+
+def test_a_bearer_token_is_a_key_too(service: httpx.Client) -> None:
+    address = f"/images/{_image(service)['image']}/annotations"
+    answer = service.post(address, json={"comment": "x"}, headers={"Authorization": f"Bearer {STUDENT}"})
+    assert answer.json()["by"] == "student"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"comment": ""},
+        {"comment": "   "},
+        {"modality": "PET"},
+        {"location": "Elbow"},
+        {"location_category": "Tail"},
+        {"comment": "x" * 5001},
+        {"comment": 3},
+        {"by": "somebody", "comment": "x"},
+        {"comment": "x", "$set": {"a": 1}},
+        [],
+        "text",
+    ],
+)
+def test_a_body_that_cannot_be_used_is_refused(service: httpx.Client, body: object) -> None:
+    answer = _annotate(service, _image(service)["image"], body)
+    assert answer.status_code == 422, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_an_unknown_image_is_not_annotated(service: httpx.Client) -> None:
+    assert _annotate(service, "MPX9999_synpic99999", {"comment": "x"}).status_code == 404
+    assert _annotate(service, "nothing", {"comment": "x"}).status_code == 422
+
+
+def test_seeding_again_keeps_annotations(
+    service: httpx.Client, database: Database[Document], generated_dataset: Path
+) -> None:
+    _annotate(service, _image(service)["image"], {"comment": "x"})
+    seed(database, generated_dataset)
+    assert service.get("/annotations").json()["total"] == 1
+
+
+def test_without_keys_everybody_writes(
+    settings: Settings, serve: Serve, database: Database[Document], generated_dataset: Path
+) -> None:
+    seed(database, generated_dataset)
+    with serve(settings) as client:
+        assert _annotate(client, _image(client)["image"], {"comment": "x"}, key=None).json()["by"] == "anonymous"
+
+
+def test_who_posts_too_often_waits(settings: Settings, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDPIX_API_KEYS", f"reader:{READER}")
+    update = {"api_keys": load_settings().api_keys, "rate_limit_per_minute": 3}
+    with serve(settings.model_copy(update=update)) as client:
+        image = "MPX1001_synpic20001"
+        statuses = [_annotate(client, image, {"comment": "x"}, key=None).status_code for _ in range(4)]
+        assert statuses == [401, 401, 401, 429]
+        answer = _annotate(client, image, {"comment": "x"}, key=None)
+        assert 1 <= int(answer.headers["retry-after"]) <= 20
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert _annotate(client, image, {"comment": "x"}).status_code == 404, "a key has a limit of its own"
+        assert client.get("/health/live").status_code == 200, "reading is not limited"
+
+
+@pytest.mark.parametrize(
+    "text", ["reader", "reader:short", "a:0123456789abcdef,a:fedcba9876543210", "a b:0123456789abcdef"]
+)
+def test_unusable_keys_are_named_but_never_shown(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("MEDPIX_API_KEYS", text)
+    with pytest.raises(ConfigurationError, match=r"MEDPIX_API_KEYS=\*\*\*: .*entry \d") as caught:
+        load_settings()
+    assert "0123456789abcdef" not in str(caught.value)

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+
+from ml.evaluation.scoring import Answers, calibration, compare, describe, measure, short
+from ml.labels import IGNORED
+from ml.metrics import Probabilities
+
+
+def answers(right: list[bool], cases: str, confidence: float = 0.8) -> Answers:
+    """Answers to a question with three classes, the truth always being class 0."""
+    rest = 1 - confidence
+    rows = [[confidence, rest, 0.0] if ok else [rest, confidence, 0.0] for ok in right]
+    names = np.array([f"image{number}" for number in range(len(right))])
+    return Answers(np.array(rows, dtype=np.float32), np.zeros(len(right), dtype=np.int64), np.array(list(cases)), names)
+
+
+def test_two_cases_have_three_possible_resamples() -> None:
+    # Case a is all right, case b half: resamples have 1, 0.75 or 0.5, with chances 1/4, 1/2, 1/4.
+    found = measure(answers([True, True, True, False], "aabb"))
+    assert found["accuracy"] == 0.75
+    assert found["accuracy_95"] == [0.5, 1.0]
+    # Of four single images at most one is right with a chance of 0.051, none with 0.004.
+    assert found["accuracy_95_images"] == [0.25, 1.0]
+    assert (found["n"], found["cases"], found["classes_present"]) == (4, 2, 1)
+    assert found["nll"] == pytest.approx(-(3 * np.log(0.8) + np.log(0.2)) / 4, abs=1e-6)
+    assert found["brier"] == pytest.approx((3 * 0.08 + 1.28) / 4, abs=1e-6)
+    assert found["ece"] == pytest.approx(0.05, abs=1e-6)
+
+
+def test_every_interval_holds_its_score() -> None:
+    random = np.random.default_rng(0)
+    raw = random.random((300, 4))
+    many = Answers(
+        (raw / raw.sum(axis=1, keepdims=True)).astype(np.float32),
+        random.integers(0, 4, 300),
+        np.repeat(np.arange(60), 5).astype(str),
+        np.arange(300).astype(str),
+    )
+    found = measure(many)
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "nll", "brier"):
+        low, high = found[f"{name}_95"]
+        assert low < found[name] < high, name
+    assert found["ece_95"][0] < found["ece_95"][1]
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    own = answers([True, False, True, False], "aabc")
+    assert compare(own, own) == {"n": 4, "difference": 0.0, "difference_95": [0.0, 0.0], "not_better": 1.0}
+
+
+def test_differences_are_paired_by_case() -> None:
+    better, worse = answers([True, True, True, False], "aabb"), answers([False, False, True, False], "aabb")
+    found = compare(better, worse)
+    assert found["difference"] == 0.5
+    assert found["difference_95"] == [0.0, 1.0]
+    assert found["not_better"] == pytest.approx(0.25, abs=0.03)  # case b drawn twice
+    reverse = compare(worse, better)
+    assert (reverse["difference"], reverse["difference_95"]) == (-0.5, [-1.0, 0.0])
+    with pytest.raises(ValueError, match="the same images"):
+        compare(better, worse.only(np.array([True, True, True, False])))
+
+
+def test_rows_without_a_label_are_left_out() -> None:
+    probabilities: Probabilities = np.full((3, 2), 0.5, dtype=np.float32)
+    found = Answers.of(probabilities, np.array([0, IGNORED, 1]), np.array(["a", "b", "c"]), np.array(["x", "y", "z"]))
+    assert found.images.tolist() == ["x", "z"]
+    assert found.correct.tolist() == [1.0, 0.0]
+
+
+def test_no_rows_have_no_accuracy() -> None:
+    none = answers([True], "a").only(np.array([False]))
+    assert short(none) == {"n": 0, "cases": 0, "accuracy": None, "accuracy_95": None}
+
+
+def test_classes_and_confusions_of_known_answers() -> None:
+    found = describe(answers([True, True, True, False], "aabb"), ("CT", "MR", "PET"))
+    ct, mr = found["per_class"]
+    assert ct == {
+        "class": "CT",
+        "support": 4,
+        "answered": 3,
+        "precision": 1.0,
+        "recall": 0.75,
+        "f1": pytest.approx(6 / 7),
+    }
+    assert (mr["support"], mr["answered"], mr["precision"], mr["recall"], mr["f1"]) == (0, 1, 0.0, None, None)
+    assert found["confusion"] == {"classes": ["CT", "MR", "PET"], "matrix": [[3, 1, 0], [0, 0, 0], [0, 0, 0]]}
+    assert found["top_confusions"] == [{"truth": "CT", "answer": "MR", "n": 1}]
+    assert found["risk_coverage"][-1] == [1.0, 0.75]
+
+
+def test_calibration_before_and_after() -> None:
+    right = [True, True, True, False]
+    found = calibration(answers(right, "aabb", 0.95), answers(right, "aabb", 0.75))
+    assert found["before"]["ece"] == pytest.approx(0.2, abs=1e-6)
+    assert found["after"]["ece"] == pytest.approx(0.0, abs=1e-6)
+    assert found["after"]["nll"] < found["before"]["nll"]
+    (only,) = found["before"]["reliability"]
+    assert only == {"confidence": pytest.approx(0.95), "accuracy": 0.75, "n": 4}
