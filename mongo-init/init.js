@@ -1,4 +1,5 @@
-// Runs once, in mongosh, when the database volume is empty: collections, indexes, the view, then the users.
+// Runs in mongosh when the database volume is empty: collections, indexes, the view, then the users. Run again by hand
+// (.env.example says how), it makes what is missing and brings roles and passwords up to date.
 //
 // The definitions are data: collections.json is the file that `medpix seed` checks the database against, access.json
 // says who may do what. The users come last: the health check logs in as one of them, so a container whose
@@ -16,6 +17,7 @@ function run(command) {
   if (!answer.ok) {
     throw new Error(`${Object.keys(command)[0]}: ${answer.errmsg}`);
   }
+  return answer;
 }
 
 // The passwords become part of addresses (mongodb://api:PASSWORD@mongo), where other characters mean something.
@@ -34,19 +36,28 @@ function password(name) {
 // All are read before anything is made.
 const users = access.users.map((user) => ({ ...user, password: password(user.password_from) }));
 
+const made = run({ listCollections: 1, nameOnly: true }).cursor.firstBatch.map(({ name }) => name);
+const roles = run({ rolesInfo: 1 }).roles.map(({ role }) => role);
+const known = run({ usersInfo: 1 }).users.map(({ user }) => user);
+
 for (const { name, validator, indexes } of schema.collections) {
+  if (made.includes(name)) {
+    continue; // `medpix seed` compares it with its definition
+  }
   run({ create: name, validator });
   if (indexes.length > 0) {
     run({ createIndexes: name, indexes: indexes.map(({ keys, ...options }) => ({ key: Object.fromEntries(keys), ...options })) });
   }
 }
 for (const { name, source, pipeline } of schema.views) {
-  run({ create: name, viewOn: source, pipeline });
+  if (!made.includes(name)) {
+    run({ create: name, viewOn: source, pipeline });
+  }
 }
-for (const { role, privileges, roles } of access.roles) {
-  run({ createRole: role, privileges, roles });
+for (const { role, ...rights } of access.roles) {
+  run({ [roles.includes(role) ? "updateRole" : "createRole"]: role, ...rights });
 }
-for (const { user, password: pwd, roles } of users) {
-  run({ createUser: user, pwd, roles });
+for (const { user, password: pwd, roles: granted } of users) {
+  run({ [known.includes(user) ? "updateUser" : "createUser"]: user, pwd, roles: granted });
 }
 print(`medpix: ${schema.collections.length} collections, ${schema.views.length} view, users ${users.map((u) => u.user).join(", ")}`);

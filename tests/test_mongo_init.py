@@ -12,6 +12,7 @@ from typing import Any
 
 import playwright
 import pytest
+from bson import json_util
 from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
@@ -51,8 +52,8 @@ def _mongod(data: Path, port: int, *options: str) -> Iterator[str]:
         process.wait(60)
 
 
-def _initialise(host: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run init.js as the image's entrypoint does: on a server that asks nobody for a password."""
+def _initialise(server: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run init.js; the image's entrypoint does so on a server that asks nobody for a password."""
     paths = {"MEDPIX_COLLECTIONS": str(REPOSITORY / "app" / "data" / "collections.json")}
     shell = subprocess.Popen(
         [str(_NODE), str(_MONGOSH), str(_INIT)],
@@ -65,15 +66,14 @@ def _initialise(host: str, **environment: str) -> subprocess.CompletedProcess[st
     assert shell.stdin is not None
     assert shell.stdout is not None
     assert shell.stderr is not None
-    with shell, MongoClient[Document](f"mongodb://{host}/?directConnection=true") as client:
+    with shell, MongoClient[Document](f"mongodb://{server}/?directConnection=true") as client:
         for line in shell.stdout:
             call = json.loads(line)
-            reply: Document = {"ok": 1}
             try:
-                client[call["database"]].command(call["command"])
+                reply = client[call["database"]].command(call["command"])
             except OperationFailure as error:
                 reply = {"ok": 0, "errmsg": str(error)}
-            shell.stdin.write(json.dumps(reply) + "\n")
+            shell.stdin.write(json_util.dumps(reply) + "\n")
             shell.stdin.flush()
         said = shell.stderr.read()
     return subprocess.CompletedProcess(shell.args, shell.returncode, "", said)
@@ -178,6 +178,7 @@ def test_the_api_user_serves_everything(
     uri = server.uri("api", _API_PASSWORD)
     with running_service(load_settings(home=tmp_path, mongo_uri=uri, data_dir=generated_dataset)) as client:
         image = client.get("/images?limit=1").json()["items"][0]
+        assert client.post(f"/images/{image['image']}/annotations", json={"comment": "seen"}).status_code == 201
         paths = [path for path, methods in client.get("/openapi.json").json()["paths"].items() if "get" in methods]
         for path in paths:
             address = path.format(image=image["image"], u_id=image["u_id"], name="no-such-model")
@@ -264,14 +265,42 @@ def test_a_password_that_cannot_be_used_is_named_and_nothing_is_made(tmp_path: P
             assert client[schema.DATABASE].command("usersInfo")["users"] == []
 
 
+def test_run_again_it_repairs_a_half_made_database_and_changes_passwords_and_roles(tmp_path: Path) -> None:
+    passwords = {"MEDPIX_APP_PASSWORD": _APP_PASSWORD, "MEDPIX_API_PASSWORD": _API_PASSWORD}
+    data, port = tmp_path / "db", free_port()
+    with _mongod(data, port) as host:
+        assert _initialise(host, **passwords).returncode == 0
+        with MongoClient[Document](f"mongodb://{host}/?directConnection=true") as client:
+            client.admin.command("createUser", "root", pwd="root-password", roles=["root"])
+            database = client[schema.DATABASE]
+            complete = _definition(database)
+            database.drop_collection(schema.CASES)
+            database.drop_collection(schema.IMAGE_REPORTS)
+            database.command("updateRole", "reader", privileges=[])
+    with _mongod(data, port, "--auth") as host:
+        server = _Server(host)
+        done = _initialise(f"root:root-password@{host}", **passwords | {"MEDPIX_API_PASSWORD": "another-password"})
+        assert done.returncode == 0, done.stderr
+        with server.client("app", _APP_PASSWORD) as client:
+            assert _definition(client.get_default_database()) == complete
+        with server.client("api", "another-password") as client:
+            assert client.get_default_database()[schema.CASES].find_one() is None
+        with server.client("api", _API_PASSWORD) as client, pytest.raises(OperationFailure, match="Authentication"):
+            client.get_default_database()[schema.CASES].find_one()
+
+
 def test_a_script_that_breaks_off_leaves_no_user_behind(tmp_path: Path) -> None:
     """The health check logs in as one of them: a half-made database never counts as healthy."""
+    broken = tmp_path / "collections.json"
+    definitions = {"collections": [{"name": "Some", "validator": {}, "indexes": []}], "views": []}
+    broken.write_text(json.dumps(definitions | {"views": [{"name": "V", "source": "S", "pipeline": [{"$no": 1}]}]}))
+    passwords = {"MEDPIX_APP_PASSWORD": _APP_PASSWORD, "MEDPIX_API_PASSWORD": _API_PASSWORD}
     with (
         _mongod(tmp_path / "db", free_port()) as host,
         MongoClient[Document](f"mongodb://{host}/?directConnection=true") as client,
     ):
-        client[schema.DATABASE].create_collection(schema.IMAGE_REPORTS)
-        done = _initialise(host, MEDPIX_APP_PASSWORD=_APP_PASSWORD, MEDPIX_API_PASSWORD=_API_PASSWORD)
+        done = _initialise(host, MEDPIX_COLLECTIONS=str(broken), **passwords)
         assert done.returncode == 1
-        assert "already exists" in done.stderr
+        assert "Unrecognized pipeline stage" in done.stderr
+        assert "Some" in client[schema.DATABASE].list_collection_names()
         assert client[schema.DATABASE].command("usersInfo")["users"] == []

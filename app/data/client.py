@@ -86,7 +86,7 @@ def explain_refusal(error: PyMongoError) -> str:
         case OperationFailure(code=code) if code == _AUTHENTICATION_FAILED:
             return (
                 "MongoDB refused the user or the password of MEDPIX_MONGO_URI. With docker compose: the database "
-                "keeps the passwords of its first start, whatever is in .env now."
+                "keeps the passwords of its first start, whatever is in .env now; .env.example says how to change them."
             )
         case OperationFailure(code=code) if code == _UNAUTHORIZED:
             return f"The user of MEDPIX_MONGO_URI may not do this: {reason}"
