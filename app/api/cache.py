@@ -12,7 +12,7 @@ from app.api.files import matches
 from app.data.repository import Repository
 
 # What is read from the cases and images alone. Annotations, models and files have their own ways.
-_CACHED: Final = re.compile(r"/(cases(/[^/]+)?|images(/[^/]+)?|search|facets|fields|statistics)")
+_CACHED: Final = re.compile(r"/(cases(/[^/]+)?|images(/[^/]+)?|search|facets|fields|statistics|export/croissant)")
 _MAX_QUERY: Final = 500
 _MAX_SHARE: Final = 16
 

@@ -1,6 +1,7 @@
 """Downloads of whatever a filter selects, streamed."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Final, Literal
 
@@ -8,12 +9,14 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.api.annotations import annotation_filter
+from app.api.answers import data_response
 from app.api.deps import PicturesDep, RepositoryDep, case_filter, image_filter
 from app.data.filters import Filter, ParameterError, ParameterProblem
 from app.data.pictures import PictureStore
-from app.data.repository import ANNOTATIONS, CASES, IMAGES, Repository
+from app.data.repository import ANNOTATIONS, CASES, IMAGES, NotFoundError, Repository
 from app.errors import Responses, documented
 from app.export.archive import ImageArchive
+from app.export.croissant import Table, describe
 from app.export.rows import columns, flat_row, source_record
 from app.export.tables import Csv, Json, JsonLines, Parquet, Writer
 
@@ -167,3 +170,31 @@ async def _in_parts(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             waiting, size = [], 0
     if waiting:
         yield b"".join(waiting)
+
+
+@router.get(
+    "/export/croissant",
+    response_model=dict[str, Any],
+    responses=documented(404, 503, 504),
+    summary="Croissant metadata",
+)
+async def read_croissant(request: Request, repository: RepositoryDep) -> Response:
+    """What the exported tables hold, with their hashes, as MLCommons' Croissant describes datasets."""
+    seed_run = await repository.latest_seed()
+    if seed_run is None:
+        raise NotFoundError("The database holds no dataset yet. Run `medpix seed`.")
+    home = str(request.base_url)
+    tables = [await _table_of(repository, of, home) for of in ("images", "cases")]
+    published = seed_run["finished_at"].date().isoformat()
+    content = describe(tables, home=home, dataset_version=seed_run["dataset_version"], published=published)
+    return await data_response(request, repository, content)
+
+
+async def _table_of(repository: Repository, of: str, home: str) -> Table:
+    """A table with the hash of its bytes: it is written once without being sent."""
+    digest, size = hashlib.sha256(), 0
+    everything = Filter({}, "", scans=False)
+    async for part in _table(JsonLines(), _rows(repository, everything, of, as_source=False)):
+        digest.update(part)
+        size += len(part)
+    return Table(of, columns(of), f"{home}export?of={of}&format=jsonl&raw=false", digest.hexdigest(), size)

@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import io
 import json
 import zipfile
@@ -6,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import mlcroissant
 import pandas as pd
 import pytest
 from datasets import load_dataset
@@ -129,3 +131,19 @@ def test_an_export_that_cannot_be_made_says_why(api: httpx.Client, query: str) -
     answer = api.get(f"/export?{query}")
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of rdflib, which mlcroissant uses
+def test_croissant_metadata_describe_the_tables(api: httpx.Client, tmp_path: Path) -> None:
+    described = api.get("/export/croissant").json()
+    (tmp_path / "croissant.json").write_text(json.dumps(described))
+    files = {}
+    for file in described["distribution"]:
+        files[file["@id"]] = tmp_path / file["@id"]
+        files[file["@id"]].write_bytes(api.get(file["contentUrl"]).content)
+        assert hashlib.sha256(files[file["@id"]].read_bytes()).hexdigest() == file["sha256"]
+    dataset = mlcroissant.Dataset(tmp_path / "croissant.json", mapping=files)
+    assert not dataset.metadata.issues.errors
+    rows = dataset.records("images")
+    first = next(iter(rows))
+    assert first["images/image"].decode() == _lines(_export(api, format="jsonl", raw="false").text)[0]["image"]
