@@ -68,6 +68,7 @@ class AnnotationPage(BaseModel):
 
     items: list[AnnotationView]
     total: int
+    total_is_exact: bool
     limit: int
     next_cursor: str | None
 

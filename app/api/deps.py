@@ -16,8 +16,9 @@ from app.inference.models import ModelServer
 MAX_LIMIT: Final = 100
 RESERVED: Final = frozenset({"limit", "cursor", "sort", "fields", "expand", "raw", "q", "offset", "of", "format"})
 
-_CASE_ID = re.compile(r"mpx\d{4}", re.IGNORECASE)
-_IMAGE_ID = re.compile(r"(mpx\d{4})_(synpic)(\d{2,5})", re.IGNORECASE)
+# MedPix 2.0 has four digits; a larger collection may have more.
+_CASE_ID = re.compile(r"mpx\d{4,8}", re.IGNORECASE)
+_IMAGE_ID = re.compile(r"(mpx\d{4,8})_(synpic)(\d{2,5})", re.IGNORECASE)
 
 
 async def get_settings(request: Request) -> Settings:

@@ -19,5 +19,11 @@ async def page_response(
     if page.next_cursor:
         following = urlencode([*others, ("cursor", page.next_cursor)])
         links.append(f'<{request.url.path}?{following}>; rel="next"')
-    content = {"items": items, "total": page.total, "limit": limit, "next_cursor": page.next_cursor}
+    content = {
+        "items": items,
+        "total": page.total,
+        "total_is_exact": page.total_is_exact,
+        "limit": limit,
+        "next_cursor": page.next_cursor,
+    }
     return await data_response(request, repository, content, headers={"Link": ", ".join(links)})

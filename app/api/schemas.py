@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-CaseId = Annotated[str, Field(pattern=r"^MPX\d{4}$", examples=["MPX1007"])]
-ImageId = Annotated[str, Field(pattern=r"^MPX\d{4}_synpic\d{2,5}$", examples=["MPX1007_synpic46719"])]
+from app.data.repository import MAX_TOTAL
+
+CaseId = Annotated[str, Field(pattern=r"^MPX\d{4,8}$", examples=["MPX1007"])]
+ImageId = Annotated[str, Field(pattern=r"^MPX\d{4,8}_synpic\d{2,5}$", examples=["MPX1007_synpic46719"])]
 Split = Literal["train", "dev", "test"]
 Subsplit = Literal["train_1", "train_2"]
 Modality = Literal["CT", "MR"]
@@ -107,7 +109,8 @@ class ImageWithCase(ImageView):
 
 
 class _PageModel(BaseModel):
-    total: int = Field(description="How many pass the filter")
+    total: int = Field(description=f"How many pass the filter; counted to {MAX_TOTAL}")
+    total_is_exact: bool = Field(description=f"False where more than {MAX_TOTAL} pass a filter")
     limit: int
     next_cursor: str | None = Field(description="Cursor of the next page; null on the last page")
 

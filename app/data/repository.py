@@ -22,6 +22,8 @@ Document = dict[str, Any]
 
 # A contains or regex condition reads every document; MongoDB stops it after this time.
 MAX_TIME_MS: Final = 2_000
+# Counting reads an index entry per document: on a large collection it would take longer than the page itself.
+MAX_TOTAL: Final = 10_000
 _LATEST_S: Final = 1.0
 # What was acknowledged survives the loss of any one member.
 _MAJORITY: Final = WriteConcern("majority", wtimeout=5_000)
@@ -40,12 +42,14 @@ class Page:
 
     Attributes:
         documents: in the asked order.
-        total: how many documents pass the filter.
+        total: how many documents pass the filter, at most ``MAX_TOTAL`` of them counted.
+        total_is_exact: whether that is all of them.
         next_cursor: where the next page starts; None on the last page.
     """
 
     documents: list[Document]
     total: int
+    total_is_exact: bool
     next_cursor: str | None
 
 
@@ -143,13 +147,14 @@ class Repository:
         more = len(documents) > limit
         documents = documents[:limit]
         following = cursor.encode_cursor(documents[-1], order, selection.canonical) if more else None
-        return Page(documents, total, following)
+        is_exact = total < MAX_TOTAL or selection.is_empty
+        return Page(documents, total, is_exact, following)
 
     async def _count(self, collection: Collection, selection: Filter) -> int:
         target = self._database[collection.name]
         if selection.is_empty:
             return await target.estimated_document_count(maxTimeMS=MAX_TIME_MS)
-        return await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS)
+        return await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS, limit=MAX_TOTAL)
 
     async def annotate(self, image: Document, values: Document, by: str) -> Document:
         """Store an annotation on an image; returns it once a majority of the members have it.

@@ -1,8 +1,20 @@
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
 import httpx
 import pytest
+from pymongo.database import Database
 
 from app.api.schemas import CasePage, CaseView
+from app.config import Settings
+from app.data.schema import CASES
+from app.data.seed import seed
 from app.errors import Problem
+
+Document = dict[str, Any]
+Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]
 
 
 def test_a_case_comes_with_topic_and_images(api: httpx.Client) -> None:
@@ -129,3 +141,23 @@ def test_the_first_case_of_the_real_data(medpix_api: httpx.Client) -> None:
 )
 def test_real_cases_counted(medpix_api: httpx.Client, query: str, total: int) -> None:
     assert medpix_api.get(f"/cases?{query}").json()["total"] == total
+
+
+def test_walking_while_cases_are_added_yields_each_old_case_once(
+    settings: Settings, serve: Serve, database: Database[Document], generated_dataset: Path
+) -> None:
+    seed(database, generated_dataset)
+    with serve(settings) as client:
+        seen: list[str] = []
+        address, added = "/cases?limit=3&sort=-age", 0
+        while address:
+            answer = client.get(address)
+            seen += [case["u_id"] for case in answer.json()["items"]]
+            address = answer.links.get("next", {}).get("url", "")
+            twin = database[CASES].find_one({"_id": seen[-1]})
+            assert twin is not None
+            added += 1
+            database[CASES].insert_one(twin | {"_id": f"MPX9{added:03d}", "U_id": f"MPX9{added:03d}"})
+    old = [u_id for u_id in seen if not u_id.startswith("MPX9")]
+    assert len(old) == len(set(old)) == 40
+    assert len(seen) == len(set(seen))

@@ -1,0 +1,151 @@
+"""The data endpoints over millions of images against the dataset itself.
+
+    python -m benchmarks.scale --data ../shared/MedPix-2.0 --images 2000000
+
+Copies of the real records get ids of their own and are streamed into a second database; then both
+databases answer the same requests. Prints the p99 of each, and their ratio. The copy needs about
+2 GB of disk and some minutes.
+"""
+
+import argparse
+import copy
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from app.config import load_settings
+from app.data.client import connect
+from app.data.dataset import find_dataset
+from app.data.embedded import embedded_mongod, find_mongod
+from app.data.schema import CASES, DATABASE, IMAGES, SEED_RUNS, ensure_schema
+from app.data.seed import seed
+from tests.service import is_ok, running_service, wait_for
+
+Document = dict[str, Any]
+
+BATCH = 2_000
+REQUESTS = 200
+
+
+def renamed(document: Document, number: int) -> Document:
+    """A copy with ids of its own; every round over the dataset makes new cases with their images."""
+    twin = copy.copy(document)
+    case = f"MPX{number:04d}{document['U_id'][3:]}"
+    if "image" in document:
+        twin["_id"] = twin["image"] = f"{case}_{document['image'].partition('_')[2]}"
+    else:
+        twin["_id"] = case
+    twin["U_id"] = case
+    return twin
+
+
+def copies(documents: list[Document], rounds: int) -> Iterator[list[Document]]:
+    twins = (renamed(document, number) for number in range(rounds) for document in documents)
+    while batch := list(itertools.islice(twins, BATCH)):
+        yield batch
+
+
+def enlarge(source: Database[Document], target: Database[Document], images: int) -> None:
+    """Fill a database with copies of all cases and images, until there are as many images as asked."""
+    rounds = max(1, images // source[IMAGES].estimated_document_count())
+    for name in (CASES, IMAGES):
+        documents = list(source[name].find())
+        for batch in copies(documents, rounds):
+            target[name].insert_many(batch, ordered=False)
+    ensure_schema(target)  # building the indexes at the end is faster than keeping them while writing
+    target[SEED_RUNS].insert_one(source[SEED_RUNS].find_one(sort=[("started_at", -1)]) or {})
+
+
+def p99(ask: Callable[[int], str], client: httpx.Client) -> float:
+    """The 99th percentile of the answers' times in milliseconds."""
+    taken = []
+    for number in range(REQUESTS):
+        address = ask(number)
+        started = time.perf_counter()
+        answer = client.get(address)
+        taken.append(1000 * (time.perf_counter() - started))
+        answer.raise_for_status()
+    return statistics.quantiles(taken, n=100)[98]
+
+
+def deep_page(client: httpx.Client, pages: int) -> str:
+    """The address of a late page; each page before it is walked through."""
+    address = "/images?modality=CT&limit=20"
+    for _ in range(pages):
+        following = client.get(address).links.get("next", {}).get("url")
+        if not following:
+            break
+        address = following
+    return address
+
+
+def measure(client: httpx.Client) -> dict[str, float]:
+    images = [item["image"] for item in client.get("/images?limit=100").json()["items"]]
+    late = deep_page(client, 1000)
+    words = ("ureter", "pilocytic astrocytoma", '"left kidney"', "malrotation", "septal thickening")
+    asked: dict[str, Callable[[int], str]] = {
+        "case": lambda number: f"/cases/{images[number % len(images)].partition('_')[0]}",
+        "first page": lambda _: "/images?modality=CT&limit=20",
+        "late page": lambda _: late,
+        "search": lambda number: f"/search?q={words[number % len(words)]}",
+        "facets": lambda _: "/facets?location_category=Thorax&split=dev",
+    }
+    found = {}
+    for name, ask in asked.items():
+        found[name] = p99(ask, client) if name in ("case", "first page", "late page") else slow(ask, client)
+    return found
+
+
+def slow(ask: Callable[[int], str], client: httpx.Client) -> float:
+    """The slowest of ten answers in milliseconds; one that takes too long counts as its limit."""
+    taken = []
+    for number in range(10):
+        started = time.perf_counter()
+        client.get(ask(number))
+        taken.append(1000 * (time.perf_counter() - started))
+    return max(taken)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=2_000_000)
+    arguments = parser.parse_args()
+    folder = find_dataset(arguments.data)
+    with TemporaryDirectory() as home:
+        server = embedded_mongod(Path(home) / "db", Path(home) / "run", find_mongod())
+        with server as uri, connect(uri, load_settings(), timeout_s=0) as client:
+            seed(client[DATABASE], folder)
+            started = time.perf_counter()
+            enlarge(client[DATABASE], client["large"], arguments.images)
+            print(f"{arguments.images} images written in {time.perf_counter() - started:.0f} s")
+            report(uri, client, folder, Path(home))
+
+
+def report(uri: str, client: MongoClient[Document], folder: Path, home: Path) -> None:
+    found = {}
+    for name in (DATABASE, "large"):
+        # Without the memory of answers: every request reaches the database.
+        settings = load_settings(
+            home=home / name, mongo_uri=uri.replace(f"/{DATABASE}?", f"/{name}?"), data_dir=folder, answer_cache_mb=0
+        )
+        with running_service(settings) as api:
+            wait_for(api, "/health/ready", is_ok)
+            found[name] = measure(api)
+        count = client[name][IMAGES].estimated_document_count()
+        print(f"{name}: {count} images")
+    for request, small in found[DATABASE].items():
+        large = found["large"][request]
+        print(f"  {request:10} {small:8.1f} ms  {large:8.1f} ms  {large / small:6.2f} x")
+
+
+if __name__ == "__main__":
+    main()
