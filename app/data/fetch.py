@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import IO, Final
 
 import httpx
 
@@ -108,8 +108,11 @@ def _unpack(archive: Path, target: Path) -> Path:
     shutil.rmtree(unpacked, ignore_errors=True)
     try:
         with tarfile.open(archive, "r:gz") as tar:
-            for member in _members(tar):
-                tar.extract(member, unpacked, filter="data")
+            for inside, content in _contents(tar):
+                path = unpacked / inside
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as file:
+                    shutil.copyfileobj(content, file)
         _check(unpacked)
     except (tarfile.TarError, EOFError, FetchError) as error:
         shutil.rmtree(unpacked, ignore_errors=True)
@@ -118,14 +121,19 @@ def _unpack(archive: Path, target: Path) -> Path:
     return unpacked.rename(target / FOLDER)
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The dataset's files, with paths from the dataset folder on; other parts of the repository stay out."""
+def _contents(tar: tarfile.TarFile) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+    """The dataset's files, with paths from the dataset folder on; other parts of the repository stay out.
+
+    Only plain files with plain paths come out, so nothing can be written elsewhere. The filters of
+    ``tarfile`` would do that too, but the Python 3.11.2 of Debian 12 has none.
+    """
     for member in tar:
         parts = PurePosixPath(member.name).parts
-        if FOLDER in parts and member.isfile():
+        if FOLDER in parts and ".." not in parts and member.isfile():
             inside = PurePosixPath(*parts[parts.index(FOLDER) + 1 :])
-            if inside.parts and inside.parts[0] in _WANTED:
-                yield member.replace(name=str(inside), deep=False)
+            content = tar.extractfile(member)
+            if inside.parts and inside.parts[0] in _WANTED and content is not None:
+                yield inside, content
 
 
 def _check(folder: Path) -> None:

@@ -25,6 +25,10 @@ def archive(generated_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
         tar.add(generated_dataset, "MedPix-2.0-d3bc431/MedPix-2-0")
         _add_text(tar, "MedPix-2.0-d3bc431/code/evaluate.py", b"not wanted")
         _add_text(tar, "MedPix-2.0-d3bc431/MedPix-2-0/../../escaped", b"not wanted")
+        _add_text(tar, "MedPix-2.0-d3bc431/MedPix-2-0/images/../../../escaped", b"not wanted")
+        link = tarfile.TarInfo("MedPix-2.0-d3bc431/MedPix-2-0/images/escaped")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
     return buffer.getvalue()
 
 
@@ -91,7 +95,7 @@ def test_the_archive_is_fetched_unpacked_and_checked(archive: bytes, tmp_path: P
     for path in generated_dataset.rglob("*.png"):
         assert (folder / "images" / path.name).read_bytes() == path.read_bytes()
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"MedPix-2-0"}
-    assert not (tmp_path / "escaped").exists()
+    assert not list(tmp_path.rglob("escaped"))
 
 
 def test_a_broken_download_goes_on_where_it_stopped(archive: bytes, tmp_path: Path) -> None:
