@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from starlette.staticfiles import StaticFiles
 
 from app.api import annotations, cases, docs, export, facets, health, images, models, predict, search
 from app.api.cache import AnswerCache
@@ -18,6 +17,7 @@ from app.data.repository import Repository
 from app.data.schema import DATABASE
 from app.errors import install_error_handlers
 from app.inference.models import ModelServer
+from app.web.pages import install_pages
 
 DESCRIPTION = """The MedPix 2.0 cases and images, and predictions of modality and anatomical location.
 
@@ -57,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in (cases, images, search, facets, export, annotations, predict, models, health, docs):
         app.include_router(module.router)
     docs.install_docs(app)
-    app.mount("/static", StaticFiles(packages=[("app.web", "static")]), name="static")
+    install_pages(app)
     install_error_handlers(app)
     if settings.answer_cache_mb:
         app.add_middleware(AnswerCache, max_bytes=settings.answer_cache_mb * 1024**2)
