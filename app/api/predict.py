@@ -43,7 +43,7 @@ class ModelStamp(BaseModel):
 
     name: str
     version: str
-    sha256: str = Field(description="Of the weights file")
+    sha256: str = Field(description="Of all files of the model: one hash over their names and hashes")
     init: Literal["pretrained", "scratch"]
 
 
@@ -159,7 +159,7 @@ def _view(prediction: Prediction, in_dataset: dict[str, Any] | None) -> dict[str
         "model": {
             "name": card.name,
             "version": card.version,
-            "sha256": card.files[0].sha256,
+            "sha256": card.sha256,
             "init": card.init,
         },
         "image": {

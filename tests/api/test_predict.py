@@ -15,6 +15,7 @@ from app.data.embedded import embedded_mongod, find_mongod
 from app.data.schema import MODELS, TRAINING_RUNS
 from app.data.seed import seed
 from ml import labels
+from ml.card import ModelCard
 from ml.images import load_images
 from ml.predict import captions_of, run_captions, run_images
 from ml.records import Record, load_records
@@ -72,7 +73,7 @@ def test_a_modality_comes_with_all_that_traces_it(predict_api: httpx.Client, rec
     assert body["model"] == {
         "name": "compact",
         "version": served["card"]["version"],
-        "sha256": served["card"]["files"][0]["sha256"],
+        "sha256": ModelCard.model_validate(served["card"]).sha256,
         "init": "scratch",
     }
     assert [part.partition(";")[0] for part in answer.headers["server-timing"].split(", ")] == [
