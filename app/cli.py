@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 from pymongo.errors import ConnectionFailure, PyMongoError
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
@@ -73,7 +74,8 @@ def seed(
 
 
 def _print_report(report: SeedReport) -> None:
-    table = Table("", "inserted", "changed", "unchanged", "removed", *report.case_counts, "total")
+    # Without vertical lines it fits the 80 columns of a log.
+    table = Table("", "inserted", "changed", "unchanged", "removed", *report.case_counts, "total", box=SIMPLE_HEAD)
     rows = (("cases", report.cases, report.case_counts), ("images", report.images, report.image_counts))
     for name, counts, splits in rows:
         cells = (*_cells(counts), *splits.values(), sum(splits.values()))
