@@ -7,8 +7,20 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from app.api import cases, docs, health, images, models, predict
-from app.api.middleware import BodyLimit, RequestContext
+from app.api import (
+    cases,
+    docs,
+    explain,
+    health,
+    images,
+    metrics,
+    models,
+    predict,
+    predict_batch,
+    predict_image,
+    similar,
+)
+from app.api.middleware import BodyLimit, CountRequests, RequestContext
 from app.config import Settings, get_settings
 from app.data.client import connect, connect_async
 from app.data.pictures import PictureStore
@@ -16,6 +28,7 @@ from app.data.repository import Repository
 from app.data.schema import DATABASE
 from app.errors import install_error_handlers
 from app.inference.models import ModelServer
+from app.metrics import Metrics
 
 DESCRIPTION = """The MedPix 2.0 cases and images, and predictions of modality and anatomical location.
 
@@ -37,7 +50,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         async with connect_async(uri, settings) as client:
             app.state.repository = Repository(client.get_default_database(DATABASE))
             with connect(uri, settings) as blocking_client:
-                app.state.models = ModelServer(settings, blocking_client.get_default_database(DATABASE))
+                database = blocking_client.get_default_database(DATABASE)
+                app.state.models = ModelServer(settings, database, app.state.metrics)
                 app.state.models.start()
                 yield
                 await app.state.models.stop()
@@ -51,13 +65,27 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings = settings
+    app.state.metrics = Metrics()
     app.state.pictures = PictureStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
-    for module in (cases, images, predict, models, health, docs):
+    for module in (
+        cases,
+        images,
+        predict,
+        predict_batch,
+        predict_image,
+        explain,
+        similar,
+        models,
+        health,
+        metrics,
+        docs,
+    ):
         app.include_router(module.router)
     docs.install_docs(app)
     app.mount("/static", StaticFiles(packages=[("app.web", "static")]), name="static")
     install_error_handlers(app)
     app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(settings, path))
+    app.add_middleware(CountRequests, metrics=app.state.metrics)
     app.add_middleware(RequestContext)
     return app
 

@@ -1,7 +1,7 @@
 """Every question that the API asks of the data collections."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -66,6 +66,11 @@ class Repository:
         if document is None:
             raise NotFoundError(f"There is no {collection.noun} {key}.")
         return document
+
+    async def get_many(self, collection: Collection, keys: Sequence[str]) -> list[Document]:
+        """The documents with some keys, in any order; those that are not there are left out."""
+        found = self._database[collection.name].find({"_id": {"$in": list(keys)}}, max_time_ms=MAX_TIME_MS)
+        return await found.to_list()
 
     async def images_of_case(self, u_id: str) -> list[Document]:
         """The images of a case, ordered by id."""

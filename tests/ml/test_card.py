@@ -1,4 +1,5 @@
 import hashlib
+from typing import Any
 
 from ml.card import ModelCard, ModelFile
 
@@ -6,8 +7,8 @@ A, B, C = ("a" * 64, "b" * 64, "c" * 64)
 
 
 def _hash(*files: tuple[str, str]) -> str:
-    listed = [ModelFile(name=name, sha256=sha256, bytes=1) for name, sha256 in files]
-    return ModelCard.model_construct(files=listed).sha256
+    fields: dict[str, Any] = {"files": [ModelFile(name=name, sha256=sha256, bytes=1) for name, sha256 in files]}
+    return ModelCard.model_construct(**fields).sha256
 
 
 def test_the_hash_of_a_model_is_that_of_all_its_files() -> None:
