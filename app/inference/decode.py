@@ -17,21 +17,34 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """What is known of an uploaded file without its pixels.
+
+    Attributes:
+        sha256: of the uploaded bytes.
+        width, height: in pixels, as stored.
+        mode: of the file, such as L, P, RGB, RGBA, CMYK or I;16.
+        notes: what was done to read it that a reader should know, in sentences.
+    """
+
+    sha256: str
+    width: int
+    height: int
+    mode: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A decoded upload.
 
     Attributes:
         image: the decoded image in its own mode.
-        sha256: of the uploaded bytes.
-        width, height: in pixels, as stored.
-        mode: of the file, such as L, P, RGB, RGBA, CMYK or I;16.
+        source: the file that it came from.
     """
 
     image: Image.Image
-    sha256: str
-    width: int
-    height: int
-    mode: str
+    source: Source
 
 
 def decode(data: bytes, settings: Settings) -> Picture:
@@ -57,7 +70,7 @@ def decode(data: bytes, settings: Settings) -> Picture:
         image.load()
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UnprocessableError(f"The image is cut or damaged: {error}.") from error
-    return Picture(image, hashlib.sha256(data).hexdigest(), width, height, mode)
+    return Picture(image, Source(hashlib.sha256(data).hexdigest(), width, height, mode))
 
 
 def _open(data: bytes) -> Image.Image:
