@@ -184,6 +184,29 @@ def evaluate(
 
 
 @app.command()
+def export(
+    target: Annotated[Path, typer.Argument(help="File to write; its ending is the format")],
+    of: Annotated[Literal["images", "cases", "records", "annotations"], typer.Option(help="What")] = "images",
+    conditions: Annotated[
+        list[str] | None, typer.Option("--where", help="Filter as the API takes it, such as modality=CT; repeatable")
+    ] = None,
+    raw: Annotated[bool | None, typer.Option(help="The dataset's own records; json and jsonl alone hold them")] = None,
+    data: DataOption = None,
+) -> None:
+    """Write a selection of the data to a .json, .jsonl, .csv, .parquet or .zip file."""
+    from app.export.streams import FORMATS
+    from app.exporting import run_export
+
+    file_format = target.suffix.lstrip(".").lower()
+    if file_format not in FORMATS:
+        raise typer.BadParameter(f"the file must end in {', '.join('.' + known for known in FORMATS)}")
+    settings = _settings(data)
+    with database_uri(settings) as uri:
+        size = run_export(settings, uri, target, of=of, file_format=file_format, conditions=conditions or [], raw=raw)
+    _console.print(f"{target}: {size} bytes", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def up(
     data: DataOption = None,
     train: Annotated[bool, typer.Option(help="Train the default models that are missing")] = True,

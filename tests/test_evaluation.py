@@ -55,6 +55,3 @@ def test_what_cannot_be_done_is_said_in_a_line(environment: dict[str, str]) -> N
     taken = run(environment, "compact", "--out", environment["MEDPIX_DATA_DIR"] + "/images_overview.csv")
     assert taken.returncode == 1
     assert "the report could not be written to" in taken.stderr
-    nothing = run(environment)
-    assert nothing.returncode == 2
-    assert "name a model or a task" in nothing.stderr
