@@ -18,7 +18,7 @@ router = APIRouter(tags=["predict"], prefix="/predict")
     summary="CT or MR",
 )
 async def predict_modality(asking: AskingDep) -> Response:
-    """The imaging modality of an image (`image`, PNG or JPEG). Not for diagnosis."""
+    """The imaging modality of an image (`image`, PNG, JPEG or DICOM). Not for diagnosis."""
     return await _predict("modality", asking)
 
 

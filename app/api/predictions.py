@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.inference.decode import Source
+from app.inference.picture import Source
 from app.inference.predictor import Prediction
 from ml.card import ModelCard
 

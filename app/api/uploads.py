@@ -92,7 +92,7 @@ def _caption(caption: UploadFile | str, field: str, settings: Settings) -> str |
 def upload_schema(*, with_caption: bool) -> dict[str, Any]:
     """The ``openapi_extra`` of a route that takes an upload."""
     properties: dict[str, Any] = {
-        "image": {"type": "string", "format": "binary", "description": "PNG or JPEG file"},
+        "image": {"type": "string", "format": "binary", "description": "PNG, JPEG or DICOM file"},
     }
     if with_caption:
         properties["caption"] = {"type": "string", "description": "What the image shows; optional"}
@@ -102,7 +102,7 @@ def upload_schema(*, with_caption: bool) -> dict[str, Any]:
 def batch_schema(*, with_captions: bool) -> dict[str, Any]:
     """The ``openapi_extra`` of a route that takes many uploads."""
     images = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
-    properties: dict[str, Any] = {"images": images | {"description": "PNG or JPEG files"}}
+    properties: dict[str, Any] = {"images": images | {"description": "PNG, JPEG or DICOM files"}}
     if with_captions:
         description = "One per image, in the same order, empty where there is none; or left out"
         properties["captions"] = {"type": "array", "items": {"type": "string"}, "description": description}

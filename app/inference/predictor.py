@@ -18,9 +18,10 @@ from app.errors import DeadlineExceededError, UnavailableError, UnprocessableErr
 from app.inference.backends import Backend, make_backend
 from app.inference.cache import ResultCache
 from app.inference.calibrate import CPU_SIZES, noise, warm_up
-from app.inference.decode import Source, decode
+from app.inference.decode import decode
 from app.inference.engine import Engine
 from app.inference.explain import Explainer, Explanation, Inputs, by_input
+from app.inference.picture import Source
 from app.metrics import Metrics
 from ml.card import ModelCard
 from ml.models.base import EMBEDDING, InputError, ServedModel

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from pymongo.database import Database
 
@@ -22,6 +23,7 @@ from ml.records import Record
 from ml.registry import Registry, load_model
 from ml.train import queue
 from tests.api.asking import CAPTION, ask, is_problem
+from tests.inference.dicoms import PATIENT, dicom
 from tests.inference.hostile import accepted, refused
 from tests.service import is_ok, running_service, wait_for
 
@@ -280,3 +282,17 @@ def test_predictions_go_on_while_the_database_is_down(
         assert api.get("/cases/MPX1008").status_code == 503
     finally:
         service.__exit__(None, None, None)
+
+
+def test_a_dicom_file_is_judged_and_what_was_done_to_it_is_said(predict_api: httpx.Client) -> None:
+    frames = np.random.default_rng(0).integers(0, 4096, (3, 64, 80), dtype=np.int16)
+    data = dicom(frames, WindowCenter=1000, WindowWidth=2000)
+    answer = ask(predict_api, "/predict/modality", data)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert (body["image"]["width"], body["image"]["height"], body["image"]["mode"]) == (80, 64, "DICOM MONOCHROME2")
+    assert "frame 2, the middle one" in body["notes"][0]
+    assert "centre 1000, width 2000" in body["notes"][1]
+    assert PATIENT not in answer.text
+    is_problem(ask(predict_api, "/predict/modality", data[:-2000]), 422)
+    assert ask(predict_api, "/explain/modality", data).headers["content-type"] == "image/png"
