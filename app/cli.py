@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 from pymongo.errors import ConnectionFailure, PyMongoError
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
@@ -73,7 +74,8 @@ def seed(
 
 
 def _print_report(report: SeedReport) -> None:
-    table = Table("", "inserted", "changed", "unchanged", "removed", *report.case_counts, "total")
+    # Without vertical lines it fits the 80 columns of a log.
+    table = Table("", "inserted", "changed", "unchanged", "removed", *report.case_counts, "total", box=SIMPLE_HEAD)
     rows = (("cases", report.cases, report.case_counts), ("images", report.images, report.image_counts))
     for name, counts, splits in rows:
         cells = (*_cells(counts), *splits.values(), sum(splits.values()))
@@ -163,8 +165,6 @@ def evaluate(
     data: DataOption = None,
 ) -> None:
     """Score registered models on the test split; writes report.html, results.json and plots."""
-    if not (names or every):
-        raise typer.BadParameter("name a model or a task, or give --all")
     from app.evaluation import run_evaluation
     from ml.context import Options
 
@@ -181,6 +181,29 @@ def evaluate(
             cv=cv,
             options=Options(seed=seed, epochs=epochs),
         )
+
+
+@app.command()
+def export(
+    target: Annotated[Path, typer.Argument(help="File to write; its ending is the format")],
+    of: Annotated[Literal["images", "cases", "records", "annotations"], typer.Option(help="What")] = "images",
+    conditions: Annotated[
+        list[str] | None, typer.Option("--where", help="Filter as the API takes it, such as modality=CT; repeatable")
+    ] = None,
+    raw: Annotated[bool | None, typer.Option(help="The dataset's own records; json and jsonl alone hold them")] = None,
+    data: DataOption = None,
+) -> None:
+    """Write a selection of the data to a .json, .jsonl, .csv, .parquet or .zip file."""
+    from app.export.streams import FORMATS
+    from app.exporting import run_export
+
+    file_format = target.suffix.lstrip(".").lower()
+    if file_format not in FORMATS:
+        raise typer.BadParameter(f"the file must end in {', '.join('.' + known for known in FORMATS)}")
+    settings = _settings(data)
+    with database_uri(settings) as uri:
+        size = run_export(settings, uri, target, of=of, file_format=file_format, conditions=conditions or [], raw=raw)
+    _console.print(f"{target}: {size} bytes", soft_wrap=True, highlight=False)
 
 
 @app.command()

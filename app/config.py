@@ -89,7 +89,12 @@ class Settings(BaseSettings):
     model_modality: str | None = Field(default=None, description="Pin the model that answers /predict/modality")
     model_location: str | None = Field(default=None, description="Pin the model that answers /predict/location")
     request_deadline_s: float = Field(default=30.0, gt=0, le=600, description="Longest time for one prediction")
-    max_batch: int = Field(default=8, ge=1, le=256, description="Most images in one run of the model")
+    max_images_per_request: int = Field(default=32, ge=1, le=256, description="Most images of a batch request")
+    cache_entries: int = Field(default=10_000, ge=0, le=1_000_000, description="Predictions kept to answer again")
+    max_explain: int = Field(default=8, ge=1, le=256, description="Most explanations that run or wait per model")
+    max_batch: int | None = Field(
+        default=None, ge=1, le=256, description="Most images in one run of the model; unset: measured at start"
+    )
     decode_threads: int = Field(default=min(4, len(os.sched_getaffinity(0))), ge=1, le=64)
 
     api_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_named_keys)] = Field(

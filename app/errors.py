@@ -139,6 +139,18 @@ class DeadlineExceededError(ApiError):
 
 def problem_response(request: Request, error: ApiError) -> JSONResponse:
     """The answer to an error."""
+    return JSONResponse(_content(request, error), error.status, headers=error.headers, media_type=MEDIA_TYPE)
+
+
+def problem_of(request: Request, error: Exception) -> dict[str, Any]:
+    """The problem document of an exception, as a part of an answer; what nobody expected is logged."""
+    known = translate(error)
+    if known.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.error("a part of a request failed", exc_info=error)
+    return _content(request, known)
+
+
+def _content(request: Request, error: ApiError) -> dict[str, Any]:
     problem = Problem(
         type=f"urn:medpix:problem:{error.slug}",
         title=HTTPStatus(error.status).phrase,
@@ -149,8 +161,7 @@ def problem_response(request: Request, error: ApiError) -> JSONResponse:
         errors=error.errors,
         **error.members,
     )
-    content = problem.model_dump(exclude_none=True)
-    return JSONResponse(content, status_code=error.status, headers=error.headers, media_type=MEDIA_TYPE)
+    return problem.model_dump(exclude_none=True)
 
 
 def translate(error: Exception) -> ApiError:

@@ -14,7 +14,7 @@ from ml.device import DeviceName
 from ml.evaluate import evaluate
 from ml.evaluation.terminal import tables
 from ml.progress import console_reporter
-from ml.report import write_report
+from ml.report import make_folder, write_report
 
 Document = dict[str, Any]
 
@@ -47,6 +47,7 @@ def run_evaluation(
     Raises:
         MendableError: says what is missing or wrong, and what to do.
     """
+    make_folder(out)
     images_dir = find_dataset(settings.dataset_dir) / IMAGE_FOLDER
     with console_reporter() as reporter:
         results = evaluate(

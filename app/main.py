@@ -6,9 +6,25 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from app.api import annotations, cases, docs, export, facets, health, images, models, predict, search
+from app.api import (
+    annotations,
+    cases,
+    docs,
+    explain,
+    export,
+    facets,
+    health,
+    images,
+    metrics,
+    models,
+    predict,
+    predict_batch,
+    predict_image,
+    search,
+    similar,
+)
 from app.api.cache import AnswerCache
-from app.api.middleware import BodyLimit, RequestContext
+from app.api.middleware import BodyLimit, CountRequests, RequestContext
 from app.api.ratelimit import RateLimit
 from app.config import Settings, get_settings
 from app.data.client import connect, connect_async
@@ -17,8 +33,27 @@ from app.data.repository import Repository
 from app.data.schema import DATABASE
 from app.errors import install_error_handlers
 from app.inference.models import ModelServer
+from app.metrics import Metrics
 from app.web.pages import install_pages
 
+# In the order of the API reference.
+ROOMS = (
+    cases,
+    images,
+    search,
+    facets,
+    export,
+    annotations,
+    predict,
+    predict_batch,
+    predict_image,
+    explain,
+    similar,
+    models,
+    health,
+    metrics,
+    docs,
+)
 DESCRIPTION = """The MedPix 2.0 cases and images, and predictions of modality and anatomical location.
 
 For research and teaching; **not for diagnosis**."""
@@ -39,7 +74,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         async with connect_async(uri, settings) as client:
             app.state.repository = Repository(client.get_default_database(DATABASE))
             with connect(uri, settings) as blocking_client:
-                app.state.models = ModelServer(settings, blocking_client.get_default_database(DATABASE))
+                database = blocking_client.get_default_database(DATABASE)
+                app.state.models = ModelServer(settings, database, app.state.metrics)
                 app.state.models.start()
                 yield
                 await app.state.models.stop()
@@ -53,8 +89,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings = settings
+    app.state.metrics = Metrics()
     app.state.pictures = PictureStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
-    for module in (cases, images, search, facets, export, annotations, predict, models, health, docs):
+    for module in ROOMS:
         app.include_router(module.router)
     docs.install_docs(app)
     install_pages(app)
@@ -64,6 +101,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.rate_limit_per_minute:
         app.add_middleware(RateLimit, settings=settings)
     app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(settings, path))
+    app.add_middleware(CountRequests, metrics=app.state.metrics)
     app.add_middleware(RequestContext)
     return app
 

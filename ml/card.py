@@ -1,5 +1,7 @@
 """The model card: what a model is, where it comes from, how good it is, and the hashes of its files."""
 
+import hashlib
+import json
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -118,8 +120,12 @@ class ModelCard(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """One hash for the whole model: that of its weights file, the first one listed."""
-        return self.files[0].sha256
+        """One hash for the whole model, in hexadecimal; it changes with any file.
+
+        The sha256 of the JSON array of all ``[name, sha256]`` pairs, sorted by name, without spaces.
+        """
+        pairs = sorted((file.name, file.sha256) for file in self.files)
+        return hashlib.sha256(json.dumps(pairs, separators=(",", ":")).encode()).hexdigest()
 
 
 def environment(device: str, threads: int) -> Environment:

@@ -4,6 +4,7 @@ import base64
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -23,6 +24,20 @@ class ReportError(MendableError):
     """The report could not be written."""
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of a report, before the minutes that its content takes.
+
+    Raises:
+        ReportError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ReportError(f"the report could not be written to {folder}: {error}") from error
+
+
 def write_report(results: Results, folder: Path) -> Path:
     """Write results.json, report.html, which needs no other file, and the plots as PNG.
 
@@ -36,6 +51,7 @@ def write_report(results: Results, folder: Path) -> Path:
     Raises:
         ReportError: the folder cannot be written.
     """
+    make_folder(folder)
     plots = make_plots(results)
     page = render(results, plots)
     try:

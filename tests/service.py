@@ -8,17 +8,18 @@ from contextlib import contextmanager
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from app.config import Settings
 from app.main import create_app
 
 
 @contextmanager
-def running_service(settings: Settings) -> Iterator[httpx.Client]:
-    """Serve in a thread; yields a client of the service."""
+def running_service(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Client]:
+    """Serve in a thread, an application of the test's own if there is one; yields a client of the service."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning", lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(app or create_app(settings), log_level="warning", lifespan="on"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60

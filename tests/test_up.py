@@ -20,7 +20,7 @@ from tests.service import is_ok, wait_for
 
 def _environment(home: Path, port: int) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("MEDPIX_")}
-    return own | {"MEDPIX_HOME": str(home), "MEDPIX_PORT": str(port), "COLUMNS": "200"}
+    return own | {"MEDPIX_HOME": str(home), "MEDPIX_PORT": str(port), "COLUMNS": "80"}
 
 
 @contextmanager
@@ -85,7 +85,8 @@ def test_it_serves_stops_cleanly_and_starts_again_on_the_same_data(
         assert client.get("/cases/MPX1001").status_code == 200
         process.send_signal(kind)
         assert process.wait(30) == 0
-    rows = [line.split()[3:6:2] for line in (tmp_path / "up.log").read_text().splitlines() if "│ cases" in line]
+    lines = (tmp_path / "up.log").read_text().splitlines()
+    rows = [line.split()[1:3] for line in lines if line.strip().startswith("cases ")]
     assert rows == [["40", "0"], ["0", "0"]], "inserted and changed, of the first and the second start"
 
 

@@ -21,6 +21,7 @@ class _Answer(NamedTuple):
     headers: list[tuple[bytes, bytes]]
     etag: str
     body: bytes
+    route: Any
 
 
 class AnswerCache:
@@ -50,9 +51,10 @@ class AnswerCache:
         answer = self._answers.get(key)
         if answer is not None:
             self._answers.move_to_end(key)
+            scope["route"] = answer.route  # the metrics count by route
             await _send(answer, Headers(scope=scope).get("if-none-match"), send)
             return
-        await self._app(scope, receive, _Recorder(self, key, send))
+        await self._app(scope, receive, _Recorder(self, key, scope, send))
 
     async def _is_current(self, repository: Repository) -> bool:
         """Forget everything after a seeding; whether answers may be kept at all."""
@@ -91,8 +93,8 @@ async def _send(answer: _Answer, if_none_match: str | None, send: Send) -> None:
 class _Recorder:
     """Passes an answer on, and keeps it if it is whole and has an ETag."""
 
-    def __init__(self, cache: AnswerCache, key: tuple[str, bytes], send: Send) -> None:
-        self._cache, self._key, self._send = cache, key, send
+    def __init__(self, cache: AnswerCache, key: tuple[str, bytes], scope: Scope, send: Send) -> None:
+        self._cache, self._key, self._scope, self._send = cache, key, scope, send
         self._headers: list[Any] = []
         self._etag = ""
 
@@ -102,5 +104,6 @@ class _Recorder:
             self._headers = list(message["headers"])
             self._etag = Headers(raw=self._headers).get("etag", "")
         elif message["type"] == "http.response.body" and self._etag and not message.get("more_body"):
-            self._cache.keep(self._key, _Answer(self._headers, self._etag, message.get("body", b"")))
+            answer = _Answer(self._headers, self._etag, message.get("body", b""), self._scope.get("route"))
+            self._cache.keep(self._key, answer)
         await self._send(message)

@@ -1,6 +1,7 @@
 """ASGI layers around every request: its id, its size limit, HEAD, security headers."""
 
 import re
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -10,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import ContentTooLargeError, problem_response
+from app.metrics import Metrics
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -53,6 +55,34 @@ class RequestContext:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+class CountRequests:
+    """Counts every answer by method, route and status, and measures its time."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500  # what an exception that nobody handles becomes further out
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.request(scope["method"], route, status, time.perf_counter() - started)
 
 
 class BodyLimit:

@@ -3,14 +3,15 @@
 from typing import Any, Final
 
 from fastapi import Request
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 
 from app.config import Settings
-from app.errors import ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
+from app.errors import ApiError, ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
 from app.inference.predictor import Upload
 
 # Room for a caption at its longest allowed setting, four bytes a character.
 _MAX_PART_BYTES: Final = 512 * 1024
+_MAX_PARTS: Final = 2_000
 
 
 async def read_upload(request: Request, settings: Settings, *, with_caption: bool) -> Upload:
@@ -23,22 +24,64 @@ async def read_upload(request: Request, settings: Settings, *, with_caption: boo
         UnprocessableError: no file in the field ``image``, or several.
         ContentTooLargeError: the caption is longer than its limit.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "multipart/form-data":
-        given = f"not {media_type}" if media_type else "and name it in Content-Type"
-        raise UnsupportedMediaTypeError(f"Send the image as multipart/form-data, field image, {given}.")
+    _check_media_type(request, "the image as multipart/form-data, field image")
     async with request.form(max_files=1, max_fields=8, max_part_size=_MAX_PART_BYTES) as form:
         image = form.get("image")
         if not isinstance(image, UploadFile):
             found = "it is text, not a file" if image is not None else "it is missing"
             raise UnprocessableError(f"The field image must be a file; {found}.")
-        return Upload(await image.read(), _caption(form, settings) if with_caption else None)
+        caption = _caption(form.get("caption", ""), "caption", settings) if with_caption else None
+        return Upload(await image.read(), caption)
 
 
-def _caption(form: FormData, settings: Settings) -> str | None:
-    caption = form.get("caption", "")
+async def read_batch(request: Request, settings: Settings, *, with_captions: bool) -> list[Upload | ApiError]:
+    """The images, and the captions if there are any, of a multipart request.
+
+    Returns:
+        In the order of the request; an error stands for an image whose caption cannot be used.
+
+    Raises:
+        UnsupportedMediaTypeError: the body is not multipart/form-data.
+        UnprocessableError: no file in the field ``images``, or not as many captions as images.
+        ContentTooLargeError: too many images.
+    """
+    _check_media_type(request, "the images as multipart/form-data, each in a field images")
+    limit = settings.max_images_per_request
+    # More parts than the limit are read, up to the limit of the body, to answer what is wrong.
+    async with request.form(max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=_MAX_PART_BYTES) as form:
+        images = form.getlist("images")
+        files = [image for image in images if isinstance(image, UploadFile)]
+        if not images or len(files) < len(images):
+            found = "one is text, not a file" if images else "there is none"
+            raise UnprocessableError(f"Each field images must be a file; {found}.")
+        if len(files) > limit:
+            raise ContentTooLargeError(f"The request has {len(files)} images; the limit is {limit}. Send several.")
+        captions = form.getlist("captions") if with_captions else []
+        if captions and len(captions) != len(files):
+            raise UnprocessableError(
+                f"There are {len(files)} images and {len(captions)} captions. Send one caption per image, in the "
+                "same order, empty where there is none; or no caption at all."
+            )
+        uploads: list[Upload | ApiError] = []
+        for place, file in enumerate(files):
+            try:
+                caption = _caption(captions[place], f"captions[{place}]", settings) if captions else None
+                uploads.append(Upload(await file.read(), caption))
+            except ApiError as error:
+                uploads.append(error)
+        return uploads
+
+
+def _check_media_type(request: Request, wanted: str) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "multipart/form-data":
+        given = f"not {media_type}" if media_type else "and name it in Content-Type"
+        raise UnsupportedMediaTypeError(f"Send {wanted}, {given}.")
+
+
+def _caption(caption: UploadFile | str, field: str, settings: Settings) -> str | None:
     if not isinstance(caption, str):
-        raise UnprocessableError("The field caption must be text, not a file.")
+        raise UnprocessableError(f"The field {field} must be text, not a file.")
     if len(caption) > settings.max_caption_chars:
         raise ContentTooLargeError(
             f"The caption has {len(caption)} characters; the limit is {settings.max_caption_chars}."
@@ -49,9 +92,23 @@ def _caption(form: FormData, settings: Settings) -> str | None:
 def upload_schema(*, with_caption: bool) -> dict[str, Any]:
     """The ``openapi_extra`` of a route that takes an upload."""
     properties: dict[str, Any] = {
-        "image": {"type": "string", "format": "binary", "description": "PNG or JPEG file"},
+        "image": {"type": "string", "format": "binary", "description": "PNG, JPEG or DICOM file"},
     }
     if with_caption:
         properties["caption"] = {"type": "string", "description": "What the image shows; optional"}
-    schema = {"type": "object", "required": ["image"], "properties": properties}
+    return _form_schema(properties, required="image")
+
+
+def batch_schema(*, with_captions: bool) -> dict[str, Any]:
+    """The ``openapi_extra`` of a route that takes many uploads."""
+    images = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+    properties: dict[str, Any] = {"images": images | {"description": "PNG, JPEG or DICOM files"}}
+    if with_captions:
+        description = "One per image, in the same order, empty where there is none; or left out"
+        properties["captions"] = {"type": "array", "items": {"type": "string"}, "description": description}
+    return _form_schema(properties, required="images")
+
+
+def _form_schema(properties: dict[str, Any], *, required: str) -> dict[str, Any]:
+    schema = {"type": "object", "required": [required], "properties": properties}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

@@ -104,6 +104,11 @@ class Repository:
             raise NotFoundError(f"There is no {collection.noun} {key}.")
         return document
 
+    async def get_many(self, collection: Collection, keys: Sequence[str]) -> list[Document]:
+        """The documents with some keys, in any order; those that are not there are left out."""
+        found = self._database[collection.name].find({"_id": {"$in": list(keys)}}, max_time_ms=MAX_TIME_MS)
+        return await found.to_list()
+
     async def images_of_case(self, u_id: str) -> list[Document]:
         """The images of a case, ordered by id."""
         found = self._database[schema.IMAGES].find({"U_id": u_id}, max_time_ms=MAX_TIME_MS).sort("_id")
@@ -118,8 +123,7 @@ class Repository:
 
     async def cases(self, keys: Sequence[str]) -> dict[str, Document]:
         """The cases with these ids, by id."""
-        found = self._database[schema.CASES].find({"_id": {"$in": list(keys)}}, max_time_ms=MAX_TIME_MS)
-        return {document["_id"]: document async for document in found}
+        return {document["_id"]: document for document in await self.get_many(CASES, keys)}
 
     async def stream(self, collection: Collection, selection: Filter) -> AsyncIterator[Document]:
         """Every document that passes a filter, by id; a batch at a time is held in memory."""

@@ -2,13 +2,14 @@
 
 import hashlib
 import io
-from dataclasses import dataclass
 from typing import Final
 
 from PIL import Image, UnidentifiedImageError
 
 from app.config import Settings
 from app.errors import ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
+from app.inference.dicom import decode_dicom, is_dicom
+from app.inference.picture import Picture, Source
 
 FORMATS: Final = ("PNG", "JPEG")
 
@@ -16,33 +17,15 @@ FORMATS: Final = ("PNG", "JPEG")
 Image.MAX_IMAGE_PIXELS = None
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A decoded upload.
-
-    Attributes:
-        image: the decoded image in its own mode.
-        sha256: of the uploaded bytes.
-        width, height: in pixels, as stored.
-        mode: of the file, such as L, P, RGB, RGBA, CMYK or I;16.
-    """
-
-    image: Image.Image
-    sha256: str
-    width: int
-    height: int
-    mode: str
-
-
 def decode(data: bytes, settings: Settings) -> Picture:
-    """Decode an uploaded PNG or JPEG.
+    """Decode an uploaded PNG, JPEG or DICOM file.
 
     The header is read first: nothing is decoded that is over a limit. Animated files are refused,
     because only one of their frames would be judged.
 
     Raises:
         ContentTooLargeError: over the limit of bytes or of pixels.
-        UnsupportedMediaTypeError: not a PNG or JPEG file.
+        UnsupportedMediaTypeError: not a PNG, JPEG or DICOM file, or one of a kind that is not read here.
         UnprocessableError: empty, cut, damaged, animated or too small.
     """
     if not data:
@@ -50,6 +33,8 @@ def decode(data: bytes, settings: Settings) -> Picture:
     if len(data) > settings.max_image_bytes:
         limit = settings.max_image_bytes / 1024**2
         raise ContentTooLargeError(f"The image has {len(data) / 1024**2:.1f} MiB; the limit is {limit:.1f} MiB.")
+    if is_dicom(data):
+        return decode_dicom(data, settings)
     image = _open(data)
     _check_header(image, settings)
     width, height, mode = *image.size, image.mode
@@ -57,16 +42,14 @@ def decode(data: bytes, settings: Settings) -> Picture:
         image.load()
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UnprocessableError(f"The image is cut or damaged: {error}.") from error
-    return Picture(image, hashlib.sha256(data).hexdigest(), width, height, mode)
+    return Picture(image, Source(hashlib.sha256(data).hexdigest(), width, height, mode))
 
 
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise UnsupportedMediaTypeError(
-            f"The file is not an image of a known format ({' or '.join(FORMATS)})."
-        ) from error
+        raise UnsupportedMediaTypeError("The file is not an image of a known format (PNG, JPEG or DICOM).") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UnprocessableError(f"The image is cut or damaged: {error}.") from error
 

@@ -6,22 +6,27 @@ in the meantime makes the next batch.
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import DeadlineExceededError, UnavailableError
+from app.inference.calibrate import BatchPlan
 
 logger = logging.getLogger(__name__)
 
 Array = NDArray[np.generic]
 Outputs = Mapping[str, Array]
 Run = Callable[[Array], Outputs]
+
+_MAX_RESTART_S: Final = 30.0
 
 
 @dataclass(slots=True, eq=False)
@@ -54,23 +59,44 @@ class Answer:
 class Engine:
     """Runs one network for many callers.
 
+    When the batch loop dies or the model fails on an image that it can be relied on to take, all who
+    wait are told at once, and the loop comes back as soon as the model runs again.
+
     Args:
         name: of the model, for log lines.
         run: a batch of images (N, C, H, W) to outputs with N rows each; called in one thread only.
-        max_batch: most images in one run.
+        plan: batch size, and the pace to start with.
+        probe: a batch (1, C, H, W) that the model can take.
         max_queue: most images that may wait; one more is refused.
+        restart_s: how long a dead engine waits before it tries again; doubles with every failure.
+        on_batch: told the size of every batch that ran.
     """
 
-    def __init__(self, name: str, run: Run, *, max_batch: int, max_queue: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        run: Run,
+        *,
+        plan: BatchPlan,
+        probe: Array,
+        max_queue: int,
+        restart_s: float = 1.0,
+        on_batch: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._name = name
         self._run = run
-        self._max_batch = max_batch
+        self._max_batch = plan.size
+        self._probe = probe
         self._max_queue = max_queue
+        self._restart_s = restart_s
+        self._on_batch = on_batch
         self._queue: deque[_Item] = deque()
+        self._in_hand: Sequence[_Item] = ()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"model-{name}")
         self._task: asyncio.Task[None] | None = None
-        self._seconds_per_image = 0.0
+        self._revival: asyncio.Task[None] | None = None
+        self._seconds_per_image = plan.seconds_per_image
         self._draining = False
 
     @property
@@ -83,6 +109,11 @@ class Engine:
         """How many images wait."""
         return len(self._queue)
 
+    @property
+    def seconds_per_image(self) -> float:
+        """How long an image takes in the batches of late, in seconds."""
+        return self._seconds_per_image
+
     def start(self) -> None:
         """Start the batch loop on the running event loop."""
         self._task = asyncio.create_task(self._serve(), name=f"engine-{self._name}")
@@ -92,6 +123,8 @@ class Engine:
         """Answer what was accepted, then end."""
         self._draining = True
         self._arrived.set()
+        if self._revival is not None:
+            self._revival.cancel()
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.to_thread(self._thread.shutdown)
@@ -110,7 +143,7 @@ class Engine:
         if not self.healthy or self._draining:
             raise UnavailableError(f"The model {self._name} is not running at the moment. Try again shortly.")
         if len(self._queue) >= self._max_queue:
-            wait = max(1, round(len(self._queue) * self._seconds_per_image))
+            wait = max(1, math.ceil(len(self._queue) * self._seconds_per_image))
             raise UnavailableError("The service is at its capacity. Try again shortly.", retry_after_s=wait)
         item = _Item(pixels, deadline, asyncio.get_running_loop().create_future())
         self._queue.append(item)
@@ -124,9 +157,10 @@ class Engine:
     async def _serve(self) -> None:
         while self._queue or not self._draining:
             await self._arrived.wait()
-            batch = self._next_batch()
-            if batch:
-                await self._run_batch(batch)
+            self._in_hand = self._next_batch()
+            if self._in_hand:
+                await self._run_batch(self._in_hand)
+            self._in_hand = ()
 
     def _next_batch(self) -> list[_Item]:
         """The oldest items that somebody still waits for."""
@@ -142,26 +176,29 @@ class Engine:
 
     async def _run_batch(self, batch: Sequence[_Item]) -> None:
         started = time.perf_counter()
-        loop = asyncio.get_running_loop()
         try:
-            stacked = np.stack([item.pixels for item in batch])
-            outputs = await loop.run_in_executor(self._thread, self._run, stacked)
+            outputs = await self._in_thread(np.stack([item.pixels for item in batch]))
         except Exception as error:
             logger.exception("model %s failed on a batch of %d", self._name, len(batch))
             await self._retry_singly(batch, error)
             return
         run_s = time.perf_counter() - started
         self._seconds_per_image = 0.9 * self._seconds_per_image + 0.1 * run_s / len(batch)
+        self._on_batch(len(batch))
         for row, item in enumerate(batch):
             if not item.future.done():
                 answer = {name: values[row] for name, values in outputs.items()}
                 item.future.set_result(Answer(answer, started - item.queued_at, run_s, len(batch)))
+
+    async def _in_thread(self, pixels: Array) -> Outputs:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, pixels)
 
     async def _retry_singly(self, batch: Sequence[_Item], error: Exception) -> None:
         """Only the image that makes the model fail may fail."""
         if len(batch) == 1:
             if not batch[0].future.done():
                 batch[0].future.set_exception(error)
+            await self._in_thread(self._probe)  # is it the image, or does the model fail on everything?
             return
         for item in batch:
             if not item.future.done():
@@ -171,8 +208,25 @@ class Engine:
         """The loop is gone: nobody may wait for it."""
         if not task.cancelled() and task.exception() is not None:
             logger.error("the batch loop of %s died", self._name, exc_info=task.exception())
-        while self._queue:
-            item = self._queue.popleft()
+        for item in [*self._in_hand, *self._queue]:
             if not item.future.done():
                 error = UnavailableError(f"The model {self._name} stopped. Try again shortly.")
                 item.future.set_exception(error)
+        self._in_hand = ()
+        self._queue.clear()
+        if not self._draining:
+            self._revival = task.get_loop().create_task(self._revive(), name=f"revival-{self._name}")
+
+    async def _revive(self) -> None:
+        wait = self._restart_s
+        while True:
+            await asyncio.sleep(wait)
+            try:
+                await self._in_thread(self._probe)
+            except Exception:
+                logger.exception("model %s cannot run yet", self._name)
+                wait = min(2 * wait, _MAX_RESTART_S)
+            else:
+                logger.warning("the batch loop of %s runs again", self._name)
+                self.start()
+                return

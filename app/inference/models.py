@@ -11,8 +11,10 @@ from pymongo.errors import PyMongoError
 
 from app.config import Settings
 from app.errors import UnavailableError
-from app.inference.predictor import Predictor
+from app.inference.cache import ResultCache
+from app.inference.predictor import Prediction, Predictor
 from app.inference.training import Progress, read_progress
+from app.metrics import Metrics
 from ml.card import ModelCard
 from ml.registry import Registry, RegistryError, load_model, load_reference
 
@@ -27,12 +29,14 @@ _POLL_S: Final = 2.0
 class ModelServer:
     """Keeps the best registered model of each task ready."""
 
-    def __init__(self, settings: Settings, database: Database[Document]) -> None:
+    def __init__(self, settings: Settings, database: Database[Document], metrics: Metrics) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._database = database
         self._registry = Registry(database, settings.model_files_dir)
         self._pins = {"modality": settings.model_modality, "location": settings.model_location}
         self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._cache: ResultCache[Prediction] = ResultCache(settings.cache_entries)
         self._progress: list[Progress] = []
         self._cards: list[ModelCard] = []
         self._serving: dict[str, Predictor] = {}
@@ -157,10 +161,13 @@ class ModelServer:
             predictor.start()
         self._serving[task] = predictor
         self._faults.pop(task, None)
+        cards = {task: predictor.card for task, predictor in self._serving.items()}
+        self._metrics.serving({task: (card.name, card.version, card.sha256) for task, card in cards.items()})
         logger.info("%s %s answers %s", card.name, card.version, task)
         if current is not None and current not in self._serving.values():
             await current.stop()
 
     def _load(self, card: ModelCard) -> Predictor:
         folder = self._settings.model_files_dir
-        return Predictor(load_model(card, folder), load_reference(card, folder), self._settings, self._pool)
+        reference = load_reference(card, folder)
+        return Predictor(load_model(card, folder), reference, self._settings, self._pool, self._cache, self._metrics)

@@ -1,20 +1,28 @@
 """One loaded model, ready to answer: bytes and caption in, calibrated probabilities out."""
 
 import asyncio
+import hashlib
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.config import Settings
-from app.errors import UnprocessableError
+from app.errors import DeadlineExceededError, UnavailableError, UnprocessableError
 from app.inference.backends import Backend, make_backend
-from app.inference.decode import Picture, decode
+from app.inference.cache import ResultCache
+from app.inference.calibrate import CPU_SIZES, noise, warm_up
+from app.inference.decode import decode
 from app.inference.engine import Engine
+from app.inference.explain import Explainer, Explanation, Inputs, by_input
+from app.inference.picture import Source
+from app.metrics import Metrics
 from ml.card import ModelCard
 from ml.models.base import EMBEDDING, InputError, ServedModel
 from ml.preprocess import Preprocess
@@ -23,6 +31,9 @@ from ml.reference import Reference
 Array = NDArray[Any]
 T = TypeVar("T")
 
+_GPU_BATCH: Final = 32
+_DRAIN_S: Final = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class Upload:
@@ -30,6 +41,21 @@ class Upload:
 
     data: bytes
     caption: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the image half of a model gave.
+
+    Attributes:
+        source: the file that was read.
+        outputs: of the network, one row each; None for a model without image.
+        timings_s: seconds per stage: decode, queue, run.
+    """
+
+    source: Source
+    outputs: dict[str, Array] | None
+    timings_s: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +70,9 @@ class Prediction:
             resembles the training images.
         unusual: whether the image is unlike every training image; None where that is not known.
         inputs_used: image, caption or both.
-        picture: what was decoded.
-        timings_s: seconds per stage: decode, queue, run.
+        source: the file that was judged.
+        timings_s: seconds per stage: decode, queue, run; or cache.
+        cached: whether the same question was answered before.
     """
 
     card: ModelCard
@@ -54,8 +81,24 @@ class Prediction:
     confident: bool
     unusual: bool | None
     inputs_used: tuple[str, ...]
-    picture: Picture
+    source: Source
     timings_s: Mapping[str, float]
+    cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A prediction with its reasons.
+
+    Attributes:
+        prediction: the answer.
+        explanation: what in the image speaks for a class.
+        inputs: what image and caption would each have said alone, class to probability.
+    """
+
+    prediction: Prediction
+    explanation: Explanation
+    inputs: Inputs
 
 
 class Predictor:
@@ -66,46 +109,80 @@ class Predictor:
         reference: embeddings of the dataset's images, None where the model has none.
         settings: limits and batch size.
         pool: threads for decoding.
+        cache: of predictions, shared by all models.
+        metrics: to report to.
     """
 
     def __init__(
-        self, model: ServedModel, reference: Reference | None, settings: Settings, pool: ThreadPoolExecutor
+        self,
+        model: ServedModel,
+        reference: Reference | None,
+        settings: Settings,
+        pool: ThreadPoolExecutor,
+        cache: ResultCache[Prediction],
+        metrics: Metrics,
     ) -> None:
-        self._model = model
-        self._reference = reference
+        self.model = model
+        self.reference = reference
         self._settings = settings
         self._pool = pool
+        self._cache = cache
+        self._metrics = metrics
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._decode_s = 0.0
+        self._sha256 = model.card.sha256
         self._preprocess: Preprocess | None = model.preprocess
         self.backend: Backend | None = None
         self._engine: Engine | None = None
         if self._preprocess is not None:
             self._engine = self._make_engine(self._preprocess)
+        # A network that OpenVINO runs is idle as a PyTorch module: explanations may use it as it is.
+        self._explainer = Explainer(model, settings, shared=self._runs_on("torch"))
 
     def _make_engine(self, preprocess: Preprocess) -> Engine:
-        if self._model.network is None:
+        if self.model.network is None:
             run: Callable[[Array], Mapping[str, Array]] = self._run_without_network
         else:
-            self.backend = make_backend(self._model.network, preprocess, self._settings, self._weights_key())
+            self.backend = make_backend(self.model.network, preprocess, self._settings, self._weights_key())
             run = self.backend.run
-        for count in range(1, self._settings.max_batch + 1):
-            # The first run of a shape compiles it; nobody should wait for that.
-            run(np.zeros((count, preprocess.channels, preprocess.size, preprocess.size), dtype=np.uint8))
-        max_batch = self._settings.max_batch
-        return Engine(self.card.name, run, max_batch=max_batch, max_queue=64 * max_batch)
+        shape = (preprocess.channels, preprocess.size, preprocess.size)
+        plan = warm_up(run, shape, self._batch_sizes())
+        engine = Engine(
+            self.card.name,
+            run,
+            plan=plan,
+            probe=noise(1, shape),
+            max_queue=64 * plan.size,
+            on_batch=lambda size: self._metrics.batch(self.card.name, size),
+        )
+        self._metrics.watch_queue(self.card.name, lambda: engine.depth)
+        return engine
+
+    def _batch_sizes(self) -> tuple[int, ...]:
+        """The largest batch, or those to choose it from."""
+        if self._settings.max_batch is not None:
+            return (self._settings.max_batch,)
+        on_gpu = self.backend is not None and self.backend.device == "cuda"
+        return (_GPU_BATCH,) if on_gpu else CPU_SIZES
+
+    def _runs_on(self, backend: str) -> bool:
+        return self.backend is not None and self.backend.name == backend
 
     def _weights_key(self) -> str:
         """Names the weights and what the network does with them (its tasks)."""
         return " ".join([*self.card.tasks, *(file.sha256 for file in self.card.files)])
 
     def _run_without_network(self, pixels: Array) -> Mapping[str, Array]:
-        outputs = self._model.encode_images(pixels)
+        outputs = self.model.encode_images(pixels)
         assert outputs is not None
         return outputs
 
     @property
     def card(self) -> ModelCard:
         """What is known about the model."""
-        return self._model.card
+        return self.model.card
 
     @property
     def healthy(self) -> bool:
@@ -119,8 +196,46 @@ class Predictor:
 
     async def stop(self) -> None:
         """Answer what was accepted, then end."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                await self._idle.wait()
         if self._engine is not None:
             await self._engine.stop()
+        self._explainer.stop()
+
+    @property
+    def seconds_per_image(self) -> float:
+        """How long an image takes when there are many, in seconds: the slower of decoding and running."""
+        run_s = self._engine.seconds_per_image if self._engine is not None else 0.0
+        return max(run_s, self._decode_s / self._settings.decode_threads)
+
+    def admit(self, seconds: float, count: int = 1) -> None:
+        """Refuse what would spend more than half of its time waiting for its turn.
+
+        Args:
+            seconds: that the request has.
+            count: images in it.
+
+        Raises:
+            UnavailableError: says when to try again.
+        """
+        wait = (self._active + count - 1) * self.seconds_per_image
+        if wait > seconds / 2:
+            raise UnavailableError(
+                f"The service has too much to do: the answer would begin in about {wait:.1f} s. Try again later.",
+                retry_after_s=max(1, math.ceil(wait - seconds / 2)),
+            )
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        self._active += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
 
     async def predict(self, task: str, upload: Upload, deadline: float) -> Prediction:
         """The answer to one upload.
@@ -133,41 +248,122 @@ class Predictor:
         Raises:
             ApiError: the image cannot be used, the service is full, or the deadline passed.
         """
+        with self._working():
+            prediction = await self._predict(task, upload, deadline)
+        label, probability = max(prediction.probabilities[task].items(), key=lambda pair: pair[1])
+        self._metrics.prediction(task, label, probability, confident=prediction.confident, cached=prediction.cached)
+        self._metrics.stages(self.card.name, prediction.timings_s)
+        return prediction
+
+    async def _predict(self, task: str, upload: Upload, deadline: float) -> Prediction:
+        async with until(deadline):
+            started = time.perf_counter()
+            key, known = await self._in_pool(self._recall, task, upload)
+            if known is not None:
+                return replace(known, cached=True, timings_s={"cache": time.perf_counter() - started})
+            observation = await self._observe(upload.data, deadline)
+            prediction = await self._in_pool(self.conclude, task, upload.caption, observation)
+            self._cache.put(key, prediction)
+            return prediction
+
+    async def nearest(self, data: bytes, count: int, deadline: float) -> tuple[Source, list[tuple[str, float]]]:
+        """The images of the dataset that look most like an image file.
+
+        Args:
+            data: of the file.
+            count: how many.
+            deadline: on the clock of ``time.perf_counter``.
+
+        Returns:
+            The file, and (image, cosine similarity) pairs, the most similar first.
+
+        Raises:
+            ApiError: the image or the model cannot be used, the service is full, or the deadline passed.
+        """
+        if self.reference is None:
+            raise UnprocessableError(f"The model {self.card.name} compares no images. Ask with another task.")
+        with self._working():
+            async with until(deadline):
+                observation = await self._observe(data, deadline)
+                embedding = (observation.outputs or {}).get(EMBEDDING)
+                if embedding is None:
+                    raise UnprocessableError(f"The model {self.card.name} does not look at images.")
+                found = await self._in_pool(self.reference.nearest, embedding[0], count)
+        self._metrics.stages(self.card.name, observation.timings_s)
+        return observation.source, found
+
+    async def explain(self, task: str, upload: Upload, label: str | None, deadline: float) -> Explained:
+        """The answer to one upload, with what speaks for it.
+
+        Args:
+            task: one of the model's tasks.
+            upload: image and caption.
+            label: class to explain; None: the one that the model answers.
+            deadline: on the clock of ``time.perf_counter``.
+
+        Raises:
+            ApiError: image or label cannot be used, the service is full, or the deadline passed.
+        """
+        classes = self.model.tasks[task]
+        if label is not None and label not in classes:
+            raise UnprocessableError(f"There is no {task} {label[:80]!r}. There is: {'; '.join(classes)}.")
+        with self._working():
+            async with until(deadline):
+                observation = await self._observe(upload.data, deadline)
+                prediction = await self._in_pool(self.conclude, task, upload.caption, observation)
+                inputs = await self._in_pool(by_input, self.model, task, observation.outputs, upload.caption)
+                shares = prediction.probabilities[task]
+                started = time.perf_counter()
+                chosen = label or max(shares, key=lambda name: shares[name])
+                explanation = await self._explainer.explain(task, upload.data, chosen)
+        timings = {**prediction.timings_s, "explain": time.perf_counter() - started}
+        self._metrics.stages(self.card.name, timings)
+        return Explained(replace(prediction, timings_s=timings), explanation, inputs)
+
+    async def _observe(self, data: bytes, deadline: float) -> Observation:
         started = time.perf_counter()
-        picture, pixels = await self._in_pool(self._prepare, upload.data)
-        decoded = time.perf_counter()
-        outputs: dict[str, Array] | None = None
-        timings = {"decode": decoded - started}
-        if pixels is not None and self._engine is not None:
-            answer = await self._engine.submit(pixels, deadline)
-            outputs = {name: np.asarray(row)[None] for name, row in answer.outputs.items()}
-            timings |= {"queue": answer.queue_s, "run": answer.run_s}
-        return await self._in_pool(self._conclude, task, upload.caption, picture, outputs, timings)
+        source, pixels = await self._in_pool(self._prepare, data)
+        timings = {"decode": time.perf_counter() - started}
+        if pixels is None or self._engine is None:
+            return Observation(source, None, timings)
+        answer = await self._engine.submit(pixels, deadline)
+        outputs = {name: np.asarray(row)[None] for name, row in answer.outputs.items()}
+        return Observation(source, outputs, timings | {"queue": answer.queue_s, "run": answer.run_s})
 
     async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    def _prepare(self, data: bytes) -> tuple[Picture, Array | None]:
-        picture = decode(data, self._settings)
-        return picture, None if self._preprocess is None else self._preprocess.apply(picture.image)
+    def _recall(self, task: str, upload: Upload) -> tuple[tuple[str | None, ...], Prediction | None]:
+        """All that an answer depends on, and the answer if it was given before.
 
-    def _conclude(
-        self,
-        task: str,
-        caption: str | None,
-        picture: Picture,
-        outputs: dict[str, Array] | None,
-        timings: dict[str, float],
-    ) -> Prediction:
-        uses_caption = caption is not None and "caption" in self._model.inputs
-        encoded = self._model.encode_captions([caption]) if uses_caption else None
+        The version stands for what is not in the model's files: temperatures and thresholds.
+        """
+        content = hashlib.sha256(upload.data).hexdigest()
+        key = (task, content, upload.caption, self._sha256, self.card.version, self.card.preprocess_hash)
+        return key, self._cache.get(key)
+
+    def _prepare(self, data: bytes) -> tuple[Source, Array | None]:
+        started = time.perf_counter()
+        picture = decode(data, self._settings)
+        pixels = None if self._preprocess is None else self._preprocess.apply(picture.image)
+        self._decode_s = 0.9 * self._decode_s + 0.1 * (time.perf_counter() - started)
+        return picture.source, pixels
+
+    def conclude(self, task: str, caption: str | None, observation: Observation) -> Prediction:
+        """The prediction from what the image half gave and a caption; not for the event loop.
+
+        Raises:
+            UnprocessableError: the model lacks an input that it cannot do without.
+        """
+        outputs = observation.outputs
+        uses_caption = caption is not None and "caption" in self.model.inputs
+        encoded = self.model.encode_captions([caption]) if uses_caption else None
         try:
-            combined = self._model.combine(outputs, encoded)
+            combined = self.model.combine(outputs, encoded)
         except InputError as error:
             raise UnprocessableError(f"The model cannot answer: {error}.") from error
         probabilities = {
-            name: dict(zip(self._model.tasks[name], map(float, rows[0]), strict=True))
-            for name, rows in combined.items()
+            name: dict(zip(self.model.tasks[name], map(float, rows[0]), strict=True)) for name, rows in combined.items()
         }
         unusual = self._is_unusual(outputs)
         sure = max(probabilities[task].values()) >= self.card.thresholds.get(task, 0.0)
@@ -179,11 +375,27 @@ class Predictor:
             confident=sure and not unusual,
             unusual=unusual,
             inputs_used=tuple(used),
-            picture=picture,
-            timings_s=timings,
+            source=observation.source,
+            timings_s=observation.timings_s,
         )
 
     def _is_unusual(self, outputs: dict[str, Array] | None) -> bool | None:
-        if outputs is None or self._reference is None or self.card.ood_threshold is None or EMBEDDING not in outputs:
+        if outputs is None or self.reference is None or self.card.ood_threshold is None or EMBEDDING not in outputs:
             return None
-        return bool(self._reference.distance(outputs[EMBEDDING])[0] > self.card.ood_threshold)
+        return bool(self.reference.distance(outputs[EMBEDDING])[0] > self.card.ood_threshold)
+
+
+@asynccontextmanager
+async def until(deadline: float) -> AsyncIterator[None]:
+    """Cancel what runs inside at a deadline on the clock of ``time.perf_counter``.
+
+    Raises:
+        DeadlineExceededError: the deadline passed.
+    """
+    try:
+        async with asyncio.timeout(deadline - time.perf_counter()):
+            yield
+    except TimeoutError:
+        raise DeadlineExceededError(
+            "The answer was not ready before the deadline. Try again, or allow more time in X-Request-Timeout."
+        ) from None

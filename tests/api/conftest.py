@@ -9,6 +9,7 @@ import pytest
 from pymongo.database import Database
 
 from app.config import Settings, load_settings
+from ml.records import Record, load_records
 from tests.conftest import database_address
 from tests.service import is_ok, running_service, wait_for
 
@@ -39,3 +40,15 @@ def predict_api(predict_settings: Settings) -> Iterator[httpx.Client]:
     with running_service(predict_settings) as client:
         wait_for(client, "/health/ready", is_ok)
         yield client
+
+
+@pytest.fixture(scope="session")
+def records(ml_database: Database[Document], generated_dataset: Path) -> list[Record]:
+    """All images of the generated dataset."""
+    return load_records(ml_database, generated_dataset / "images", ("train", "dev", "test"))
+
+
+@pytest.fixture(scope="session")
+def png(records: list[Record]) -> bytes:
+    """An image that no model was trained on."""
+    return next(record for record in records if record.split == "test").path.read_bytes()

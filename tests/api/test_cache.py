@@ -52,3 +52,14 @@ def test_after_a_seeding_the_new_data_are_answered(
         assert database[CASES].find_one({"_id": "MPX1008", "norm.title": "Another title"})
         answer = wait_for(client, "/cases/MPX1008", lambda found: found.json()["title"] == "Another title")
         assert answer.json()["title"] == "Another title" != before["title"]
+
+
+def test_kept_answers_are_counted_by_their_route(api: httpx.Client) -> None:
+    def counted() -> float:
+        lines = [line for line in api.get("/metrics").text.splitlines() if 'route="/cases/{u_id}"' in line]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if "requests_total" in line)
+
+    before = counted()
+    for _ in range(3):
+        api.get("/cases/MPX1009")
+    assert counted() == before + 3

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from pymongo.database import Database
 
@@ -15,45 +16,24 @@ from app.data.embedded import embedded_mongod, find_mongod
 from app.data.schema import MODELS, TRAINING_RUNS
 from app.data.seed import seed
 from ml import labels
+from ml.card import ModelCard
 from ml.images import load_images
 from ml.predict import captions_of, run_captions, run_images
-from ml.records import Record, load_records
+from ml.records import Record
 from ml.registry import Registry, load_model
 from ml.train import queue
+from tests.api.asking import CAPTION, ask, is_problem
+from tests.inference.dicoms import PATIENT, dicom
 from tests.inference.hostile import accepted, refused
 from tests.service import is_ok, running_service, wait_for
 
 Document = dict[str, Any]
 Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]
 
-CAPTION = "Axial CT: stone in the left ureter with hydronephrosis of the kidney"
-
-
-@pytest.fixture(scope="module")
-def records(ml_database: Database[Document], generated_dataset: Path) -> list[Record]:
-    return load_records(ml_database, generated_dataset / "images", ("train", "dev", "test"))
-
-
-@pytest.fixture(scope="module")
-def png(records: list[Record]) -> bytes:
-    return next(record for record in records if record.split == "test").path.read_bytes()
-
-
-def _post(client: httpx.Client, task: str, data: bytes, caption: str | None = None) -> httpx.Response:
-    form = None if caption is None else {"caption": caption}
-    return client.post(f"/predict/{task}", files={"image": ("any.png", data)}, data=form)
-
-
-def _is_problem(answer: httpx.Response, status: int) -> None:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["status"] == status
-    assert answer.json()["request_id"] == answer.headers["x-request-id"]
-
 
 def test_a_modality_comes_with_all_that_traces_it(predict_api: httpx.Client, records: list[Record]) -> None:
     record = next(record for record in records if record.split == "test")
-    answer = _post(predict_api, "modality", record.path.read_bytes())
+    answer = ask(predict_api, "/predict/modality", record.path.read_bytes())
     assert answer.status_code == 200, answer.text
     body = answer.json()
     assert body["task"] == "modality"
@@ -72,24 +52,54 @@ def test_a_modality_comes_with_all_that_traces_it(predict_api: httpx.Client, rec
     assert body["model"] == {
         "name": "compact",
         "version": served["card"]["version"],
-        "sha256": served["card"]["files"][0]["sha256"],
+        "sha256": ModelCard.model_validate(served["card"]).sha256,
         "init": "scratch",
     }
-    assert [part.partition(";")[0] for part in answer.headers["server-timing"].split(", ")] == [
-        "decode",
-        "queue",
-        "run",
-    ]
+
+
+def _stages(answer: httpx.Response) -> list[str]:
+    return [part.partition(";")[0] for part in answer.headers["server-timing"].split(", ")]
+
+
+def test_the_same_question_is_answered_from_the_cache(predict_api: httpx.Client) -> None:
+    data = accepted()["rgb"] + b"a comment that makes this file one of its own"
+    first = ask(predict_api, "/predict/location", data, CAPTION)
+    assert first.headers["x-cache"] == "miss"
+    assert _stages(first) == ["decode", "queue", "run"]
+    again = ask(predict_api, "/predict/location", data, f" {CAPTION}\n")
+    assert again.headers["x-cache"] == "hit"
+    assert _stages(again) == ["cache"]
+    ids = ("request_id",)
+    assert {k: v for k, v in again.json().items() if k not in ids} == {
+        k: v for k, v in first.json().items() if k not in ids
+    }
+    assert again.json()["request_id"] == again.headers["x-request-id"] != first.headers["x-request-id"]
+    for path, content, caption in (
+        ("/predict/location", data, "another caption"),
+        ("/predict/location", data, None),
+        ("/predict/modality", data, None),
+        ("/predict/location", data + b".", CAPTION),
+    ):
+        assert ask(predict_api, path, content, caption).headers["x-cache"] == "miss"
+
+
+def test_a_caller_can_ask_for_less_time(predict_api: httpx.Client, png: bytes) -> None:
+    answer = ask(predict_api, "/predict/modality", png + b"late", headers={"X-Request-Timeout": "0.000001"})
+    is_problem(answer, 504)
+    assert "X-Request-Timeout" in answer.json()["detail"]
+    assert ask(predict_api, "/predict/modality", png + b"late", headers={"X-Request-Timeout": "500"}).status_code == 200
+    for wrong in ("0", "-1", "soon", "nan", "inf", "601"):
+        is_problem(ask(predict_api, "/predict/modality", png, headers={"X-Request-Timeout": wrong}), 422)
 
 
 def test_a_location_uses_image_and_caption(predict_api: httpx.Client, png: bytes) -> None:
-    with_caption = _post(predict_api, "location", png, CAPTION).json()
+    with_caption = ask(predict_api, "/predict/location", png, CAPTION).json()
     assert with_caption["inputs_used"] == ["image", "caption"]
     assert {entry["label"] for entry in with_caption["probabilities"]} == set(labels.LOCATIONS)
     category = with_caption["location_category"]
     assert {entry["label"] for entry in category["probabilities"]} == set(labels.LOCATION_CATEGORIES)
     assert category["label"] == category["probabilities"][0]["label"]
-    other = _post(predict_api, "location", png, "MRI of the brain: mass in the left temporal lobe").json()
+    other = ask(predict_api, "/predict/location", png, "MRI of the brain: mass in the left temporal lobe").json()
     assert other["probabilities"] != with_caption["probabilities"]
 
 
@@ -97,7 +107,7 @@ def test_a_location_uses_image_and_caption(predict_api: httpx.Client, png: bytes
 def test_a_location_without_caption_says_that_the_image_alone_was_judged(
     predict_api: httpx.Client, png: bytes, caption: str | None
 ) -> None:
-    body = _post(predict_api, "location", png, caption).json()
+    body = ask(predict_api, "/predict/location", png, caption).json()
     assert body["inputs_used"] == ["image"]
     assert "image alone" in body["notes"][0]
 
@@ -120,26 +130,26 @@ def test_the_service_answers_what_the_training_package_computes(
         )
         expected = model.combine(outputs, captions)[task]
         for row, record in enumerate(chosen):
-            body = _post(predict_api, task, record.path.read_bytes(), record.caption or None).json()
+            body = ask(predict_api, f"/predict/{task}", record.path.read_bytes(), record.caption or None).json()
             got = {entry["label"]: entry["probability"] for entry in body["probabilities"]}
             assert [got[label] for label in labels.TASKS[task]] == pytest.approx(expected[row].tolist(), abs=1e-4)
 
 
 def test_a_training_image_is_named_as_such(predict_api: httpx.Client, records: list[Record]) -> None:
     record = next(record for record in records if record.split == "train")
-    body = _post(predict_api, "modality", record.path.read_bytes()).json()
+    body = ask(predict_api, "/predict/modality", record.path.read_bytes()).json()
     assert body["in_dataset"]["split"] == "train"
     assert any("trained on this image" in note for note in body["notes"])
 
 
 def test_an_image_from_elsewhere_is_not_in_the_dataset(predict_api: httpx.Client) -> None:
-    assert _post(predict_api, "modality", accepted()["rgb"]).json()["in_dataset"] is None
+    assert ask(predict_api, "/predict/modality", accepted()["rgb"]).json()["in_dataset"] is None
 
 
 @pytest.mark.parametrize("name", accepted())
 @pytest.mark.parametrize("task", ["modality", "location"])
 def test_every_readable_file_is_answered(predict_api: httpx.Client, task: str, name: str) -> None:
-    answer = _post(predict_api, task, accepted()[name], CAPTION)
+    answer = ask(predict_api, f"/predict/{task}", accepted()[name], CAPTION)
     assert answer.status_code == 200, answer.text
 
 
@@ -147,8 +157,8 @@ def test_every_readable_file_is_answered(predict_api: httpx.Client, task: str, n
 @pytest.mark.parametrize("task", ["modality", "location"])
 def test_every_hostile_file_is_refused_with_a_reason(predict_api: httpx.Client, task: str, name: str) -> None:
     data, status, words = refused()[name]
-    answer = _post(predict_api, task, data, CAPTION)
-    _is_problem(answer, status)
+    answer = ask(predict_api, f"/predict/{task}", data, CAPTION)
+    is_problem(answer, status)
     assert words in answer.json()["detail"]
 
 
@@ -156,42 +166,44 @@ def test_every_hostile_file_is_refused_with_a_reason(predict_api: httpx.Client, 
 def test_a_hostile_file_disturbs_nobody(predict_api: httpx.Client, records: list[Record], name: str) -> None:
     data, status, _ = refused()[name]
     good = [record.path.read_bytes() for record in records[:10]]
-    alone = [_post(predict_api, "modality", each).json()["probabilities"] for each in good]
+    alone = [ask(predict_api, "/predict/modality", each).json()["probabilities"] for each in good]
     with ThreadPoolExecutor(12) as pool:
-        jobs = [pool.submit(_post, predict_api, "modality", good[i % len(good)]) for i in range(25)]
-        hostile = pool.submit(_post, predict_api, "modality", data)
-        jobs += [pool.submit(_post, predict_api, "modality", good[i % len(good)]) for i in range(25)]
+        # Bytes after the end of the picture keep the cache out of it.
+        files = [good[i % len(good)] + f"{name} {i}".encode() for i in range(50)]
+        jobs = [pool.submit(ask, predict_api, "/predict/modality", file) for file in files[:25]]
+        hostile = pool.submit(ask, predict_api, "/predict/modality", data)
+        jobs += [pool.submit(ask, predict_api, "/predict/modality", file) for file in files[25:]]
     assert hostile.result().status_code == status
     for number, job in enumerate(jobs):
         got = [entry["probability"] for entry in job.result().json()["probabilities"]]
-        expected = [entry["probability"] for entry in alone[(number % 25) % len(good)]]
+        expected = [entry["probability"] for entry in alone[number % len(good)]]
         assert got == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_caption_is_limited(predict_api: httpx.Client, png: bytes) -> None:
-    assert _post(predict_api, "location", png, "ureter " * 700).status_code == 200
-    answer = _post(predict_api, "location", png, "x" * 100_000)
-    _is_problem(answer, 413)
+    assert ask(predict_api, "/predict/location", png, "ureter " * 700).status_code == 200
+    answer = ask(predict_api, "/predict/location", png, "x" * 100_000)
+    is_problem(answer, 413)
     assert "5000" in answer.json()["detail"]
 
 
 def test_a_form_that_cannot_be_used_is_refused(predict_api: httpx.Client, png: bytes) -> None:
     post = predict_api.post
-    _is_problem(post("/predict/modality", files={"picture": png}), 422)
-    _is_problem(post("/predict/modality", files={"image": (None, "text")}), 422)
-    _is_problem(post("/predict/location", files={"image": png, "caption": ("caption.txt", b"ureter")}), 400)
-    _is_problem(post("/predict/modality", files=[("image", png), ("image", png)]), 400)
-    _is_problem(post("/predict/modality", content=png, headers={"content-type": "image/png"}), 415)
-    _is_problem(post("/predict/modality", json={"image": "…"}), 415)
-    _is_problem(post("/predict/modality"), 415)
+    is_problem(post("/predict/modality", files={"picture": png}), 422)
+    is_problem(post("/predict/modality", files={"image": (None, "text")}), 422)
+    is_problem(post("/predict/location", files={"image": png, "caption": ("caption.txt", b"ureter")}), 400)
+    is_problem(post("/predict/modality", files=[("image", png), ("image", png)]), 400)
+    is_problem(post("/predict/modality", content=png, headers={"content-type": "image/png"}), 415)
+    is_problem(post("/predict/modality", json={"image": "…"}), 415)
+    is_problem(post("/predict/modality"), 415)
     broken = {"content-type": "multipart/form-data"}
-    _is_problem(post("/predict/modality", content=b"--x\r\n", headers=broken), 400)
+    is_problem(post("/predict/modality", content=b"--x\r\n", headers=broken), 400)
 
 
 def test_only_post_predicts(predict_api: httpx.Client) -> None:
     for method in ("GET", "PUT", "DELETE"):
         answer = predict_api.request(method, "/predict/modality")
-        _is_problem(answer, 405)
+        is_problem(answer, 405)
         assert answer.headers["allow"] == "POST"
 
 
@@ -200,8 +212,8 @@ def test_without_a_model_the_answer_says_how_far_the_training_is(
 ) -> None:
     with serve(settings) as client:
         wait_for(client, "/models", lambda answer: answer.json()["tasks"]["modality"]["state"] == "missing")
-        answer = _post(client, "modality", png)
-        _is_problem(answer, 503)
+        answer = ask(client, "/predict/modality", png)
+        is_problem(answer, 503)
         assert "medpix train modality" in answer.json()["detail"]
         queue(["compact"], database)
         database[TRAINING_RUNS].update_one(
@@ -209,8 +221,8 @@ def test_without_a_model_the_answer_says_how_far_the_training_is(
             {"$set": {"state": "running", "fraction": 0.42, "eta_s": 61.0, "updated_at": datetime.now(UTC)}},
         )
         wait_for(client, "/models", lambda answer: answer.json()["tasks"]["modality"]["state"] == "running")
-        answer = _post(client, "modality", png)
-        _is_problem(answer, 503)
+        answer = ask(client, "/predict/modality", png)
+        is_problem(answer, 503)
         assert answer.headers["retry-after"] == "61"
         assert "42% done" in answer.json()["detail"]
         expected = {"model": "compact", "state": "running", "fraction": 0.42, "eta_s": 61}
@@ -218,7 +230,7 @@ def test_without_a_model_the_answer_says_how_far_the_training_is(
         long_ago = datetime.now(UTC) - timedelta(hours=1)
         database[TRAINING_RUNS].update_one({"_id": "compact"}, {"$set": {"updated_at": long_ago}})
         wait_for(client, "/models", lambda answer: answer.json()["tasks"]["modality"]["state"] == "failed")
-        assert "stopped reporting" in _post(client, "modality", png).json()["detail"]
+        assert "stopped reporting" in ask(client, "/predict/modality", png).json()["detail"]
 
 
 def test_a_model_that_appears_is_served_without_a_restart(
@@ -231,11 +243,11 @@ def test_a_model_that_appears_is_served_without_a_restart(
 ) -> None:
     with serve(settings.model_copy(update={"models_dir": models_dir})) as client:
         wait_for(client, "/models", lambda answer: answer.json()["tasks"]["modality"]["state"] == "missing")
-        assert _post(client, "modality", png).status_code == 503
+        assert ask(client, "/predict/modality", png).status_code == 503
         database[MODELS].insert_many(ml_database[MODELS].find())
         wait_for(client, "/models", lambda answer: answer.json()["tasks"]["location"]["state"] == "serving")
-        assert _post(client, "modality", png).status_code == 200
-        assert _post(client, "location", png, CAPTION).status_code == 200
+        assert ask(client, "/predict/modality", png).status_code == 200
+        assert ask(client, "/predict/location", png, CAPTION).status_code == 200
 
 
 def test_predictions_go_on_while_the_database_is_down(
@@ -261,12 +273,26 @@ def test_predictions_go_on_while_the_database_is_down(
         service = running_service(settings)
         api = service.__enter__()
         wait_for(api, "/health/ready", is_ok)
-        assert _post(api, "modality", png).json()["in_dataset"]["split"] == "test"
+        assert ask(api, "/predict/modality", png).json()["in_dataset"]["split"] == "test"
     try:
-        answer = _post(api, "modality", png)
+        answer = ask(api, "/predict/modality", png)
         assert answer.status_code == 200, answer.text
         assert answer.json()["in_dataset"] is None
         assert "database could not be asked" in answer.json()["notes"][0]
         assert api.get("/cases/MPX1008").status_code == 503
     finally:
         service.__exit__(None, None, None)
+
+
+def test_a_dicom_file_is_judged_and_what_was_done_to_it_is_said(predict_api: httpx.Client) -> None:
+    frames = np.random.default_rng(0).integers(0, 4096, (3, 64, 80), dtype=np.int16)
+    data = dicom(frames, WindowCenter=1000, WindowWidth=2000)
+    answer = ask(predict_api, "/predict/modality", data)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert (body["image"]["width"], body["image"]["height"], body["image"]["mode"]) == (80, 64, "DICOM MONOCHROME2")
+    assert "frame 2, the middle one" in body["notes"][0]
+    assert "centre 1000, width 2000" in body["notes"][1]
+    assert PATIENT not in answer.text
+    is_problem(ask(predict_api, "/predict/modality", data[:-2000]), 422)
+    assert ask(predict_api, "/explain/modality", data).headers["content-type"] == "image/png"

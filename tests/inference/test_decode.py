@@ -14,8 +14,8 @@ ACCEPTED, REFUSED = accepted(), refused()
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_every_mode_is_decoded(name: str) -> None:
     picture = decode(ACCEPTED[name], load_settings())
-    assert picture.sha256 == hashlib.sha256(ACCEPTED[name]).hexdigest()
-    assert picture.image.size == (picture.width, picture.height)
+    assert picture.source.sha256 == hashlib.sha256(ACCEPTED[name]).hexdigest()
+    assert picture.image.size == (picture.source.width, picture.source.height)
     if name not in ("smallest", "narrow"):
         assert picture.image.size == GOOD_SIZE
 

@@ -62,7 +62,7 @@ def test_the_card_is_in_the_database_and_beside_the_files(registry: Registry, tr
     assert {file.name: file.sha256 for file in card.files} == {
         path.name: sha256_of(path) for path in folder.iterdir() if path.name != "card.json"
     }
-    assert card.sha256 == sha256_of(folder / "network.safetensors")
+    assert card.files[0].sha256 == sha256_of(folder / "network.safetensors")
 
 
 def test_an_unknown_model_is_named_with_those_there(registry: Registry, trained: ServedModel) -> None:

@@ -85,7 +85,7 @@ def test_the_image_half_is_the_compact_model(registry: Registry, fused_model: Fu
     compact = registry.load("compact")
     expected = compact.combine(image_out, None)
     assert np.array_equal(fused_model.combine(image_out, None)[LOCATION], expected[LOCATION])
-    assert fused_model.card.sha256 == compact.card.sha256
+    assert fused_model.card.files[0].sha256 == compact.card.files[0].sha256
     assert fused_model.cam_layer is not None
 
 

@@ -1,0 +1,133 @@
+"""The bytes of an export, made as the documents come out of the database."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+from app.data.filters import Filter
+from app.data.pictures import PictureStore
+from app.data.repository import ANNOTATIONS, CASES, IMAGES, Repository
+from app.export.archive import ImageArchive
+from app.export.rows import columns, flat_row, source_record
+from app.export.tables import Csv, Json, JsonLines, Parquet, Writer
+
+Row = dict[str, Any]
+
+KINDS: Final = ("images", "cases", "records", "annotations")
+FORMATS: Final = ("json", "jsonl", "csv", "parquet", "zip")
+# Parts of this size are sent: a row alone is too small to be worth a system call.
+_PART_BYTES: Final = 64 * 1024
+_JOIN_BATCH: Final = 200
+_COLLECTIONS: Final = {"cases": CASES, "annotations": ANNOTATIONS}
+
+
+class ExportError(ValueError):
+    """What was asked for cannot be had together; ``parameter`` names what to change."""
+
+    def __init__(self, parameter: str, message: str) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+def export_parts(
+    repository: Repository, pictures: PictureStore, selection: Filter, *, of: str, file_format: str, raw: bool | None
+) -> AsyncIterator[bytes]:
+    """The file of a selection, in parts.
+
+    Args:
+        repository: the data.
+        pictures: the image files, for a zip.
+        selection: filter over what is exported.
+        of: one of ``KINDS``; records are images joined with their cases.
+        file_format: one of ``FORMATS``.
+        raw: the dataset's own records; None: where the format can hold them.
+
+    Raises:
+        ExportError: the format cannot hold what was asked for.
+    """
+    as_source = of != "annotations" and file_format in ("json", "jsonl") if raw is None else raw
+    if as_source and (file_format not in ("json", "jsonl") or of == "annotations"):
+        raise ExportError("raw", "only json and jsonl of images, cases and records can be raw")
+    if file_format == "zip" and of not in ("images", "records"):
+        raise ExportError("of", "a zip holds images; use of=images or of=records")
+    if file_format == "zip":
+        return _in_parts(_archive(repository, pictures, selection, of))
+    return _in_parts(_table(_writer(file_format, of), _rows(repository, selection, of, as_source=as_source)))
+
+
+def table_parts(repository: Repository, of: str) -> AsyncIterator[bytes]:
+    """The normalised JSON Lines table of everything."""
+    everything = Filter({}, "", scans=False)
+    return _in_parts(_table(JsonLines(), _rows(repository, everything, of, as_source=False)))
+
+
+def _writer(file_format: str, of: str) -> Writer:
+    makers: dict[str, Callable[[], Writer]] = {
+        "json": Json,
+        "jsonl": JsonLines,
+        "csv": lambda: Csv(columns(of)),
+        "parquet": lambda: Parquet(columns(of)),
+    }
+    return makers[file_format]()
+
+
+async def _rows(repository: Repository, selection: Filter, of: str, *, as_source: bool) -> AsyncIterator[Row]:
+    async for document, case in _documents(repository, selection, of):
+        if not as_source:
+            yield flat_row(document, case, of)
+        elif case is None:
+            yield source_record(document)
+        else:
+            yield {**source_record(document), "Case": case["Case"], "Topic": case["Topic"]}
+
+
+async def _documents(
+    repository: Repository, selection: Filter, of: str
+) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """The selected documents; for joined records each with its case, looked up for many at a time."""
+    stream = repository.stream(_COLLECTIONS.get(of, IMAGES), selection)
+    if of != "records":
+        async for document in stream:
+            yield document, None
+        return
+    batch: list[dict[str, Any]] = []
+    async for document in stream:
+        batch.append(document)
+        if len(batch) == _JOIN_BATCH:
+            cases = await repository.cases([image["U_id"] for image in batch])
+            for image in batch:
+                yield image, cases[image["U_id"]]
+            batch = []
+    cases = await repository.cases([image["U_id"] for image in batch])
+    for image in batch:
+        yield image, cases[image["U_id"]]
+
+
+async def _table(writer: Writer, rows: AsyncIterator[Row]) -> AsyncIterator[bytes]:
+    yield writer.begin()
+    async for row in rows:
+        yield writer.add(row)
+    yield writer.end()
+
+
+async def _archive(repository: Repository, pictures: PictureStore, selection: Filter, of: str) -> AsyncIterator[bytes]:
+    archive = ImageArchive()
+    numbers = {name for name, field in columns(of).items() if field.kind == "integer"}
+    async for document, case in _documents(repository, selection, of):
+        row = flat_row(document, case, of)
+        yield await asyncio.to_thread(archive.add, row, numbers, pictures.path(document["file"]))
+    for part in archive.end():
+        yield part
+
+
+async def _in_parts(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    waiting: list[bytes] = []
+    size = 0
+    async for part in parts:
+        waiting.append(part)
+        size += len(part)
+        if size >= _PART_BYTES:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield b"".join(waiting)

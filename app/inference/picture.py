@@ -1,0 +1,36 @@
+"""A decoded upload, whatever its format."""
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is known of an uploaded file without its pixels.
+
+    Attributes:
+        sha256: of the uploaded bytes.
+        width, height: in pixels, as stored.
+        mode: of the file, such as L, P, RGB, RGBA, CMYK or I;16.
+        notes: what was done to read it that a reader should know, in sentences.
+    """
+
+    sha256: str
+    width: int
+    height: int
+    mode: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded upload.
+
+    Attributes:
+        image: the decoded image in its own mode.
+        source: the file that it came from.
+    """
+
+    image: Image.Image
+    source: Source

@@ -1,0 +1,220 @@
+"""What must not be lost when something breaks, is slow, or stops."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from app.config import Settings
+from app.inference.engine import Engine
+from app.inference.predictor import Predictor
+from app.main import create_app
+from tests.api.asking import ask, is_problem
+from tests.inference.dicoms import jpeg
+from tests.service import is_ok, running_service, wait_for
+
+
+@dataclass
+class Held:
+    """A service whose modality model can be held."""
+
+    client: httpx.Client
+    predictor: Predictor
+    free: threading.Event
+    runs: list[int]
+
+    @property
+    def engine(self) -> Engine:
+        assert self.predictor._engine is not None
+        return self.predictor._engine
+
+
+@pytest.fixture
+def held(predict_settings: Settings) -> Iterator[Held]:
+    app = create_app(predict_settings.model_copy(update={"cache_entries": 0, "max_batch": 4}))
+    free, runs = threading.Event(), list[int]()
+    with running_service(predict_settings, app) as client:
+        wait_for(client, "/health/ready", is_ok)
+        predictor = app.state.models.serving["modality"]
+        engine = predictor._engine
+        run = engine._run
+
+        def gated(pixels: Any) -> Any:
+            free.wait(30)
+            runs.append(len(pixels))
+            return run(pixels)
+
+        engine._run = gated
+        try:
+            yield Held(client, predictor, free, runs)
+        finally:
+            free.set()
+
+
+def _eventually(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen within ten seconds")
+
+
+def test_a_killed_batch_task_fails_all_at_once_and_comes_back(held: Held, png: bytes) -> None:
+    held.engine._restart_s = 3.0
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(ask, held.client, "/predict/modality", png) for _ in range(8)]
+        _eventually(lambda: held.predictor._active == 8 and held.engine.depth > 0)
+        task = held.engine._task
+        assert task is not None
+        task.get_loop().call_soon_threadsafe(task.cancel)
+        for job in jobs:  # while the model still hangs
+            is_problem(job.result(), 503)
+            assert job.result().headers["retry-after"]
+    assert held.client.get("/health/ready").status_code == 503
+    assert held.client.get("/health/live").status_code == 200
+    is_problem(ask(held.client, "/predict/modality", png), 503)
+    held.free.set()
+    assert wait_for(held.client, "/health/ready", is_ok).status_code == 200
+    assert ask(held.client, "/predict/modality", png).status_code == 200
+
+
+def test_a_slow_model_is_answered_with_504_at_the_deadline(held: Held, png: bytes) -> None:
+    answer = ask(held.client, "/predict/modality", png, headers={"X-Request-Timeout": "0.3"})
+    is_problem(answer, 504)
+    held.free.set()
+    assert ask(held.client, "/predict/modality", png).status_code == 200
+
+
+def _request(client: httpx.Client, data: bytes) -> tuple[http.client.HTTPConnection, bytes, dict[str, str]]:
+    request = client.build_request("POST", "/predict/modality", files={"image": ("any.png", data)})
+    address = client.base_url
+    connection = http.client.HTTPConnection(address.host, address.port or 80, timeout=30)
+    return connection, request.read(), {"Content-Type": request.headers["content-type"]}
+
+
+def test_a_client_that_hangs_up_frees_its_place(held: Held, png: bytes) -> None:
+    first = threading.Thread(target=ask, args=(held.client, "/predict/modality", png))
+    first.start()
+    _eventually(lambda: held.predictor._active == 1 and held.engine.depth == 0)  # the model is busy with it
+    for number in range(1, 6):
+        connection, body, headers = _request(held.client, png)
+        connection.request("POST", "/predict/modality", body, headers)
+        _eventually(lambda number=number: held.engine.depth == number)  # type: ignore[misc]
+        connection.close()
+        _eventually(lambda: held.predictor._active == 1)
+    held.free.set()
+    first.join()
+    assert held.runs == [1]
+
+
+def test_who_would_wait_too_long_is_refused_before_the_body_is_read(held: Held, png: bytes) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(ask, held.client, "/predict/modality", png) for _ in range(4)]
+        _eventually(lambda: held.predictor._active == 4)
+        held.engine._seconds_per_image = 10.0
+        with closing(socket.create_connection((held.client.base_url.host, held.client.base_url.port or 80))) as raw:
+            raw.settimeout(20)
+            raw.sendall(
+                b"POST /predict/modality HTTP/1.1\r\nHost: test\r\nContent-Length: 5000000\r\n"
+                b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+            )
+            answer = raw.recv(65536).decode()
+        assert answer.startswith("HTTP/1.1 503")
+        assert "retry-after: 25" in answer.lower()  # 40 s to wait, of 30 allowed: half of them waiting
+        held.free.set()
+        assert [job.result().status_code for job in jobs] == [200] * 4
+
+
+def test_a_batch_is_not_taken_in_if_it_cannot_be_done_in_time(held: Held, png: bytes) -> None:
+    held.free.set()
+    held.engine._seconds_per_image = 1.0
+    files = [("images", ("any.png", png))] * 20
+    is_problem(held.client.post("/predict/modality/batch", files=files), 503)
+    assert held.client.post("/predict/modality/batch", files=files[:5]).status_code == 200
+
+
+def test_64_images_at_once_get_the_answers_that_each_gets_alone(held: Held) -> None:
+    generator = np.random.default_rng(1)
+    images = [jpeg(generator.integers(0, 256, (60 + n, 90), dtype=np.uint8), "PNG") for n in range(64)]
+    with ThreadPoolExecutor(64) as pool:
+        jobs = [pool.submit(ask, held.client, "/predict/modality", image) for image in images]
+        _eventually(lambda: held.engine.depth >= 40)
+        held.free.set()
+        together = [job.result().json() for job in jobs]
+    assert max(held.runs) == 4
+    for image, found in zip(images, together, strict=True):
+        alone = ask(held.client, "/predict/modality", image).json()
+        assert found["image"] == alone["image"]
+        got, wanted = ({each["label"]: each["probability"] for each in a["probabilities"]} for a in (found, alone))
+        assert got == pytest.approx(wanted, abs=1e-5)
+    assert len({each["image"]["sha256"] for each in together}) == 64
+
+
+def test_sigterm_under_load_loses_no_accepted_answer(predict_settings: Settings, tmp_path: Any) -> None:
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = ("mongo_uri", "data_dir", "models_dir", "device", "home")
+    environment = {f"MEDPIX_{name.upper()}": str(getattr(predict_settings, name)) for name in names}
+    log = (tmp_path / "log").open("wb")
+    service = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "serve"],
+        env=os.environ | environment | {"MEDPIX_PORT": str(port)},
+        stdout=log,
+        stderr=log,
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            _until_served(client, service)
+            picture = jpeg(np.zeros((2500, 2500), dtype=np.uint8), "PNG")
+            connections = []
+            for number in range(40):
+                connection, body, headers = _request(client, picture + str(number).encode())
+                connection.request("POST", "/predict/modality", body, headers)
+                connections.append(connection)
+            _until_accepted(client, len(connections))
+            service.send_signal(signal.SIGTERM)
+            answers = []
+            for connection in connections:
+                response = connection.getresponse()
+                answers.append((response.status, json.loads(response.read())["task"]))
+                connection.close()
+        assert answers == [(200, "modality")] * 40
+        assert service.wait(60) == 0
+    finally:
+        service.kill()
+        service.wait()
+        log.close()
+
+
+def _until_served(client: httpx.Client, service: "subprocess.Popen[bytes]") -> None:
+    for _ in range(600):
+        assert service.poll() is None
+        try:
+            if is_ok(client.get("/health/ready")):
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("the service did not become ready within a minute")
+
+
+def _until_accepted(client: httpx.Client, count: int) -> None:
+    """One event loop takes connections in their order: when a later one is answered, all were taken."""
+    assert count
+    assert client.get("/health/live", headers={"Connection": "close"}).status_code == 200
+    time.sleep(0.2)

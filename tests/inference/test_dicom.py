@@ -1,0 +1,120 @@
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.config import load_settings
+from app.errors import ApiError
+from app.inference.decode import decode
+from app.inference.picture import Picture
+from tests.inference.dicoms import PATIENT, dicom, jpeg
+
+RAMP = np.tile(np.arange(64, dtype=np.int16), (32, 1))
+GREY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
+JPEG_BASELINE, JPEG_LOSSLESS, JPEG_2000 = (
+    "1.2.840.10008.1.2.4.50",
+    "1.2.840.10008.1.2.4.70",
+    "1.2.840.10008.1.2.4.90",
+)
+RLE, DEFLATED = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.1.99"
+
+
+def _decode(data: bytes) -> Picture:
+    return decode(data, load_settings())
+
+
+def test_the_window_of_the_file_is_used() -> None:
+    hounsfield = RAMP * 10  # 0 to 630, stored with an offset of 1000
+    data = dicom(
+        (hounsfield + 1000).astype(np.int16),
+        RescaleSlope=1,
+        RescaleIntercept=-1000,
+        WindowCenter=[300, 40],
+        WindowWidth=[201, 400],
+    )
+    picture = _decode(data)
+    values = np.asarray(picture.image)
+    assert values.shape == (32, 64)
+    assert values.dtype == np.uint8
+    assert values[0, :20].max() == 0  # at most 190, below the window of 200 to 400
+    assert values[0, 41:].min() == 255
+    assert values[0, 30] == pytest.approx(128, abs=1)
+    assert picture.source.notes == ("The DICOM file was read with its window: centre 300, width 201.",)
+    assert (picture.source.width, picture.source.height, picture.source.mode) == (64, 32, "DICOM MONOCHROME2")
+
+
+def test_without_a_window_the_whole_range_is_used() -> None:
+    picture = _decode(dicom(RAMP))
+    assert (picture.image.getextrema(), "no window" in picture.source.notes[0]) == ((0, 255), True)
+    assert _decode(dicom(RAMP * 0 + 7)).image.getextrema() == (0, 0)
+
+
+def test_monochrome1_is_inverted() -> None:
+    upright = np.asarray(_decode(dicom(RAMP)).image)
+    inverted = np.asarray(_decode(dicom(RAMP, PhotometricInterpretation="MONOCHROME1")).image)
+    assert np.array_equal(inverted, 255 - upright)
+
+
+def test_the_middle_frame_is_judged_and_that_is_said() -> None:
+    frames = np.stack([RAMP, RAMP, RAMP.max() - RAMP, RAMP, RAMP])
+    picture = _decode(dicom(frames))
+    assert "5 frames; frame 3" in picture.source.notes[0]
+    values = np.asarray(picture.image)
+    assert values[0, 0] == 255
+    assert values[0, -1] == 0
+
+
+def test_colour_is_read() -> None:
+    colour = np.zeros((32, 40, 3), dtype=np.uint8)
+    colour[..., 0] = 200
+    picture = _decode(dicom(colour))
+    assert (picture.image.mode, picture.image.getpixel((3, 3))) == ("RGB", (200, 0, 0))
+
+
+@pytest.mark.parametrize(("syntax", "kind"), [(JPEG_BASELINE, "JPEG"), (JPEG_2000, "JPEG2000")])
+def test_compressed_files_are_read(syntax: str, kind: str) -> None:
+    values = np.asarray(_decode(dicom(GREY, syntax=syntax, frame=jpeg(GREY, kind))).image)
+    plain = np.asarray(_decode(dicom(GREY)).image)
+    assert np.abs(values.astype(int) - plain.astype(int)).max() < 12
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "words"),
+    [
+        (dicom(RAMP, PixelData=None), 422, "no image"),
+        (dicom(RAMP, Rows=None), 422, "no image"),
+        (dicom(RAMP)[:-500], 422, "cut or damaged"),
+        (dicom(RAMP)[:200], 422, "DICOM"),
+        (dicom(RAMP, Rows=60_000, Columns=60_000), 413, "megapixels"),
+        (dicom(RAMP[:8]), 422, "at least 16"),
+        (dicom(RAMP, NumberOfFrames=1000), 422, "cut or damaged"),
+        (dicom(GREY, PhotometricInterpretation="PALETTE COLOR"), 415, "Convert it first"),
+        (dicom(GREY, syntax=RLE, frame=b"\0" * 100), 415, "Convert it first"),
+        (dicom(GREY, syntax=JPEG_LOSSLESS, frame=b"\0" * 100), 415, "Convert it first"),
+        (dicom(GREY, syntax=JPEG_BASELINE, frame=b"no jpeg"), 422, "cut or damaged"),
+        (dicom(GREY, syntax=JPEG_2000, frame=jpeg(np.zeros((3000, 3000), dtype=np.uint8), "JPEG2000")), 422, "size"),
+        (b"\0" * 128 + b"DICM" + b"garbage" * 100, 422, "cut or damaged"),
+    ],
+)
+def test_a_hostile_file_is_refused_with_a_reason(data: bytes, status: int, words: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        _decode(data)
+    assert (caught.value.status, words in caught.value.detail) == (status, True), caught.value.detail
+
+
+def test_a_deflated_file_is_refused_before_it_unpacks() -> None:
+    with pytest.raises(ApiError, match="deflated"):
+        _decode(dicom(RAMP, syntax=DEFLATED))
+
+
+@pytest.mark.parametrize("tags", [{}, {"BitsAllocated": 7}, {"WindowWidth": 0}, {"NumberOfFrames": 50}])
+def test_no_word_about_the_patient_leaves_the_decoder(tags: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        try:
+            told = repr(_decode(dicom(RAMP, **tags)))
+        except ApiError as error:
+            told = f"{error.detail} {error.__cause__} {error.members}"
+    for word in (PATIENT, "Doe", "4711"):
+        assert word not in told
+        assert word not in caplog.text
