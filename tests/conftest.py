@@ -20,7 +20,7 @@ from app.data.seed import seed
 from ml.context import Options
 from ml.train import train_model
 from tests.medpix_files import write_dataset
-from tests.service import running_service
+from tests.service import is_ok, running_service, wait_for
 
 Document = dict[str, Any]
 
@@ -159,6 +159,32 @@ def medpix_api(
     home = tmp_path_factory.mktemp("medpix-api")
     uri = database_address(mongo_server, medpix_database.name)
     with running_service(load_settings(home=home, mongo_uri=uri, data_dir=medpix_dir)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def predict_settings(
+    ml_database: Database[Document],
+    models_dir: Path,
+    generated_dataset: Path,
+    mongo_server: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Settings:
+    """Settings of a service over the generated dataset, with the models that were trained on it."""
+    return load_settings(
+        home=tmp_path_factory.mktemp("predict"),
+        mongo_uri=database_address(mongo_server, ml_database.name),
+        data_dir=generated_dataset,
+        models_dir=models_dir,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
+def predict_api(predict_settings: Settings) -> Iterator[httpx.Client]:
+    """A client of the running service with models for both tasks."""
+    with running_service(predict_settings) as client:
+        wait_for(client, "/health/ready", is_ok)
         yield client
 
 
