@@ -1,6 +1,5 @@
 """Cases: one with its topic and images, or a page of many."""
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -38,6 +37,6 @@ async def read_case(request: Request, u_id: CaseIdDep, repository: RepositoryDep
     """One case with its topic and its images; any letter case of the id is taken."""
     if raw:
         return await data_response(request, repository, await repository.get(CASES, u_id))
-    document, images = await asyncio.gather(repository.get(CASES, u_id), repository.images_of_case(u_id))
+    document, images = await repository.case_with_images(u_id)
     answer: dict[str, Any] = {**case_view(document), "images": [image_view(image) for image in images]}
     return await data_response(request, repository, answer)

@@ -67,6 +67,18 @@ CASES: Final = Collection(schema.CASES, "case", CASE_FIELDS)
 IMAGES: Final = Collection(schema.IMAGES, "image", IMAGE_FIELDS)
 
 
+def case_pipeline(u_id: str) -> list[Document]:
+    """The aggregation that joins a case with its images."""
+    images = {
+        "from": schema.IMAGES,
+        "localField": "_id",
+        "foreignField": "U_id",
+        "pipeline": [{"$sort": {"_id": 1}}],
+        "as": "images",
+    }
+    return [{"$match": {"_id": u_id}}, {"$lookup": images}]
+
+
 class Repository:
     """Reads cases and images."""
 
@@ -109,10 +121,18 @@ class Repository:
         found = self._database[collection.name].find({"_id": {"$in": list(keys)}}, max_time_ms=MAX_TIME_MS)
         return await found.to_list()
 
-    async def images_of_case(self, u_id: str) -> list[Document]:
-        """The images of a case, ordered by id."""
-        found = self._database[schema.IMAGES].find({"U_id": u_id}, max_time_ms=MAX_TIME_MS).sort("_id")
-        return await found.to_list()
+    async def case_with_images(self, u_id: str) -> tuple[Document, list[Document]]:
+        """A case and its images ordered by id, read in one round trip.
+
+        Raises:
+            NotFoundError: there is no such case.
+        """
+        cases = self._database[schema.CASES]
+        found = await (await cases.aggregate(case_pipeline(u_id), maxTimeMS=MAX_TIME_MS)).to_list()
+        if not found:
+            raise NotFoundError(f"There is no {CASES.noun} {u_id}.")
+        images: list[Document] = found[0].pop("images")
+        return found[0], images
 
     async def image_with_content(self, sha256: str) -> Document | None:
         """The image whose file has a content hash: its id, case and split; None if it is not of the dataset."""
