@@ -2,9 +2,10 @@
 
     python -m benchmarks.train --data ../shared/MedPix-2.0
 
-The bare loop has the images normalised beforehand and does nothing but forward, loss, backward and the
-step of the optimiser: no augmentation, no moving average, no checkpoint. Both loops take turns in one
-process. The peak memory is that of the process, with PyTorch, all images and both loops.
+The bare loop has the images normalised beforehand, the same precision, and does nothing but forward,
+loss, backward and the step of the optimiser: no augmentation, no moving average, no checkpoint. Both
+loops take turns in one process. The peak memory is that of the process, with PyTorch, all images and
+both loops.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.data.embedded import embedded_mongod, find_mongod
 from app.data.schema import DATABASE
 from app.data.seed import seed
+from ml.device import half_type
 from ml.images import load_images
 from ml.labels import IGNORED
 from ml.loop import Examples, fit
@@ -102,8 +104,12 @@ def bare_epochs(settings: CompactSettings, examples: Examples, ready: torch.Tens
 def _step(
     network: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, targets: dict[str, torch.Tensor]
 ) -> None:
-    logits = network(images.contiguous(memory_format=torch.channels_last))
-    losses = [functional.cross_entropy(logits[task], target, ignore_index=IGNORED) for task, target in targets.items()]
+    half = half_type(images.device)
+    with torch.autocast(images.device.type, half, enabled=half is not None):
+        logits = network(images.contiguous(memory_format=torch.channels_last))
+    losses = [
+        functional.cross_entropy(logits[task].float(), target, ignore_index=IGNORED) for task, target in targets.items()
+    ]
     optimizer.zero_grad(set_to_none=True)
     torch.stack(losses).sum().backward()
     optimizer.step()
