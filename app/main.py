@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from starlette.staticfiles import StaticFiles
 
 from app.api import (
     annotations,
@@ -35,6 +34,7 @@ from app.data.schema import DATABASE
 from app.errors import install_error_handlers
 from app.inference.models import ModelServer
 from app.metrics import Metrics
+from app.web.pages import install_pages
 
 # In the order of the API reference.
 ROOMS = (
@@ -94,7 +94,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in ROOMS:
         app.include_router(module.router)
     docs.install_docs(app)
-    app.mount("/static", StaticFiles(packages=[("app.web", "static")]), name="static")
+    install_pages(app)
     install_error_handlers(app)
     if settings.answer_cache_mb:
         app.add_middleware(AnswerCache, max_bytes=settings.answer_cache_mb * 1024**2)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from app.api.answers import data_response
 from app.api.deps import CaseFilterDep, Limit, RepositoryDep
+from app.api.projection import CaseProjectionDep, Projection
 from app.api.schemas import CaseSummary, ImageView
 from app.api.views import case_view, image_view
 from app.data.highlight import Match
@@ -57,6 +58,7 @@ async def search(
     request: Request,
     repository: RepositoryDep,
     selection: CaseFilterDep,
+    projection: CaseProjectionDep,
     q: Annotated[
         str,
         Query(max_length=MAX_QUERY_CHARS, description='Words, "quoted phrases", -excluded', examples=["ureter stone"]),
@@ -66,15 +68,15 @@ async def search(
 ) -> Response:
     """Cases whose texts, or whose images' captions, hold any of the words; all of the quoted phrases.
 
-    The filters of `/cases` apply too.
+    The filters of `/cases` apply too; `fields` chooses what is answered of each case.
     """
     found = await repository.search(q, selection, limit=limit, offset=offset)
-    items = [_hit(hit) for hit in found.hits]
+    items = [_hit(hit, projection) for hit in found.hits]
     content = {"items": items, "total": found.total, "limit": limit, "offset": offset}
     return await data_response(request, repository, content)
 
 
-def _hit(hit: Hit) -> dict[str, Any]:
+def _hit(hit: Hit, projection: Projection) -> dict[str, Any]:
     images = [
         {
             "score": round(image.score, 4),
@@ -87,7 +89,7 @@ def _hit(hit: Hit) -> dict[str, Any]:
         "score": round(hit.score, 4),
         "matches": _matches(hit.matches),
         "images": images,
-        "case": case_view(hit.document),
+        "case": projection.apply(case_view(hit.document)),
     }
 
 

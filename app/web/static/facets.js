@@ -1,0 +1,92 @@
+// The facets at the side of the browse page: the most frequent values with their counts, to be checked.
+
+import { getJson } from "./api.js";
+import { el, number, spoken } from "./dom.js";
+
+const ORDER = ["modality", "location_category", "location", "plane", "age_band", "sex", "split", "topic.category"];
+const FEW = 6;
+const opened = new Set();
+
+/** The parameters that one facet may set. */
+function parametersOf(name) {
+  if (name === "age_band") return ["age", "age__gte", "age__lte", "age__isnull"];
+  return [name, `${name}__in`, `${name}__isnull`];
+}
+
+const of = (filters, names) => filters.filter(([name]) => names.includes(name));
+
+/** What /facets answers, where a facet with a filter of its own also counts the values that are not chosen. */
+export async function loadFacets(result, options) {
+  const everything = await result.query();
+  if (everything === null) return { total: 0, cases: 0, facets: {} };
+  const base = await getJson("/facets", everything, options);
+  const names = Object.keys(base.facets);
+  const chosen = names.filter((name) => of(everything, parametersOf(name)).length);
+  const others = await Promise.all(
+    chosen.map(async (name) => getJson("/facets", await result.query(parametersOf(name)), options)),
+  );
+  chosen.forEach((name, index) => {
+    base.facets[name] = others[index].facets[name];
+  });
+  return base;
+}
+
+function conditionOf(name, entry) {
+  if (entry.filter) return Object.entries(entry.filter);
+  return entry.value === null ? [[`${name}__isnull`, "true"]] : [[name, String(entry.value)]];
+}
+
+function isChosen(name, entry, filters) {
+  const several = of(filters, [`${name}__in`]).flatMap(([, value]) => value.split("|"));
+  if (entry.value !== null && several.includes(String(entry.value))) return true;
+  return conditionOf(name, entry).every(([key, value]) => filters.some(([k, v]) => k === key && v === value));
+}
+
+/** The filters after a value was checked or unchecked: several values of a field mean any of them. */
+function toggled(name, entry, entries, filters) {
+  const rest = filters.filter(([key]) => !parametersOf(name).includes(key));
+  const wasChosen = isChosen(name, entry, filters);
+  const condition = conditionOf(name, entry);
+  const isPlain = condition.length === 1 && condition[0][0] === name;
+  if (!isPlain) return wasChosen ? rest : [...rest, ...condition];
+  const values = entries
+    .filter((other) => other.value !== null && (other === entry ? !wasChosen : isChosen(name, other, filters)))
+    .map((other) => String(other.value));
+  if (!values.length) return rest;
+  return [...rest, values.length === 1 ? [name, values[0]] : [`${name}__in`, values.join("|")]];
+}
+
+/** Put the facets into `target`; `change` takes the new filters. */
+export function renderFacets(target, { facets }, filters, change) {
+  const focused = target.contains(document.activeElement) ? document.activeElement.id : "";
+  const known = Object.keys(facets);
+  const names = [...ORDER.filter((name) => known.includes(name)), ...known.filter((name) => !ORDER.includes(name))];
+  target.replaceChildren(...names.map((name) => facet(name, facets[name], filters, change)));
+  if (focused) document.getElementById(focused)?.focus();
+}
+
+function facet(name, entries, filters, change) {
+  const rows = entries.map((entry, index) => {
+    const checked = isChosen(name, entry, filters);
+    const id = `facet-${name}-${String(entry.value).replace(/\W+/g, "-")}`;
+    const box = el("input", { type: "checkbox", id, checked });
+    box.addEventListener("change", () => change(toggled(name, entry, entries, filters)));
+    const text = el("span", { class: "grow", text: entry.value === null ? "unknown" : String(entry.value) });
+    const label = el("label", {}, box, text, el("span", { class: "count", text: number(entry.count) }));
+    return el("li", { hidden: index >= FEW && !checked && !opened.has(name) }, label);
+  });
+  const list = el("ul", {}, rows);
+  const hidden = rows.filter((row) => row.hidden).length;
+  const more = hidden > 0 && el("button", { type: "button", class: "link", id: `more-${name}`, text: `${hidden} more` });
+  if (more) {
+    more.addEventListener("click", () => {
+      opened.add(name);
+      const first = rows.find((row) => row.hidden);
+      for (const row of rows) row.hidden = false;
+      more.remove();
+      first.querySelector("input").focus();
+    });
+  }
+  const legend = el("legend", { text: name === "age_band" ? "Age" : spoken(name) });
+  return el("fieldset", { class: "facet" }, legend, list, more);
+}
