@@ -236,5 +236,18 @@ def serve(data: DataOption = None) -> None:
         run_server(settings.model_copy(update={"mongo_uri": uri}))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="data, drivers, scale, seed, serve or train")],
+    data: DataOption = None,
+) -> None:
+    """Measure the service beside its peers; further options go to the benchmark."""
+    from app.benchmarks import run_benchmark
+
+    folder = find_dataset(_settings(data).dataset_dir)
+    raise typer.Exit(run_benchmark(name, ["--data", str(folder.resolve()), *context.args]))
+
+
 if __name__ == "__main__":
     main()

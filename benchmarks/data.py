@@ -3,10 +3,13 @@
     python -m benchmarks.data --data ../shared/MedPix-2.0
 
 Each server runs alone, one process on the same core while wrk loads it from another; all read the
-same collections of one mongod. Needs benchmarks/requirements.lock and wrk.
+same collections of one mongod. Every case is asked for in turn, and the list by every value of three
+fields. The service is measured with its memory of answers, as it is delivered, and without. Needs
+benchmarks/requirements.lock and wrk.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -20,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 from app.config import load_settings
 from app.data.client import connect
@@ -29,6 +33,7 @@ from app.data.schema import CASES, DATABASE, IMAGES
 from app.data.seed import seed
 
 SECONDS = 6
+FIELDS = ("modality", "location", "location_category")
 CONNECTIONS = 16
 
 EMPTY = """
@@ -84,12 +89,25 @@ def running(command: list[str], port: int, folder: Path, path: str, **environmen
         log.close()
 
 
-def rate(address: str, path: str) -> float:
-    """Requests per second that were answered with 200, at 16 connections."""
-    command = ["taskset", "-c", "1", "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", address + path]
+TAKE_TURNS = """
+local paths, turn = {}, 0
+for path in io.lines("PATHS") do paths[#paths + 1] = path end
+request = function()
+  turn = turn % #paths + 1
+  return wrk.format("GET", paths[turn])
+end
+"""
+
+
+def rate(address: str, paths: list[str], folder: Path) -> float:
+    """Requests per second that were answered with 200, at 16 connections that take the paths in turn."""
+    (folder / "paths.txt").write_text("".join(path + "\n" for path in paths))
+    (folder / "turns.lua").write_text(TAKE_TURNS.replace("PATHS", str(folder / "paths.txt")))
+    load = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(folder / "turns.lua"), address]
+    command = ["taskset", "-c", "1", *load]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in text:
-        raise RuntimeError(f"{address}{path} failed:\n{text}")
+        raise RuntimeError(f"{address}{paths[0]} failed:\n{text}")
     return float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1])
 
 
@@ -108,39 +126,50 @@ def main() -> None:
         with server as uri:
             with connect(uri, load_settings(), timeout_s=0) as client:
                 seed(client[DATABASE], find_dataset(arguments.data))
-            measure(uri, folder, arguments.rounds, str(arguments.data.resolve()))
+                cases = [f"/cases/{key}" for key in client[DATABASE][CASES].distinct("_id")]
+                lists = {field: client[DATABASE][IMAGES].distinct(f"norm.{field}") for field in FIELDS}
+            measure(uri, folder, arguments.rounds, str(arguments.data.resolve()), cases, lists)
 
 
-def measure(uri: str, folder: Path, rounds: int, data: str) -> None:
+def measure(
+    uri: str, folder: Path, rounds: int, data: str, cases: list[str], lists: dict[str, list[str | None]]
+) -> None:
     gunicorn = [sys.executable, "-m", "gunicorn", "-w", "1", "--threads", str(CONNECTIONS), "--log-level", "error"]
-    ours = {"case": "/cases/MPX1007", "list": "/images?modality=CT&limit=50"}
-    theirs = {"case": "/cases/MPX1007", "list": '/images?where={"norm.modality":"CT"}&max_results=50&sort=_id'}
+    pairs = [(field, value) for field, values in lists.items() for value in values if value is not None]
+    ours = {"case": cases, "list": [f"/images?{field}={quote(value)}&limit=50" for field, value in pairs]}
+    wanted = [quote(json.dumps({f"norm.{field}": value})) for field, value in pairs]
+    theirs = {"case": cases, "list": [f"/images?where={where}&max_results=50&sort=_id" for where in wanted]}
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
         port = free_port()
         command = [sys.executable, "-m", "uvicorn", "empty_app:app", "--port", str(port), "--no-access-log"]
         with running(command, port, folder, "/empty") as address:
-            found.setdefault("empty", []).append(rate(address, "/empty"))
-        port = free_port()
-        command = [sys.executable, "-m", "app.cli", "serve"]
-        settings = {"MEDPIX_MONGO_URI": uri, "MEDPIX_PORT": str(port), "MEDPIX_HOME": str(folder / "home")}
-        source = {"PYTHONPATH": str(Path(__file__).parents[1]), "MEDPIX_DATA_DIR": data, "MEDPIX_LOG_LEVEL": "warning"}
-        with running(command, port, folder, "/health/live", **settings, **source) as address:
-            time.sleep(3)  # the models are looked for
-            for name, path in ours.items():
-                found.setdefault(f"ours {name}", []).append(rate(address, path))
+            found.setdefault("empty", []).append(rate(address, ["/empty"], folder))
+        for kind, megabytes in (("ours", None), ("uncached", 0)):
+            port = free_port()
+            command = [sys.executable, "-m", "app.cli", "serve"]
+            settings = {"MEDPIX_MONGO_URI": uri, "MEDPIX_PORT": str(port), "MEDPIX_HOME": str(folder / "home")}
+            if megabytes is not None:
+                settings["MEDPIX_ANSWER_CACHE_MB"] = str(megabytes)
+            source = {"PYTHONPATH": str(Path(__file__).parents[1]), "MEDPIX_DATA_DIR": data}
+            quiet = {"MEDPIX_LOG_LEVEL": "warning"}
+            with running(command, port, folder, "/health/live", **settings, **source, **quiet) as address:
+                time.sleep(3)  # the models are looked for
+                for name, paths in ours.items():
+                    found.setdefault(f"{kind} {name}", []).append(rate(address, paths, folder))
         port = free_port()
         command = [*gunicorn, "-b", f"127.0.0.1:{port}", "eve_app:app"]
-        with running(command, port, folder, "/cases/MPX1007", MONGO_URI=uri) as address:
-            for name, path in theirs.items():
-                found.setdefault(f"eve {name}", []).append(rate(address, path.replace('"', "%22")))
+        with running(command, port, folder, cases[0], MONGO_URI=uri) as address:
+            for name, paths in theirs.items():
+                found.setdefault(f"eve {name}", []).append(rate(address, paths, folder))
     middle = {name: statistics.median(values) for name, values in found.items()}
     print(f"requests per second, {CONNECTIONS} connections, one core each for server and wrk, median of {rounds}")
     for name, value in middle.items():
-        print(f"  {name:10} {value:8.0f}")
-    print(f"GET /cases/ID    {middle['ours case'] / middle['eve case']:.1f} x eve")
-    print(f"GET /cases/ID    {middle['ours case'] / middle['empty']:.2f} x an empty route")
-    print(f"list of 50       {middle['ours list'] / middle['eve list']:.1f} x eve")
+        print(f"  {name:13} {value:8.0f}")
+    for kind in ("ours", "uncached"):
+        print(f"GET /cases/ID    {middle[f'{kind} case'] / middle['eve case']:5.2f} x eve   ({kind})")
+        print(f"GET /cases/ID    {middle[f'{kind} case'] / middle['empty']:5.2f} x an empty route   ({kind})")
+        print(f"list of 50       {middle[f'{kind} list'] / middle['eve list']:5.2f} x eve   ({kind})")
 
 
 if __name__ == "__main__":

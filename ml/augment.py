@@ -48,8 +48,7 @@ class Augment:
         """
         images = pixels.float() / 255.0
         theta = self._affine(len(images), images.device, generator)
-        grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-        images = functional.grid_sample(images, grid, align_corners=False)
+        images = functional.grid_sample(images, grid(theta, *images.shape[2:]), align_corners=False)
         return self._erase(self._grey_levels(images, generator), generator)
 
     def _affine(self, count: int, device: torch.device, generator: torch.Generator) -> Tensor:
@@ -90,6 +89,32 @@ class Augment:
             y, x = int((height - rows) * top), int((width - columns) * left)
             images[index, :, y : y + rows, x : x + columns] = grey
         return images
+
+
+def grid(theta: Tensor, height: int, width: int) -> Tensor:
+    """What ``affine_grid`` gives without aligned corners, several times faster on a CPU.
+
+    Rows and columns are multiplied apart, and added only then: a matrix product with three columns
+    costs more than all the rest of the augmentation.
+
+    Args:
+        theta: float tensor (N, 2, 3).
+        height: of the images.
+        width: of the images.
+
+    Returns:
+        Places to sample at, -1 to 1, (N, height, width, 2): x before y.
+    """
+    x, y = (
+        torch.linspace(-1.0, 1.0, side, device=theta.device) * ((side - 1) / side) if side > 1 else theta.new_zeros(1)
+        for side in (width, height)
+    )
+    places = theta.new_empty(len(theta), height, width, 2)
+    for axis in (0, 1):
+        by_x, by_y, shift = theta[:, axis].unbind(1)
+        columns, rows = by_x[:, None] * x, by_y[:, None] * y
+        places[..., axis] = columns[:, None, :] + rows[:, :, None] + shift[:, None, None]
+    return places
 
 
 def mix(images: Tensor, alpha: float, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:

@@ -248,11 +248,12 @@ class _Trainer:
     def _update_average(self, step: int) -> None:
         # Early on the average must not be held back by the random start.
         decay = min(self.recipe.average, (1.0 + step) / (10.0 + step))
-        for name, value in self.network.state_dict().items():
-            if value.dtype.is_floating_point:
-                self.average[name].lerp_(value, 1.0 - decay)
-            else:
-                self.average[name].copy_(value)
+        state = self.network.state_dict()
+        smooth = [name for name, value in state.items() if value.dtype.is_floating_point]
+        # One call for all tensors: they are many and small.
+        torch._foreach_lerp_([self.average[n] for n in smooth], [state[n] for n in smooth], 1.0 - decay)
+        for name in state.keys() - set(smooth):
+            self.average[name].copy_(state[name])
 
 
 def schedule(done: float, warmup: float) -> float:

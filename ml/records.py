@@ -72,29 +72,15 @@ _SPLITS = ("train", "dev", "test")
 
 
 def _pipeline(splits: Sequence[str]) -> list[dict[str, Any]]:
+    """The images in the order of their names, then their cases: each text is sent once, not once per image."""
+    of_splits = {"$match": {"split": {"$in": list(splits)}}}
     report = {field: f"$norm.{field}" for field in _REPORT_FIELDS}
+    cases = [of_splits, {"$project": {"listed": {"$setUnion": ["$TAC", "$MRI"]}, **report}}]
     return [
-        {"$match": {"split": {"$in": list(splits)}}},
+        of_splits,
         {"$sort": {"_id": 1}},
-        {
-            "$lookup": {
-                "from": schema.CASES,
-                "localField": "U_id",
-                "foreignField": "_id",
-                "pipeline": [{"$project": {"_id": 1, "listed": {"$setUnion": ["$TAC", "$MRI"]}, **report}}],
-                "as": "case",
-            }
-        },
-        {
-            "$project": {
-                "U_id": 1,
-                "split": 1,
-                "subsplit": 1,
-                "file": 1,
-                "norm": 1,
-                "case": {"$first": "$case"},
-            }
-        },
+        {"$project": {"U_id": 1, "split": 1, "subsplit": 1, "file": 1, "norm": 1}},
+        {"$unionWith": {"coll": schema.CASES, "pipeline": cases}},
     ]
 
 
@@ -112,7 +98,14 @@ def load_records(
         RecordsError: the database is empty or holds part of the dataset, or files are missing.
         ml.labels.UnknownLabelError: a label is not a class of its task.
     """
-    documents = list(database[schema.IMAGES].aggregate(_pipeline(splits)))
+    documents, cases = [], {}
+    for document in database[schema.IMAGES].aggregate(_pipeline(splits)):
+        if "split" in document:
+            documents.append(document)
+        else:
+            cases[document["_id"]] = document
+    for document in documents:
+        document["case"] = cases.get(document["U_id"])
     found = Counter(document["split"] for document in documents)
     for split in splits:
         if not found[split]:

@@ -27,6 +27,7 @@ _FAMILIES: Final = {
     "caption": ("ml.models.caption", "CaptionModel"),
     "fusion": ("ml.models.fusion", "FusedModel"),
     "texture-knn": ("ml.models.texture_knn", "TextureModel"),
+    "texture-svm": ("ml.models.texture_svm", "TextureSumModel"),
     "resnet": ("ml.models.resnet", "ResNetModel"),
     "clip": ("ml.models.clip", "ClipModel"),
 }

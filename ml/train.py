@@ -49,6 +49,7 @@ PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
         "knn-texture": Plan("texture_knn", "train_texture", (labels.MODALITY,)),
         "knn-colour": Plan("texture_knn", "train_colour", (labels.MODALITY,)),
         "knn-texture-colour": Plan("texture_knn", "train_both", (labels.MODALITY,)),
+        "fused-modality": Plan("texture_svm", "train", (labels.MODALITY,), ("compact",)),
         "resnet50-modality": Plan("resnet", "train_modality", (labels.MODALITY,)),
         "resnet50-location": Plan("resnet", "train_location", (labels.LOCATION,)),
         "clip-location": Plan("clip_train", "train", _BOTH_LOCATIONS),

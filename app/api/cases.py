@@ -1,6 +1,5 @@
 """Cases: one with its topic and images, or a page of many."""
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -9,7 +8,7 @@ from app.api.answers import data_response
 from app.api.deps import CaseFilterDep, CaseIdDep, CaseOrderDep, Cursor, Limit, Raw, RepositoryDep
 from app.api.pages import page_response
 from app.api.projection import CaseProjectionDep
-from app.api.schemas import CasePage, CaseView
+from app.api.schemas import CasePage, CaseView, StoredRecord
 from app.api.views import case_view, image_view
 from app.data.repository import CASES
 from app.errors import documented
@@ -33,11 +32,16 @@ async def list_cases(
     return await page_response(request, repository, page, items, limit)
 
 
-@router.get("/cases/{u_id}", response_model=CaseView, responses=documented(404, 422, 503, 504), summary="Read a case")
+@router.get(
+    "/cases/{u_id}",
+    response_model=CaseView | StoredRecord,
+    responses=documented(404, 422, 503, 504),
+    summary="Read a case",
+)
 async def read_case(request: Request, u_id: CaseIdDep, repository: RepositoryDep, raw: Raw = False) -> Response:
     """One case with its topic and its images; any letter case of the id is taken."""
     if raw:
         return await data_response(request, repository, await repository.get(CASES, u_id))
-    document, images = await asyncio.gather(repository.get(CASES, u_id), repository.images_of_case(u_id))
+    document, images = await repository.case_with_images(u_id)
     answer: dict[str, Any] = {**case_view(document), "images": [image_view(image) for image in images]}
     return await data_response(request, repository, answer)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.data.repository import MAX_TOTAL
 
@@ -115,16 +115,30 @@ class _PageModel(BaseModel):
     next_cursor: str | None = Field(description="Cursor of the next page; null on the last page")
 
 
+class ChosenFields(BaseModel):
+    """What `fields=` names, and nothing else."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class StoredRecord(BaseModel):
+    """A record as the dataset has it, for `raw=true`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    U_id: CaseId
+
+
 class CasePage(_PageModel):
     """One page of cases."""
 
-    items: list[CaseSummary]
+    items: list[CaseSummary | ChosenFields]
 
 
 class ImagePage(_PageModel):
     """One page of images."""
 
-    items: list[ImageView]
+    items: list[ImageView | ImageWithCase | ChosenFields]
 
 
 StoredDocument = dict[str, Any]

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from app.api.answers import data_response
 from app.api.deps import CaseFilterDep, Limit, RepositoryDep
 from app.api.projection import CaseProjectionDep, Projection
-from app.api.schemas import CaseSummary, ImageView
+from app.api.schemas import CaseSummary, ChosenFields, ImageView
 from app.api.views import case_view, image_view
 from app.data.highlight import Match
 from app.data.search import MAX_HITS, Hit
@@ -41,7 +41,7 @@ class HitView(BaseModel):
     score: float = Field(description="Text score of the case plus that of its best caption")
     matches: list[MatchView]
     images: list[ImageHitView]
-    case: CaseSummary
+    case: CaseSummary | ChosenFields
 
 
 class SearchPage(BaseModel):

@@ -24,6 +24,7 @@ Document = dict[str, Any]
 MAX_TIME_MS: Final = 2_000
 # Counting reads an index entry per document: on a large collection it would take longer than the page itself.
 MAX_TOTAL: Final = 10_000
+_MAX_TOTALS: Final = 1_000
 _LATEST_S: Final = 1.0
 # What was acknowledged survives the loss of any one member.
 _MAJORITY: Final = WriteConcern("majority", wtimeout=5_000)
@@ -67,6 +68,18 @@ CASES: Final = Collection(schema.CASES, "case", CASE_FIELDS)
 IMAGES: Final = Collection(schema.IMAGES, "image", IMAGE_FIELDS)
 
 
+def case_pipeline(u_id: str) -> list[Document]:
+    """The aggregation that joins a case with its images."""
+    images = {
+        "from": schema.IMAGES,
+        "localField": "_id",
+        "foreignField": "U_id",
+        "pipeline": [{"$sort": {"_id": 1}}],
+        "as": "images",
+    }
+    return [{"$match": {"_id": u_id}}, {"$lookup": images}]
+
+
 class Repository:
     """Reads cases and images."""
 
@@ -74,6 +87,7 @@ class Repository:
         self._database = database
         self._latest: Document | None = None
         self._latest_expires = 0.0
+        self._totals: dict[tuple[str | None, str, str], int] = {}
 
     async def _latest_run(self) -> Document | None:
         """The last complete seeding run; at most a second old."""
@@ -109,10 +123,18 @@ class Repository:
         found = self._database[collection.name].find({"_id": {"$in": list(keys)}}, max_time_ms=MAX_TIME_MS)
         return await found.to_list()
 
-    async def images_of_case(self, u_id: str) -> list[Document]:
-        """The images of a case, ordered by id."""
-        found = self._database[schema.IMAGES].find({"U_id": u_id}, max_time_ms=MAX_TIME_MS).sort("_id")
-        return await found.to_list()
+    async def case_with_images(self, u_id: str) -> tuple[Document, list[Document]]:
+        """A case and its images ordered by id, read in one round trip.
+
+        Raises:
+            NotFoundError: there is no such case.
+        """
+        cases = self._database[schema.CASES]
+        found = await (await cases.aggregate(case_pipeline(u_id), maxTimeMS=MAX_TIME_MS)).to_list()
+        if not found:
+            raise NotFoundError(f"There is no {CASES.noun} {u_id}.")
+        images: list[Document] = found[0].pop("images")
+        return found[0], images
 
     async def image_with_content(self, sha256: str) -> Document | None:
         """The image whose file has a content hash: its id, case and split; None if it is not of the dataset."""
@@ -158,7 +180,20 @@ class Repository:
         target = self._database[collection.name]
         if selection.is_empty:
             return await target.estimated_document_count(maxTimeMS=MAX_TIME_MS)
-        return await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS, limit=MAX_TOTAL)
+        # Cases and images change with a seeding alone: walking through pages counts once.
+        seeded = await self.seeded() if collection is not ANNOTATIONS else None
+        key = (seeded, collection.name, selection.canonical)
+        total = self._totals.get(key)
+        if total is None:
+            total = await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS, limit=MAX_TOTAL)
+            if seeded is not None:
+                self._remember(key, total)
+        return total
+
+    def _remember(self, key: tuple[str | None, str, str], total: int) -> None:
+        self._totals[key] = total
+        if len(self._totals) > _MAX_TOTALS:
+            del self._totals[next(iter(self._totals))]
 
     async def annotate(self, image: Document, values: Document, by: str) -> Document:
         """Store an annotation on an image; returns it once a majority of the members have it.

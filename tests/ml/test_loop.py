@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ml.augment import Augment, mix
+from ml.augment import Augment, grid, mix
 from ml.files import DamagedFileError
 from ml.loop import Examples, Recipe, fit, make_examples, schedule
 from ml.models.network import CompactBackbone, MultiTaskNetwork
@@ -145,3 +145,10 @@ def test_mixup_blends_with_a_partner() -> None:
     assert 0.0 < share < 1.0
     assert torch.allclose(mixed, share * images + (1 - share) * images[partner])
     assert mix(images, 0.0, 1.0, torch.Generator())[2] == 1.0
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (96, 33), (1, 5)])
+def test_the_grid_is_that_of_torch(height: int, width: int) -> None:
+    theta = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.affine_grid(theta, [4, 1, height, width], align_corners=False)
+    assert torch.allclose(grid(theta, height, width), expected, atol=1e-6)

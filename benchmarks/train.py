@@ -1,0 +1,178 @@
+"""The training loop against the same network on tensors in memory, and the records against the files.
+
+    python -m benchmarks.train --data ../shared/MedPix-2.0
+
+The bare loop has the images normalised beforehand, the same precision, and does nothing but forward,
+loss, backward and the step of the optimiser: no augmentation, no moving average, no checkpoint. Both
+loops take turns in one process. The peak memory is that of the process, with PyTorch, all images and
+both loops.
+"""
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from pymongo.database import Database
+from torch import nn
+from torch.nn import functional
+
+from app.config import load_settings
+from app.data.client import connect
+from app.data.dataset import IMAGE_FOLDER, find_dataset
+from app.data.embedded import embedded_mongod, find_mongod
+from app.data.schema import DATABASE
+from app.data.seed import seed
+from ml.device import half_type
+from ml.images import load_images
+from ml.labels import IGNORED
+from ml.loop import Examples, fit
+from ml.models.compact import CompactModel, CompactSettings, examples_of
+from ml.records import load_records
+
+Document = dict[str, Any]
+_FILES = ("descriptions_{}.jsonl", "data_{}.jsonl")
+
+
+def read_files(data: Path, splits: tuple[str, ...]) -> list[tuple[Document, Document]]:
+    """Each image with its case, from the JSONL files and nothing else."""
+    pairs = []
+    for split in splits:
+        images, cases = (
+            [json.loads(line) for line in (data / "splitted_dataset" / name.format(split)).open(encoding="utf-8")]
+            for name in _FILES
+        )
+        by_id = {case["U_id"]: case for case in cases}
+        pairs += [(image, by_id[image["U_id"]]) for image in images]
+    return pairs
+
+
+def seconds(work: Callable[[], object], rounds: int = 7) -> float:
+    """The median time of a call."""
+    taken = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def our_epochs(settings: CompactSettings, examples: Examples, epochs: int) -> list[float]:
+    """Seconds of each epoch of the training loop."""
+    network = CompactModel.build(settings.architecture())
+    marks = [time.perf_counter()]
+    fit(
+        network,
+        examples,
+        replace(settings.recipe, epochs=epochs),
+        mean=settings.preprocess.mean,
+        std=settings.preprocess.std,
+        seed=0,
+        device=torch.device("cpu"),
+        on_epoch=lambda *_: marks.append(time.perf_counter()),
+    )
+    return [after - before for before, after in itertools.pairwise(marks)]
+
+
+def bare_epochs(settings: CompactSettings, examples: Examples, ready: torch.Tensor, epochs: int) -> list[float]:
+    """Seconds of each epoch of the same network and optimiser on images that are ready."""
+    recipe = settings.recipe
+    network = CompactModel.build(settings.architecture()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    found = []
+    for _ in range(epochs):
+        started = time.perf_counter()
+        order = torch.randperm(len(examples))
+        for step in range(len(examples) // recipe.batch):
+            index = order[step * recipe.batch : (step + 1) * recipe.batch]
+            _step(
+                network, optimizer, ready[index], {task: examples.targets[task][index] for task in recipe.task_weights}
+            )
+        found.append(time.perf_counter() - started)
+    return found
+
+
+def _step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, targets: dict[str, torch.Tensor]
+) -> None:
+    half = half_type(images.device)
+    with torch.autocast(images.device.type, half, enabled=half is not None):
+        logits = network(images.contiguous(memory_format=torch.channels_last))
+    losses = [
+        functional.cross_entropy(logits[task].float(), target, ignore_index=IGNORED) for task, target in targets.items()
+    ]
+    optimizer.zero_grad(set_to_none=True)
+    torch.stack(losses).sum().backward()
+    optimizer.step()
+
+
+def measure_records(database: Database[Document], data: Path) -> None:
+    splits = ("train", "dev")
+    ours = seconds(lambda: load_records(database, data / IMAGE_FOLDER, splits))
+    files = seconds(lambda: read_files(data, splits))
+    count = len(read_files(data, splits))
+    print(f"{count} records from MongoDB, joined and checked  {1000 * ours:7.0f} ms")
+    print(f"{count} records from the JSONL files, unchecked   {1000 * files:7.0f} ms   ratio {ours / files:.2f}")
+
+
+def measure_loop(database: Database[Document], data: Path, rounds: int, epochs: int) -> None:
+    settings = CompactSettings()
+    records = load_records(database, data / IMAGE_FOLDER, ("train",))
+    started = time.perf_counter()
+    pixels = load_images(records, settings.preprocess)
+    decoding = time.perf_counter() - started
+    examples = examples_of(records, pixels, settings.recipe)
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1) for values in (settings.preprocess.mean, settings.preprocess.std)
+    )
+    ready = (examples.pixels.float() / 255.0 - mean) / std
+    ours: list[float] = []
+    first: list[float] = []
+    bare: list[float] = []
+    for _ in range(rounds):
+        head, *rest = our_epochs(settings, examples, epochs)
+        first.append(head)
+        ours += rest
+        bare += bare_epochs(settings, examples, ready, epochs)[1:]
+    used = len(records) // settings.recipe.batch * settings.recipe.batch
+    rate, bare_rate = used / statistics.median(ours), used / statistics.median(bare)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    print(f"decoding {len(records)} images once       {decoding:7.1f} s")
+    print(f"training loop, later epochs       {rate:7.0f} images/s")
+    print(f"bare loop, later epochs           {bare_rate:7.0f} images/s")
+    print(f"training loop / bare loop         {rate / bare_rate:7.2f}")
+    print(f"epoch one / later epochs          {statistics.median(ours) / statistics.median(first):7.2f} of the rate")
+    print(f"peak memory of the process        {peak:7.2f} GiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="MedPix 2.0 folder")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="of each round and loop")
+    options = parser.parse_args()
+    data = find_dataset(options.data)
+    with TemporaryDirectory() as folder:
+        home = Path(folder)
+        settings = load_settings(home=home, data_dir=data)
+        with (
+            embedded_mongod(home / "db", home / "run", find_mongod()) as uri,
+            connect(uri, settings, timeout_s=0) as client,
+        ):
+            database = client.get_default_database(DATABASE)
+            seed(database, data)
+            measure_records(database, data)
+            measure_loop(database, data, options.rounds, options.epochs)
+
+
+if __name__ == "__main__":
+    main()
