@@ -1,10 +1,12 @@
+from typing import Any
+
 import httpx
 import pytest
 
 from app.api.search import SearchPage
 
 
-def _search(client: httpx.Client, q: str, **parameters: str | int) -> SearchPage:
+def _search(client: httpx.Client, q: str, **parameters: str | int) -> Any:
     answer = client.get("/search", params={"q": q, **parameters})
     assert answer.status_code == 200, answer.text
     return SearchPage.model_validate_json(answer.content)
