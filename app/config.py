@@ -86,6 +86,10 @@ class Settings(BaseSettings):
     max_caption_chars: int = Field(default=5_000, ge=100, le=100_000, description="Longest caption")
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where models run")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="What models compute in; bf16 only where it gives the same answers on the dev split",
+    )
     model_modality: str | None = Field(default=None, description="Pin the model that answers /predict/modality")
     model_location: str | None = Field(default=None, description="Pin the model that answers /predict/location")
     request_deadline_s: float = Field(default=30.0, gt=0, le=600, description="Longest time for one prediction")

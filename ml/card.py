@@ -58,6 +58,20 @@ class Environment(BaseModel):
     threads: int
 
 
+class Epoch(BaseModel):
+    """How one epoch of a training ended.
+
+    Attributes:
+        part: what was trained, as "network 1 of 2".
+        epoch: 1 for the first.
+        loss: mean over the epoch.
+    """
+
+    part: str
+    epoch: int
+    loss: float
+
+
 class ModelCard(BaseModel):
     """Everything about a registered model that is not a weight.
 
@@ -76,6 +90,7 @@ class ModelCard(BaseModel):
             the dataset; set on dev, None for a model without embeddings.
         metrics: ``{"dev" | "test" | "cv": {task: {metric: value}}}``.
         settings: every hyper-parameter of the run.
+        history: the mean loss of each epoch, for models that are trained in epochs.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -101,6 +116,7 @@ class ModelCard(BaseModel):
     seconds: float = Field(description="wall-clock time of the training run")
     data: DataSource
     environment: Environment
+    history: list[Epoch] = []
     intended_use: str = INTENDED_USE
     limits: list[str] = list(LIMITS)
     format_version: int = FORMAT_VERSION

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 
 from app.data import schema
-from ml.card import now
+from ml.card import Epoch, now
 
 _LOG = logging.getLogger(__name__)
 State = Literal["queued", "running", "done", "failed"]
@@ -178,6 +178,9 @@ class Run:
         name: the model being trained.
         tasks: its tasks.
         reporter: who is told.
+
+    Attributes:
+        history: the epochs that were reported.
     """
 
     def __init__(self, name: str, tasks: Sequence[str], reporter: Reporter) -> None:
@@ -185,6 +188,7 @@ class Run:
         self._reporter = reporter
         self._start = time.monotonic()
         self._span = (0.0, 1.0)
+        self.history: list[Epoch] = []
 
     @property
     def seconds(self) -> float:
@@ -223,6 +227,11 @@ class Run:
         total = min(1.0, low + (high - low) * fraction)
         eta = self.seconds * (1.0 - total) / total if total > 0.01 else None
         self._tell(replace(self._progress, fraction=total, message=message, epoch=epoch, epochs=epochs, eta_s=eta))
+
+    def epoch(self, part: str, epoch: int, epochs: int, loss: float) -> None:
+        """Report a finished epoch of the current stage, and remember its loss."""
+        self.history.append(Epoch(part=part, epoch=epoch, loss=round(loss, 5)))
+        self.update(epoch / epochs, f"{part}, epoch {epoch}/{epochs}, loss {loss:.3f}", epoch=epoch, epochs=epochs)
 
     def _tell(self, progress: Progress) -> None:
         self._progress = progress

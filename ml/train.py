@@ -200,6 +200,7 @@ def _finish(model: ServedModel, context: Context, registry: Registry, others: Se
         distances = reference.distance(dev_outputs[EMBEDDING])
         model.card.ood_threshold = float(np.quantile(distances, _OOD_QUANTILE))
     model.card.parameters = model.count_parameters()
+    model.card.history = list(context.run.history)
     model.card.seconds = round(context.run.seconds, 1)
     card = registry.register(model, reference)
     for path in context.scratch.glob("*.safetensors"):

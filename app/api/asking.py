@@ -15,7 +15,8 @@ from app.config import Settings
 from app.data.repository import Repository
 from app.errors import Responses, documented
 from app.inference.models import ModelServer
-from app.inference.predictor import Prediction, Predictor, Upload
+from app.inference.prediction import Prediction, Upload
+from app.inference.predictor import Predictor
 
 # A prediction does not wait longer for the database than this: it can be given without.
 _LOOKUP_S: Final = 0.5

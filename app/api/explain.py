@@ -10,7 +10,7 @@ from app.api.asking import ASKING_ERRORS, Asking, AskingDep, timing_headers
 from app.api.predictions import PredictionView, Ranking, Task, ranking
 from app.api.uploads import read_upload, upload_schema
 from app.errors import Responses
-from app.inference.predictor import Explained
+from app.inference.prediction import Explained
 
 router = APIRouter(tags=["explain"], prefix="/explain")
 

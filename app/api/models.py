@@ -1,6 +1,6 @@
 """The registered models: their cards, and which one answers each task."""
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
@@ -10,9 +10,19 @@ from app.api.deps import ModelsDep
 from app.data.repository import NotFoundError
 from app.errors import documented
 from app.inference.models import ModelServer
+from app.inference.predictor import Predictor
 from ml.card import ModelCard
 
 router = APIRouter(tags=["models"])
+
+
+class BackendView(BaseModel):
+    """Where a network runs."""
+
+    name: Literal["torch", "openvino"]
+    device: Literal["cpu", "cuda"]
+    precision: Literal["fp32", "bf16"]
+    precision_reason: str = Field(description="Why it computes in this precision")
 
 
 class ModelView(BaseModel):
@@ -20,7 +30,7 @@ class ModelView(BaseModel):
 
     card: ModelCard
     serves: list[str] = Field(description="Tasks that this model answers here")
-    backend: dict[str, str] | None = Field(description="Where it runs: name, device, precision")
+    backend: BackendView | None = Field(description="Where its network runs; null where none runs here")
 
 
 class ModelList(BaseModel):
@@ -48,6 +58,17 @@ async def read_model(name: str, models: ModelsDep) -> Response:
 
 def _view(card: ModelCard, models: ModelServer) -> dict[str, Any]:
     serving = {task: p for task, p in models.serving.items() if p.card.version == card.version}
-    backend = next((p.backend for p in serving.values()), None)
-    described = backend and {"name": backend.name, "device": backend.device, "precision": backend.precision}
-    return {"card": card.model_dump(mode="json"), "serves": sorted(serving), "backend": described}
+    backend = next((_backend_view(predictor) for predictor in serving.values()), None)
+    return {"card": card.model_dump(mode="json"), "serves": sorted(serving), "backend": backend}
+
+
+def _backend_view(predictor: Predictor) -> dict[str, str] | None:
+    backend, choice = predictor.backend, predictor.precision
+    if backend is None or choice is None:
+        return None
+    return {
+        "name": backend.name,
+        "device": backend.device,
+        "precision": backend.precision,
+        "precision_reason": choice.reason,
+    }

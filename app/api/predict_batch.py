@@ -11,7 +11,8 @@ from app.api.asking import ASKING_ERRORS, Asking, AskingDep
 from app.api.predictions import PredictionView, Task
 from app.api.uploads import batch_schema, read_batch
 from app.errors import ApiError, Problem, problem_of
-from app.inference.predictor import Predictor, Upload
+from app.inference.prediction import Upload
+from app.inference.predictor import Predictor
 
 router = APIRouter(tags=["predict"], prefix="/predict")
 

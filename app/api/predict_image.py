@@ -15,7 +15,7 @@ from app.api.views import image_view
 from app.data.pictures import PictureStore
 from app.data.repository import IMAGES, NotFoundError
 from app.errors import Problem, documented, problem_of
-from app.inference.predictor import Upload
+from app.inference.prediction import Upload
 
 router = APIRouter(tags=["predict"])
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from app.inference.picture import Source
-from app.inference.predictor import Prediction
+from app.inference.prediction import Prediction
 from ml.card import ModelCard
 
 Task = Literal["modality", "location"]

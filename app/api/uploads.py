@@ -7,7 +7,7 @@ from starlette.datastructures import UploadFile
 
 from app.config import Settings
 from app.errors import ApiError, ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
-from app.inference.predictor import Upload
+from app.inference.prediction import Upload
 
 # Room for a caption at its longest allowed setting, four bytes a character.
 _MAX_PART_BYTES: Final = 512 * 1024

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import openvino as ov
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
+Precision = Literal["fp32", "bf16"]
+
+_HINTS: Final[Mapping[Precision, str]] = {"fp32": "f32", "bf16": "bf16"}
 _GRAPH_FILE: Final = "graph.xml"
 _MAX_BATCH: Final = 256
 
@@ -38,7 +41,7 @@ class Backend(Protocol):
 
     name: str
     device: str
-    precision: str
+    precision: Precision
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
         """A batch (N, C, H, W), 0 to 255, to the network's outputs with N rows each."""
@@ -49,15 +52,16 @@ class TorchBackend:
     """PyTorch, on any device."""
 
     name = "torch"
-    precision = "fp32"
 
-    def __init__(self, network: nn.Module, device: str) -> None:
+    def __init__(self, network: nn.Module, device: str, precision: Precision = "fp32") -> None:
         self.device = device
+        self.precision = precision
         self._network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
         """Run a batch."""
-        with torch.inference_mode():
+        low = self.precision == "bf16"
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=low):
             batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
             outputs: dict[str, Tensor] = self._network(batch.contiguous(memory_format=torch.channels_last))
             return {name: output.float().cpu().numpy() for name, output in outputs.items()}
@@ -77,27 +81,30 @@ class _Ordered(nn.Module):
 
 
 class OpenVinoBackend:
-    """OpenVINO on the CPU, in fp32.
+    """OpenVINO on the CPU.
 
     Args:
         network: to run.
         preprocess: says the shape of its input.
         threads: to use.
+        precision: of the computation; inputs, outputs and weights as stored are fp32 in any case.
         cache: folder that keeps the converted graph, since the conversion takes seconds; a name for
             the network's weights must be a part of it.
     """
 
     name = "openvino"
     device = "cpu"
-    precision = "fp32"
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess, *, threads: int, cache: Path) -> None:
+    def __init__(
+        self, network: nn.Module, preprocess: Preprocess, *, threads: int, cache: Path, precision: Precision = "fp32"
+    ) -> None:
+        self.precision = precision
         example = torch.zeros((2, preprocess.channels, preprocess.size, preprocess.size), dtype=torch.uint8)
         with torch.no_grad():
             self._names = tuple(network.eval()(example))
         graph = _cached_graph(cache) or _convert(_Ordered(network, self._names), example, cache)
         options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
         }
@@ -132,7 +139,23 @@ def _convert(network: nn.Module, example: Tensor, cache: Path) -> ov.Model:
     return graph
 
 
-def make_backend(network: nn.Module, preprocess: Preprocess, settings: Settings, weights: str) -> Backend:
+def has_bf16(device: str) -> bool:
+    """Whether a device computes in bf16 by itself, and not by a detour that is slower than fp32."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def device_name(device: str) -> str:
+    """The maker's name of a device."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return str(ov.Core().get_property("CPU", "FULL_DEVICE_NAME"))
+
+
+def make_backend(
+    network: nn.Module, preprocess: Preprocess, settings: Settings, weights: str, precision: Precision = "fp32"
+) -> Backend:
     """The fastest backend that this machine has for a network.
 
     Args:
@@ -140,6 +163,7 @@ def make_backend(network: nn.Module, preprocess: Preprocess, settings: Settings,
         preprocess: says the shape of its input.
         settings: device and cache folder.
         weights: hash of the network's weights, for the cache.
+        precision: to compute in; where OpenVINO fails, PyTorch on the CPU does in fp32.
 
     Raises:
         RuntimeError: MEDPIX_DEVICE=cuda, and there is no CUDA device.
@@ -147,11 +171,12 @@ def make_backend(network: nn.Module, preprocess: Preprocess, settings: Settings,
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("MEDPIX_DEVICE=cuda, but PyTorch sees no CUDA device. Use auto or cpu.")
     if settings.device != "cpu" and torch.cuda.is_available():
-        return TorchBackend(network, "cuda")
+        return TorchBackend(network, "cuda", precision)
     try:
         key = hashlib.sha256(f"{weights} {preprocess.hash} {ov.__version__}".encode()).hexdigest()[:32]
         cache = settings.home / "cache" / "openvino" / key
-        return OpenVinoBackend(network, preprocess, threads=torch.get_num_threads(), cache=cache)
+        threads = torch.get_num_threads()
+        return OpenVinoBackend(network, preprocess, threads=threads, cache=cache, precision=precision)
     except Exception:
         logger.warning("OpenVINO cannot run this network; PyTorch does", exc_info=True)
         return TorchBackend(network, "cpu")

@@ -10,12 +10,15 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from app.config import Settings
+from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.errors import UnavailableError
 from app.inference.cache import ResultCache
-from app.inference.predictor import Prediction, Predictor
+from app.inference.prediction import Prediction
+from app.inference.predictor import Predictor
 from app.inference.training import Progress, read_progress
 from app.metrics import Metrics
 from ml.card import ModelCard
+from ml.records import load_records
 from ml.registry import Registry, RegistryError, load_model, load_reference
 
 logger = logging.getLogger(__name__)
@@ -169,5 +172,12 @@ class ModelServer:
 
     def _load(self, card: ModelCard) -> Predictor:
         folder = self._settings.model_files_dir
-        reference = load_reference(card, folder)
-        return Predictor(load_model(card, folder), reference, self._settings, self._pool, self._cache, self._metrics)
+        return Predictor(
+            load_model(card, folder),
+            load_reference(card, folder),
+            self._settings,
+            self._pool,
+            self._cache,
+            self._metrics,
+            dev=lambda: load_records(self._database, find_dataset(self._settings.dataset_dir) / IMAGE_FOLDER, ("dev",)),
+        )

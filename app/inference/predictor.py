@@ -4,101 +4,32 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from app.config import Settings
 from app.errors import DeadlineExceededError, UnavailableError, UnprocessableError
-from app.inference.backends import Backend, make_backend
+from app.inference.backends import Backend
 from app.inference.cache import ResultCache
-from app.inference.calibrate import CPU_SIZES, noise, warm_up
-from app.inference.decode import decode
-from app.inference.engine import Engine
-from app.inference.explain import Explainer, Explanation, Inputs, by_input
+from app.inference.explain import Explainer, by_input
+from app.inference.observer import Observer
 from app.inference.picture import Source
+from app.inference.precision import Choice, LoadRecords
+from app.inference.prediction import Explained, Observation, Prediction, Upload
 from app.metrics import Metrics
 from ml.card import ModelCard
 from ml.models.base import EMBEDDING, InputError, ServedModel
-from ml.preprocess import Preprocess
 from ml.reference import Reference
 
 Array = NDArray[Any]
 T = TypeVar("T")
 
-_GPU_BATCH: Final = 32
 _DRAIN_S: Final = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """What a caller sends: the bytes of an image file, and a caption or None."""
-
-    data: bytes
-    caption: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What the image half of a model gave.
-
-    Attributes:
-        source: the file that was read.
-        outputs: of the network, one row each; None for a model without image.
-        timings_s: seconds per stage: decode, queue, run.
-    """
-
-    source: Source
-    outputs: dict[str, Array] | None
-    timings_s: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The answer of a model to one upload.
-
-    Attributes:
-        card: of the model.
-        task: that was asked.
-        probabilities: per task of the model, class to probability.
-        confident: whether the best answer passes the threshold that was set on dev, and the image
-            resembles the training images.
-        unusual: whether the image is unlike every training image; None where that is not known.
-        inputs_used: image, caption or both.
-        source: the file that was judged.
-        timings_s: seconds per stage: decode, queue, run; or cache.
-        cached: whether the same question was answered before.
-    """
-
-    card: ModelCard
-    task: str
-    probabilities: Mapping[str, Mapping[str, float]]
-    confident: bool
-    unusual: bool | None
-    inputs_used: tuple[str, ...]
-    source: Source
-    timings_s: Mapping[str, float]
-    cached: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Explained:
-    """A prediction with its reasons.
-
-    Attributes:
-        prediction: the answer.
-        explanation: what in the image speaks for a class.
-        inputs: what image and caption would each have said alone, class to probability.
-    """
-
-    prediction: Prediction
-    explanation: Explanation
-    inputs: Inputs
 
 
 class Predictor:
@@ -111,6 +42,7 @@ class Predictor:
         pool: threads for decoding.
         cache: of predictions, shared by all models.
         metrics: to report to.
+        dev: reads the dev split, to see whether the model may compute in bf16; None where there is none.
     """
 
     def __init__(
@@ -121,6 +53,7 @@ class Predictor:
         pool: ThreadPoolExecutor,
         cache: ResultCache[Prediction],
         metrics: Metrics,
+        dev: LoadRecords | None = None,
     ) -> None:
         self.model = model
         self.reference = reference
@@ -131,53 +64,11 @@ class Predictor:
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._decode_s = 0.0
         self._sha256 = model.card.sha256
-        self._preprocess: Preprocess | None = model.preprocess
-        self.backend: Backend | None = None
-        self._engine: Engine | None = None
-        if self._preprocess is not None:
-            self._engine = self._make_engine(self._preprocess)
+        self.observer = Observer(model, settings, pool, metrics, dev)
+        backend = self.observer.backend
         # A network that OpenVINO runs is idle as a PyTorch module: explanations may use it as it is.
-        self._explainer = Explainer(model, settings, shared=self._runs_on("torch"))
-
-    def _make_engine(self, preprocess: Preprocess) -> Engine:
-        if self.model.network is None:
-            run: Callable[[Array], Mapping[str, Array]] = self._run_without_network
-        else:
-            self.backend = make_backend(self.model.network, preprocess, self._settings, self._weights_key())
-            run = self.backend.run
-        shape = (preprocess.channels, preprocess.size, preprocess.size)
-        plan = warm_up(run, shape, self._batch_sizes())
-        engine = Engine(
-            self.card.name,
-            run,
-            plan=plan,
-            probe=noise(1, shape),
-            max_queue=64 * plan.size,
-            on_batch=lambda size: self._metrics.batch(self.card.name, size),
-        )
-        self._metrics.watch_queue(self.card.name, lambda: engine.depth)
-        return engine
-
-    def _batch_sizes(self) -> tuple[int, ...]:
-        """The largest batch, or those to choose it from."""
-        if self._settings.max_batch is not None:
-            return (self._settings.max_batch,)
-        on_gpu = self.backend is not None and self.backend.device == "cuda"
-        return (_GPU_BATCH,) if on_gpu else CPU_SIZES
-
-    def _runs_on(self, backend: str) -> bool:
-        return self.backend is not None and self.backend.name == backend
-
-    def _weights_key(self) -> str:
-        """Names the weights and what the network does with them (its tasks)."""
-        return " ".join([*self.card.tasks, *(file.sha256 for file in self.card.files)])
-
-    def _run_without_network(self, pixels: Array) -> Mapping[str, Array]:
-        outputs = self.model.encode_images(pixels)
-        assert outputs is not None
-        return outputs
+        self._explainer = Explainer(model, settings, shared=backend is not None and backend.name == "torch")
 
     @property
     def card(self) -> ModelCard:
@@ -185,29 +76,31 @@ class Predictor:
         return self.model.card
 
     @property
+    def backend(self) -> Backend | None:
+        """What the network runs on; None for a model without network."""
+        return self.observer.backend
+
+    @property
+    def precision(self) -> Choice | None:
+        """What the network computes in, and why; None for a model without network."""
+        return self.observer.precision
+
+    @property
     def healthy(self) -> bool:
         """Whether requests can be answered."""
-        return self._engine is None or self._engine.healthy
+        return self.observer.healthy
 
     def start(self) -> None:
         """Start to answer, on the running event loop."""
-        if self._engine is not None:
-            self._engine.start()
+        self.observer.start()
 
     async def stop(self) -> None:
         """Answer what was accepted, then end."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_S):
                 await self._idle.wait()
-        if self._engine is not None:
-            await self._engine.stop()
+        await self.observer.stop()
         self._explainer.stop()
-
-    @property
-    def seconds_per_image(self) -> float:
-        """How long an image takes when there are many, in seconds: the slower of decoding and running."""
-        run_s = self._engine.seconds_per_image if self._engine is not None else 0.0
-        return max(run_s, self._decode_s / self._settings.decode_threads)
 
     def admit(self, seconds: float, count: int = 1) -> None:
         """Refuse what would spend more than half of its time waiting for its turn.
@@ -219,7 +112,7 @@ class Predictor:
         Raises:
             UnavailableError: says when to try again.
         """
-        wait = (self._active + count - 1) * self.seconds_per_image
+        wait = (self._active + count - 1) * self.observer.seconds_per_image
         if wait > seconds / 2:
             raise UnavailableError(
                 f"The service has too much to do: the answer would begin in about {wait:.1f} s. Try again later.",
@@ -261,7 +154,7 @@ class Predictor:
             key, known = await self._in_pool(self._recall, task, upload)
             if known is not None:
                 return replace(known, cached=True, timings_s={"cache": time.perf_counter() - started})
-            observation = await self._observe(upload.data, deadline)
+            observation = await self.observer.observe(upload.data, deadline)
             prediction = await self._in_pool(self.conclude, task, upload.caption, observation)
             self._cache.put(key, prediction)
             return prediction
@@ -284,7 +177,7 @@ class Predictor:
             raise UnprocessableError(f"The model {self.card.name} compares no images. Ask with another task.")
         with self._working():
             async with until(deadline):
-                observation = await self._observe(data, deadline)
+                observation = await self.observer.observe(data, deadline)
                 embedding = (observation.outputs or {}).get(EMBEDDING)
                 if embedding is None:
                     raise UnprocessableError(f"The model {self.card.name} does not look at images.")
@@ -309,7 +202,7 @@ class Predictor:
             raise UnprocessableError(f"There is no {task} {label[:80]!r}. There is: {'; '.join(classes)}.")
         with self._working():
             async with until(deadline):
-                observation = await self._observe(upload.data, deadline)
+                observation = await self.observer.observe(upload.data, deadline)
                 prediction = await self._in_pool(self.conclude, task, upload.caption, observation)
                 inputs = await self._in_pool(by_input, self.model, task, observation.outputs, upload.caption)
                 shares = prediction.probabilities[task]
@@ -319,16 +212,6 @@ class Predictor:
         timings = {**prediction.timings_s, "explain": time.perf_counter() - started}
         self._metrics.stages(self.card.name, timings)
         return Explained(replace(prediction, timings_s=timings), explanation, inputs)
-
-    async def _observe(self, data: bytes, deadline: float) -> Observation:
-        started = time.perf_counter()
-        source, pixels = await self._in_pool(self._prepare, data)
-        timings = {"decode": time.perf_counter() - started}
-        if pixels is None or self._engine is None:
-            return Observation(source, None, timings)
-        answer = await self._engine.submit(pixels, deadline)
-        outputs = {name: np.asarray(row)[None] for name, row in answer.outputs.items()}
-        return Observation(source, outputs, timings | {"queue": answer.queue_s, "run": answer.run_s})
 
     async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
@@ -341,13 +224,6 @@ class Predictor:
         content = hashlib.sha256(upload.data).hexdigest()
         key = (task, content, upload.caption, self._sha256, self.card.version, self.card.preprocess_hash)
         return key, self._cache.get(key)
-
-    def _prepare(self, data: bytes) -> tuple[Source, Array | None]:
-        started = time.perf_counter()
-        picture = decode(data, self._settings)
-        pixels = None if self._preprocess is None else self._preprocess.apply(picture.image)
-        self._decode_s = 0.9 * self._decode_s + 0.1 * (time.perf_counter() - started)
-        return picture.source, pixels
 
     def conclude(self, task: str, caption: str | None, observation: Observation) -> Prediction:
         """The prediction from what the image half gave and a caption; not for the event loop.

@@ -117,12 +117,7 @@ def train_member(context: Context, settings: CompactSettings, examples: Examples
     label = f"network {index + 1} of {settings.members}"
 
     def on_epoch(epoch: int, loss: float) -> None:
-        run.update(
-            epoch / recipe.epochs,
-            f"{label}, epoch {epoch}/{recipe.epochs}, loss {loss:.3f}",
-            epoch=epoch,
-            epochs=recipe.epochs,
-        )
+        run.epoch(label, epoch, recipe.epochs, loss)
 
     torch.manual_seed(seed)
     network = CompactModel.build(settings.architecture())

@@ -154,8 +154,7 @@ def _run_phase(
     wanted = {task: targets(context.train, task) for task in recipe.task_weights}
 
     def on_epoch(epoch: int, loss: float) -> None:
-        message = f"{phase.name}, epoch {epoch}/{recipe.epochs}, loss {loss:.3f}"
-        context.run.update(epoch / recipe.epochs, message, epoch=epoch, epochs=recipe.epochs)
+        context.run.epoch(phase.name, epoch, recipe.epochs, loss)
 
     fit(
         network,

@@ -39,8 +39,9 @@ class Held:
 
     @property
     def engine(self) -> Engine:
-        assert self.predictor._engine is not None
-        return self.predictor._engine
+        engine = self.predictor.observer.engine
+        assert engine is not None
+        return engine
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def held(predict_settings: Settings) -> Iterator[Held]:
     with running_service(predict_settings, app) as client:
         wait_for(client, "/health/ready", is_ok)
         predictor = app.state.models.serving["modality"]
-        engine = predictor._engine
+        engine = predictor.observer.engine
         run = engine._run
 
         def gated(pixels: Any) -> Any:

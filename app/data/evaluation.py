@@ -1,0 +1,56 @@
+"""The last report of `medpix evaluate`, as it lies in the service's folder."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from app.data.repository import NotFoundError
+
+FOLDER: Final = "evaluation"
+_FILE: Final = "results.json"
+
+
+class FaultyReportError(Exception):
+    """The report is there but cannot be read; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report.
+
+    Attributes:
+        body: JSON.
+        etag: quoted, over the content.
+    """
+
+    body: bytes
+    etag: str
+
+
+def read_report(home: Path) -> Report:
+    """The report that was written last.
+
+    Args:
+        home: the service's own folder.
+
+    Raises:
+        NotFoundError: nothing was evaluated here yet.
+        FaultyReportError: the file is cut or unreadable.
+    """
+    try:
+        body = (home / FOLDER / _FILE).read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError("No evaluation has been run here. Run `medpix evaluate` first.") from error
+    except OSError as error:
+        raise FaultyReportError(
+            f"The report cannot be read ({error.strerror}). Run `medpix evaluate` again."
+        ) from error
+    try:
+        whole = isinstance(json.loads(body), dict)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise FaultyReportError(f"{_FILE} is cut or damaged. Run `medpix evaluate` again.")
+    return Report(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')

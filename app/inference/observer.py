@@ -1,0 +1,144 @@
+"""The image half of a model: a file is decoded in a thread, then waits for its turn on the device."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.config import Settings
+from app.inference.backends import Backend
+from app.inference.calibrate import CPU_SIZES, noise, warm_up
+from app.inference.decode import decode
+from app.inference.engine import Engine
+from app.inference.picture import Source
+from app.inference.precision import Choice, LoadRecords, select_backend
+from app.inference.prediction import Observation
+from app.metrics import Metrics
+from ml.models.base import ServedModel
+from ml.preprocess import Preprocess
+
+Array = NDArray[Any]
+
+_GPU_BATCH: Final = 32
+
+
+class Observer:
+    """Runs the image half of one model on image files.
+
+    Args:
+        model: loaded from the registry.
+        settings: limits, device and batch size.
+        pool: threads for decoding.
+        metrics: to report to.
+        dev: reads the dev split, to see whether the model may compute in bf16; None where there is none.
+
+    Attributes:
+        backend: what the network runs on; None for a model without network.
+        precision: what it computes in, and why; None for a model without network.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        settings: Settings,
+        pool: ThreadPoolExecutor,
+        metrics: Metrics,
+        dev: LoadRecords | None,
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._pool = pool
+        self._metrics = metrics
+        self._decode_s = 0.0
+        self._preprocess = model.preprocess
+        self.backend: Backend | None = None
+        self.precision: Choice | None = None
+        self.engine = None if self._preprocess is None else self._make_engine(self._preprocess, dev)
+
+    def _make_engine(self, preprocess: Preprocess, dev: LoadRecords | None) -> Engine:
+        name = self._model.card.name
+        if self._model.network is None:
+            run: Callable[[Array], Mapping[str, Array]] = self._run_without_network
+        else:
+            self.backend, self.precision = select_backend(self._model, self._settings, self._weights_key(), dev)
+            run = self.backend.run
+        shape = (preprocess.channels, preprocess.size, preprocess.size)
+        plan = warm_up(run, shape, self._batch_sizes())
+        engine = Engine(
+            name,
+            run,
+            plan=plan,
+            probe=noise(1, shape),
+            max_queue=64 * plan.size,
+            on_batch=lambda size: self._metrics.batch(name, size),
+        )
+        self._metrics.watch_queue(name, lambda: engine.depth)
+        return engine
+
+    def _batch_sizes(self) -> tuple[int, ...]:
+        """The largest batch, or those to choose it from."""
+        if self._settings.max_batch is not None:
+            return (self._settings.max_batch,)
+        return (_GPU_BATCH,) if self.backend is not None and self.backend.device == "cuda" else CPU_SIZES
+
+    def _weights_key(self) -> str:
+        """Names the weights and what the network does with them (its tasks)."""
+        card = self._model.card
+        return " ".join([*card.tasks, *(file.sha256 for file in card.files)])
+
+    def _run_without_network(self, pixels: Array) -> Mapping[str, Array]:
+        outputs = self._model.encode_images(pixels)
+        assert outputs is not None
+        return outputs
+
+    @property
+    def healthy(self) -> bool:
+        """Whether images can be judged."""
+        return self.engine is None or self.engine.healthy
+
+    @property
+    def seconds_per_image(self) -> float:
+        """How long an image takes when there are many, in seconds: the slower of decoding and running."""
+        run_s = self.engine.seconds_per_image if self.engine is not None else 0.0
+        return max(run_s, self._decode_s / self._settings.decode_threads)
+
+    def start(self) -> None:
+        """Start to answer, on the running event loop."""
+        if self.engine is not None:
+            self.engine.start()
+
+    async def stop(self) -> None:
+        """Answer what was accepted, then end."""
+        if self.engine is not None:
+            await self.engine.stop()
+
+    async def observe(self, data: bytes, deadline: float) -> Observation:
+        """What the image half gives for an image file.
+
+        Args:
+            data: of the file.
+            deadline: on the clock of ``time.perf_counter``.
+
+        Raises:
+            ApiError: the image cannot be used, the service is full, or the deadline passed.
+        """
+        started = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        source, pixels = await loop.run_in_executor(self._pool, self._prepare, data)
+        timings = {"decode": time.perf_counter() - started}
+        if pixels is None or self.engine is None:
+            return Observation(source, None, timings)
+        answer = await self.engine.submit(pixels, deadline)
+        outputs = {name: np.asarray(row)[None] for name, row in answer.outputs.items()}
+        return Observation(source, outputs, timings | {"queue": answer.queue_s, "run": answer.run_s})
+
+    def _prepare(self, data: bytes) -> tuple[Source, Array | None]:
+        started = time.perf_counter()
+        picture = decode(data, self._settings)
+        pixels = None if self._preprocess is None else self._preprocess.apply(picture.image)
+        self._decode_s = 0.9 * self._decode_s + 0.1 * (time.perf_counter() - started)
+        return picture.source, pixels

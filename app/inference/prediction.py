@@ -1,0 +1,77 @@
+"""What is asked of a model, and what it answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from app.inference.explain import Explanation, Inputs
+from app.inference.picture import Source
+from ml.card import ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What a caller sends: the bytes of an image file, and a caption or None."""
+
+    data: bytes
+    caption: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the image half of a model gave.
+
+    Attributes:
+        source: the file that was read.
+        outputs: of the network, one row each; None for a model without image.
+        timings_s: seconds per stage: decode, queue, run.
+    """
+
+    source: Source
+    outputs: dict[str, NDArray[Any]] | None
+    timings_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer of a model to one upload.
+
+    Attributes:
+        card: of the model.
+        task: that was asked.
+        probabilities: per task of the model, class to probability.
+        confident: whether the best answer passes the threshold that was set on dev, and the image
+            resembles the training images.
+        unusual: whether the image is unlike every training image; None where that is not known.
+        inputs_used: image, caption or both.
+        source: the file that was judged.
+        timings_s: seconds per stage: decode, queue, run; or cache.
+        cached: whether the same question was answered before.
+    """
+
+    card: ModelCard
+    task: str
+    probabilities: Mapping[str, Mapping[str, float]]
+    confident: bool
+    unusual: bool | None
+    inputs_used: tuple[str, ...]
+    source: Source
+    timings_s: Mapping[str, float]
+    cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A prediction with its reasons.
+
+    Attributes:
+        prediction: the answer.
+        explanation: what in the image speaks for a class.
+        inputs: what image and caption would each have said alone, class to probability.
+    """
+
+    prediction: Prediction
+    explanation: Explanation
+    inputs: Inputs
