@@ -134,10 +134,15 @@ function exampleItem(image) {
 async function watch() {
   if (isWatching) return;
   isWatching = true;
-  await watchTraining(byId("training"), (task) => {
-    for (const item of items) if (item.waiting.has(task)) enqueue(item, [task]);
-  });
+  const askAgain = (isMeant) => {
+    for (const item of items) for (const task of item.waiting.keys()) if (isMeant(task)) enqueue(item, [task]);
+  };
+  await watchTraining(byId("training"), (changed) => askAgain((task) => task === changed));
+  // Served already, so the service had too much to do: it says when to come again.
+  const seconds = Math.max(...[...items].flatMap((item) => [...item.waiting.values()]));
+  if (seconds > 0) await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
   isWatching = false;
+  askAgain(() => true);
 }
 
 function setUpFiles() {
