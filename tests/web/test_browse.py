@@ -113,6 +113,19 @@ def test_show_more_goes_on_and_is_kept(page: Page, predict_api: httpx.Client) ->
     assert len(set(_names(page))) == total
 
 
+def test_back_from_a_case_finds_the_place_that_was_left(page: Page) -> None:
+    page.goto("/")
+    page.get_by_role("button", name="Show more").click()
+    expect(page.locator(".tile")).to_have_count(80)
+    tile = page.locator(".tile").nth(70)
+    tile.click()
+    expect(page).to_have_url(re.compile("/pages/case/"))
+    expect(page.locator("#case")).to_have_attribute("aria-busy", "false")
+    page.go_back()
+    expect(page.locator(".tile")).to_have_count(80)
+    expect(tile).to_be_in_viewport()
+
+
 def test_an_export_holds_exactly_what_is_shown(page: Page, tmp_path: Path) -> None:
     page.goto("/?q=ureter&modality=CT")
     expect(page.locator("#results")).to_have_attribute("aria-busy", "false")

@@ -252,6 +252,7 @@ def test_markup_in_data_and_address_stays_text(page: Page, hostile_site: str) ->
 def test_a_real_case_with_many_images_is_walked(page: Page, medpix_api: httpx.Client) -> None:
     page.goto(f"{medpix_api.base_url}/pages/case/MPX2175")
     expect(page.locator("#strip a")).to_have_count(31)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.locator("#strip a").last.click()
     expect(page.locator("#place")).to_have_text(re.compile(r"^[\d,]+ of 2,050$"))
     # Without a model the page says so, and how to get one.

@@ -36,6 +36,7 @@ async function show() {
     if (signal.aborted) return;
     results.replaceChildren();
     append(groups);
+    if (history.state?.top) scrollTo(0, history.state.top);
     await counted;
   } catch (error) {
     fail(error, signal);
@@ -176,7 +177,13 @@ function sortText(sort) {
   return `${spoken(name)}, ${sort.startsWith("-") ? "descending" : "ascending"}`;
 }
 
+/** Who comes back to this entry of the history finds the place that was left: the images are there only later. */
+function keepPlace() {
+  history.replaceState({ top: scrollY }, "");
+}
+
 function go(change) {
+  keepPlace();
   state = { ...state, shown: 0, ...change };
   history.pushState(null, "", `/${writeState(state)}`);
   show();
@@ -254,6 +261,7 @@ function start() {
   });
   byId("sort").addEventListener("change", () => go({ sort: byId("sort").value }));
   more.addEventListener("click", showMore);
+  results.addEventListener("click", keepPlace);
   const toggle = byId("filters-toggle");
   toggle.addEventListener("click", () => {
     const isOpen = toggle.getAttribute("aria-expanded") !== "true";

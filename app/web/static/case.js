@@ -138,6 +138,7 @@ function showImage(found, signal) {
   showFacts();
   showPlace(signal);
   if (isSame) return;
+  byId("predict").disabled = false;
   byId("prediction").replaceChildren();
   byId("open-predict").href = `/pages/predict?image=${encodeURIComponent(image.image)}`;
   byId("similar").replaceChildren(el("p", { class: "muted", text: "Looking for them …" }));
