@@ -179,17 +179,18 @@ function confusion({ classes, matrix }, name) {
     if (count) node.style.background = `color-mix(in srgb, var(--${row === column ? "good" : "bad"}) ${Math.round(10 + 45 * share)}%, var(--surface))`;
     return node;
   };
-  return el(
+  const words = "One row per label of the dataset, one column per answer; classes that do not occur are left out.";
+  const matrixTable = el(
     "div",
     { class: "scroll", tabindex: "0", role: "region", "aria-label": `Confusion matrix of ${name}` },
     el(
       "table",
       { class: "confusion" },
-      el("caption", { class: "small", text: "Confusion matrix: one row per label of the dataset, one column per answer; classes that do not occur are left out." }),
       el("thead", {}, el("tr", {}, el("td", {}), present.map((column) => el("th", { scope: "col" }, el("span", { text: classes[column] }))))),
       el("tbody", {}, present.map((row) => el("tr", {}, el("th", { scope: "row", text: classes[row] }), present.map((column) => cell(row, column))))),
     ),
   );
+  return el("section", {}, el("h3", { text: "Confusion matrix" }), el("p", { class: "muted small", text: words }), matrixTable);
 }
 
 function perClass(rows) {
