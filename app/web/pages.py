@@ -25,8 +25,8 @@ _COMMON: Final = ("api", "dom")
 _MODULES: Final[Mapping[str, tuple[str, ...]]] = {
     "browse": (*_COMMON, "state", "catalogue", "result", "facets", "filters"),
     "case": (*_COMMON, "state", "catalogue", "result", "viewer", "flags", "prediction"),
-    "predict": (*_COMMON, "prediction", "snippets", "training"),
-    "models": (*_COMMON, "training", "charts"),
+    "predict": (*_COMMON, "item", "prediction", "snippets", "training"),
+    "models": (*_COMMON, "training"),
     "about": _COMMON,
 }
 

@@ -40,26 +40,29 @@ async function problemOf(response) {
 /** The answer to a GET, as JSON. `params`: URLSearchParams or pairs. */
 export async function getJson(path, params = [], options = {}) {
   const query = new URLSearchParams(params).toString();
-  const response = await ask(query ? `${path}?${query}` : path, options);
+  return read(await ask(query ? `${path}?${query}` : path, options), "json");
+}
+
+async function read(response, as) {
   try {
-    return await response.json();
+    return await response[as]();
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem("The answer of the service was cut off. Try again.");
   }
 }
 
-/** What a POST of a form answers, and the milliseconds that the server spent on each stage. */
-export async function postForm(path, form, options = {}) {
+/** What a POST of a form answers (`as`: json or blob), with its headers and the milliseconds of each stage. */
+export async function postForm(path, form, { as = "json", ...options } = {}) {
   const started = performance.now();
   const response = await ask(path, { method: "POST", body: form, ...options });
-  const answer = await response.json();
+  const answer = await read(response, as);
   const stages = [...(response.headers.get("Server-Timing") ?? "").matchAll(/([\w-]+);dur=([\d.]+)/g)];
   const timing = { total: performance.now() - started, stages: stages.map(([, name, ms]) => [name, Number(ms)]) };
-  return { answer, timing };
+  return { answer, timing, headers: response.headers };
 }
 
 /** The bytes at an address. */
 export async function getBlob(path) {
-  return (await ask(path, {})).blob();
+  return read(await ask(path, {}), "blob");
 }

@@ -1,171 +1,179 @@
-// Uploads: choose, drop or paste images, ask for both tasks, and look at what spoke for the answers.
+// The predict page: images come by drop, paste, file dialogue or as an example of the dataset, and are judged at once.
 
-import { getBlob, getJson, postForm } from "./api.js";
-import { byId, el, problemBox, spoken } from "./dom.js";
-import { predictionView, ranking } from "./prediction.js";
-import { snippets } from "./snippets.js";
-import { watchTraining } from "./training.js";
+import { getBlob, getJson } from "./api.js";
+import { byId, el, isTyping, number, plural, problemBox } from "./dom.js";
+import { Item, TASKS } from "./item.js";
+import { watchTasks } from "./training.js";
 
-const TASKS = ["modality", "location"];
-let files = [];
+const AT_ONCE = 4;
+const MOST = 200;
+const EXAMPLES = 6;
 
-function choose(list) {
-  files = [...list];
-  byId("submit").disabled = !files.length;
-  byId("submit").textContent = files.length > 1 ? `Predict ${files.length} images` : "Predict";
-  byId("problem").replaceChildren();
+const items = new Set();
+const queue = [];
+let running = 0;
+let unwatch = null;
+
+function enqueue(item, tasks = TASKS) {
+  queue.push([item, tasks]);
+  work();
 }
 
-function formOf(file, caption, task) {
-  const form = new FormData();
-  form.append("image", file, file.name);
-  if (task === "location" && caption) form.append("caption", caption);
-  return form;
+async function work() {
+  if (running >= AT_ONCE || !queue.length) return say();
+  running += 1;
+  const [item, tasks] = queue.shift();
+  say();
+  await item.predict(tasks);
+  running -= 1;
+  if (item.waiting.size) watch();
+  return work();
 }
 
-async function predictAll(event) {
-  event?.preventDefault();
-  if (!files.length) return;
-  byId("submit").disabled = true;
-  const caption = byId("caption").value.trim();
-  const cards = files.map((file) => card(file, caption));
-  byId("results").replaceChildren(...cards.map(({ view }) => view));
-  cards[0].view.scrollIntoView({ block: "nearest" });
-  // One after the other: the first answers come at once, and the service stays free for others.
-  for (const { ask } of cards) await ask();
-  byId("submit").disabled = false;
+function say() {
+  const waiting = queue.length + running;
+  const text = waiting ? `Judging ${plural(items.size, "image")}, ${number(items.size - waiting)} done …` : `${plural(items.size, "image")} judged.`;
+  byId("status").textContent = items.size ? text : "";
+  byId("clear").hidden = items.size < 2;
 }
 
-function card(file, caption) {
-  const answers = el("div", { class: "answers" }, el("p", { class: "muted", text: "Waiting …" }));
-  const picture = el("div", { class: "explained" });
-  const view = el("article", { class: "card result" }, el("h2", { class: "file-name", text: file.name }), el("div", { class: "split" }, picture, answers));
-  const overlay = preview(file, picture);
-  const ask = async () => {
-    answers.replaceChildren();
-    for (const task of TASKS) answers.append(await answerOf(file, caption, task, overlay));
-  };
-  return { view, ask };
+function add(files, options = {}) {
+  const list = [...files];
+  const fresh = list.slice(0, Math.max(0, MOST - items.size));
+  const problem = byId("problem");
+  problem.replaceChildren();
+  if (fresh.length < list.length) {
+    problem.append(el("div", { class: "notice warn" }, el("p", { text: `This page holds ${MOST} images; ${list.length - fresh.length} were left out. For more, use the API.` })));
+  }
+  const made = fresh.map((file) => new Item(file, { ...options, onRemove: remove }));
+  for (const item of made) items.add(item);
+  byId("items").prepend(...made.map((item) => item.node));
+  // In their order, so that the first answers stand at the top.
+  for (const item of made) enqueue(item);
+  return made;
 }
 
-function preview(file, target) {
-  const address = URL.createObjectURL(file);
-  const image = el("img", { src: address, alt: `Your image ${file.name}` });
-  const map = el("canvas", { class: "map", width: 32, height: 32, hidden: true, "aria-hidden": "true" });
-  const frame = el("div", { class: "layers" }, image, map);
-  image.addEventListener("load", () => URL.revokeObjectURL(address), { once: true });
-  image.addEventListener("error", () => {
-    URL.revokeObjectURL(address);
-    frame.replaceChildren(el("p", { class: "muted", text: "The browser cannot show this file; the service may still read it." }));
-  });
-  target.append(frame);
-  return { map, target };
+function remove(item) {
+  items.delete(item);
+  const waiting = queue.findIndex(([queued]) => queued === item);
+  if (waiting >= 0) queue.splice(waiting, 1);
+  item.discard();
+  if (item.example && exampleInAddress()) history.replaceState(null, "", location.pathname);
+  say();
+  byId("files").focus({ preventScroll: true });
 }
 
-async function answerOf(file, caption, task, overlay) {
-  const box = el("section", { "aria-label": spoken(task) });
+const exampleInAddress = () => new URLSearchParams(location.search).get("image");
+
+/** Show the image of the dataset that the address names, in the place of an earlier one. */
+async function showExample() {
+  for (const item of items) {
+    if (!item.example) continue;
+    items.delete(item);
+    item.discard();
+  }
+  say();
+  const name = exampleInAddress();
+  if (!name) return;
+  const problem = byId("problem");
+  problem.replaceChildren();
+  byId("status").textContent = "Loading the image …";
   try {
-    const { answer, timing } = await postForm(`/predict/${task}`, formOf(file, caption, task));
-    box.append(predictionView(answer, { timing }), why(file, caption, task, overlay), snippets(task, file.name, caption));
+    const image = await getJson(`/images/${encodeURIComponent(name)}`);
+    const blob = await getBlob(image.links.file);
+    if (exampleInAddress() !== name) return;
+    const file = new File([blob], `${image.image}.png`, { type: "image/png" });
+    add([file], { caption: image.caption ?? "", example: image });
   } catch (error) {
-    box.append(el("h3", { text: spoken(task) }), problemBox(error, async () => {
-      box.replaceWith(await answerOf(file, caption, task, overlay));
-    }));
+    say();
+    problem.replaceChildren(problemBox(error, error.status === 404 ? null : showExample));
   }
-  return box;
 }
 
-function why(file, caption, task, overlay) {
-  const target = el("div", {});
-  const button = el("button", { type: "button", text: "What spoke for this?" });
-  button.addEventListener("click", async () => {
-    button.disabled = true;
-    try {
-      const { answer } = await postForm(`/explain/${task}?format=json`, formOf(file, caption, task));
-      showMap(answer.explanation, overlay);
-      target.replaceChildren(...alone(answer, caption, task));
-    } catch (error) {
-      target.replaceChildren(problemBox(error));
-    }
-    button.disabled = false;
-  });
-  return el("div", { class: "why" }, button, target);
-}
-
-function alone({ explanation, by_input: inputs }, caption, task) {
-  const words = explanation.method === "grad-cam" ? "Grad-CAM" : "hiding parts of the image";
-  const views = [el("p", { class: "small", text: `The map on the image shows what spoke for ${explanation.label} (${words}); red counts most.` })];
-  if (task !== "location") return views;
-  for (const [name, title] of [["image", "The image alone"], ["caption", "The caption alone"]]) {
-    const given = inputs[name];
-    const none = name === "caption" && !caption ? "no caption was given" : "cannot answer alone";
-    views.push(el("h4", { text: given ? `${title}: ${given.label}` : `${title}: ${none}` }));
-    if (given) views.push(ranking(given.probabilities));
+/** One image per location, both modalities in turn. */
+function choose(images) {
+  const chosen = [];
+  for (let index = 0; chosen.length < EXAMPLES && index < images.length; index += 1) {
+    const wanted = chosen.length % 2 ? "MR" : "CT";
+    const fits = (image) => !chosen.includes(image) && !chosen.some((other) => other.location === image.location);
+    const next = images.find((image) => fits(image) && image.modality === wanted) ?? images.find(fits);
+    if (!next) break;
+    chosen.push(next);
   }
-  return views;
+  return chosen;
 }
 
-function showMap({ label, map }, { map: canvas, target }) {
-  const context = canvas.getContext("2d");
-  [canvas.width, canvas.height] = [map[0].length, map.length];
-  const pixels = context.createImageData(canvas.width, canvas.height);
-  map.flat().forEach((value, index) => {
-    // From nothing over yellow to red, as strong as the relevance.
-    pixels.data.set([255, Math.round(255 * (1 - value)), 0, Math.round(230 * value)], 4 * index);
-  });
-  context.putImageData(pixels, 0, 0);
-  canvas.hidden = false;
-  target.querySelector(".strength")?.remove();
-  const slider = el("input", { type: "range", min: 0, max: 100, value: 60 });
-  const draw = () => {
-    canvas.style.opacity = String(slider.value / 100);
-  };
-  slider.addEventListener("input", draw);
-  draw();
-  target.append(el("label", { class: "strength small" }, `Strength of the map for ${label} `, slider));
-}
-
-async function example() {
-  const button = byId("example");
-  button.disabled = true;
+async function showExamples() {
+  const target = byId("examples");
   try {
-    const params = [["split", "test"], ["caption__isnull", "false"], ["limit", 100], ["fields", "image,caption,links"]];
-    const { items } = await getJson("/images", params);
-    if (!items.length) throw new Error("The dataset has no test image with a caption.");
-    const item = items[Math.floor(Math.random() * items.length)];
-    const blob = await getBlob(item.links.file);
-    byId("caption").value = item.caption;
-    byId("files").value = "";
-    choose([new File([blob], `${item.image}.png`, { type: blob.type })]);
-    await predictAll();
+    const params = { split: "test", caption__isnull: "false", fields: "image,modality,location,links", limit: "100" };
+    const page = await getJson("/images", params);
+    target.replaceChildren(...choose(page.items).map(exampleItem));
+    target.closest("section").hidden = page.items.length === 0;
   } catch (error) {
-    byId("problem").replaceChildren(problemBox(error, example));
+    target.replaceChildren(el("li", { class: "grow" }, problemBox(error, showExamples)));
+  } finally {
+    target.setAttribute("aria-busy", "false");
   }
-  button.disabled = false;
 }
 
-function start() {
-  const drop = byId("drop");
-  byId("files").addEventListener("change", () => choose(byId("files").files));
-  byId("form").addEventListener("submit", predictAll);
-  byId("example").addEventListener("click", example);
-  drop.addEventListener("dragover", (event) => {
+function exampleItem(image) {
+  const words = `${image.modality}, ${image.location}`;
+  const picture = el("img", { src: `${image.links.thumbnail}?width=128`, alt: "", width: 96, height: 96 });
+  const link = el("a", { href: `?image=${encodeURIComponent(image.image)}`, class: "tile" }, el("span", { class: "frame" }, picture), el("span", { class: "line", text: words }));
+  link.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    drop.classList.add("over");
+    history.pushState(null, "", link.getAttribute("href"));
+    showExample();
   });
-  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
-  drop.addEventListener("drop", (event) => {
+  return el("li", {}, link);
+}
+
+/** Watch the training until every task is served, and then ask again what could not be answered. */
+function watch() {
+  unwatch?.();
+  byId("training").replaceChildren();
+  unwatch = watchTasks(byId("training"), (task) => {
+    for (const item of items) if (item.waiting.has(task)) enqueue(item, [task]);
+  });
+}
+
+function setUpFiles() {
+  const input = byId("files");
+  input.addEventListener("change", () => {
+    add(input.files);
+    input.value = ""; // the same file may be chosen again
+  });
+  const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
+  const light = (isOn) => byId("drop").classList.toggle("over", isOn);
+  document.addEventListener("dragover", (event) => {
+    if (!hasFiles(event)) return;
     event.preventDefault();
-    drop.classList.remove("over");
-    if (event.dataTransfer.files.length) choose(event.dataTransfer.files);
+    light(true);
+  });
+  document.addEventListener("dragleave", (event) => event.relatedTarget === null && light(false));
+  document.addEventListener("drop", (event) => {
+    light(false);
+    if (!hasFiles(event)) return;
+    event.preventDefault();
+    add(event.dataTransfer.files);
   });
   document.addEventListener("paste", (event) => {
-    if (event.clipboardData.files.length) choose(event.clipboardData.files);
+    if (!event.clipboardData?.files.length) return;
+    event.preventDefault();
+    add(event.clipboardData.files);
   });
-  document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && document.activeElement !== document.body) document.activeElement.blur();
-  });
-  watchTraining(byId("training"));
 }
 
-start();
+byId("clear").addEventListener("click", () => [...items].forEach(remove));
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "/" || isTyping(event)) return;
+  event.preventDefault();
+  location.assign("/");
+});
+addEventListener("popstate", showExample);
+setUpFiles();
+watch();
+showExamples();
+showExample();

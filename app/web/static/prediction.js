@@ -1,67 +1,105 @@
-// An answer of the models as bars, with everything that one must know to read it.
+// Shows a prediction: labels as bars with calibrated percentages, and all that qualifies them.
 
-import { bar, el, percent } from "./dom.js";
+import { bar, el, percent, plural, spoken } from "./dom.js";
 
-const SHOWN = 5;
-const TITLES = { modality: "Modality", location: "Location", location_category: "Part of the body" };
+const FIRST = 5;
+const STAGES = { decode: "reading the image", queue: "waiting", run: "the model", cache: "answered before", explain: "explaining" };
 
-/** The classes with their calibrated probabilities, the best first; more on demand. */
-export function ranking(probabilities, truth = null) {
-  const rows = probabilities.map(({ label, probability }, index) => {
-    const name = el("span", { class: "rank-label" }, label, truth === label && el("span", { class: "tag good", text: "label in the dataset" }));
-    return el("li", { hidden: index >= SHOWN && truth !== label }, name, bar(probability, index ? "low" : ""), el("span", { class: "rank-value", text: percent(probability) }));
-  });
-  const list = el("ol", { class: "ranking" }, rows);
-  if (!rows.some((row) => row.hidden)) return list;
-  const more = el("button", { type: "button", class: "link small", text: `All ${rows.length} classes` });
-  more.addEventListener("click", () => {
-    for (const row of rows) row.hidden = false;
-    more.remove();
-  });
-  return el("div", {}, list, more);
-}
-
-function decision({ decision, task }) {
-  if (decision !== "uncertain") return null;
-  const text = `Uncertain: answers as unsure as this are wrong too often to lean on. Do not read it as the ${TITLES[task].toLowerCase()}.`;
-  return el("p", { class: "notice warn", text });
-}
-
-/** Whether the image is of the dataset, where accuracy proves nothing. */
-function membership({ in_dataset: known }) {
-  if (!known) return null;
-  const where = {
-    train: "the training split: the model has learned from it, so a right answer proves nothing",
-    dev: "the dev split, on which the model was chosen and calibrated",
-    test: "the test split, which the model has never learned from",
+/** Bars of the classes, the most probable first. `truth`: the class that the dataset names. */
+export function bars(probabilities, truth = null) {
+  const row = ({ label, probability }) => {
+    const name = el("span", { class: "grow", text: label }, truth === label && el("span", { class: "tag good", text: "true label" }));
+    const line = el("span", { class: "bar-line" }, name, el("span", { class: "count", text: percent(probability) }));
+    return el("li", {}, line, bar(probability, truth === label ? "true" : ""));
   };
-  const link = el("a", { href: `/pages/case/${encodeURIComponent(known.u_id)}#${encodeURIComponent(known.image)}`, text: known.image });
-  return el("p", { class: `notice${known.split === "train" ? " warn" : ""}` }, "This is the image ", link, ` of the dataset, in ${where[known.split] ?? known.split}.`);
+  const rest = probabilities.slice(FIRST);
+  const list = (entries) => el("ul", { class: "bars" }, entries.map(row));
+  const more = rest.length > 0 && el("details", {}, el("summary", { text: `${plural(rest.length, "other class", "other classes")}` }), list(rest));
+  return el("div", {}, list(probabilities.slice(0, FIRST)), more);
 }
 
-export function provenance(prediction, timing = null) {
-  const { model, inputs_used: inputs } = prediction;
-  const parts = [`${model.name}, version ${model.version}`, `sha256 ${model.sha256.slice(0, 12)}…`, `from ${inputs.join(" and ")}`];
+/** Where the uploaded file stands in the dataset, in a sentence with a link. */
+function whereabouts({ image, u_id: uId, split }) {
+  const training = split === "train" ? " The model has seen it with its answer, so this proves nothing." : "";
+  const chosen = split === "dev" ? " The model was chosen with it, so this proves little." : "";
+  return el(
+    "p",
+    { class: split === "test" ? "notice" : "notice warn" },
+    `This image is in the ${split === "train" ? "training" : split} split of the dataset: `,
+    el("a", { href: `/pages/case/${encodeURIComponent(uId)}#${encodeURIComponent(image)}`, text: image }),
+    `.${training}${chosen}`,
+  );
+}
+
+function verdict(prediction) {
+  const best = prediction.probabilities[0].probability;
+  const isSure = prediction.decision === "confident";
+  const tag = el("span", { class: `tag ${isSure ? "good" : "warn"}`, text: prediction.decision });
+  const line = el("p", { class: "verdict" }, el("strong", { text: prediction.label }), ` ${percent(best)} `, tag);
+  const doubt = "The model is not sure enough to answer: take this as a guess and look at the other classes.";
+  return [line, !isSure && el("p", { class: "doubt", text: doubt })];
+}
+
+function facts(prediction, timing) {
+  const { model } = prediction;
+  const rows = [
+    ["Judged by", prediction.inputs_used.join(" and ")],
+    ["Model", `${model.name}, version ${model.version}, ${model.init === "scratch" ? "trained from nothing" : "from pretrained weights"}`],
+    ["Model hash", model.sha256],
+    ["Image", `${prediction.image.width} × ${prediction.image.height} pixels, mode ${prediction.image.mode}`],
+    ["Image hash", prediction.image.sha256],
+    ["Request", prediction.request_id],
+  ];
   if (timing) {
-    const stages = timing.stages.map(([name, ms]) => `${name} ${ms} ms`).join(", ");
-    parts.push(`${Math.round(timing.total)} ms${stages ? ` (${stages})` : ""}`);
+    const stages = timing.stages.map(([stage, ms]) => `${STAGES[stage] ?? stage} ${ms} ms`).join(", ");
+    rows.push(["Time", `${Math.round(timing.total)} ms in all${stages ? `; of these ${stages}` : ""}`]);
   }
-  return el("p", { class: "muted small", text: parts.join(" · ") });
+  const list = rows.flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value, class: /hash|Request/.test(name) ? "mono" : null })]);
+  return el("details", {}, el("summary", { text: "Model, hashes, time" }), el("dl", { class: "facts small" }, list));
 }
 
-/** A whole answer. `truth`: the dataset's labels by task, where they are known. */
-export function predictionView(prediction, { truth = {}, timing = null } = {}) {
-  const { task, location_category: category } = prediction;
+/** What a truth of the dataset makes of a prediction. */
+function comparison(prediction, truth, correct) {
+  if (truth === null) return el("p", { class: "muted", text: "The dataset gives no true label." });
+  const mark = correct === null
+    ? el("span", { class: "tag", text: "not a class" })
+    : el("span", { class: `tag ${correct ? "good" : "bad"}`, text: correct ? "correct" : "wrong" });
+  return el("p", {}, "True label: ", el("strong", { text: truth }), " ", mark);
+}
+
+/** A prediction. `judged`: `truth` and `correct` where the dataset knows; `timing`: of postForm; `isKnown`: of the dataset, said elsewhere. */
+export function predictionView(prediction, { judged = null, timing = null, isKnown = false } = {}) {
+  const known = !isKnown && prediction.in_dataset;
+  // The API says the same of images of the training and dev splits in a note.
+  const notes = prediction.notes.filter((note) => !(known && note.includes(known.image)));
+  const region = prediction.location_category;
+  return el(
+    "section",
+    { class: "prediction", "aria-label": spoken(prediction.task), data: { task: prediction.task } },
+    el("h3", { text: spoken(prediction.task) }),
+    verdict(prediction),
+    judged && comparison(prediction, judged.truth, judged.correct),
+    bars(prediction.probabilities, judged?.truth),
+    region && el("p", { class: "region" }, "Body region: ", el("strong", { text: region.label }), ` ${percent(region.probabilities[0].probability)}`),
+    known && whereabouts(known),
+    notes.length > 0 && el("ul", { class: "notes small" }, notes.map((note) => el("li", { text: note }))),
+    facts(prediction, timing),
+  );
+}
+
+/** What each input alone would have said. */
+export function inputsView(byInput) {
+  const column = (name, ranking, missing) =>
+    el(
+      "div",
+      { class: "alone" },
+      el("h4", { text: `${name} alone` }),
+      ranking ? bars(ranking.probabilities.slice(0, 3)) : el("p", { class: "muted small", text: missing }),
+    );
   return el(
     "div",
-    { class: "prediction", data: { task } },
-    el("h3", {}, `${TITLES[task]}: `, el("b", { class: "answer", text: prediction.label })),
-    decision(prediction),
-    ranking(prediction.probabilities, truth[task]),
-    category && el("h4", { text: `${TITLES.location_category}: ${category.label}` }),
-    category && ranking(category.probabilities, truth.location_category),
-    membership(prediction),
-    prediction.notes.length > 0 && el("ul", { class: "small notes" }, prediction.notes.map((text) => el("li", { text }))),
-    provenance(prediction, timing),
+    { class: "inputs" },
+    column("Image", byInput.image, "This model does not answer by the image alone."),
+    column("Caption", byInput.caption, "No caption was given, or this model does not read it alone."),
   );
 }

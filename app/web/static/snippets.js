@@ -1,47 +1,59 @@
-// The same question for a terminal and for Python.
+// The request that was just sent, as a command and as a program.
 
 import { el } from "./dom.js";
 
-// Between single quotes a shell takes everything but a single quote.
-const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+/** A text as one word of a POSIX shell. */
+const shellWord = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-function curl(origin, task, name, caption) {
-  const lines = [`curl -F image=@${shell(name)}`];
-  if (task === "location" && caption) lines.push(`--form-string caption=${shell(caption)}`);
-  lines.push(`${origin}/predict/${task}`);
-  return lines.join(" \\\n  ");
+/** A file name inside curl's -F, where quotation marks keep commas and semicolons from having a meaning. */
+const curlName = (name) => `"${name.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`;
+
+/** A text as a literal of Python, which reads all escapes of JSON. */
+const pythonText = (text) => JSON.stringify(text);
+
+export function curlSnippet(origin, task, name, caption) {
+  const parts = [`curl -F ${shellWord(`image=@${curlName(name)}`)}`];
+  if (caption && task === "location") parts.push(`--form-string ${shellWord(`caption=${caption}`)}`);
+  parts.push(shellWord(`${origin}/predict/${task}`));
+  return parts.join(" \\\n  ");
 }
 
-function python(origin, task, name, caption) {
-  const data = task === "location" && caption ? `, data={"caption": ${JSON.stringify(caption)}}` : "";
+export function pythonSnippet(origin, task, name, caption) {
+  const data = caption && task === "location" ? `, data={"caption": ${pythonText(caption)}}` : "";
   return [
-    "import httpx",
+    "import requests",
     "",
-    `with open(${JSON.stringify(name)}, "rb") as image:`,
-    `    answer = httpx.post("${origin}/predict/${task}", files={"image": image}${data})`,
+    `with open(${pythonText(name)}, "rb") as image:`,
+    `    answer = requests.post(${pythonText(`${origin}/predict/${task}`)}, files={"image": image}${data}, timeout=60)`,
     "answer.raise_for_status()",
-    `print(answer.json()["label"])`,
+    'print(answer.json()["label"])',
   ].join("\n");
 }
 
-/** Both snippets with buttons that copy them. */
-export function snippets(task, name, caption) {
-  const texts = [["curl", curl], ["Python", python]].map(([title, make]) => [title, make(location.origin, task, name, caption)]);
+function block(title, text) {
+  const code = el("code", { text });
+  const copy = el("button", { type: "button", text: "Copy", "aria-label": `Copy as ${title}` });
+  copy.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      copy.textContent = "Copied";
+    } catch {
+      // Browsers lend the clipboard to https and to this machine alone.
+      getSelection().selectAllChildren(code);
+      copy.textContent = "Press Ctrl+C";
+    }
+    setTimeout(() => (copy.textContent = "Copy"), 3000);
+  });
+  return el("div", { class: "snippet-box" }, el("div", { class: "row" }, el("h4", { class: "grow", text: title }), copy), el("pre", { tabindex: 0, "aria-label": title }, code));
+}
+
+/** The request of a task in both forms. */
+export function snippetsView(task, name, caption) {
   return el(
     "details",
     { class: "snippets" },
-    el("summary", { class: "small", text: "Ask the same with curl or Python" }),
-    texts.map(([title, text]) => {
-      const button = el("button", { type: "button", text: `Copy as ${title}` });
-      button.addEventListener("click", async () => {
-        try {
-          await navigator.clipboard.writeText(text);
-          button.textContent = "Copied";
-        } catch {
-          button.textContent = "Select the text and copy it";
-        }
-      });
-      return [el("pre", { class: "scroll", tabindex: "0", text }), button];
-    }).flat(),
+    el("summary", { text: "Copy as curl or Python" }),
+    block("curl", curlSnippet(location.origin, task, name, caption)),
+    block("Python", pythonSnippet(location.origin, task, name, caption)),
   );
 }

@@ -1,50 +1,100 @@
-// How far the training of models is, live; nothing while nothing is trained.
+// Shows how far the training of models is, until they serve.
 
 import { getJson } from "./api.js";
-import { el, spoken } from "./dom.js";
+import { el, percent, spoken } from "./dom.js";
 
-const EVERY_MS = 2000;
+const POLL_MS = 2000;
 
-function duration(seconds) {
+function remaining(seconds) {
   if (seconds === null || seconds === undefined) return "";
-  return seconds < 90 ? `, about ${Math.round(seconds)} s left` : `, about ${Math.round(seconds / 60)} min left`;
+  return `, about ${seconds < 100 ? `${seconds} s` : `${Math.round(seconds / 60)} min`} left`;
 }
 
-function row(task, { state, training }) {
-  const isServed = state === "serving";
-  const what = isServed ? "The present model answers meanwhile." : "Until then there are no answers.";
-  const progress = el("progress", { max: 1, value: training.fraction ?? 0, "aria-label": `Training for ${spoken(task)}` });
-  const share = Math.round(100 * (training.fraction ?? 0));
-  const text = training.state === "queued"
-    ? `${training.model} waits for its training (${spoken(task)}). ${what}`
-    : `${training.model} is being trained for ${spoken(task).toLowerCase()}: ${share}%${duration(training.eta_s)}. ${what}`;
-  return el("div", { class: "notice" }, el("p", { text }), progress);
-}
-
-/** Show the trainings of GET /models in `target` until none runs; `onChange` is called when a model begins to serve. */
-export async function watchTraining(target, onChange = () => {}) {
-  let before = null;
-  for (;;) {
-    let tasks = {};
-    try {
-      ({ tasks } = await getJson("/models"));
-    } catch {
-      // The service is down or restarts: what was shown stays, and it is asked again.
-      await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
-      continue;
-    }
-    const busy = Object.entries(tasks).filter(([, status]) => ["queued", "running"].includes(status.training?.state));
-    const missing = Object.entries(tasks).filter(([, status]) => status.state !== "serving" && !["queued", "running"].includes(status.training?.state));
-    target.replaceChildren(
-      ...busy.map(([task, status]) => row(task, status)),
-      ...missing.map(([task]) =>
-        el("p", { class: "notice warn", text: `No model answers ${spoken(task).toLowerCase()} yet. Train one with: medpix train ${task}` }),
-      ),
-    );
-    const serving = Object.entries(tasks).map(([task, status]) => `${task}:${status.version ?? ""}`).join(" ");
-    if (before !== null && serving !== before) onChange();
-    before = serving;
-    if (!busy.length && !missing.length) return;
-    await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
+/** The state of a task in a sentence, by what /health/ready says of it. */
+export function describeTask(task, { state, training, fault, model }) {
+  const subject = `The model for ${task}`;
+  if (state === "serving") return `${subject} is ready: ${model}.`;
+  if (fault) return `${subject} cannot be served: ${fault}`;
+  if (state === "running") {
+    return `${subject} is being trained: ${percent(training.fraction, 0)} done${remaining(training.eta_s)}.`;
   }
+  if (state === "queued") return `${subject} is queued for training.`;
+  if (state === "failed") return `${subject} is missing: its training stopped. Run “medpix train ${task}” again.`;
+  if (state === "loading") return `${subject} is being loaded.`;
+  return `There is no model for ${task} yet. Run “medpix train ${task}”.`;
+}
+
+/** What each task is served by or waits for. Answered with 503 as well, while something is missing. */
+export async function readTasks(options) {
+  try {
+    return (await getJson("/health/ready", [], options)).models;
+  } catch (error) {
+    if (error.body?.models) return error.body.models;
+    throw error;
+  }
+}
+
+class Row {
+  constructor(task) {
+    this.progress = el("progress", { max: 1, "aria-label": `Training of the model for ${task}` });
+    this.text = el("p", {});
+    this.node = el("div", { class: "training" }, el("h3", { text: spoken(task) }), this.text, this.progress);
+  }
+
+  show(task, status) {
+    const text = describeTask(task, status);
+    if (this.text.textContent !== text) this.text.textContent = text;
+    this.progress.hidden = !["running", "queued", "loading"].includes(status.state);
+    if (status.state === "running") this.progress.value = status.training.fraction;
+    else this.progress.removeAttribute("value");
+  }
+}
+
+/** Keep `target` at the state of the tasks that do not serve yet; `onReady` hears of each task that begins to. */
+export function watchTasks(target, onReady = () => {}) {
+  const rows = new Map();
+  const fault = el("p", { class: "muted", hidden: true });
+  let timer = 0;
+  let isStopped = false;
+
+  function show(tasks) {
+    for (const [task, status] of Object.entries(tasks)) {
+      const row = rows.get(task);
+      if (status.state === "serving") {
+        if (!row) continue;
+        row.node.remove();
+        rows.delete(task);
+        onReady(task);
+      } else {
+        const current = row ?? new Row(task);
+        if (!row) {
+          rows.set(task, current);
+          target.append(current.node);
+        }
+        current.show(task, status);
+      }
+    }
+    target.hidden = rows.size === 0;
+  }
+
+  async function look() {
+    let isWaiting = true;
+    try {
+      show(await readTasks());
+      fault.remove();
+      isWaiting = rows.size > 0;
+    } catch (error) {
+      fault.textContent = `${error.message} Asking again.`;
+      fault.hidden = false;
+      target.hidden = false;
+      target.append(fault);
+    }
+    if (isWaiting && !isStopped) timer = setTimeout(look, POLL_MS);
+  }
+
+  look();
+  return () => {
+    isStopped = true;
+    clearTimeout(timer);
+  };
 }
