@@ -26,7 +26,7 @@ _MODULES: Final[Mapping[str, tuple[str, ...]]] = {
     "browse": (*_COMMON, "state", "catalogue", "result", "facets", "filters"),
     "case": (*_COMMON, "state", "catalogue", "result", "viewer", "flags", "prediction"),
     "predict": (*_COMMON, "item", "prediction", "snippets", "training"),
-    "models": (*_COMMON, "training"),
+    "models": (*_COMMON, "training", "charts"),
     "about": _COMMON,
 }
 

@@ -3,7 +3,7 @@
 import { getJson } from "./api.js";
 import { curves, reliability, riskCoverage, whisker } from "./charts.js";
 import { byId, el, number, percent, problemBox, spoken } from "./dom.js";
-import { watchTraining } from "./training.js";
+import { watchTasks } from "./training.js";
 
 const TASKS = ["modality", "location", "location_category"];
 let cards = [];
@@ -229,5 +229,5 @@ function audit(task, name) {
 
 byId("model").addEventListener("change", () => choose(byId("model").value, byId("task").value));
 byId("task").addEventListener("change", () => choose(byId("model").value, byId("task").value));
-watchTraining(byId("training"), load);
+watchTasks(byId("training"), load);
 load();
