@@ -8,6 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from pymongo.database import Database
+
+from ml.evaluate import Results, evaluate
+from tests.conftest import Document
 
 # What Chromium says of every answer that is no success; the tests look at what the page makes of it.
 _REFUSED = "Failed to load resource"
@@ -68,3 +72,10 @@ def shoot(page: Page) -> Callable[[str], None]:
 def site(predict_api: httpx.Client) -> str:
     """The address of the running service with models."""
     return str(predict_api.base_url).rstrip("/")
+
+
+@pytest.fixture(scope="session")
+def web_results(ml_database: Database[Document], generated_dataset: Path, models_dir: Path) -> Results:
+    """An evaluation of the models that the service answers with."""
+    names = ("compact", "caption-location", "fused-location")
+    return evaluate(ml_database, generated_dataset / "images", models_dir, names, device="cpu", register=False)

@@ -49,7 +49,7 @@ function board(models) {
 function table(task, models) {
   const rows = cards
     .filter(({ card }) => task in card.tasks)
-    .map(({ card, serves, backend }) => ({ card, serves: serves.includes(task === "location_category" ? "location" : task), backend, scores: card.metrics.test?.[task] }))
+    .map(({ card, serves, backend }) => ({ card, serves: serves.includes(task === "location_category" ? "location" : task), backend, scores: scoresOf(card, task) }))
     .sort((a, b) => (b.scores?.accuracy ?? -1) - (a.scores?.accuracy ?? -1));
   if (!rows.length) return null;
   const head = ["Model", "Accuracy", "0 to 1, with 95 % interval", "Macro F1", "ECE", ""];
@@ -70,6 +70,12 @@ function table(task, models) {
       ),
     ),
   );
+}
+
+/** Figures of the last evaluation, if it is of this version; else those on the card. */
+function scoresOf(card, task) {
+  const scored = report?.models[card.name];
+  return (scored?.version === card.version && scored.tasks[task]?.scores) || card.metrics.test?.[task];
 }
 
 function figures(scores) {
