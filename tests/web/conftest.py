@@ -1,17 +1,25 @@
 """Fixtures of the tests of the pages: a real Chromium and pages that may not complain."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from pymongo.database import Database
 
+from app.config import Settings
+from app.data.seed import seed
 from ml.evaluate import Results, evaluate
-from tests.conftest import Document
+
+Document = dict[str, Any]
+
+MARKUP = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
 
 # What Chromium says of every answer that is no success; the tests look at what the page makes of it.
 _REFUSED = "Failed to load resource"
@@ -79,3 +87,25 @@ def web_results(ml_database: Database[Document], generated_dataset: Path, models
     """An evaluation of the models that the service answers with."""
     names = ("compact", "caption-location", "fused-location")
     return evaluate(ml_database, generated_dataset / "images", models_dir, names, device="cpu", register=False)
+
+
+@pytest.fixture
+def hostile_site(
+    dataset_copy: Path,
+    settings: Settings,
+    database: Database[Document],
+    serve: Callable[[Settings], AbstractContextManager[httpx.Client]],
+) -> Iterator[str]:
+    """The address of a service whose data try to become markup."""
+    for file in dataset_copy.glob("splitted_dataset/*.jsonl"):
+        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        for record in records:
+            if "Case" in record:
+                record["Case"] |= {"Title": f"{MARKUP} lesion", "History": MARKUP}
+                record["Topic"] |= {"External Links": "javascript:window.hit=1", "Category": MARKUP}
+            else:
+                record["Description"]["Caption"] = f"{MARKUP} of a lesion"
+        file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    seed(database, dataset_copy)
+    with serve(settings.model_copy(update={"data_dir": dataset_copy})) as client:
+        yield str(client.base_url).rstrip("/")

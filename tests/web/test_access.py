@@ -50,7 +50,7 @@ def test_no_serious_barrier(browser: Browser, site: str, u_id: str, path: str, w
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_is_light_and_asks_nobody_else(page: Page, site: str, u_id: str, path: str) -> None:
     answers: list[Response] = []
-    page.on("response", lambda answer: answers.append(answer))
+    page.on("response", lambda answer: answers.append(answer))  # noqa: PLW0108 - Playwright marks what it is given
     _settle(page, path.format(u_id=u_id))
     own = {answer.url: len(answer.body()) for answer in answers if "/static/" in answer.url}
     assert sum(own.values()) < MAX_BYTES, own

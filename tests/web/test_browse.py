@@ -1,12 +1,238 @@
 """The browse page in a real Chromium."""
 
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 pytestmark = pytest.mark.browser
 
 
-def test_shows_the_first_images_and_how_many_there_are(page: Page) -> None:
+def _names(page: Page) -> list[str]:
+    links = page.locator(".tile").evaluate_all("tiles => tiles.map((tile) => decodeURIComponent(tile.hash.slice(1)))")
+    return [str(name) for name in links]
+
+
+def _found(page: Page, count: int) -> None:
+    expect(page.locator("#status")).to_contain_text(re.compile(rf"^{count} images? of "))
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+
+
+def test_shows_the_first_images_and_how_many_there_are(
+    page: Page, predict_api: httpx.Client, shoot: Callable[[str], None]
+) -> None:
+    total = predict_api.get("/facets").json()["total"]
     page.goto("/")
-    expect(page.get_by_role("status")).to_contain_text("images of 40 cases")
+    expect(page.locator("#status")).to_have_text(f"{total} images of 40 cases.")
+    first = predict_api.get("/images", params={"limit": 40}).json()["items"]
+    assert _names(page) == [image["image"] for image in first]
+    expect(page.locator(".tile img").first).to_have_js_property("complete", value=True)
+    assert page.locator(".tile img").first.evaluate("image => image.naturalWidth") > 0
+    shoot("browse")
+
+
+def test_facets_filter_and_the_address_keeps_them(page: Page, predict_api: httpx.Client) -> None:
+    page.goto("/")
+    page.get_by_role("checkbox", name=re.compile("^CT ")).check()
+    expected = predict_api.get("/facets", params={"modality": "CT"}).json()
+    _found(page, expected["total"])
+    assert page.url.endswith("/?modality=CT")
+    # The other value still says how many there would be.
+    mr_total = predict_api.get("/facets", params={"modality": "MR"}).json()["total"]
+    expect(page.get_by_role("checkbox", name=f"MR {mr_total}")).not_to_be_checked()
+    page.get_by_role("checkbox", name=re.compile("^Head ")).check()
+    both = predict_api.get("/facets", params={"modality": "CT", "location_category": "Head"}).json()
+    _found(page, both["total"])
+
+    page.go_back()
+    _found(page, expected["total"])
+    expect(page.get_by_role("checkbox", name=re.compile("^Head "))).not_to_be_checked()
+    page.go_forward()
+    _found(page, both["total"])
+    page.reload()
+    _found(page, both["total"])
+    expect(page.get_by_role("checkbox", name=re.compile("^CT "))).to_be_checked()
+
+    page.get_by_role("button", name="Remove the filter Modality: CT").click()
+    _found(page, predict_api.get("/facets", params={"location_category": "Head"}).json()["total"])
+
+
+def test_several_values_of_a_facet_mean_any_of_them(page: Page, predict_api: httpx.Client) -> None:
+    page.goto("/?plane=Axial")
+    page.get_by_role("checkbox", name=re.compile("^Coronal ")).check()
+    _found(page, predict_api.get("/facets", params={"plane__in": "Axial,Coronal"}).json()["total"])
+
+
+def test_a_search_marks_the_words_and_ranks_the_cases(page: Page, predict_api: httpx.Client) -> None:
+    page.goto("/")
+    page.keyboard.press("/")
+    page.keyboard.type("ureter stone")
+    page.keyboard.press("Enter")
+    expect(page.locator(".hit").first.locator("mark").first).to_have_text(re.compile("ureter|stone", re.IGNORECASE))
+    assert "q=ureter+stone" in page.url
+    hits = predict_api.get("/search", params={"q": "ureter stone", "limit": 100}).json()["items"]
+    shown = page.locator(".hit h3 a").evaluate_all("links => links.map((link) => link.pathname.split('/').at(-1))")
+    assert shown == [hit["case"]["u_id"] for hit in hits][: len(shown)]
+    assert shown
+
+
+def test_a_sort_order_holds(page: Page, predict_api: httpx.Client) -> None:
+    page.goto("/")
+    page.get_by_label("Sort").select_option("-age")
+    expect(page).to_have_url(re.compile("sort=-age"))
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    expected = predict_api.get("/images", params={"sort": "-age", "limit": 40}).json()["items"]
+    assert _names(page) == [image["image"] for image in expected]
+
+
+def test_any_field_can_be_a_filter(page: Page, predict_api: httpx.Client) -> None:
+    page.goto("/")
+    page.get_by_label("Field").select_option("history")
+    page.get_by_label("Condition").select_option("contains")
+    page.get_by_label("Value").fill("male with pain")
+    page.get_by_role("button", name="Add filter").click()
+    expect(page.get_by_role("button", name="Remove the filter History contains male with pain")).to_be_visible()
+    cases = predict_api.get("/cases", params={"history__contains": "male with pain", "limit": 100}).json()["items"]
+    _found(page, sum(case["image_count"] for case in cases))
+
+
+def test_show_more_goes_on_and_is_kept(page: Page, predict_api: httpx.Client) -> None:
+    page.goto("/")
+    page.get_by_role("button", name="Show more").click()
+    expect(page.locator(".tile")).to_have_count(80)
+    page.reload()
+    expect(page.locator(".tile")).to_have_count(80)
+    page.get_by_role("button", name="Show more").click()
+    total = predict_api.get("/facets").json()["total"]
+    expect(page.locator(".tile")).to_have_count(total)
+    expect(page.get_by_role("button", name="Show more")).to_be_hidden()
+    assert len(set(_names(page))) == total
+
+
+def test_an_export_holds_exactly_what_is_shown(page: Page, tmp_path: Path) -> None:
+    page.goto("/?q=ureter&modality=CT")
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    with page.expect_download() as download:
+        page.locator("#exports").get_by_role("link", name="CSV").click()
+    file = tmp_path / "export.csv"
+    download.value.save_as(file)
+    with file.open(encoding="utf-8-sig", newline="") as rows:
+        exported = {row["image"] for row in csv.DictReader(rows)}
+    assert exported == set(_names(page))
+    assert page.locator("#exports a").evaluate_all("links => links.map((link) => link.dataset.format)") == [
+        *("json", "jsonl", "csv", "parquet", "zip")
+    ]
+
+
+def test_an_empty_result_says_what_to_do(page: Page) -> None:
+    page.goto('/?q="nothing+like+this"&modality=CT')
+    expect(page.locator("#status")).to_have_text("Nothing found.")
+    for hint in ("Use fewer or other words", "Leave out the quotation marks", "Remove a filter"):
+        expect(page.locator("#results")).to_contain_text(hint)
+    expect(page.locator("#exports a")).to_have_count(0)
+
+
+def test_a_condition_that_cannot_be_used_is_explained(page: Page) -> None:
+    page.goto("/?age__gte=old")
+    expect(page.get_by_role("alert")).to_contain_text("age__gte")
+    page.get_by_role("button", name="Start again without filters").click()
     expect(page.locator(".tile")).to_have_count(40)
+
+
+@pytest.mark.parametrize("fault", ["broken", "unreachable", "not JSON"])
+def test_a_failing_api_is_said_and_can_be_asked_again(page: Page, fault: str) -> None:
+    def answer(route: Route) -> None:
+        if fault == "unreachable":
+            route.abort()
+        elif fault == "broken":
+            route.fulfill(status=500, content_type="application/json", body="{}")
+        else:
+            route.fulfill(status=200, content_type="application/json", body='{"items": [')
+
+    page.route("**/images?*", answer)
+    page.goto("/")
+    words = {"broken": "fault (status 500)", "unreachable": "cannot be reached", "not JSON": "cut off"}[fault]
+    expect(page.get_by_role("alert")).to_contain_text(words)
+    page.unroute("**/images?*")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".tile")).to_have_count(40)
+    expect(page.get_by_role("alert")).to_be_empty()
+
+
+def test_on_a_slow_network_the_last_choice_wins(page: Page, predict_api: httpx.Client) -> None:
+    held: list[Route] = []
+    page.route("**/images?*", held.append)
+    page.goto("/")
+    expect(page.locator(".skeleton")).to_be_visible()
+    expect(page.get_by_role("checkbox", name=re.compile("^MR "))).to_be_visible()
+    page.unroute("**/images?*")
+    page.get_by_role("checkbox", name=re.compile("^MR ")).check()
+    _found(page, predict_api.get("/facets", params={"modality": "MR"}).json()["total"])
+    shown = _names(page)
+    for route in held:
+        route.continue_()
+    page.get_by_role("checkbox", name=re.compile("^CT ")).focus()
+    assert _names(page) == shown
+
+
+def test_the_keyboard_walks_the_grid(page: Page) -> None:
+    page.goto("/")
+    tiles = page.locator(".tile")
+    tiles.first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(tiles.nth(1)).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    below = page.evaluate("document.activeElement.getBoundingClientRect().top")
+    assert below > tiles.nth(1).evaluate("tile => tile.getBoundingClientRect().top")
+    page.keyboard.press("ArrowUp")
+    expect(tiles.nth(1)).to_be_focused()
+    page.keyboard.press("/")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("searchbox")).not_to_be_focused()
+    tiles.nth(1).focus()
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("/pages/case/MPX"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen_shows_all_without_scrolling_sideways(
+    page: Page, scheme: str, shoot: Callable[[str], None]
+) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.emulate_media(color_scheme="light" if scheme == "light" else "dark")
+    page.goto("/?q=ureter")
+    expect(page.locator(".tile").first).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    toggle = page.get_by_role("button", name="Filters", exact=True)
+    expect(page.get_by_role("checkbox", name=re.compile("^CT "))).to_be_hidden()
+    toggle.click()
+    expect(page.get_by_role("checkbox", name=re.compile("^CT "))).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    shoot(f"browse-narrow-{scheme}")
+
+
+def test_markup_in_data_and_address_stays_text(page: Page, hostile_site: str) -> None:
+    page.goto(f'{hostile_site}/?q=lesion&title__contains=<img src=x onerror="window.hit=1">')
+    expect(page.locator(".hit h3 a").first).to_contain_text("<img src=x")
+    expect(page.locator(".chips")).to_contain_text("<img src=x")
+    page.goto(f'{hostile_site}/?image=<script>window.hit=1</script>&sort="><script>window.hit=1</script>')
+    expect(page.get_by_role("alert")).not_to_be_empty()
+    assert page.evaluate("window.hit") is None
+
+
+@pytest.mark.medpix
+def test_the_real_dataset_can_be_browsed(page: Page, medpix_api: httpx.Client) -> None:
+    page.goto(str(medpix_api.base_url))
+    expect(page.locator("#status")).to_have_text("2,050 images of 671 cases.")
+    page.get_by_role("checkbox", name="CT 1,062").check()
+    expect(page.locator("#status")).to_have_text(re.compile("^1,062 images of "))
+    page.get_by_role("searchbox").fill("ureter stone")
+    page.keyboard.press("Enter")
+    expect(page.locator(".hit mark").first).to_be_visible()
+    page.locator(".hit h3 a").first.click()
+    expect(page.locator("#place")).to_have_text(re.compile(r"^1 of \d+$"))

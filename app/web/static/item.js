@@ -8,7 +8,6 @@ import { snippetsView } from "./snippets.js";
 export const TASKS = ["modality", "location"];
 const MAX_CAPTION = 5000;
 
-/** What the service would take longer to refuse than to say. */
 const size = (bytes) => (bytes < 1024 ** 2 ? `${Math.ceil(bytes / 1024)} KiB` : `${(bytes / 1024 ** 2).toFixed(1)} MiB`);
 
 let count = 0;
@@ -19,7 +18,8 @@ export class Item {
     this.file = file;
     this.example = example;
     this.stop = new AbortController();
-    this.waiting = new Set(); // tasks without a model
+    this.waiting = new Map(); // tasks without a model, and the seconds that the service asks to wait
+    this._turns = {};
     this._address = URL.createObjectURL(file);
     this._overlay = null;
     this._build(caption, `item-${(count += 1)}`, onRemove);
@@ -86,17 +86,18 @@ export class Item {
     const slot = this._slots[task];
     const { signal } = this.stop;
     const caption = this.caption;
+    const turn = (this._turns[task] = (this._turns[task] ?? 0) + 1);
     slot.replaceChildren(el("p", { class: "muted", text: `Asking for the ${task} …` }));
     this.waiting.delete(task);
     try {
       const { answer, timing } = await postForm(`/predict/${task}`, this._form(task), { signal });
-      if (caption !== this.caption && task === "location") return; // asked again meanwhile
+      if (turn !== this._turns[task]) return; // asked again meanwhile
       const view = predictionView(answer, { timing, judged: this._judge(task, answer) });
       view.append(this._explainer(task, answer), snippetsView(task, this.file.name, caption));
       slot.replaceChildren(view);
     } catch (error) {
-      if (error.name === "AbortError") return;
-      if (error.status === 503) this.waiting.add(task);
+      if (error.name === "AbortError" || turn !== this._turns[task]) return;
+      if (error.status === 503) this.waiting.set(task, error.retryAfter);
       const canHelp = error.status === 0 || error.status >= 429;
       slot.replaceChildren(el("h3", { text: spoken(task) }), problemBox(error, canHelp && (() => this.predict([task]))));
     }

@@ -3,7 +3,7 @@
 import { getJson } from "./api.js";
 import { curves, reliability, riskCoverage, whisker } from "./charts.js";
 import { byId, el, number, percent, problemBox, spoken } from "./dom.js";
-import { watchTasks } from "./training.js";
+import { watchTraining } from "./training.js";
 
 const TASKS = ["modality", "location", "location_category"];
 let cards = [];
@@ -235,5 +235,5 @@ function audit(task, name) {
 
 byId("model").addEventListener("change", () => choose(byId("model").value, byId("task").value));
 byId("task").addEventListener("change", () => choose(byId("model").value, byId("task").value));
-watchTasks(byId("training"), load);
+watchTraining(byId("training"), load);
 load();

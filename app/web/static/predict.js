@@ -3,7 +3,7 @@
 import { getBlob, getJson } from "./api.js";
 import { byId, el, isTyping, number, plural, problemBox } from "./dom.js";
 import { Item, TASKS } from "./item.js";
-import { watchTasks } from "./training.js";
+import { watchTraining } from "./training.js";
 
 const AT_ONCE = 4;
 const MOST = 200;
@@ -12,7 +12,7 @@ const EXAMPLES = 6;
 const items = new Set();
 const queue = [];
 let running = 0;
-let unwatch = null;
+let isWatching = false;
 
 function enqueue(item, tasks = TASKS) {
   queue.push([item, tasks]);
@@ -130,13 +130,19 @@ function exampleItem(image) {
   return el("li", {}, link);
 }
 
-/** Watch the training until every task is served, and then ask again what could not be answered. */
-function watch() {
-  unwatch?.();
-  byId("training").replaceChildren();
-  unwatch = watchTasks(byId("training"), (task) => {
-    for (const item of items) if (item.waiting.has(task)) enqueue(item, [task]);
-  });
+/** Watch the training until every task is served, and ask again then what could not be answered. */
+async function watch() {
+  if (isWatching) return;
+  isWatching = true;
+  const askAgain = (isMeant) => {
+    for (const item of items) for (const task of item.waiting.keys()) if (isMeant(task)) enqueue(item, [task]);
+  };
+  await watchTraining(byId("training"), (changed) => askAgain((task) => task === changed));
+  // Served already, so the service had too much to do: it says when to come again.
+  const seconds = Math.max(...[...items].flatMap((item) => [...item.waiting.values()]));
+  if (seconds > 0) await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+  isWatching = false;
+  askAgain(() => true);
 }
 
 function setUpFiles() {

@@ -10,91 +10,75 @@ function remaining(seconds) {
   return `, about ${seconds < 100 ? `${seconds} s` : `${Math.round(seconds / 60)} min`} left`;
 }
 
-/** The state of a task in a sentence, by what /health/ready says of it. */
-export function describeTask(task, { state, training, fault, model }) {
-  const subject = `The model for ${task}`;
-  if (state === "serving") return `${subject} is ready: ${model}.`;
-  if (fault) return `${subject} cannot be served: ${fault}`;
-  if (state === "running") {
-    return `${subject} is being trained: ${percent(training.fraction, 0)} done${remaining(training.eta_s)}.`;
+/** The state of a task in a sentence, by what /health/ready says of it; empty where there is nothing to say. */
+export function describeTask(task, { state, training, fault }) {
+  const meanwhile = state === "serving" ? " The present model answers meanwhile." : " Until then there are no answers.";
+  if (training?.state === "running") {
+    const share = percent(training.fraction, 0);
+    return `${training.model} is being trained for ${task}: ${share} done${remaining(training.eta_s)}.${meanwhile}`;
   }
-  if (state === "queued") return `${subject} is queued for training.`;
-  if (state === "failed") return `${subject} is missing: its training stopped. Run “medpix train ${task}” again.`;
-  if (state === "loading") return `${subject} is being loaded.`;
-  return `There is no model for ${task} yet. Run “medpix train ${task}”.`;
+  if (training?.state === "queued") return `${training.model} waits for its training for ${task}.${meanwhile}`;
+  if (state === "serving") return "";
+  if (fault) return `The model for ${task} cannot be served: ${fault}`;
+  if (state === "loading") return `The model for ${task} is being loaded.`;
+  const reason = state === "failed" ? "Its training stopped" : "None is trained";
+  return `There is no model for ${task}. ${reason}; run “medpix train ${task}”.`;
 }
 
-/** What each task is served by or waits for. Answered with 503 as well, while something is missing. */
-export async function readTasks(options) {
+/** What each task is served by or waits for; the service says so with status 503 as well, while data are missing. */
+async function readTasks() {
   try {
-    return (await getJson("/health/ready", [], options)).models;
+    return (await getJson("/health/ready")).models;
   } catch (error) {
     if (error.body?.models) return error.body.models;
     throw error;
   }
 }
 
+// Rows stay while they are shown, so that a screen reader hears of changes only.
 class Row {
   constructor(task) {
     this.progress = el("progress", { max: 1, "aria-label": `Training of the model for ${task}` });
-    this.text = el("p", {});
-    this.node = el("div", { class: "training" }, el("h3", { text: spoken(task) }), this.text, this.progress);
+    this.text = el("p", { role: "status" });
+    this.node = el("div", { class: "notice" }, el("h3", { text: spoken(task) }), this.text, this.progress);
   }
 
-  show(task, status) {
-    const text = describeTask(task, status);
+  show(text, { state, training }) {
     if (this.text.textContent !== text) this.text.textContent = text;
-    this.progress.hidden = !["running", "queued", "loading"].includes(status.state);
-    if (status.state === "running") this.progress.value = status.training.fraction;
+    this.progress.hidden = training?.state !== "running" && training?.state !== "queued" && state !== "loading";
+    if (training?.state === "running") this.progress.value = training.fraction;
     else this.progress.removeAttribute("value");
   }
 }
 
-/** Keep `target` at the state of the tasks that do not serve yet; `onReady` hears of each task that begins to. */
-export function watchTasks(target, onReady = () => {}) {
+/** Keep `target` at the state of the trainings until none is left; `onChange` hears of each task that has a new model. */
+export async function watchTraining(target, onChange = () => {}) {
   const rows = new Map();
-  const fault = el("p", { class: "muted", hidden: true });
-  let timer = 0;
-  let isStopped = false;
+  const fault = el("p", { class: "muted" });
+  let before = null;
 
-  function show(tasks) {
+  const show = (tasks) => {
     for (const [task, status] of Object.entries(tasks)) {
-      const row = rows.get(task);
-      if (status.state === "serving") {
-        if (!row) continue;
-        row.node.remove();
-        rows.delete(task);
-        onReady(task);
-      } else {
-        const current = row ?? new Row(task);
-        if (!row) {
-          rows.set(task, current);
-          target.append(current.node);
-        }
-        current.show(task, status);
-      }
+      const text = describeTask(task, status);
+      const row = rows.get(task) ?? new Row(task);
+      row.show(text, status);
+      if (text && !rows.has(task)) target.append(row.node);
+      if (!text) row.node.remove();
+      if (text) rows.set(task, row);
+      else rows.delete(task);
+      if (before && status.version && status.version !== before[task]?.version) onChange(task);
     }
-    target.hidden = rows.size === 0;
-  }
+    before = tasks;
+  };
 
-  async function look() {
-    let isWaiting = true;
+  do {
     try {
       show(await readTasks());
       fault.remove();
-      isWaiting = rows.size > 0;
     } catch (error) {
       fault.textContent = `${error.message} Asking again.`;
-      fault.hidden = false;
-      target.hidden = false;
       target.append(fault);
     }
-    if (isWaiting && !isStopped) timer = setTimeout(look, POLL_MS);
-  }
-
-  look();
-  return () => {
-    isStopped = true;
-    clearTimeout(timer);
-  };
+    if (rows.size || fault.isConnected) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+  } while (rows.size || fault.isConnected);
 }
