@@ -6,6 +6,7 @@ from typing import Any
 import litserve
 import numpy as np
 import torch
+from fastapi import Request
 
 from benchmarks.serve_models import build
 from benchmarks.serve_plain import answer, prepare
@@ -24,9 +25,9 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
         del device
         self.model = build(self._name)
 
-    def decode_request(self, request: Any) -> Pixels:
-        """An upload as the model takes it."""
-        return prepare(self.model, request["image"].file.read())
+    def decode_request(self, request: Request) -> Pixels:
+        """An upload as the model takes it; LitServe gives the form of a request that is declared as such."""
+        return prepare(self.model, request["image"].file.read())  # type: ignore[index]
 
     def batch(self, inputs: list[Pixels]) -> torch.Tensor:
         """Images to one tensor."""

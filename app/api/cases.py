@@ -9,7 +9,7 @@ from app.api.answers import data_response
 from app.api.deps import CaseFilterDep, CaseIdDep, CaseOrderDep, Cursor, Limit, Raw, RepositoryDep
 from app.api.pages import page_response
 from app.api.projection import CaseProjectionDep
-from app.api.schemas import CasePage, CaseView
+from app.api.schemas import CasePage, CaseView, StoredDocument
 from app.api.views import case_view, image_view
 from app.data.repository import CASES
 from app.errors import documented
@@ -33,7 +33,12 @@ async def list_cases(
     return await page_response(request, repository, page, items, limit)
 
 
-@router.get("/cases/{u_id}", response_model=CaseView, responses=documented(404, 422, 503, 504), summary="Read a case")
+@router.get(
+    "/cases/{u_id}",
+    response_model=CaseView | StoredDocument,
+    responses=documented(404, 422, 503, 504),
+    summary="Read a case",
+)
 async def read_case(request: Request, u_id: CaseIdDep, repository: RepositoryDep, raw: Raw = False) -> Response:
     """One case with its topic and its images; any letter case of the id is taken."""
     if raw:

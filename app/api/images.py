@@ -19,7 +19,7 @@ from app.api.deps import (
 from app.api.files import file_response
 from app.api.pages import page_response
 from app.api.projection import ImageProjectionDep
-from app.api.schemas import ImagePage, ImageWithCase
+from app.api.schemas import ImagePage, ImageWithCase, StoredDocument
 from app.api.views import case_view, image_view
 from app.data.repository import CASES, IMAGES
 from app.errors import Responses, documented
@@ -57,7 +57,10 @@ async def list_images(
 
 
 @router.get(
-    "/images/{image}", response_model=ImageWithCase, responses=documented(404, 422, 503, 504), summary="Read an image"
+    "/images/{image}",
+    response_model=ImageWithCase | StoredDocument,
+    responses=documented(404, 422, 503, 504),
+    summary="Read an image",
 )
 async def read_image(request: Request, image: ImageIdDep, repository: RepositoryDep, raw: Raw = False) -> Response:
     """One image with its case; any letter case of the id is taken."""

@@ -1,8 +1,9 @@
 """The answers of the data endpoints, as OpenAPI describes them."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.data.repository import MAX_TOTAL
 
@@ -108,6 +109,33 @@ class ImageWithCase(ImageView):
     case: CaseSummary
 
 
+def _only_required(*names: str) -> Callable[[dict[str, Any]], None]:
+    def change(schema: dict[str, Any]) -> None:
+        schema["required"] = list(names)
+
+    return change
+
+
+class TopicPart(TopicView):
+    """What was asked for of a topic; everything unless `fields` says otherwise."""
+
+    model_config = ConfigDict(json_schema_extra=_only_required())
+
+
+class CasePart(CaseSummary):
+    """What was asked for of a case; everything unless `fields` says otherwise."""
+
+    model_config = ConfigDict(json_schema_extra=_only_required("u_id"))
+
+    topic: TopicPart
+
+
+class ImagePart(ImageView):
+    """What was asked for of an image; everything unless `fields` says otherwise."""
+
+    model_config = ConfigDict(json_schema_extra=_only_required("image"))
+
+
 class _PageModel(BaseModel):
     total: int = Field(description=f"How many pass the filter; counted to {MAX_TOTAL}")
     total_is_exact: bool = Field(description=f"False where more than {MAX_TOTAL} pass a filter")
@@ -118,13 +146,13 @@ class _PageModel(BaseModel):
 class CasePage(_PageModel):
     """One page of cases."""
 
-    items: list[CaseSummary]
+    items: list[CasePart]
 
 
 class ImagePage(_PageModel):
     """One page of images."""
 
-    items: list[ImageView]
+    items: list[ImagePart]
 
 
 StoredDocument = dict[str, Any]
