@@ -18,6 +18,7 @@ from app.data.embedded import embedded_mongod, find_mongod
 from app.data.schema import DATABASE
 from app.data.seed import seed
 from ml.context import Options
+from ml.records import Record, load_records
 from ml.train import train_model
 from tests.medpix_files import write_dataset
 from tests.service import is_ok, running_service, wait_for
@@ -187,6 +188,18 @@ def predict_api(predict_settings: Settings) -> Iterator[httpx.Client]:
     with running_service(predict_settings) as client:
         wait_for(client, "/health/ready", is_ok)
         yield client
+
+
+@pytest.fixture(scope="session")
+def records(ml_database: Database[Document], generated_dataset: Path) -> list[Record]:
+    """All images of the generated dataset."""
+    return load_records(ml_database, generated_dataset / "images", ("train", "dev", "test"))
+
+
+@pytest.fixture(scope="session")
+def png(records: list[Record]) -> bytes:
+    """An image that no model was trained on."""
+    return next(record for record in records if record.split == "test").path.read_bytes()
 
 
 @pytest.fixture

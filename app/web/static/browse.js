@@ -81,7 +81,8 @@ async function showExports(result) {
 }
 
 function remember() {
-  if (current.images.length) rememberWalk(state, current.images, current.result.done, current.total ?? null);
+  const { images, result, total } = current;
+  if (images.length) rememberWalk(state, images, result.done, total ?? result.total);
 }
 
 function append(groups) {

@@ -59,7 +59,7 @@ async function show() {
 
 function fail(error, signal) {
   if (signal.aborted || error.name === "AbortError") return;
-  const box = problemBox(error, error.status === 404 ? null : show);
+  const box = problemBox(error, show);
   box.append(el("a", { href: "/", class: "button", text: "Browse all images" }));
   byId("problem").replaceChildren(box);
   byId("case").hidden = shown?.u_id.toLowerCase() !== caseInAddress().toLowerCase();
@@ -227,7 +227,7 @@ async function predict() {
 
 function judgedView(task, judged) {
   if (judged.prediction) return predictionView(judged.prediction, { judged, isKnown: true });
-  return el("section", { class: "prediction" }, el("h3", { text: spoken(task) }), problemBox(new Error(judged.problem.detail), predict));
+  return el("section", { class: "prediction" }, el("h3", { text: spoken(task) }), problemBox(new Problem(judged.problem.detail, judged.status), predict));
 }
 
 async function showSimilar() {

@@ -28,13 +28,14 @@ export function spoken(name) {
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
 
-/** A sentence about something that went wrong, with a button to try again where that can help. */
+/** A sentence about something that went wrong, with a button to try again unless the request itself was wrong. */
 export function problemBox(error, retry) {
+  const isRefused = error.status >= 400 && error.status < 429;
   return el(
     "div",
     { class: "notice error" },
     el("p", { text: error.message }),
-    retry && el("button", { type: "button", text: "Try again", on: { click: retry } }),
+    retry && !isRefused && el("button", { type: "button", text: "Try again", on: { click: retry } }),
   );
 }
 

@@ -98,8 +98,7 @@ export class Item {
     } catch (error) {
       if (error.name === "AbortError" || turn !== this._turns[task]) return;
       if (error.status === 503) this.waiting.set(task, error.retryAfter);
-      const canHelp = error.status === 0 || error.status >= 429;
-      slot.replaceChildren(el("h3", { text: spoken(task) }), problemBox(error, canHelp && (() => this.predict([task]))));
+      slot.replaceChildren(el("h3", { text: spoken(task) }), problemBox(error, () => this.predict([task])));
     }
   }
 

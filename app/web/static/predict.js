@@ -86,7 +86,7 @@ async function showExample() {
     add([file], { caption: image.caption ?? "", example: image });
   } catch (error) {
     say();
-    problem.replaceChildren(problemBox(error, error.status === 404 ? null : showExample));
+    problem.replaceChildren(problemBox(error, showExample));
   }
 }
 

@@ -55,7 +55,8 @@ function facts(prediction, timing) {
     rows.push(["Time", `${Math.round(timing.total)} ms in all${stages ? `; of these ${stages}` : ""}`]);
   }
   const list = rows.flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value, class: /hash|Request/.test(name) ? "mono" : null })]);
-  return el("details", {}, el("summary", { text: "Model, hashes, time" }), el("dl", { class: "facts small" }, list));
+  const title = timing ? `${Math.round(timing.total)} ms by ${model.name}` : `By ${model.name}`;
+  return el("details", {}, el("summary", { text: title }), el("dl", { class: "facts small" }, list));
 }
 
 /** What a truth of the dataset makes of a prediction. */

@@ -1,0 +1,16 @@
+"""A network that keeps requests waiting."""
+
+import re
+
+from playwright.sync_api import Page, Route
+
+
+def hold(page: Page, pattern: str | re.Pattern[str]) -> list[Route]:
+    """Keep every request to matching addresses; ``continue_`` lets one through."""
+    held: list[Route] = []
+
+    def keep(route: Route) -> None:
+        held.append(route)
+
+    page.route(pattern, keep)
+    return held

@@ -1,0 +1,321 @@
+"""The predict page in a real Chromium."""
+
+import base64
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from playwright.sync_api import FilePayload, Page, expect
+from pymongo.database import Database
+
+from app.config import Settings
+from app.data.schema import MODELS
+from app.data.seed import seed
+from ml.progress import DatabaseReporter, Progress
+from tests.api.asking import ask
+from tests.inference.dicoms import dicom
+from tests.inference.hostile import accepted, refused
+from tests.service import wait_for
+from tests.web.network import hold
+
+pytestmark = pytest.mark.browser
+
+Document = dict[str, Any]
+
+
+def _file(name: str, data: bytes, kind: str = "image/png") -> FilePayload:
+    return {"name": name, "mimeType": kind, "buffer": data}
+
+
+def _choose(page: Page, *files: FilePayload) -> None:
+    page.get_by_label("Choose images").set_input_files(list(files))
+
+
+def _judged(page: Page, text: str) -> None:
+    expect(page.locator("#status")).to_have_text(text, timeout=20_000)
+
+
+def _verdict(page: Page, task: str) -> str:
+    return page.locator(f".prediction[data-task={task}] .verdict strong").inner_text()
+
+
+@pytest.fixture
+def training_image(predict_api: httpx.Client) -> tuple[Document, bytes]:
+    """The record and the file of an image that the models were trained on."""
+    params = {"split": "train", "caption__isnull": "false", "location": "Spine"}
+    image = predict_api.get("/images", params=params).json()["items"][0]
+    return image, predict_api.get(image["links"]["file"]).content
+
+
+def test_an_uploaded_image_is_judged_with_all_that_qualifies_it(
+    page: Page, predict_api: httpx.Client, training_image: tuple[Document, bytes], shoot: Callable[[str], None]
+) -> None:
+    image, data = training_image
+    page.goto("/pages/predict")
+    _choose(page, _file("scan.png", data))
+    _judged(page, "1 image judged.")
+    for task in ("modality", "location"):
+        expected = ask(predict_api, f"/predict/{task}", data).json()
+        view = page.locator(f".prediction[data-task={task}]")
+        assert _verdict(page, task) == expected["label"]
+        expect(view.locator(".verdict .tag")).to_have_text(expected["decision"])
+        expect(view.locator(".bars").first.locator("> li")).to_have_count(min(5, len(expected["probabilities"])))
+        share = f"{100 * expected['probabilities'][0]['probability']:.1f}%"
+        expect(view.locator(".bars .count").first).to_have_text(share)
+        expect(view).to_contain_text("This image is in the training split of the dataset")
+        expect(view.get_by_role("link", name=image["image"])).to_be_visible()
+        view.locator("summary", has_text="ms by").click()
+        expect(view).to_contain_text(expected["model"]["sha256"])
+        expect(view).to_contain_text(re.compile(r"Time.*\d+ ms in all"))
+    expect(page.locator("[data-task=location] .region")).to_contain_text("Body region")
+    shoot("predict")
+
+
+def test_a_caption_changes_what_the_location_is_judged_by(page: Page, predict_api: httpx.Client, png: bytes) -> None:
+    caption = "Axial CT shows a stone in the left ureter with hydronephrosis of the kidney."
+    page.goto("/pages/predict")
+    _choose(page, _file("scan.png", png))
+    _judged(page, "1 image judged.")
+    expect(page.locator("[data-task=location] .notes")).to_contain_text("image alone")
+    page.get_by_label("Caption").fill(caption)
+    page.keyboard.press("Enter")
+    expect(page.locator("[data-task=location] .notes")).to_have_count(0)
+    assert _verdict(page, "location") == ask(predict_api, "/predict/location", png, caption).json()["label"]
+
+
+def test_doubt_is_said_plainly(page: Page, predict_api: httpx.Client) -> None:
+    decisions = {
+        name: ask(predict_api, "/predict/location", data).json()["decision"] for name, data in accepted().items()
+    }
+    doubted = next(name for name, decision in decisions.items() if decision == "uncertain")
+    page.goto("/pages/predict")
+    _choose(page, _file("scan.png", accepted()[doubted]))
+    expect(page.locator("[data-task=location] .doubt")).to_contain_text("not sure enough to answer")
+
+
+def test_the_map_fades_and_each_input_has_its_say(
+    page: Page, predict_api: httpx.Client, png: bytes, shoot: Callable[[str], None]
+) -> None:
+    caption = "Axial CT shows a nodule in the right upper lobe of the lung."
+    page.goto("/pages/predict")
+    _choose(page, _file("scan.png", png))
+    _judged(page, "1 image judged.")
+    page.get_by_label("Caption").fill(caption)
+    page.get_by_role("button", name="Predict again").click()
+    location = page.locator(".prediction[data-task=location]")
+    expect(location.locator(".notes")).to_have_count(0)
+    location.get_by_role("button", name="Show what speaks for").click()
+    heat = page.locator(".heat")
+    expect(heat).to_be_visible(timeout=20_000)
+    expect(heat).to_have_js_property("complete", value=True)
+    assert heat.evaluate("image => image.naturalWidth") > 0
+    page.get_by_label("Opacity of the map").fill("25")
+    expect(heat).to_have_css("opacity", "0.25")
+    answer = predict_api.post(
+        "/explain/location", params={"format": "json"}, files={"image": png}, data={"caption": caption}
+    ).json()
+    for name in ("image", "caption"):
+        alone = location.locator(".alone", has_text=re.compile(f"^{name} alone", re.IGNORECASE))
+        expect(alone.locator("li").first).to_contain_text(answer["by_input"][name]["label"])
+    # Any class can be asked for, not only the one that was answered.
+    other = answer["prediction"]["probabilities"][3]["label"]
+    location.get_by_label("Class of the location to explain").select_option(other)
+    location.get_by_role("button", name="Show what speaks for").click()
+    expect(page.get_by_text(f"Red speaks most for “{other}”")).to_be_visible(timeout=20_000)
+    shoot("predict-explained")
+
+
+def test_an_example_of_the_dataset_is_one_click_and_an_address(page: Page, predict_api: httpx.Client) -> None:
+    page.goto("/pages/predict")
+    examples = page.locator("#examples a")
+    examples.nth(0).click()
+    _judged(page, "1 image judged.")
+    first = page.locator(".item .name").inner_text()
+    assert page.url.endswith(f"?image={first.removesuffix('.png')}")
+    image = predict_api.get(f"/images/{first.removesuffix('.png')}").json()
+    expect(page.get_by_label("Caption")).to_have_value(image["caption"])
+    expect(page.locator("[data-task=modality]").first).to_contain_text(f"True label: {image['modality']}")
+    examples.nth(1).click()
+    expect(page.locator(".item .name")).not_to_have_text(first)
+    page.go_back()
+    expect(page.locator(".item .name")).to_have_text(first)
+    page.go_back()
+    expect(page.locator(".item")).to_have_count(0)
+    page.go_forward()
+    expect(page.locator(".item .name")).to_have_text(first)
+    page.reload()
+    expect(page.locator(".item .name")).to_have_text(first)
+
+
+def test_an_unknown_example_is_said(page: Page) -> None:
+    page.goto("/pages/predict?image=MPX9999_synpic99999")
+    expect(page.get_by_role("alert")).to_contain_text("There is no image MPX9999_synpic99999")
+
+
+def test_many_images_are_judged_each_with_its_own_answer(page: Page, predict_api: httpx.Client) -> None:
+    files = list(accepted().items())
+    page.goto("/pages/predict")
+    _choose(page, *(_file(f"{name}.png", data) for name, data in files))
+    _judged(page, f"{len(files)} images judged.")
+    expect(page.locator(".item .name")).to_have_text([f"{name}.png" for name, _ in files])
+    for index, (_, data) in enumerate(files):
+        label = ask(predict_api, "/predict/modality", data).json()["label"]
+        expect(page.locator(".item").nth(index).locator("[data-task=modality] .verdict strong")).to_have_text(label)
+    page.get_by_role("button", name="Remove rgb.png").click()
+    expect(page.locator(".item")).to_have_count(len(files) - 1)
+    page.get_by_role("button", name="Remove all").click()
+    expect(page.locator(".item")).to_have_count(0)
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_images_come_by_drop_and_by_paste(page: Page, png: bytes, way: str) -> None:
+    page.goto("/pages/predict")
+    page.evaluate(
+        """([way, data]) => {
+          const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0));
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([bytes], "brought.png", { type: "image/png" }));
+          const init = { bubbles: true, cancelable: true };
+          const event = way === "drop"
+            ? new DragEvent("drop", { ...init, dataTransfer: transfer })
+            : new ClipboardEvent("paste", { ...init, clipboardData: transfer });
+          document.body.dispatchEvent(event);
+        }""",
+        [way, base64.b64encode(png).decode()],
+    )
+    _judged(page, "1 image judged.")
+    expect(page.locator(".item .name")).to_have_text("brought.png")
+
+
+def test_a_dicom_file_is_judged_without_a_preview(page: Page) -> None:
+    pixels = (np.arange(64 * 64) % 4096).astype(np.uint16).reshape(64, 64)
+    page.goto("/pages/predict")
+    _choose(page, _file("scan.dcm", dicom(pixels), "application/dicom"))
+    _judged(page, "1 image judged.")
+    expect(page.get_by_text("The browser cannot show this file.")).to_be_visible()
+    page.get_by_role("button", name="Show what speaks for").first.click()
+    expect(page.locator(".heat")).to_be_visible(timeout=20_000)
+
+
+@pytest.mark.parametrize("name", refused())
+def test_every_hostile_file_is_refused_in_a_sentence(page: Page, name: str) -> None:
+    data, _, words = refused()[name]
+    page.goto("/pages/predict")
+    _choose(page, _file(f"{name}.png", data))
+    for task in ("modality", "location"):
+        expect(page.locator(f".slot[data-task={task}] .notice.error")).to_contain_text(words, timeout=20_000)
+    expect(page.locator(".prediction")).to_have_count(0)
+
+
+def test_a_name_that_is_markup_stays_text(page: Page, png: bytes) -> None:
+    name = '<img src=x onerror="window.hit=1">.png'
+    page.goto("/pages/predict")
+    _choose(page, _file(name, png))
+    _judged(page, "1 image judged.")
+    expect(page.locator(".item .name")).to_have_text(name)
+    page.get_by_label("Caption").fill("<script>window.hit=1</script>")
+    page.keyboard.press("Enter")
+    expect(page.locator("[data-task=location] .verdict")).to_be_visible()
+    assert page.evaluate("window.hit") is None
+
+
+@pytest.mark.parametrize("title", ["curl", "Python"])
+def test_the_copied_request_gives_the_same_answer(page: Page, png: bytes, title: str, tmp_path: Path) -> None:
+    name = 'it\'s a, "scan"; $HOME.png'
+    (tmp_path / name).write_bytes(png)
+    page.goto("/pages/predict")
+    _choose(page, _file(name, png))
+    _judged(page, "1 image judged.")
+    page.get_by_label("Caption").fill('@home: it\'s a "mass" in $HOME; the brain \\ né')
+    page.get_by_role("button", name="Predict again").click()
+    expect(page.locator("[data-task=location] .notes")).to_have_count(0)
+    location = page.locator(".prediction[data-task=location]")
+    location.get_by_text("Copy as curl or Python").click()
+    copy = location.get_by_role("button", name=f"Copy as {title}")
+    copy.click()
+    expect(copy).to_have_text("Copied")
+    text = page.evaluate("navigator.clipboard.readText()")
+    command = ["bash", "-c", text] if title == "curl" else [sys.executable, "-c", text]
+    environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    label = re.search(r'"label":"([^"]+)"', done.stdout)
+    answer = label[1] if label else done.stdout.strip()
+    assert answer == _verdict(page, "location")
+
+
+def test_a_failing_api_is_said_and_can_be_asked_again(page: Page, png: bytes) -> None:
+    page.route("**/predict/modality", lambda route: route.fulfill(status=500, body="no JSON"))
+    page.route("**/predict/location", lambda route: route.abort())
+    page.goto("/pages/predict")
+    _choose(page, _file("scan.png", png))
+    expect(page.locator(".slot[data-task=modality]")).to_contain_text("fault (status 500)")
+    expect(page.locator(".slot[data-task=location]")).to_contain_text("cannot be reached")
+    page.unroute_all()
+    for _ in range(2):
+        page.get_by_role("button", name="Try again").first.click()
+    expect(page.locator(".prediction")).to_have_count(2)
+
+
+def test_on_a_slow_network_the_page_says_that_it_waits(page: Page, png: bytes) -> None:
+    held = hold(page, re.compile("/predict/(modality|location)$"))
+    page.goto("/pages/predict")
+    _choose(page, _file("scan.png", png))
+    expect(page.locator("#status")).to_contain_text("Judging 1 image")
+    expect(page.locator(".slot[data-task=modality]")).to_contain_text("Asking for the modality")
+    for route in held:
+        route.continue_()
+    _judged(page, "1 image judged.")
+
+
+def test_a_training_is_shown_live_and_then_used(
+    page: Page,
+    settings: Settings,
+    database: Database[Document],
+    ml_database: Database[Document],
+    generated_dataset: Path,
+    models_dir: Path,
+    png: bytes,
+    serve: Callable[[Settings], AbstractContextManager[httpx.Client]],
+) -> None:
+    seed(database, generated_dataset)
+    report = DatabaseReporter(database, every=0)
+    tasks = ("modality", "location")
+    report(Progress("compact", tasks, "running", 0.4, eta_s=30.0))
+    with serve(settings.model_copy(update={"data_dir": generated_dataset, "models_dir": models_dir})) as client:
+        wait_for(client, "/models", lambda answer: answer.json()["tasks"]["modality"]["state"] == "running")
+        page.goto(f"{client.base_url}/pages/predict")
+        training = page.locator("#training")
+        expect(training).to_contain_text("compact is being trained for modality: 40% done, about 30 s left.")
+        _choose(page, _file("scan.png", png))
+        expect(page.locator(".slot[data-task=modality]")).to_contain_text("40% done")
+        report(Progress("compact", tasks, "running", 0.8, eta_s=10.0))
+        expect(training).to_contain_text("80% done", timeout=20_000)
+        expect(training.get_by_role("progressbar").first).to_have_js_property("value", 0.8)
+        database[MODELS].insert_many(ml_database[MODELS].find())
+        report(Progress("compact", tasks, "done", 1.0))
+        # Nobody presses anything: the page asks again as soon as there is a model.
+        expect(page.locator(".prediction")).to_have_count(2, timeout=30_000)
+        expect(training).to_be_empty()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen_shows_all_without_scrolling_sideways(
+    page: Page, png: bytes, scheme: str, shoot: Callable[[str], None]
+) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.emulate_media(color_scheme="light" if scheme == "light" else "dark")
+    page.goto("/pages/predict")
+    _choose(page, _file("a-name-without-any-space-" * 6 + ".png", png))
+    _judged(page, "1 image judged.")
+    for summary in page.locator(".item summary").all():
+        summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    shoot(f"predict-narrow-{scheme}")
