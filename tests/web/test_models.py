@@ -58,7 +58,7 @@ def test_one_model_is_shown_in_detail(page: Page, evaluated: Path, web_results: 
     cells = page.locator(".confusion td").all_inner_texts()
     assert sum(int(cell) for cell in cells if cell.strip()) == sum(map(sum, matrix))
     expect(page.get_by_role("img", name="Reliability diagram")).to_be_visible()
-    page.get_by_label("Model", exact=True).select_option("compact")
+    page.locator("#model").select_option("compact")
     expect(page.get_by_role("img", name="Training loss")).to_be_visible()
     assert "model=compact" in page.url
     audit = page.get_by_role("region", name="Label audit").get_by_role("link")
