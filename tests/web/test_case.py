@@ -57,7 +57,7 @@ def test_shows_the_image_and_all_that_is_said_of_the_case(
 def test_arrows_walk_the_result_and_the_history_leads_back(page: Page, predict_api: httpx.Client) -> None:
     page.goto("/?modality=MR&sort=-age")
     expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
-    params = {"modality": "MR", "sort": "-age", "limit": 100}
+    params: dict[str, str | int] = {"modality": "MR", "sort": "-age", "limit": 100}
     names = [image["image"] for image in predict_api.get("/images", params=params).json()["items"]]
     page.locator(".tile").nth(3).click()
     _walk(page, f"4 of {len(names)}")
@@ -80,7 +80,7 @@ def test_arrows_walk_the_result_and_the_history_leads_back(page: Page, predict_a
 
 
 def test_a_walk_ends_at_both_ends(page: Page, predict_api: httpx.Client) -> None:
-    params = {"location": "Spine", "limit": 100}
+    params: dict[str, str | int] = {"location": "Spine", "limit": 100}
     names = [image["image"] for image in predict_api.get("/images", params=params).json()["items"]]
     page.goto(f"/pages/case/{names[0].split('_')[0]}?location=Spine#{names[0]}")
     _walk(page, f"1 of {len(names)}")
