@@ -94,6 +94,7 @@ class ModelServer:
         await asyncio.to_thread(self._pool.shutdown)
         for limits in reversed(self._blas):
             limits.restore_original_limits()
+        gc.unfreeze()
 
     def status(self) -> dict[str, Mapping[str, Any]]:
         """Per task: what serves it, or how far its training is."""
