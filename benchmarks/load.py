@@ -87,6 +87,8 @@ class Connection:
     async def ask(self, request: bytes) -> int:
         """Send a request and read its whole answer; returns the status, 0 where the connection was lost."""
         try:
+            if self._reader.at_eof():  # a server hangs up on who was silent for some seconds
+                self.close()
             if self._writer is None:
                 self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
             self._writer.write(request)
