@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     max_batch: int | None = Field(
         default=None, ge=1, le=256, description="Most images in one run of the model; unset: measured at start"
     )
+    max_queue: int = Field(
+        default=256, ge=1, le=100_000, description="Most images that are decoded, wait or run per model"
+    )
     decode_threads: int = Field(default=min(4, len(os.sched_getaffinity(0))), ge=1, le=64)
 
     api_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_named_keys)] = Field(

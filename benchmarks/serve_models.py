@@ -2,22 +2,26 @@
 
 import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Final
 
 import torch
 
 from app.config import Settings
-from app.inference.backends import make_backend
 from app.inference.decode import decode
+from app.inference.precision import select_backend
 from ml import labels
 from ml.card import DataSource, ModelCard, environment, now
 from ml.models.compact import CompactModel, CompactSettings
 from ml.models.image import ImageModel
 from ml.models.resnet import ResNetModel, ResNetSettings
 from ml.preprocess import Preprocess
+from ml.records import Record
 
 MODELS: Final = ("resnet50-modality", "compact")
+_WARM: Final = 5
 
 
 def build(name: str) -> ImageModel:
@@ -60,17 +64,38 @@ def _card(
     )
 
 
-def bare_loop(name: str, settings: Settings, images: list[bytes], seconds: float) -> tuple[float, float]:
-    """Images per second of decoding and the service's backend in a loop, and the median in milliseconds."""
-    model = build(name)
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """How fast a model is without any server.
+
+    Attributes:
+        rate: images per second.
+        median_ms: of one image.
+        precision: what its network computes in.
+    """
+
+    rate: float
+    median_ms: float
+    precision: str
+
+    def describe(self) -> str:
+        """One line for people."""
+        return f"            {self.rate:7.1f} images/s   p50 {self.median_ms:7.1f} ms   {self.precision}"
+
+
+def bare_loop(
+    model: ImageModel, settings: Settings, dev: Sequence[Record], images: Sequence[bytes], seconds: float
+) -> Bare:
+    """Decoding and the backend that the service chooses, one image after another."""
     preprocess = model.preprocess
     assert preprocess is not None
-    backend = make_backend(model.network, preprocess, settings, f"benchmark {name}")
+    backend, _ = select_backend(model, settings, model.card.sha256, lambda: dev)
     times: list[float] = []
-    for image in cycle(images):
+    for number, image in enumerate(cycle(images)):
         started = time.perf_counter()
         backend.run(preprocess.apply(decode(image, settings).image)[None])
-        times.append(time.perf_counter() - started)
+        if number >= _WARM:
+            times.append(time.perf_counter() - started)
         if sum(times) > seconds:
             break
-    return len(times) / sum(times), 1000 * statistics.median(times)
+    return Bare(len(times) / sum(times), 1000 * statistics.median(times), backend.precision)

@@ -87,7 +87,7 @@ async def annotation_order(sort: str | None = None) -> SortOrder:
     "/images/{image}/annotations",
     status_code=201,
     response_model=AnnotationView,
-    responses=documented(401, 404, 413, 422, 429, 503, 504),
+    responses=documented(400, 401, 404, 413, 422, 429, 503, 504),
     dependencies=KEY_HEADERS,
     summary="Annotate an image",
 )

@@ -1,6 +1,7 @@
 """What all routes that ask a model share: the deadline, capacity, the dataset's word, a caller who leaves."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Coroutine, Mapping
 from typing import Annotated, Any, Final
@@ -97,12 +98,17 @@ class Asking:
         Raises:
             ApiError: the image cannot be used, the service is full, or the deadline passed.
         """
-        prediction = await predictor.predict(task, upload, deadline)
-        return prediction, await self.view(prediction)
+        # The database answers while the model works.
+        finding = asyncio.ensure_future(self.find(hashlib.sha256(upload.data).hexdigest()))
+        try:
+            prediction = await predictor.predict(task, upload, deadline)
+            return prediction, self.view(prediction, await finding)
+        finally:
+            finding.cancel()
 
-    async def view(self, prediction: Prediction) -> dict[str, Any]:
-        """A prediction as a ``PredictionView``, with what the dataset knows of its image."""
-        in_dataset, notes = await self.find(prediction.source.sha256)
+    def view(self, prediction: Prediction, found: tuple[dict[str, Any] | None, list[str]]) -> dict[str, Any]:
+        """A prediction as a ``PredictionView``, with what ``find`` said of its image."""
+        in_dataset, notes = found
         notes = prediction_notes(prediction) + notes
         view = prediction_view(prediction)
         return view | {"in_dataset": in_dataset, "notes": notes, "request_id": self.request_id}

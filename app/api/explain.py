@@ -105,7 +105,9 @@ async def _explain(task: Task, asking: Asking, label: str | None, form: str) -> 
         }
         if form == "png":
             return Response(explanation.overlay, media_type="image/png", headers=headers)
-        return JSONResponse(_view(explained, await asking.view(prediction)), headers=headers)
+        return JSONResponse(
+            _view(explained, asking.view(prediction, await asking.find(prediction.source.sha256))), headers=headers
+        )
 
     return await asking.unless_gone(answer())
 

@@ -1,6 +1,7 @@
 """The models that are served: found in the registry, loaded and replaced while the service runs."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from typing import Any, Final
 
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
+from threadpoolctl import threadpool_limits
 
 from app.config import Settings
 from app.data.dataset import IMAGE_FOLDER, find_dataset
@@ -44,6 +46,7 @@ class ModelServer:
         self._cards: list[ModelCard] = []
         self._serving: dict[str, Predictor] = {}
         self._faults: dict[str, str] = {}
+        self._blas: list[threadpool_limits] = []
         self._loaded = False
         self._watch: asyncio.Task[None] | None = None
 
@@ -89,6 +92,9 @@ class ModelServer:
             await asyncio.gather(self._watch, return_exceptions=True)
         await asyncio.gather(*(predictor.stop() for predictor in set(self._serving.values())))
         await asyncio.to_thread(self._pool.shutdown)
+        for limits in reversed(self._blas):
+            limits.restore_original_limits()
+        gc.unfreeze()
 
     def status(self) -> dict[str, Mapping[str, Any]]:
         """Per task: what serves it, or how far its training is."""
@@ -162,6 +168,8 @@ class ModelServer:
             return
         if shared is None:
             predictor.start()
+            await self._rehearse(predictor)
+            await asyncio.to_thread(_spare_the_collector)
         self._serving[task] = predictor
         self._faults.pop(task, None)
         cards = {task: predictor.card for task, predictor in self._serving.items()}
@@ -170,10 +178,20 @@ class ModelServer:
         if current is not None and current not in self._serving.values():
             await current.stop()
 
+    async def _rehearse(self, predictor: Predictor) -> None:
+        try:
+            await predictor.rehearse()
+        except Exception:  # it may still answer others; its engine says whether it is alive
+            logger.exception("%s could not answer a question at its start", predictor.card.name)
+
     def _load(self, card: ModelCard) -> Predictor:
         folder = self._settings.model_files_dir
+        model = load_model(card, folder)
+        # Threads of BLAS wait for work in a loop that takes the cores from the network's own threads for
+        # milliseconds after each small product. Anew for each model: it may have brought a BLAS of its own.
+        self._blas.append(threadpool_limits(1, user_api="blas"))
         return Predictor(
-            load_model(card, folder),
+            model,
             load_reference(card, folder),
             self._settings,
             self._pool,
@@ -181,3 +199,13 @@ class ModelServer:
             self._metrics,
             dev=lambda: load_records(self._database, find_dataset(self._settings.dataset_dir) / IMAGE_FOLDER, ("dev",)),
         )
+
+
+def _spare_the_collector() -> None:
+    """Keep the hundreds of thousands of objects of a loaded model out of garbage collection.
+
+    Going through them stops every thread for 0.2 s or more, in the midst of requests.
+    """
+    gc.unfreeze()  # what a replaced model left
+    gc.collect()
+    gc.freeze()

@@ -73,7 +73,8 @@ class Observer:
             run,
             plan=plan,
             probe=noise(1, shape),
-            max_queue=64 * plan.size,
+            # Admission counts too, before a body is read; this is for those who came in at the same time.
+            max_queue=2 * max(self._settings.max_queue, self._settings.max_images_per_request),
             on_batch=lambda size: self._metrics.batch(name, size),
         )
         self._metrics.watch_queue(name, lambda: engine.depth)
@@ -128,15 +129,26 @@ class Observer:
         """
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
-        source, pixels = await loop.run_in_executor(self._pool, self._prepare, data)
-        timings = {"decode": time.perf_counter() - started}
+        source, pixels = await loop.run_in_executor(self._pool, self.prepare, data)
+        return await self.observe_prepared(source, pixels, time.perf_counter() - started, deadline)
+
+    async def observe_prepared(
+        self, source: Source, pixels: Array | None, decode_s: float, deadline: float
+    ) -> Observation:
+        """What the image half gives for what ``prepare`` returned."""
+        timings = {"decode": decode_s}
         if pixels is None or self.engine is None:
             return Observation(source, None, timings)
         answer = await self.engine.submit(pixels, deadline)
         outputs = {name: np.asarray(row)[None] for name, row in answer.outputs.items()}
         return Observation(source, outputs, timings | {"queue": answer.queue_s, "run": answer.run_s})
 
-    def _prepare(self, data: bytes) -> tuple[Source, Array | None]:
+    def prepare(self, data: bytes) -> tuple[Source, Array | None]:
+        """What is known of an image file, and its pixels as the network takes them; not for the event loop.
+
+        Raises:
+            ApiError: the image cannot be used.
+        """
         started = time.perf_counter()
         picture = decode(data, self._settings)
         pixels = None if self._preprocess is None else self._preprocess.apply(picture.image)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import io
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -11,11 +12,13 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from numpy.typing import NDArray
+from PIL import Image
 
 from app.config import Settings
 from app.errors import DeadlineExceededError, UnavailableError, UnprocessableError
 from app.inference.backends import Backend
 from app.inference.cache import ResultCache
+from app.inference.calibrate import noise
 from app.inference.explain import Explainer, by_input
 from app.inference.observer import Observer
 from app.inference.picture import Source
@@ -112,6 +115,12 @@ class Predictor:
         Raises:
             UnavailableError: says when to try again.
         """
+        limit = self._settings.max_queue
+        if self._active and self._active + count > limit:
+            raise UnavailableError(
+                f"The service is at its capacity: {self._active} of {limit} images are in work. Try again later.",
+                retry_after_s=max(1, math.ceil(count * self.observer.seconds_per_image)),
+            )
         wait = (self._active + count - 1) * self.observer.seconds_per_image
         if wait > seconds / 2:
             raise UnavailableError(
@@ -151,13 +160,23 @@ class Predictor:
     async def _predict(self, task: str, upload: Upload, deadline: float) -> Prediction:
         async with until(deadline):
             started = time.perf_counter()
-            key, known = await self._in_pool(self._recall, task, upload)
-            if known is not None:
+            key, known = await self._in_pool(self._recall_or_prepare, task, upload)
+            if isinstance(known, Prediction):
                 return replace(known, cached=True, timings_s={"cache": time.perf_counter() - started})
-            observation = await self.observer.observe(upload.data, deadline)
+            decode_s = time.perf_counter() - started
+            observation = await self.observer.observe_prepared(*known, decode_s, deadline)
             prediction = await self._in_pool(self.conclude, task, upload.caption, observation)
             self._cache.put(key, prediction)
             return prediction
+
+    async def rehearse(self) -> None:
+        """Answer a question that nobody asked, so that the first caller does not pay for what is made on first use."""
+        picture = io.BytesIO()
+        Image.fromarray(noise(1, (1, 256, 256))[0, 0]).save(picture, "PNG")
+        caption = "A picture without meaning" if "caption" in self.model.inputs else None
+        observation = await self.observer.observe(picture.getvalue(), time.perf_counter() + _DRAIN_S)
+        for task in self.model.tasks:
+            await self._in_pool(self.conclude, task, caption, observation)
 
     async def nearest(self, data: bytes, count: int, deadline: float) -> tuple[Source, list[tuple[str, float]]]:
         """The images of the dataset that look most like an image file.
@@ -216,14 +235,17 @@ class Predictor:
     async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    def _recall(self, task: str, upload: Upload) -> tuple[tuple[str | None, ...], Prediction | None]:
-        """All that an answer depends on, and the answer if it was given before.
+    def _recall_or_prepare(
+        self, task: str, upload: Upload
+    ) -> tuple[tuple[str | None, ...], Prediction | tuple[Source, Array | None]]:
+        """All that an answer depends on, and the answer if it was given before, else the decoded image.
 
         The version stands for what is not in the model's files: temperatures and thresholds.
         """
         content = hashlib.sha256(upload.data).hexdigest()
         key = (task, content, upload.caption, self._sha256, self.card.version, self.card.preprocess_hash)
-        return key, self._cache.get(key)
+        known = self._cache.get(key)
+        return key, self.observer.prepare(upload.data) if known is None else known
 
     def conclude(self, task: str, caption: str | None, observation: Observation) -> Prediction:
         """The prediction from what the image half gave and a caption; not for the event loop.

@@ -1,13 +1,15 @@
 """The OpenAPI document says exactly what is returned, and serving speaks to nobody else."""
 
 import socket
-from http import HTTPStatus
 from typing import Any
 
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings, strategies
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_headers_conformance,
@@ -22,13 +24,14 @@ from tests.api.asking import CAPTION, ask, ask_many
 from tests.service import is_ok, running_service, wait_for
 
 
-def is_no_fault(_context: Any, response: Any, _case: Any) -> None:
-    """A deadline of a microsecond is rightly answered with 504, and nothing with 500."""
-    assert response.status_code != HTTPStatus.INTERNAL_SERVER_ERROR
+def no_fault(ctx: Any, response: Any, case: Any) -> None:
+    """Nothing breaks; a model that is busy (503) or a deadline that was asked for (504) is no fault."""
+    if response.status_code not in (503, 504):
+        not_a_server_error(ctx, response, case)
 
 
 CHECKS = (
-    is_no_fault,
+    no_fault,
     status_code_conformance,
     content_type_conformance,
     response_headers_conformance,
@@ -36,39 +39,54 @@ CHECKS = (
 )
 
 
-SCHEMA: Any = schemathesis.openapi.from_dict(create_app(load_settings()).openapi())
-OPERATIONS = {found.ok().label: found.ok() for found in SCHEMA.get_all_operations()}
-_quick = settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+OPERATIONS = sorted(
+    f"{method.upper()} {path}"
+    for path, methods in create_app(load_settings()).openapi()["paths"].items()
+    for method in methods
+)
 
 
-@pytest.mark.parametrize("label", OPERATIONS)
-def test_whatever_is_sent_the_answer_is_one_that_is_documented(predict_api: httpx.Client, label: str) -> None:
-    @_quick
-    @given(data=strategies.data())
-    def ask_anything(data: Any) -> None:
-        case = data.draw(OPERATIONS[label].as_strategy())
-        case.call_and_validate(base_url=str(predict_api.base_url), checks=CHECKS, timeout=60)
+@pytest.fixture(scope="session")
+def schema(predict_api: httpx.Client) -> Any:
+    return schemathesis.openapi.from_url(f"{predict_api.base_url}/openapi.json")
 
-    ask_anything()
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_whatever_is_sent_the_answer_is_one_that_is_documented(schema: Any, operation: str) -> None:
+    method, _, path = operation.partition(" ")
+    asked = schema[path][method]
+    statuses: set[int] = set()
+
+    # What is documented, and what breaks the documentation; for some operations nothing does.
+    @given(st.one_of([asked.as_strategy(generation_mode=mode) for mode in GenerationMode]))
+    @settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    def answer_is_documented(case: Any) -> None:
+        answer = case.call_and_validate(checks=CHECKS, timeout=60)
+        statuses.add(answer.status_code)
+
+    answer_is_documented()
+    assert statuses
 
 
 @pytest.mark.parametrize("task", ["modality", "location"])
-def test_good_answers_are_as_documented(predict_api: httpx.Client, records: list[Record], task: str) -> None:
+def test_good_answers_are_as_documented(
+    schema: Any, predict_api: httpx.Client, records: list[Record], task: str
+) -> None:
     data, image = records[0].path.read_bytes(), records[0].image
     answers = {
-        f"POST /predict/{task}": ask(predict_api, f"/predict/{task}", data, CAPTION),
-        f"POST /predict/{task}/batch": ask_many(predict_api, f"/predict/{task}/batch", [data, b"bad"]),
-        f"POST /explain/{task}": ask(predict_api, f"/explain/{task}?format=json", data, CAPTION),
-        "GET /images/{image}/predict": predict_api.get(f"/images/{image}/predict"),
-        "GET /images/{image}/similar": predict_api.get(f"/images/{image}/similar"),
-        "POST /search/similar": ask(predict_api, "/search/similar", data),
-        "GET /models": predict_api.get("/models"),
-        "GET /metrics": predict_api.get("/metrics"),
+        ("POST", f"/predict/{task}"): ask(predict_api, f"/predict/{task}", data, CAPTION),
+        ("POST", f"/predict/{task}/batch"): ask_many(predict_api, f"/predict/{task}/batch", [data, b"bad"]),
+        ("POST", f"/explain/{task}"): ask(predict_api, f"/explain/{task}?format=json", data, CAPTION),
+        ("GET", "/images/{image}/predict"): predict_api.get(f"/images/{image}/predict"),
+        ("GET", "/images/{image}/similar"): predict_api.get(f"/images/{image}/similar"),
+        ("POST", "/search/similar"): ask(predict_api, "/search/similar", data),
+        ("GET", "/models"): predict_api.get("/models"),
+        ("GET", "/metrics"): predict_api.get("/metrics"),
     }
-    for label, answer in answers.items():
+    for (method, path), answer in answers.items():
         assert answer.status_code == 200, answer.text
-        answer.request.read()  # it was streamed, and the check looks at it
-        OPERATIONS[label].validate_response(answer)
+        answer.request.read()
+        schema[path][method].validate_response(answer)
 
 
 def test_serving_speaks_to_nobody_else(

@@ -15,6 +15,7 @@ from pymongo.database import Database
 
 from app.config import Settings
 from app.data.seed import seed
+from ml.evaluate import Results, evaluate
 
 Document = dict[str, Any]
 
@@ -79,6 +80,13 @@ def shoot(page: Page) -> Callable[[str], None]:
 def site(predict_api: httpx.Client) -> str:
     """The address of the running service with models."""
     return str(predict_api.base_url).rstrip("/")
+
+
+@pytest.fixture(scope="session")
+def web_results(ml_database: Database[Document], generated_dataset: Path, models_dir: Path) -> Results:
+    """An evaluation of the models that the service answers with."""
+    names = ("compact", "caption-location", "fused-location")
+    return evaluate(ml_database, generated_dataset / "images", models_dir, names, device="cpu", register=False)
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ export function whisker(value, interval) {
   const at = (share) => 4 + 192 * share;
   const parts = [shape("line", { class: "track", x1: at(0), x2: at(1), y1: 10, y2: 10 })];
   if (interval) parts.push(shape("line", { class: "whisker", x1: at(interval[0]), x2: at(interval[1]), y1: 10, y2: 10 }));
-  parts.push(shape("circle", { class: "dot", cx: at(value), cy: 10, r: 4 }));
+  // The drawing is stretched to its cell: a line keeps its width, a circle would not stay round.
+  parts.push(shape("line", { class: "tick", x1: at(value), x2: at(value), y1: 3, y2: 17, "vector-effect": "non-scaling-stroke" }));
   return shape("svg", { viewBox: "0 0 200 20", preserveAspectRatio: "none", "aria-hidden": "true" }, ...parts);
 }
 

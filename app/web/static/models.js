@@ -49,7 +49,7 @@ function board(models) {
 function table(task, models) {
   const rows = cards
     .filter(({ card }) => task in card.tasks)
-    .map(({ card, serves, backend }) => ({ card, serves: serves.includes(task === "location_category" ? "location" : task), backend, scores: card.metrics.test?.[task] }))
+    .map(({ card, serves, backend }) => ({ card, serves: serves.includes(task === "location_category" ? "location" : task), backend, scores: scoresOf(card, task) }))
     .sort((a, b) => (b.scores?.accuracy ?? -1) - (a.scores?.accuracy ?? -1));
   if (!rows.length) return null;
   const head = ["Model", "Accuracy", "0 to 1, with 95 % interval", "Macro F1", "ECE", ""];
@@ -70,6 +70,12 @@ function table(task, models) {
       ),
     ),
   );
+}
+
+/** Figures of the last evaluation, if it is of this version; else those on the card. */
+function scoresOf(card, task) {
+  const scored = report?.models[card.name];
+  return (scored?.version === card.version && scored.tasks[task]?.scores) || card.metrics.test?.[task];
 }
 
 function figures(scores) {
@@ -179,17 +185,18 @@ function confusion({ classes, matrix }, name) {
     if (count) node.style.background = `color-mix(in srgb, var(--${row === column ? "good" : "bad"}) ${Math.round(10 + 45 * share)}%, var(--surface))`;
     return node;
   };
-  return el(
+  const words = "One row per label of the dataset, one column per answer; classes that do not occur are left out.";
+  const matrixTable = el(
     "div",
     { class: "scroll", tabindex: "0", role: "region", "aria-label": `Confusion matrix of ${name}` },
     el(
       "table",
       { class: "confusion" },
-      el("caption", { class: "small", text: "Confusion matrix: one row per label of the dataset, one column per answer; classes that do not occur are left out." }),
       el("thead", {}, el("tr", {}, el("td", {}), present.map((column) => el("th", { scope: "col" }, el("span", { text: classes[column] }))))),
       el("tbody", {}, present.map((row) => el("tr", {}, el("th", { scope: "row", text: classes[row] }), present.map((column) => cell(row, column))))),
     ),
   );
+  return el("section", {}, el("h3", { text: "Confusion matrix" }), el("p", { class: "muted small", text: words }), matrixTable);
 }
 
 function perClass(rows) {

@@ -1,0 +1,52 @@
+"""LitServe as its documentation shows it, with its batching and its decode hook; a peer of benchmarks/serve.py."""
+
+import sys
+from typing import Any
+
+import litserve
+import numpy as np
+import torch
+from fastapi import Request
+
+from benchmarks.serve_models import build
+from benchmarks.serve_plain import answer, prepare
+from ml.preprocess import Pixels
+
+
+class Api(litserve.LitAPI):  # type: ignore[misc]
+    """Answers with a model; at the top of a module, because LitServe sends it to a process."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(max_batch_size=8, batch_timeout=0.01)
+        self._name = name
+
+    def setup(self, device: str) -> None:
+        """Build the model in the process that runs it."""
+        del device
+        self.model = build(self._name)
+
+    def decode_request(self, request: Request) -> Pixels:
+        """An upload as the model takes it; LitServe gives the form of a request that is declared as such."""
+        return prepare(self.model, request["image"].file.read())  # type: ignore[index]
+
+    def batch(self, inputs: list[Pixels]) -> torch.Tensor:
+        """Images to one tensor."""
+        return torch.from_numpy(np.stack(inputs))
+
+    def predict(self, pixels: torch.Tensor) -> Any:
+        """Run the model eagerly."""
+        with torch.inference_mode():
+            return self.model.network(pixels)["modality"].numpy()
+
+    def unbatch(self, output: Any) -> list[Any]:
+        """One row per image."""
+        return list(output)
+
+    def encode_response(self, output: Any) -> dict[str, Any]:
+        """The same answer as the plain endpoint's."""
+        return answer(self.model, output)
+
+
+if __name__ == "__main__":
+    chosen = litserve.LitServer(Api(sys.argv[1]), accelerator="cpu")
+    chosen.run(port=int(sys.argv[2]), log_level="error", generate_client_file=False)

@@ -1,0 +1,116 @@
+"""The servers that benchmarks/serve.py loads, each in a process of its own, with an eye on their memory."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from app.config import Settings
+
+SERVERS: Final = ("service", "plain", "litserve")
+PATHS: Final = {"service": "/predict/modality", "plain": "/predict", "litserve": "/predict"}
+_READY: Final = {"service": "/health/ready", "plain": "/docs", "litserve": "/health"}
+_COMMANDS: Final = {
+    "service": ("app.cli", "serve"),
+    "plain": ("benchmarks.serve_plain",),
+    "litserve": ("benchmarks.serve_litserve",),
+}
+_LOOK_EVERY_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers.
+
+    Attributes:
+        port: where.
+        memory: of its process tree.
+    """
+
+    port: int
+    memory: "Memory"
+
+
+class Memory:
+    """Looks at the resident memory of a process and its children."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.peak_mb = 0.0
+        self._thread.start()
+
+    def now_mb(self) -> float:
+        """Resident memory of the whole tree now, in MiB."""
+        pages = sum(_resident_pages(pid) for pid in _tree(self._pid))
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1024**2
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_LOOK_EVERY_S):
+            self.peak_mb = max(self.peak_mb, self.now_mb())
+
+
+def _tree(pid: int) -> list[int]:
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            with suppress(OSError):
+                found += map(int, children.read_text().split())
+    return found
+
+
+def _resident_pages(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+
+
+@contextmanager
+def server(kind: str, model: str, uri: str, settings: Settings) -> Iterator[Running]:
+    """A server that is ready."""
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    command = [sys.executable, "-m", *_COMMANDS[kind], *(() if kind == "service" else (model, str(port)))]
+    own = {name: getattr(settings, name) for name in ("home", "data_dir", "device", "precision")}
+    own |= {"mongo_uri": uri, "port": port, "cache_entries": 0, "log_level": "error", "model_modality": model}
+    environment = os.environ | {f"MEDPIX_{name.upper()}": str(value) for name, value in own.items()}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    memory = Memory(process.pid)
+    try:
+        _wait_until_ready(port, kind, process)
+        yield Running(port, memory)
+    finally:
+        memory.stop()
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait_until_ready(port: int, kind: str, process: "subprocess.Popen[bytes]") -> None:
+    for _ in range(3000):
+        if process.poll() is not None:
+            raise SystemExit(f"{kind} ended before it served; is benchmarks/requirements.lock installed?")
+        with suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{port}{_READY[kind]}").status_code == 200:
+                return
+        time.sleep(0.05)
+    raise SystemExit(f"{kind} did not serve within minutes")
