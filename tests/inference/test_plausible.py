@@ -1,5 +1,6 @@
 import io
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tests.inference.unlike import unlike
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", ["chart", "white", "black"])
-def test_paper_and_empty_frames_are_no_scans(name: str, channels: int) -> None:
+def test_paper_and_empty_frames_are_no_scans(name: str, channels: Literal[1, 3]) -> None:
     picture = Image.open(io.BytesIO(unlike()[name]))
     assert not is_plausible(Preprocess(size=128, channels=channels).apply(picture))
 
