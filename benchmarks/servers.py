@@ -1,6 +1,7 @@
 """The servers that benchmarks/serve.py loads, each in a process of its own, with an eye on their memory."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def server(kind: str, model: str, uri: str, settings: Settings) -> Iterator[Runn
     own = {name: getattr(settings, name) for name in ("home", "data_dir", "device", "precision")}
     own |= {"mongo_uri": uri, "port": port, "cache_entries": 0, "log_level": "error", "model_modality": model}
     environment = os.environ | {f"MEDPIX_{name.upper()}": str(value) for name, value in own.items()}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     memory = Memory(process.pid)
     try:
         _wait_until_ready(port, kind, process)
@@ -103,6 +104,8 @@ def server(kind: str, model: str, uri: str, settings: Settings) -> Iterator[Runn
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
+        with suppress(ProcessLookupError):  # LitServe leaves its workers behind
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wait_until_ready(port: int, kind: str, process: "subprocess.Popen[bytes]") -> None:

@@ -15,6 +15,7 @@ from app.inference.calibrate import CPU_SIZES, noise, warm_up
 from app.inference.decode import decode
 from app.inference.engine import Engine
 from app.inference.picture import Source
+from app.inference.plausible import is_plausible
 from app.inference.precision import Choice, LoadRecords, select_backend
 from app.inference.prediction import Observation
 from app.metrics import Metrics
@@ -141,7 +142,8 @@ class Observer:
             return Observation(source, None, timings)
         answer = await self.engine.submit(pixels, deadline)
         outputs = {name: np.asarray(row)[None] for name, row in answer.outputs.items()}
-        return Observation(source, outputs, timings | {"queue": answer.queue_s, "run": answer.run_s})
+        timings |= {"queue": answer.queue_s, "run": answer.run_s}
+        return Observation(source, outputs, timings, is_plausible(pixels))
 
     def prepare(self, data: bytes) -> tuple[Source, Array | None]:
         """What is known of an image file, and its pixels as the network takes them; not for the event loop.

@@ -27,11 +27,13 @@ class Observation:
         source: the file that was read.
         outputs: of the network, one row each; None for a model without image.
         timings_s: seconds per stage: decode, queue, run.
+        plausible: whether the grey values could be those of a CT or MR image.
     """
 
     source: Source
     outputs: dict[str, NDArray[Any]] | None
     timings_s: Mapping[str, float]
+    plausible: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class Prediction:
         probabilities: per task of the model, class to probability.
         confident: whether the best answer passes the threshold that was set on dev, and the image
             resembles the training images.
-        unusual: whether the image is unlike every training image; None where that is not known.
+        unusual: whether the image is unlike every training image, or can be no CT or MR image at all;
+            None where that is not known.
         inputs_used: image, caption or both.
         source: the file that was judged.
         timings_s: seconds per stage: decode, queue, run; or cache.

@@ -263,7 +263,7 @@ class Predictor:
         probabilities = {
             name: dict(zip(self.model.tasks[name], map(float, rows[0]), strict=True)) for name, rows in combined.items()
         }
-        unusual = self._is_unusual(outputs)
+        unusual = self._is_unusual(outputs) if observation.plausible else True
         sure = max(probabilities[task].values()) >= self.card.thresholds.get(task, 0.0)
         used = [name for name, given in (("image", outputs is not None), ("caption", uses_caption)) if given]
         return Prediction(

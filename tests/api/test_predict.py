@@ -25,6 +25,7 @@ from ml.train import queue
 from tests.api.asking import CAPTION, ask, is_problem
 from tests.inference.dicoms import PATIENT, dicom
 from tests.inference.hostile import accepted, refused
+from tests.inference.unlike import unlike
 from tests.service import is_ok, running_service, wait_for
 
 Document = dict[str, Any]
@@ -151,6 +152,28 @@ def test_an_image_from_elsewhere_is_not_in_the_dataset(predict_api: httpx.Client
 def test_every_readable_file_is_answered(predict_api: httpx.Client, task: str, name: str) -> None:
     answer = ask(predict_api, f"/predict/{task}", accepted()[name], CAPTION)
     assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("name", ["chart", "white", "black"])
+def test_a_picture_that_is_no_scan_is_uncertain_whatever_the_model_says(predict_api: httpx.Client, name: str) -> None:
+    body = ask(predict_api, "/predict/modality", unlike()[name]).json()
+    assert body["decision"] == "uncertain"
+    assert any("unlike every image" in note for note in body["notes"])
+
+
+def test_an_image_beyond_the_distance_of_the_training_images_is_uncertain(
+    settings: Settings, serve: Serve, ml_database: Database[Document], database: Database[Document], models_dir: Path
+) -> None:
+    document = ml_database[MODELS].find_one({"_id": "compact"})
+    assert document is not None
+    decisions = []
+    for limit in (2.0, -1.0):  # every distance is below the one and above the other
+        changed = {"ood_threshold": limit, "thresholds": {}}
+        database[MODELS].replace_one({"_id": "compact"}, document | changed, upsert=True)
+        with serve(settings.model_copy(update={"models_dir": models_dir, "precision": "fp32"})) as client:
+            wait_for(client, "/models", lambda answer: answer.json()["tasks"]["modality"]["state"] == "serving")
+            decisions.append(ask(client, "/predict/modality", unlike()["photo"]).json()["decision"])
+    assert decisions == ["confident", "uncertain"]
 
 
 @pytest.mark.parametrize("name", refused())
