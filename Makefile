@@ -27,8 +27,9 @@ up: $(VENV)/runtime.stamp
 
 install: $(VENV)/runtime.stamp
 
+# The tests leave a picture of every page in build/screenshots, to be looked at.
 test: check browser
-	$(BIN)/python -m pytest $(ARGS)
+	MEDPIX_SCREENSHOTS=$(CURDIR)/build/screenshots $(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/tests.stamp
 	$(BIN)/ruff check .

@@ -71,6 +71,7 @@ def shoot(page: Page) -> Callable[[str], None]:
 
     def save(name: str) -> None:
         if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
             page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
     return save

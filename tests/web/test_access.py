@@ -1,5 +1,7 @@
 """What holds for every page: a screen reader can use it, it is light, it asks nobody else, it does not jump."""
 
+import os
+import re
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,6 +36,9 @@ def test_no_serious_barrier(browser: Browser, site: str, u_id: str, path: str, w
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, base_url=site)
     page = context.new_page()
     _settle(page, path.format(u_id=u_id))
+    if folder := os.environ.get("MEDPIX_SCREENSHOTS"):
+        name = re.sub(r"\W+", "-", f"all{path.format(u_id='case')}-{width}-{scheme}")
+        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
     page.evaluate(AXE)
     found = page.evaluate("axe.run()")
     serious = [
