@@ -1,6 +1,6 @@
 """The answers of the data endpoints, as OpenAPI describes them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -139,6 +139,3 @@ class ImagePage(_PageModel):
     """One page of images."""
 
     items: list[ImageView | ImageWithCase | ChosenFields]
-
-
-StoredDocument = dict[str, Any]

@@ -1,3 +1,5 @@
+"""GET /evaluation: the last report, none, and a damaged one."""
+
 from app.config import Settings
 from tests.service import running_service
 
