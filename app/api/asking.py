@@ -102,9 +102,10 @@ class Asking:
         finding = asyncio.ensure_future(self.find(hashlib.sha256(upload.data).hexdigest()))
         try:
             prediction = await predictor.predict(task, upload, deadline)
-            return prediction, self.view(prediction, await finding)
+            return prediction, self.view(prediction, await asyncio.shield(finding))
         finally:
-            finding.cancel()
+            # Never cancelled: PyMongo then loses the socket that it is connecting.
+            finding.add_done_callback(_retrieve)
 
     def view(self, prediction: Prediction, found: tuple[dict[str, Any] | None, list[str]]) -> dict[str, Any]:
         """A prediction as a ``PredictionView``, with what ``find`` said of its image."""
@@ -179,3 +180,9 @@ async def get_asking(
 
 
 AskingDep = Annotated[Asking, Depends(get_asking)]
+
+
+def _retrieve(task: "asyncio.Future[Any]") -> None:
+    """Take note of how a task ended that nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
