@@ -52,6 +52,9 @@ def _initiate(ports: list[int]) -> None:
     hosts = [{"_id": number, "host": f"127.0.0.1:{port}"} for number, port in enumerate(ports)]
     # A shorter time to an election than the usual ten seconds, so that the test is short too.
     config = {"_id": "rs", "members": hosts, "settings": {"electionTimeoutMillis": 2000}}
+    for port in ports:  # on a busy machine one of them may still be starting, and the set then refuses to form
+        with MongoClient[Document](f"mongodb://127.0.0.1:{port}/?directConnection=true") as client:
+            client.admin.command("ping")
     with MongoClient[Document](f"mongodb://127.0.0.1:{ports[0]}/?directConnection=true") as client:
         client.admin.command("replSetInitiate", config)
         deadline = time.monotonic() + 60
