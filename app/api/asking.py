@@ -6,6 +6,7 @@ import time
 from collections.abc import Coroutine, Mapping
 from typing import Annotated, Any, Final
 
+import pymongo
 from fastapi import Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 from pymongo.errors import PyMongoError
@@ -117,9 +118,10 @@ class Asking:
     async def find(self, sha256: str) -> tuple[dict[str, Any] | None, list[str]]:
         """The image of the dataset with a content hash, and what there is to say about that."""
         try:
-            async with asyncio.timeout(_LOOKUP_S):
+            # PyMongo's own limit, not asyncio's: a cancelled connection loses its socket.
+            with pymongo.timeout(_LOOKUP_S):
                 found = await self.repository.image_with_content(sha256)
-        except (PyMongoError, TimeoutError):
+        except PyMongoError:
             return None, ["The database could not be asked whether this image is in the dataset."]
         if found is None or found["split"] == "test":
             return found, []
