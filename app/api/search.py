@@ -23,7 +23,7 @@ class MatchView(BaseModel):
     """A field that holds looked-for words."""
 
     field: str = Field(examples=["findings"])
-    snippet: str = Field(description="Part of the field's text around the first word")
+    snippet: str = Field(description="Part of the field's text around the first word, with … where text was left out")
     ranges: list[tuple[int, int]] = Field(description="Start and end of each word in the snippet, in characters")
 
 

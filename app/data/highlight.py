@@ -12,7 +12,9 @@ from app.data.fields import Field, pick
 
 _WORD: Final = re.compile(r"\w+")
 _TERM: Final = re.compile(r'(-?)"([^"]*)"|(\S+)')
+_SPACE: Final = re.compile(r"\s+")
 _CONTEXT: Final = 90
+_ELLIPSIS: Final = "…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class Match:
 
     Attributes:
         field: public name.
-        snippet: the part of its text around the first of them.
+        snippet: the part of its text around the first of them, in whole words, with an ellipsis
+            where text was left out.
         ranges: start and end of each word in the snippet, in characters.
     """
 
@@ -100,9 +103,16 @@ def _find_words(text: str, stems: frozenset[str]) -> list[tuple[int, int]]:
 
 
 def _match(name: str, text: str, ranges: Sequence[tuple[int, int]]) -> Match:
-    start = max(0, ranges[0][0] - _CONTEXT // 2)
+    first, first_end = ranges[0]
+    start = max(0, first - _CONTEXT // 2)
     if start:  # begin with a whole word
-        start = text.find(" ", start, ranges[0][0]) + 1 or start
-    end = min(len(text), start + 2 * _CONTEXT)
-    shown = [(a - start, b - start) for a, b in ranges if b <= end]
-    return Match(name, text[start:end], tuple(shown))
+        start = next((space.end() for space in _SPACE.finditer(text, start, first)), start)
+    end = start + 2 * _CONTEXT
+    if end >= len(text):
+        end = len(text)
+    else:  # end with one
+        end = max((space.start() for space in _SPACE.finditer(text, first_end, end + 1)), default=end)
+    before = _ELLIPSIS if start else ""
+    shift = len(before) - start
+    shown = tuple((a + shift, b + shift) for a, b in ranges if b <= end)
+    return Match(name, before + text[start:end] + (_ELLIPSIS if end < len(text) else ""), shown)
