@@ -1,8 +1,10 @@
 """`medpix train`: which models, in which order, and what happens when it is stopped."""
 
+import logging
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -11,8 +13,8 @@ from pymongo.database import Database
 from app.config import MendableError, Settings
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 from ml.context import Options
-from ml.device import DeviceName
-from ml.progress import console_reporter
+from ml.device import DeviceName, Team, pick_device, team
+from ml.progress import Reporter, console_reporter, silent
 from ml.records import RecordsError
 from ml.registry import RegistryError
 from ml.train import missing_defaults, models_to_train, queue, train_model
@@ -37,7 +39,7 @@ def run_training(
     epochs: int | None,
     thorough: bool,
 ) -> None:
-    """Train models one after the other.
+    """Train models one after the other; started by ``torchrun``, with all its processes.
 
     Args:
         settings: where the data and the model files are.
@@ -58,11 +60,13 @@ def run_training(
     models_dir = settings.model_files_dir
     images_dir = find_dataset(settings.dataset_dir) / IMAGE_FOLDER
     try:
-        wanted = models_to_train(names, database, models_dir)
-        if missing:
-            wanted += [name for name in missing_defaults(database, models_dir) if name not in wanted]
-        queue(wanted, database)
-        with console_reporter() as reporter:
+        with team(pick_device(device)) as workers, _reporter(workers) as reporter:
+            wanted = models_to_train(names, database, models_dir)
+            if missing:
+                wanted += [name for name in missing_defaults(database, models_dir) if name not in wanted]
+            workers.wait()  # all must have asked before one registers anything
+            if workers.leads:
+                queue(wanted, database)
             for name in wanted:
                 train_model(
                     name,
@@ -78,6 +82,14 @@ def run_training(
                 )
     except (RecordsError, RegistryError, OSError) as error:
         raise TrainingError(str(error)) from error
+
+
+def _reporter(workers: Team) -> AbstractContextManager[Reporter]:
+    """Of the processes of ``torchrun`` one shows the progress; the others say only what went wrong."""
+    if workers.leads:
+        return console_reporter()
+    logging.getLogger().setLevel(logging.ERROR)
+    return nullcontext(silent)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

@@ -31,8 +31,12 @@ def pick_device(name: DeviceName = "auto") -> torch.device:
         raise DeviceError(f"unknown device {name!r}; known are auto, cpu, cuda and mps")
     if not has[name]:
         raise DeviceError(f"device {name} was asked for, but this machine has none; use --device auto")
-    index = int(os.environ.get("LOCAL_RANK", "0"))
-    return torch.device(name, index) if name == "cuda" else torch.device(name)
+    if name != "cuda":
+        return torch.device(name)
+    index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= count:
+        raise DeviceError(f"torchrun started more processes than there are GPUs; use --nproc-per-node {count}")
+    return torch.device(name, index)
 
 
 def half_type(device: torch.device) -> torch.dtype | None:
@@ -75,6 +79,13 @@ class Team:
             return network
         return nn.parallel.DistributedDataParallel(network)
 
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a value over all processes, in place."""
+        if self.size > 1:
+            distributed.all_reduce(value)
+            value /= self.size
+        return value
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
@@ -83,11 +94,19 @@ class Team:
 
 @contextlib.contextmanager
 def team(device: torch.device) -> Iterator[Team]:
-    """Join the processes that ``torchrun`` started; a team of one without it."""
+    """Join the processes that ``torchrun`` started; a team of one without it.
+
+    A program can do so once: around all that it trains. Within the block ``team`` gives the same team.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or distributed.is_initialized():
-        yield Team(distributed.get_rank(), distributed.get_world_size()) if size > 1 else Team()
+    if size == 1:
+        yield Team()
         return
+    if distributed.is_initialized():
+        yield Team(distributed.get_rank(), size)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL would use the first for every process
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Team(distributed.get_rank(), size)

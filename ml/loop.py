@@ -196,7 +196,7 @@ class _Trainer:
         self.average = {name: value.clone() for name, value in network.state_dict().items()}
 
     def epoch(self, examples: Examples, epoch: int, seed: int) -> float:
-        """One pass over the examples; returns the mean loss."""
+        """One pass over the examples; returns the mean loss of the team."""
         torch.manual_seed(_mix_seed(seed, epoch, self.team.rank))
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(_mix_seed(seed, epoch, 0)))
         generator = torch.Generator(self.device).manual_seed(_mix_seed(seed, epoch, 1 + self.team.rank))
@@ -209,7 +209,7 @@ class _Trainer:
             done = (epoch * steps + step) / (self.recipe.epochs * steps)
             total += self._step(examples, self.team.share(batch).to(self.device), done, generator)
             self._update_average(epoch * steps + step)
-        return float(total) / steps
+        return float(self.team.mean(total)) / steps
 
     def _step(self, examples: Examples, index: Tensor, done: float, generator: torch.Generator) -> Tensor:
         for group in self.optimizer.param_groups:

@@ -129,7 +129,8 @@ def train_model(
     """Train one model on the train split, calibrate it on dev, and register it.
 
     Progress goes to ``reporter`` and to the document of the model in ``Training_runs``. Started by
-    ``torchrun``, all processes train together and the first one registers.
+    ``torchrun``, all processes train together and the first one registers; who trains several models
+    does so within one ``ml.device.team``.
 
     Args:
         name: a key of ``PLANS``.
@@ -163,6 +164,8 @@ def train_model(
         # Every process hears of an error; one alone tells the world about progress.
         told = to_all([reporter, DatabaseReporter(database)]) if workers.leads else silent
         with Run(name, plan.tasks, told) as run:
+            # Read now, needed at the end: a file that is missing must not show after hours.
+            others = load_records(database, images_dir, ("test",)) if workers.leads else []
             context = Context(
                 train=load_records(database, images_dir, ("train",)),
                 dev=load_records(database, images_dir, ("dev",)),
@@ -175,9 +178,12 @@ def train_model(
             )
             with run.stage(0.0, 0.95):
                 model = trainer(name)(context)
-            others = load_records(database, images_dir, ("test",)) if workers.leads else []
-            with run.stage(0.95, 1.0):
-                return _finish(model, context, registry, others)
+            if workers.leads:
+                with run.stage(0.95, 1.0):
+                    _finish(model, context, registry, others)
+            # The next model may build on this one: nobody goes on before it is registered.
+            workers.wait()
+    return registry.get(name)
 
 
 def trainer(name: str) -> Callable[[Context], ServedModel]:
@@ -187,10 +193,8 @@ def trainer(name: str) -> Callable[[Context], ServedModel]:
     return function
 
 
-def _finish(model: ServedModel, context: Context, registry: Registry, others: Sequence[Record]) -> ModelCard:
+def _finish(model: ServedModel, context: Context, registry: Registry, others: Sequence[Record]) -> None:
     """Calibrate and score on dev, embed the dataset, register, and drop the checkpoints."""
-    if not context.team.leads:
-        return model.card
     context.run.update(0.2, "calibrating on dev")
     dev_outputs = calibrate(model, context)
     reference = None
@@ -202,10 +206,9 @@ def _finish(model: ServedModel, context: Context, registry: Registry, others: Se
     model.card.parameters = model.count_parameters()
     model.card.history = list(context.run.history)
     model.card.seconds = round(context.run.seconds, 1)
-    card = registry.register(model, reference)
+    registry.register(model, reference)
     for path in context.scratch.glob("*.safetensors"):
         path.unlink(missing_ok=True)
-    return card
 
 
 def calibrate(model: ServedModel, context: Context) -> Mapping[str, np.ndarray[Any, Any]] | None:

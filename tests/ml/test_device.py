@@ -1,9 +1,16 @@
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from ml.device import DeviceError, Team, half_type, pick_device, team
+from ml.files import read_tensors
+from tests.ml.together import start, train
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
 
 
 def test_auto_finds_a_device_and_a_missing_one_is_named() -> None:
@@ -37,3 +44,28 @@ def test_one_process_is_a_team_of_one() -> None:
         network = torch.nn.Linear(1, 1)
         assert alone.wrap(network) is network
         alone.wait()
+
+
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    """The mean of the gradients over both halves of a batch is the gradient of the batch."""
+    done = subprocess.run(
+        [*TORCHRUN, "tests.ml.together", str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    network, losses = train()
+    before = start().state_dict()
+    for rank in ("0", "1"):
+        state, told = read_tensors(tmp_path / rank)
+        assert told["losses"] == pytest.approx(losses, rel=1e-3)
+        for name, value in network.state_dict().items():
+            # bfloat16, where the processor has it, keeps three digits.
+            assert (value - state[name]).norm() < 0.01 * (value - before[name]).norm()
+
+
+def test_a_process_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(DeviceError, match="use --nproc-per-node 2"):
+        pick_device("cuda")
