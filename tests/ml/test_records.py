@@ -1,4 +1,5 @@
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,45 @@ def test_a_partial_database_is_named(
         load_records(database, images_dir)
 
 
+def test_lost_cases_are_counted(database: Database[Document], generated_dataset: Path, images_dir: Path) -> None:
+    seed(database, generated_dataset)
+    for collection in ("Image_Descriptions", "Clinical_reports"):
+        database[collection].delete_many({"split": "train", "U_id": {"$gt": "MPX1005"}})
+    with pytest.raises(
+        RecordsError, match=r"partial: it holds \d+ train images, and 60 were seeded; run `medpix seed`"
+    ):
+        load_records(database, images_dir)
+    assert load_records(database, images_dir, ("dev",))
+    seed(database, generated_dataset)
+    assert len(load_records(database, images_dir)) == 60
+
+
+def test_a_seeding_that_broke_off_is_named(
+    database: Database[Document], generated_dataset: Path, images_dir: Path
+) -> None:
+    seed(database, generated_dataset)
+    runs = database["Seed_runs"]
+    broken = {**(runs.find_one() or {}), "_id": 1, "state": "running", "started_at": datetime.now(UTC)}
+    runs.insert_one(broken)
+    assert load_records(database, images_dir), "the same files, half written again, are still the same files"
+    runs.update_one({"_id": 1}, {"$set": {"dataset_version": "another"}})
+    with pytest.raises(RecordsError, match="no seeding of this database was completed; run `medpix seed`"):
+        load_records(database, images_dir)
+    runs.delete_many({})
+    with pytest.raises(RecordsError, match="no seeding of this database was completed"):
+        load_records(database, images_dir)
+
+
+def test_a_label_that_is_no_class_is_named_with_its_image(
+    database: Database[Document], generated_dataset: Path, images_dir: Path, train_records: list[Record]
+) -> None:
+    seed(database, generated_dataset)
+    image = train_records[0].image
+    database["Image_Descriptions"].update_one({"_id": image}, {"$set": {"norm.location": "Elbow"}})
+    with pytest.raises(RecordsError, match=f"image {image}: 'Elbow' is not a class of location; .*`medpix seed`"):
+        load_records(database, images_dir)
+
+
 def test_an_image_without_case_is_named(
     database: Database[Document], generated_dataset: Path, images_dir: Path, train_records: list[Record]
 ) -> None:
@@ -83,6 +123,9 @@ def test_missing_and_changed_files_are_named(ml_database: Database[Document], da
     (images / names[0]).unlink()
     with pytest.raises(RecordsError, match=f"1 of {len(names)} image files are missing .*{names[0]}"):
         load_records(ml_database, images)
+    file = images / names[2]
+    with pytest.raises(RecordsError, match=f"{len(names)} of {len(names)} image files are missing from {file}"):
+        load_records(ml_database, file)
 
 
 def test_a_snapshot_gives_the_same_records(train_records: list[Record], images_dir: Path, tmp_path: Path) -> None:
