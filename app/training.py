@@ -17,7 +17,7 @@ from ml.device import DeviceName, Team, pick_device, team
 from ml.progress import Reporter, console_reporter, silent
 from ml.records import RecordsError
 from ml.registry import RegistryError
-from ml.train import missing_defaults, models_to_train, queue, train_model
+from ml.train import models_to_train, queue, train_model
 
 Document = dict[str, Any]
 
@@ -61,9 +61,7 @@ def run_training(
     images_dir = find_dataset(settings.dataset_dir) / IMAGE_FOLDER
     try:
         with team(pick_device(device)) as workers, _reporter(workers) as reporter:
-            wanted = models_to_train(names, database, models_dir)
-            if missing:
-                wanted += [name for name in missing_defaults(database, models_dir) if name not in wanted]
+            wanted = models_to_train(names, database, models_dir, missing=missing)
             workers.wait()  # all must have asked before one registers anything
             if workers.leads:
                 queue(wanted, database)

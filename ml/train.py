@@ -62,37 +62,43 @@ DEFAULTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 _OOD_QUANTILE: Final = 0.99
 
 
-def models_to_train(wanted: Sequence[str], database: Database[dict[str, Any]], models_dir: Path) -> list[str]:
-    """The models to train for names of models and of tasks, in an order that respects their needs.
+def models_to_train(
+    wanted: Sequence[str], database: Database[dict[str, Any]], models_dir: Path, *, missing: bool = False
+) -> list[str]:
+    """The models to train for names of models and of tasks, each after those that it is built on.
 
-    A task stands for its default models. What a model needs is trained first where it is neither
-    registered nor named.
+    A task stands for its default models. What a model needs is trained too where it is not usable: it
+    is not registered, or its files are gone.
 
     Args:
         wanted: keys of ``PLANS`` or ``DEFAULTS``; "all" for every model.
         database: the seeded database.
         models_dir: folder of the model files.
+        missing: also the default models that are not usable.
 
     Raises:
         UnknownModelError: a name is neither a model nor a task.
     """
-    registered = {card.name for card in Registry(database, models_dir).list()}
-    names: list[str] = []
+    usable = {card.name for card in Registry(database, models_dir).list() if is_complete(card, models_dir)}
+    names: dict[str, None] = {}
     for name in PLANS if "all" in wanted else wanted:
         if name not in PLANS and name not in DEFAULTS:
             known = ", ".join([*DEFAULTS, *PLANS, "all"])
             raise UnknownModelError(f"{name!r} is neither a model nor a task; known are: {known}")
-        for model in DEFAULTS.get(name, (name,)):
-            names += [need for need in PLANS[model].needs if need not in registered]
-            names.append(model)
-    return list(dict.fromkeys(names))
+        names |= dict.fromkeys(DEFAULTS.get(name, (name,)))
+    if missing:
+        names |= {name: None for defaults in DEFAULTS.values() for name in defaults if name not in usable}
+    order: dict[str, None] = {}
 
+    def add(name: str) -> None:
+        for need in PLANS[name].needs:
+            if need in names or need not in usable:
+                add(need)
+        order[name] = None
 
-def missing_defaults(database: Database[dict[str, Any]], models_dir: Path) -> list[str]:
-    """The default models of all tasks that are not registered, or whose files are gone."""
-    usable = {card.name for card in Registry(database, models_dir).list() if is_complete(card, models_dir)}
-    names = dict.fromkeys(name for defaults in DEFAULTS.values() for name in defaults)
-    return [name for name in names if name not in usable]
+    for name in names:
+        add(name)
+    return list(order)
 
 
 def queue(names: Sequence[str], database: Database[dict[str, Any]]) -> None:

@@ -78,8 +78,19 @@ def test_a_task_means_its_default_models(database: Database[Document], tmp_path:
         names("colour")
 
 
-def test_what_is_registered_is_not_trained_again_to_help(models_dir: Path, ml_database: Database[Document]) -> None:
+def test_what_is_registered_is_not_trained_again_to_help(
+    models_dir: Path, ml_database: Database[Document], tmp_path: Path
+) -> None:
     assert models_to_train(["location"], ml_database, models_dir) == ["caption-location", "fused-location"]
+    assert models_to_train([], ml_database, models_dir, missing=True) == []
+    files_gone = models_to_train([], ml_database, tmp_path, missing=True)
+    assert files_gone == ["compact", "caption-location", "fused-location"]
+    assert models_to_train(["fused-modality"], ml_database, tmp_path) == ["compact", "fused-modality"]
+
+
+def test_what_is_trained_comes_before_what_is_built_on_it(models_dir: Path, ml_database: Database[Document]) -> None:
+    names = models_to_train(["fused-modality", "location", "modality"], ml_database, models_dir)
+    assert names == ["compact", "fused-modality", "caption-location", "fused-location"]
 
 
 def test_waiting_models_are_noted(database: Database[Document]) -> None:
