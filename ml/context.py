@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ml import labels
 from ml.card import DataSource, ModelCard, environment, now
+from ml.checkpoint import Place
 from ml.device import Team
 from ml.images import load_images
 from ml.models.base import ServedModel
@@ -90,13 +91,13 @@ class Context:
             known.update({record.image: pixels for record, pixels in zip(missing, loaded, strict=True)})
         return np.stack([known[record.image] for record in records])
 
-    def checkpoint(self, part: str) -> Path:
-        """The file for the checkpoint of a part of the run; removed first where the run starts anew."""
+    def checkpoint(self, part: str) -> Place:
+        """Where a part of the run keeps its checkpoint; what is there is removed where the run starts anew."""
         path = self.scratch / f"{part}.safetensors"
         if not self.options.resume and self.team.leads:
             path.unlink(missing_ok=True)
         self.team.wait()
-        return path
+        return Place(path, self.run)
 
     def draft_card(
         self,

@@ -1,5 +1,6 @@
 """Files that are either whole or not there at all: weights, checkpoints, folders of a model."""
 
+import glob
 import hashlib
 import json
 import os
@@ -9,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -44,10 +44,15 @@ def sync(path: Path) -> None:
 def replaced(path: Path) -> Iterator[Path]:
     """A path to write to that takes the place of ``path`` only when the block ends without an error.
 
+    What earlier processes left half-written for the same path is removed.
+
     Raises:
         OSError: the disk is full or failed; ``path`` is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if stale.suffix[1:].isdigit() and not _is_running(int(stale.suffix[1:])):
+            stale.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -109,8 +114,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     try:
         save_file(on_cpu, path, text)
     except SafetensorError as error:
-        # The library wraps what the operating system said, as "No space left on device".
-        raise OSError(f"cannot write {path.name}: {error}") from error
+        # The library wraps what the operating system said, as "No space left on device (os error 28)".
+        raise OSError(str(error).rpartition("I/O error: ")[2]) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -147,8 +152,3 @@ def read_json(path: Path) -> Any:
         raise DamagedFileError(f"{path.name} is missing from {path.parent}") from error
     except ValueError as error:
         raise DamagedFileError(f"{path.name} is cut or not JSON: {error}") from error
-
-
-def count_parameters(module: torch.nn.Module) -> int:
-    """The number of trainable values of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ml.augment import Augment, mix
-from ml.checkpoint import Checkpoint
+from ml.checkpoint import Checkpoint, Learner, Place, digest
 from ml.device import Team, half_type
 from ml.labels import IGNORED
 
@@ -122,7 +122,7 @@ def fit(
     device: torch.device,
     team: Team | None = None,
     rates: Mapping[str, float] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Place | Path | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> nn.Module:
     """Train a network in place; it ends with the moving average of its weights.
@@ -141,32 +141,50 @@ def fit(
         team: the processes that share the run; None for this one alone.
         rates: factor on the learning rate by prefix of the parameter's name, the longest prefix
             wins; 0 freezes. Batch norms of frozen parts keep their statistics.
-        checkpoint: file to continue from where it exists, and to write after each epoch.
-        on_epoch: called with the finished epochs and the mean loss of the last.
+        checkpoint: file to continue from where it is of the same run, and to write after each epoch.
+        on_epoch: called with the finished epochs and the mean loss of the last, before the checkpoint
+            is written: what it tells the run is kept with it.
 
     Returns:
         The network, on ``device``, in evaluation mode.
 
     Raises:
-        ml.files.DamagedFileError: the checkpoint is of another run or damaged.
+        ml.checkpoint.CheckpointError: the checkpoint could not be written.
     """
     team = team or Team()
+    place = checkpoint if isinstance(checkpoint, Place) else Place(checkpoint)
+    identity = {
+        "recipe": recipe.to_json(),
+        "rates": dict(rates or {}),
+        "seed": seed,
+        "mean and deviation": [mean, std],
+        **({} if place.path is None else contents(network, examples)),
+    }
     torch.manual_seed(seed)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     examples = examples.to(device)
     optimizer = _optimizer(network, recipe, rates or {})
     normalise = _Normaliser(mean, std, device)
     trainer = _Trainer(network, optimizer, recipe, team=team, normalise=normalise)
-    saved = Checkpoint(checkpoint, {"recipe": recipe.to_json(), "seed": seed, "images": len(examples)})
-    first = saved.restore(network, trainer.average, optimizer) if checkpoint else 0
-    for epoch in range(first, recipe.epochs):
+    learner = Learner(network, trainer.average, optimizer, trainer.scaler)
+    saved = Checkpoint(place, learner, identity, recipe.epochs)
+    for epoch in range(saved.restore(), recipe.epochs):
         loss = trainer.epoch(examples, epoch, seed)
-        if checkpoint and team.leads:
-            saved.save(epoch + 1, network, trainer.average, optimizer)
         if on_epoch is not None:
             on_epoch(epoch + 1, loss)
+        if team.leads:
+            saved.save(epoch + 1)
     network.load_state_dict(trainer.average)
     return network.eval()
+
+
+def contents(network: nn.Module, examples: Examples) -> dict[str, str]:
+    """The hashes of what a training starts from, for the identity of its checkpoints."""
+    return {
+        "images": digest([examples.pixels]),
+        "labels": digest([*examples.targets.values(), examples.weights]),
+        "starting weights": digest(network.state_dict().values()),
+    }
 
 
 class _Normaliser:
@@ -192,7 +210,7 @@ class _Trainer:
         self.recipe, self.team, self.normalise = recipe, team, normalise
         self.device = next(network.parameters()).device
         self.half = half_type(self.device)
-        self.scaler = torch.amp.GradScaler(enabled=self.half == torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half == torch.float16)
         self.average = {name: value.clone() for name, value in network.state_dict().items()}
 
     def epoch(self, examples: Examples, epoch: int, seed: int) -> float:

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -186,14 +186,24 @@ class Run:
     def __init__(self, name: str, tasks: Sequence[str], reporter: Reporter) -> None:
         self._progress = Progress(name, tuple(tasks), "queued")
         self._reporter = reporter
-        self._start = time.monotonic()
+        self._start, self._before = time.monotonic(), 0.0
         self._span = (0.0, 1.0)
         self.history: list[Epoch] = []
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time since the start."""
-        return time.monotonic() - self._start
+        """Wall-clock time that the run took so far, in all processes that worked on it."""
+        return self._before + time.monotonic() - self._start
+
+    def told(self) -> dict[str, Any]:
+        """What the next process must know where this one is killed, as JSON values."""
+        return {"seconds": self.seconds, "history": [epoch.model_dump() for epoch in self.history]}
+
+    def take_up(self, told: Mapping[str, Any]) -> None:
+        """Go on from what a process had told that was killed; of several accounts the longest holds."""
+        self._before = max(self._before, float(told["seconds"]))
+        if len(told["history"]) > len(self.history):
+            self.history = [Epoch(**epoch) for epoch in told["history"]]
 
     def __enter__(self) -> Self:
         self._tell(replace(self._progress, state="running", message="starting"))

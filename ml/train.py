@@ -1,5 +1,6 @@
 """Trains a model by name, from records in MongoDB to a registered card."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -213,8 +214,7 @@ def _finish(model: ServedModel, context: Context, registry: Registry, others: Se
     model.card.history = list(context.run.history)
     model.card.seconds = round(context.run.seconds, 1)
     registry.register(model, reference)
-    for path in context.scratch.glob("*.safetensors"):
-        path.unlink(missing_ok=True)
+    shutil.rmtree(context.scratch, ignore_errors=True)
 
 
 def calibrate(model: ServedModel, context: Context) -> Mapping[str, np.ndarray[Any, Any]] | None:

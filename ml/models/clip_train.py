@@ -3,22 +3,16 @@
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from ml.checkpoint import Checkpoint, Learner
 from ml.context import Context
 from ml.loop import schedule
 from ml.models.clip import FAMILY, NAME, TASKS, ClipHead, ClipImageNetwork, ClipModel, HeadSettings
+from ml.models.clip_examples import ClipExamples, embed_captions, embed_images, hide
 from ml.models.clip_towers import SmallTowers, Start, start_from
-from ml.models.clip_tune import (
-    Tuner,
-    TuneSettings,
-    case_weights,
-    embed_captions,
-    embed_images,
-    head_loss,
-    hide,
-)
-from ml.records import targets
+from ml.models.clip_tune import Tuner, TuneSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,30 +78,52 @@ def train(context: Context, settings: ClipSettings | None = None) -> ClipModel:
 
 def _train_head(context: Context, network: ClipImageNetwork, start: Start, settings: HeadSettings) -> None:
     """Fit the head on embeddings that are computed once."""
-    network.eval()
-    with torch.no_grad(), context.run.stage(0.0, 0.7):
-        image = embed_images(context, network, context.images(context.train, start.preprocess))
-        caption = embed_captions(network, start, context.train)
-    wanted = {task: torch.from_numpy(targets(context.train, task)).to(context.device) for task in TASKS}
-    weights = case_weights(context, settings.case_weight)
+    examples = ClipExamples.of(context, start, settings.case_weight)
     optimizer = torch.optim.AdamW(network.head.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
-    generator = torch.Generator().manual_seed(context.options.seed)
-    for epoch in range(settings.epochs):
-        network.head.train()
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate * schedule(epoch / settings.epochs, 0.05)
-        for batch in torch.randperm(len(image), generator=generator).split(settings.batch):
-            index = batch.to(context.device)
-            shown = hide(len(index), settings.modality_dropout, generator).to(context.device)
-            logits = network.head(image[index] * shown[:, :1], caption[index] * shown[:, 1:])
-            loss = head_loss(logits, {t: w[index] for t, w in wanted.items()}, weights[index], settings.smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        context.run.update(
-            0.7 + 0.3 * (epoch + 1) / settings.epochs,
-            f"head, epoch {epoch + 1}/{settings.epochs}",
-            epoch=epoch + 1,
-            epochs=settings.epochs,
-        )
+    identity = {"settings": asdict(settings), "seed": context.options.seed, **examples.identity(network)}
+    learner = Learner(network.head, {}, optimizer)
+    checkpoint = Checkpoint(context.checkpoint("head"), learner, identity, settings.epochs)
+    first = checkpoint.restore()
     network.eval()
+    if first < settings.epochs:
+        with torch.no_grad(), context.run.stage(0.0, 0.7):
+            image = embed_images(context, network, examples.pixels.numpy())
+            caption = embed_captions(network, start, context.train)
+    with context.run.stage(0.7, 1.0):
+        for epoch in range(first, settings.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rate * schedule(epoch / settings.epochs, 0.05)
+            loss = _head_epoch(context, network, examples, (image, caption), optimizer, settings, epoch)
+            context.run.epoch("head", epoch + 1, settings.epochs, loss)
+            if context.team.leads:
+                checkpoint.save(epoch + 1)
+    network.eval()
+
+
+def _head_epoch(
+    context: Context,
+    network: ClipImageNetwork,
+    examples: ClipExamples,
+    embeddings: tuple[Tensor, Tensor],
+    optimizer: torch.optim.Optimizer,
+    settings: HeadSettings,
+    epoch: int,
+) -> float:
+    """One pass over the embeddings of images and captions; returns the mean loss."""
+    image, caption = embeddings
+    # From seed and epoch alone, so that a run that goes on sees what an unbroken one would have seen.
+    seed = context.options.seed * 1_000_003 + epoch
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    network.head.train()
+    losses = []
+    for batch in torch.randperm(len(image), generator=generator).split(settings.batch):
+        index = batch.to(context.device)
+        shown = hide(len(index), settings.modality_dropout, generator).to(context.device)
+        logits = network.head(image[index] * shown[:, :1], caption[index] * shown[:, 1:])
+        loss = examples.loss(logits, index, settings.smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())

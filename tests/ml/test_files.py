@@ -80,6 +80,25 @@ def test_a_kill_leaves_no_folder_and_the_next_run_cleans_up(tmp_path: Path) -> N
     assert [child.name for child in tmp_path.iterdir()] == ["v1"]
 
 
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    killed = f"""
+import os, signal
+from pathlib import Path
+from ml.files import replaced
+with replaced(Path({str(path)!r})) as temporary:
+    temporary.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert run(killed).returncode == -signal.SIGKILL
+    other = tmp_path / f".state.{os.getppid()}"
+    other.write_text("another process writes it just now")
+    assert len(list(tmp_path.iterdir())) == 2
+    with replaced(path) as temporary:
+        temporary.write_text("whole")
+    assert {child.name for child in tmp_path.iterdir()} == {"state", other.name}
+
+
 def test_a_folder_of_a_running_process_is_left_alone(tmp_path: Path) -> None:
     other = tmp_path / f".writing-v0-{os.getppid()}"
     other.mkdir()

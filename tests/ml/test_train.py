@@ -28,7 +28,7 @@ def test_default_models_are_registered_with_whole_cards(
     assert card.settings["recipe"]["epochs"] == 2
     assert set(card.temperature) == set(card.thresholds) == set(card.tasks)
     assert "diagnosis" in card.intended_use
-    assert not (models_dir / ".training" / "compact" / "member-0.safetensors").exists()
+    assert not (models_dir / ".training" / "compact").exists()
 
 
 def test_captions_of_the_generated_cases_are_learned(models_dir: Path, ml_database: Database[Document]) -> None:

@@ -10,9 +10,9 @@ from ml.files import DamagedFileError
 from ml.labels import LOCATION
 from ml.models.base import EMBEDDING, InputError
 from ml.models.clip import ClipModel
+from ml.models.clip_examples import hide
 from ml.models.clip_towers import SmallTowers, build_small, start_from
 from ml.models.clip_train import ClipSettings, train
-from ml.models.clip_tune import hide
 from ml.weights import WeightsError
 from tests.ml.conftest import MakeContext
 from tests.ml.exported import run_openvino
