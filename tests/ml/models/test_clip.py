@@ -4,40 +4,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 from ml.files import DamagedFileError
 from ml.labels import LOCATION
 from ml.models.base import EMBEDDING, InputError
 from ml.models.clip import ClipModel
 from ml.models.clip_examples import hide
-from ml.models.clip_towers import SmallTowers, build_small, start_from
+from ml.models.clip_towers import start_from
 from ml.models.clip_train import ClipSettings, train
 from ml.weights import WeightsError
 from tests.ml.conftest import MakeContext
 from tests.ml.exported import run_openvino
+from tests.ml.killed import TOWERS
 
-SMALL = SmallTowers(
-    size=32, patch=8, width=32, image_layers=2, text_layers=2, heads=2, projection=16, vocabulary=300, tokens=24
-)
 CAPTIONS = ["Axial CT shows a nodule in the right upper lobe of the lung", None, ""]
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP model with random weights, as transformers saves one: weights, tokenizer, processor."""
-    folder = tmp_path_factory.mktemp("weights") / "tiny-clip"
-    torch.manual_seed(5)
-    towers, tokenizer = build_small(SMALL, ["axial ct of the brain", "mr of the knee with a tear"] * 20)
-    towers.save_pretrained(folder)
-    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.2, 0.2])
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
 def settings() -> ClipSettings:
-    return replace(ClipSettings(), small=SMALL)
+    return replace(ClipSettings(), small=TOWERS)
 
 
 def answer(
@@ -57,7 +42,7 @@ def test_pretrained_towers_get_a_head_and_are_served(
     assert model.preprocess is not None
     assert model.preprocess.mean == (0.5, 0.4, 0.3)
     assert model.preprocess.interpolation == "bicubic"
-    start = start_from(str(clip_folder), SMALL, []).towers.state_dict()
+    start = start_from(str(clip_folder), TOWERS, []).towers.state_dict()
     after = model.network.towers.state_dict()
     assert all(torch.equal(value, after[name].cpu()) for name, value in start.items())
     folder = tmp_path / "saved"
@@ -75,7 +60,7 @@ def test_thorough_also_tunes_the_towers(make_context: MakeContext, clip_folder: 
     tuning = replace(settings.tune, rate=1e-2, shares=(1.0,), average=0.1)
     context = make_context(weights=str(clip_folder), epochs=1, thorough=True)
     model = train(context, replace(settings, tune=tuning))
-    start = start_from(str(clip_folder), SMALL, []).towers.state_dict()
+    start = start_from(str(clip_folder), TOWERS, []).towers.state_dict()
     after = model.network.towers.state_dict()
     changed = [name for name, value in start.items() if not torch.equal(value, after[name].cpu())]
     assert any(name.startswith("text_model") for name in changed)
@@ -121,4 +106,4 @@ def test_a_broken_folder_is_named(clip_folder: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((clip_folder / name).read_bytes()[:200])
     with pytest.raises(WeightsError, match="holds no usable CLIP model"):
-        start_from(str(tmp_path), SMALL, [])
+        start_from(str(tmp_path), TOWERS, [])
