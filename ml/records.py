@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,20 @@ def targets(records: Sequence[Record], task: str) -> NDArray[np.int64]:
     return np.array([labels.encode(task, record.label(task)) for record in records], dtype=np.int64)
 
 
+def need_labels(records: Sequence[Record], tasks: Iterable[str]) -> None:
+    """Check that a split can be learned from, or scored on.
+
+    Raises:
+        RecordsError: a task has no labelled image.
+    """
+    for task in tasks:
+        if all(record.label(task) is None for record in records):
+            raise RecordsError(
+                f"none of the {len(records)} {records[0].split} images has a {task}: there is nothing to learn or to "
+                "score. Check the labels of the source files, and run `medpix seed` again"
+            )
+
+
 def groups(records: Sequence[Record]) -> NDArray[np.str_]:
     """The case of each record, shape (N,): the unit that splits and bootstraps keep together."""
     return np.array([record.u_id for record in records], dtype=np.str_)
@@ -235,36 +249,3 @@ def snapshot_hash(records: Iterable[Record]) -> str:
     for line in _snapshot_lines(records):
         digest.update(line.encode())
     return digest.hexdigest()
-
-
-def write_snapshot(records: Sequence[Record], path: Path) -> str:
-    """Write the records as JSONL, so that a run can be repeated without the database.
-
-    Returns:
-        The hash of the snapshot, equal to ``snapshot_hash(records)`` and to the sha256 of the file.
-    """
-    path.write_text("".join(_snapshot_lines(records)), encoding="ascii", newline="\n")
-    return snapshot_hash(records)
-
-
-def read_snapshot(path: Path, images_dir: Path, expected: str | None = None) -> list[Record]:
-    """Read what ``write_snapshot`` wrote.
-
-    Args:
-        path: the JSONL file.
-        images_dir: folder with the PNG files.
-        expected: hash that the file must have.
-
-    Raises:
-        RecordsError: the file does not have the expected hash.
-    """
-    data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if expected is not None and found != expected:
-        raise RecordsError(f"{path.name} has the hash {found[:12]}, expected {expected[:12]}: it was changed")
-    records = []
-    for line in data.decode("ascii").splitlines():
-        fields = json.loads(line)
-        fields["report"] = tuple(fields["report"])
-        records.append(replace(Record(**fields), path=images_dir / fields["path"]))
-    return records

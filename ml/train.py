@@ -20,7 +20,7 @@ from ml.metrics import scores
 from ml.models.base import EMBEDDING, ServedModel, log
 from ml.predict import captions_of, run_captions, run_images
 from ml.progress import DatabaseReporter, Reporter, Run, silent, to_all
-from ml.records import Record, groups, load_records, targets
+from ml.records import Record, groups, load_records, need_labels, targets
 from ml.reference import Reference
 from ml.registry import Registry, UnknownModelError, is_complete
 
@@ -183,6 +183,8 @@ def train_model(
                 options=chosen,
                 scratch=models_dir / ".training" / name,
             )
+            for records in (context.train, context.dev):
+                need_labels(records, plan.tasks)
             with run.stage(0.0, 0.95):
                 model = trainer(name)(context)
             if workers.leads:

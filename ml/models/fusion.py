@@ -139,6 +139,8 @@ def choose_weights(
     """
     keep = wanted != labels.IGNORED
     best, best_loss = FusionWeights(), np.inf
+    if not keep.any():  # no dev image has both a caption and a label
+        return best
     for image_weight in (0.3, 0.5, 0.7, 0.9):
         for caption_weight in (0.5, 0.75, 1.0, 1.25):
             for tau in (0.0, 0.15, 0.3):

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,10 +14,9 @@ from ml.records import (
     RecordsError,
     groups,
     load_records,
-    read_snapshot,
+    need_labels,
     snapshot_hash,
     targets,
-    write_snapshot,
 )
 from tests.ml.conftest import Document
 
@@ -128,14 +128,18 @@ def test_missing_and_changed_files_are_named(ml_database: Database[Document], da
         load_records(ml_database, file)
 
 
-def test_a_snapshot_gives_the_same_records(train_records: list[Record], images_dir: Path, tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    digest = write_snapshot(train_records, path)
-    assert digest == snapshot_hash(train_records)
-    assert read_snapshot(path, images_dir, digest) == train_records
-    path.write_text(path.read_text().replace("Axial", "axial"))
-    with pytest.raises(RecordsError, match="it was changed"):
-        read_snapshot(path, images_dir, digest)
+def test_the_hash_of_a_snapshot_is_that_of_everything_but_the_folder(train_records: list[Record]) -> None:
+    known = snapshot_hash(train_records)
+    moved = [replace(record, path=Path("/elsewhere") / record.path.name) for record in train_records]
+    assert snapshot_hash(moved) == known
+    assert snapshot_hash([replace(train_records[0], caption="another"), *train_records[1:]]) != known
+
+
+def test_a_split_without_labels_is_named(dev_records: list[Record]) -> None:
+    blank = [replace(record, location=None) for record in dev_records]
+    need_labels(blank, ("modality", "location_category"))
+    with pytest.raises(RecordsError, match=f"none of the {len(blank)} dev images has a location"):
+        need_labels(blank, ("modality", "location"))
 
 
 @pytest.mark.medpix

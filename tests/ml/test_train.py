@@ -6,6 +6,7 @@ import pytest
 from pymongo.database import Database
 
 from app.data import schema
+from app.data.seed import seed
 from ml.context import Options
 from ml.predict import captions_of, run_captions, run_images
 from ml.progress import Progress
@@ -112,13 +113,43 @@ def test_a_failed_run_is_reported_and_registers_nothing(database: Database[Docum
     assert list(Registry(database, tmp_path).list()) == []
 
 
+def test_a_class_with_one_example_and_splits_without_captions_are_trained(
+    database: Database[Document], images_dir: Path, tmp_path: Path
+) -> None:
+    seed(database, images_dir.parent)
+    images = database[schema.IMAGES]
+    alone = images.find_one({"split": "train", "norm.location": "Spine"}) or {}
+    images.update_one({"_id": alone["_id"]}, {"$set": {"norm.location": "Pathology"}})
+    images.update_many({"split": {"$ne": "train"}}, {"$set": {"norm.caption": None}})
+    for name in ("compact", "caption-location", "fused-location"):
+        card = train_model(
+            name,
+            database=database,
+            images_dir=images_dir,
+            models_dir=tmp_path,
+            device="cpu",
+            options=Options(epochs=1, members=1),
+        )
+        assert "Pathology" in card.tasks["location"]
+        assert 0.0 <= (card.score("location") or 0.0) <= 1.0
+
+
+def test_a_split_without_labels_is_named_before_training(
+    database: Database[Document], images_dir: Path, tmp_path: Path
+) -> None:
+    seed(database, images_dir.parent)
+    database[schema.IMAGES].update_many({"split": "dev"}, {"$set": {"norm.location": None}})
+    with pytest.raises(RecordsError, match="none of the 20 dev images has a location"):
+        train_model("compact", database=database, images_dir=images_dir, models_dir=tmp_path, device="cpu")
+    card = train_model("knn-colour", database=database, images_dir=images_dir, models_dir=tmp_path, device="cpu")
+    assert card.score("modality") is not None
+
+
 def test_unknown_and_unready_models_are_named(
     ml_database: Database[Document], images_dir: Path, tmp_path: Path, database: Database[Document]
 ) -> None:
     with pytest.raises(UnknownModelError, match="unknown model 'vgg'; known are: compact"):
         train_model("vgg", database=ml_database, images_dir=images_dir, models_dir=tmp_path)
-    from app.data.seed import seed
-
     seed(database, images_dir.parent)
     with pytest.raises(UnknownModelError, match="no model 'compact' is registered"):
         train_model("fused-location", database=database, images_dir=images_dir, models_dir=tmp_path)
