@@ -1,5 +1,6 @@
 """Files that are either whole or not there at all: weights, checkpoints, folders of a model."""
 
+import fcntl
 import glob
 import hashlib
 import json
@@ -19,6 +20,10 @@ from app.config import MendableError
 
 class DamagedFileError(MendableError):
     """A file is not what was written; the message names it."""
+
+
+class BusyError(MendableError):
+    """Another process works on the same files."""
 
 
 def sha256_of(path: Path) -> str:
@@ -91,6 +96,30 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def only_one(name: str, folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the system lets it go when the process ends, however it does.
+
+    Raises:
+        BusyError: another process holds it.
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise BusyError(
+                f"{name} is being trained already, by process {lock.read()}, into {folder.parents[1]}; "
+                "wait for it, or stop it"
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 def _is_running(pid: int) -> bool:

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pymongo.database import Database
+from pymongo.errors import PyMongoError
+from rich.console import Console
 from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
@@ -19,6 +21,7 @@ from app.data import schema
 from ml.card import Epoch, now
 
 _LOG = logging.getLogger(__name__)
+STOPPED: Final = "The training was stopped. Start it again to go on from its last checkpoint."
 State = Literal["queued", "running", "done", "failed"]
 
 
@@ -60,6 +63,8 @@ def silent(progress: Progress) -> None:
 class DatabaseReporter:
     """Keeps one document per model in ``Training_runs``, which the service shows to those who wait.
 
+    A report that cannot be written is no reason to end a training: the first one is warned of.
+
     Args:
         database: the seeded database.
         every: least seconds between two writes of a running state.
@@ -69,6 +74,7 @@ class DatabaseReporter:
         self._runs = database[schema.TRAINING_RUNS]
         self._every = every
         self._last = ("", -1.0)
+        self._warned = False
 
     def __call__(self, progress: Progress) -> None:
         """Write the progress, unless the same state was written a moment ago."""
@@ -88,11 +94,16 @@ class DatabaseReporter:
             "message": progress.message,
             "pid": os.getpid(),
         }
-        self._runs.replace_one({"_id": progress.name}, document, upsert=True)
+        try:
+            self._runs.replace_one({"_id": progress.name}, document, upsert=True)
+        except PyMongoError as error:
+            if not self._warned:
+                _LOG.warning("The progress could not be written to the database, the training goes on: %s", error)
+            self._warned = True
 
 
 class BarReporter:
-    """A progress bar on a terminal; use it as a context manager."""
+    """A progress bar on standard error; use it as a context manager."""
 
     def __init__(self) -> None:
         self._bars = RichProgress(
@@ -101,6 +112,7 @@ class BarReporter:
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.description}"),
+            console=Console(stderr=True),
         )
         self._tasks: dict[str, TaskID] = {}
 
@@ -216,7 +228,7 @@ class Run:
             end = replace(self._progress, state="done", fraction=1.0, eta_s=0.0, message="done")
         else:
             # The last message a waiting client sees: the cause, never a stack trace.
-            cause = str(error) or type(error).__name__
+            cause = STOPPED if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
             end = replace(self._progress, state="failed", eta_s=None, message=cause)
         self._tell(end)
 

@@ -1,7 +1,8 @@
 """Trains a model by name, from records in MongoDB to a registered card."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -9,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from pymongo.database import Database
+from pymongo.errors import PyMongoError
 
 from app.data import schema
 from ml import labels
@@ -16,10 +18,11 @@ from ml.calibrate import TARGET_ACCURACY, decision_threshold, fit_temperature
 from ml.card import ModelCard, now
 from ml.context import Context, Options
 from ml.device import DeviceName, pick_device, team
+from ml.files import only_one
 from ml.metrics import scores
 from ml.models.base import EMBEDDING, ServedModel, log
 from ml.predict import captions_of, run_captions, run_images
-from ml.progress import DatabaseReporter, Reporter, Run, silent, to_all
+from ml.progress import STOPPED, DatabaseReporter, Reporter, Run, silent, to_all
 from ml.records import Record, groups, load_records, need_labels, targets
 from ml.reference import Reference
 from ml.registry import Registry, UnknownModelError, is_complete
@@ -33,27 +36,30 @@ class Plan(NamedTuple):
         function: takes a ``Context``, returns a ``ServedModel``.
         tasks: what it predicts.
         needs: models that must be registered first.
+        options: fields of ``Options`` that change its training: weights, epochs, thorough.
     """
 
     module: str
     function: str
     tasks: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    options: frozenset[str] = frozenset()
 
 
 _BOTH_LOCATIONS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
+_TUNED: Final = frozenset({"weights", "epochs"})
 PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
     {
-        "compact": Plan("compact", "train", tuple(labels.TASKS)),
+        "compact": Plan("compact", "train", tuple(labels.TASKS), options=frozenset({"epochs"})),
         "caption-location": Plan("caption", "train", _BOTH_LOCATIONS),
         "fused-location": Plan("fusion", "train", _BOTH_LOCATIONS, ("compact", "caption-location")),
         "knn-texture": Plan("texture_knn", "train_texture", (labels.MODALITY,)),
         "knn-colour": Plan("texture_knn", "train_colour", (labels.MODALITY,)),
         "knn-texture-colour": Plan("texture_knn", "train_both", (labels.MODALITY,)),
         "fused-modality": Plan("texture_svm", "train", (labels.MODALITY,), ("compact",)),
-        "resnet50-modality": Plan("resnet", "train_modality", (labels.MODALITY,)),
-        "resnet50-location": Plan("resnet", "train_location", (labels.LOCATION,)),
-        "clip-location": Plan("clip_train", "train", _BOTH_LOCATIONS),
+        "resnet50-modality": Plan("resnet", "train_modality", (labels.MODALITY,), options=_TUNED),
+        "resnet50-location": Plan("resnet", "train_location", (labels.LOCATION,), options=_TUNED),
+        "clip-location": Plan("clip_train", "train", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}),
     }
 )
 # What `medpix train modality` and `medpix train location` train, in this order.
@@ -120,6 +126,22 @@ def queue(names: Sequence[str], database: Database[dict[str, Any]]) -> None:
         database[schema.TRAINING_RUNS].replace_one({"_id": name}, document, upsert=True)
 
 
+@contextmanager
+def queued(names: Sequence[str], database: Database[dict[str, Any]]) -> Iterator[None]:
+    """Around the training of models: they are noted as waiting, and as failed where it ends before their turn."""
+    queue(names, database)
+    try:
+        yield
+    except BaseException as error:
+        cause = STOPPED if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        ended = {"state": "failed", "updated_at": now(), "message": f"its turn did not come: {cause}"}
+        with suppress(PyMongoError):
+            database[schema.TRAINING_RUNS].update_many(
+                {"_id": {"$in": list(names)}, "state": "queued"}, {"$set": ended}
+            )
+        raise
+
+
 def train_model(
     name: str,
     *,
@@ -157,6 +179,7 @@ def train_model(
     Raises:
         UnknownModelError: no such model, or one that it needs is not registered.
         ml.records.RecordsError: database or images are missing or damaged.
+        ml.files.BusyError: another process trains the model into the same folder.
         ml.registry.RegistryError: the files could not be written.
         ml.weights.WeightsError: the pretrained weights asked for cannot be had.
     """
@@ -167,7 +190,8 @@ def train_model(
     base = options or Options()
     chosen = Options(weights, seed, resume, base.epochs, base.members, base.thorough)
     registry = Registry(database, models_dir)
-    with team(where) as workers:
+    scratch = models_dir / ".training" / name
+    with team(where) as workers, only_one(name, scratch) if workers.leads else nullcontext():
         # Every process hears of an error; one alone tells the world about progress.
         told = to_all([reporter, DatabaseReporter(database)]) if workers.leads else silent
         with Run(name, plan.tasks, told) as run:
@@ -181,7 +205,7 @@ def train_model(
                 team=workers,
                 run=run,
                 options=chosen,
-                scratch=models_dir / ".training" / name,
+                scratch=scratch,
             )
             for records in (context.train, context.dev):
                 need_labels(records, plan.tasks)

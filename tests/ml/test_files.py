@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from ml.files import (
+    BusyError,
     DamagedFileError,
+    only_one,
     read_json,
     read_tensors,
     replaced,
@@ -134,3 +136,17 @@ def test_json_comes_back(tmp_path: Path) -> None:
     write_json(tmp_path / "j.json", {"b": 1, "a": "\u00fc"})
     assert read_json(tmp_path / "j.json") == {"b": 1, "a": "\u00fc"}
     assert len(sha256_of(tmp_path / "j.json")) == 64
+
+
+def test_a_folder_is_for_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / ".training" / "compact"
+    with (
+        only_one("compact", folder),
+        pytest.raises(
+            BusyError, match=rf"compact is being trained already, by process {os.getpid()}, into {tmp_path};"
+        ),
+        only_one("compact", folder),
+    ):
+        pass
+    with only_one("compact", folder):
+        pass

@@ -8,11 +8,12 @@ from pymongo.database import Database
 from app.data import schema
 from app.data.seed import seed
 from ml.context import Options
+from ml.files import BusyError, only_one
 from ml.predict import captions_of, run_captions, run_images
 from ml.progress import Progress
 from ml.records import Record, RecordsError, snapshot_hash
 from ml.registry import Registry, UnknownModelError
-from ml.train import PLANS, models_to_train, queue, train_model
+from ml.train import PLANS, models_to_train, queue, queued, train_model
 from tests.ml.conftest import Document
 
 
@@ -99,6 +100,35 @@ def test_waiting_models_are_noted(database: Database[Document]) -> None:
     run = database[schema.TRAINING_RUNS].find_one({"_id": "compact"})
     assert run is not None
     assert (run["state"], run["tasks"][0]) == ("queued", "modality")
+
+
+def test_what_waits_fails_with_what_it_waited_for(database: Database[Document]) -> None:
+    names = ["compact", "caption-location"]
+
+    def work() -> None:
+        database[schema.TRAINING_RUNS].update_one({"_id": "compact"}, {"$set": {"state": "done"}})
+        raise RecordsError("no images")
+
+    with pytest.raises(RecordsError, match="no images"), queued(names, database):
+        work()
+    compact, caption = (database[schema.TRAINING_RUNS].find_one({"_id": name}) or {} for name in names)
+    assert compact["state"] == "done"
+    assert (caption["state"], caption["message"]) == ("failed", "its turn did not come: no images")
+
+
+def test_a_model_is_trained_by_one_process_at_a_time(
+    ml_database: Database[Document], images_dir: Path, tmp_path: Path
+) -> None:
+    def train() -> None:
+        train_model("knn-colour", database=ml_database, images_dir=images_dir, models_dir=tmp_path, device="cpu")
+
+    before = ml_database[schema.TRAINING_RUNS].find_one({"_id": "knn-colour"})
+    with only_one("knn-colour", tmp_path / ".training" / "knn-colour"):
+        with pytest.raises(BusyError, match="knn-colour is being trained already"):
+            train()
+        assert ml_database[schema.TRAINING_RUNS].find_one({"_id": "knn-colour"}) == before
+    train()
+    ml_database[schema.MODELS].delete_one({"_id": "knn-colour"})
 
 
 def test_a_failed_run_is_reported_and_registers_nothing(database: Database[Document], tmp_path: Path) -> None:
