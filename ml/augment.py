@@ -141,7 +141,7 @@ def mix(images: Tensor, alpha: float, probability: float, generator: torch.Gener
 def _beta(alpha: float, generator: torch.Generator, device: torch.device) -> float:
     """One draw from Beta(alpha, alpha) for alpha <= 1 (Johnk 1964): reject until the powers add to 1."""
     while True:
-        first, second = torch.rand(2, generator=generator, device=device, dtype=torch.float64).tolist()
+        first, second = torch.rand(2, generator=generator, device=device).tolist()
         a, b = first ** (1.0 / alpha), second ** (1.0 / alpha)
         if 0.0 < a + b <= 1.0:
             return float(a / (a + b))

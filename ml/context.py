@@ -134,7 +134,7 @@ class Context:
             seed=self.options.seed,
             seconds=0.0,
             data=self.data_source(),
-            environment=environment(str(self.device), torch.get_num_threads()),
+            environment=environment(str(self.device), torch.get_num_threads(), self.run.precision),
         )
 
     def data_source(self) -> DataSource:

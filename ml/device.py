@@ -42,14 +42,19 @@ def pick_device(name: DeviceName = "auto") -> torch.device:
 def half_type(device: torch.device) -> torch.dtype | None:
     """The number format for mixed precision that pays on a device, None for float32 alone.
 
-    On a CPU that is bfloat16 where its instructions are in hardware: elsewhere it is emulated and slow.
+    That is bfloat16 where its instructions are in hardware: elsewhere it is emulated and slow.
     """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
         return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
     return None
+
+
+def format_name(half: torch.dtype | None) -> str:
+    """What a training computes in, in words: bfloat16, float16 or float32."""
+    return str(half or torch.float32).removeprefix("torch.")
 
 
 @dataclass(frozen=True, slots=True)

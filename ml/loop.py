@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ml.augment import Augment, mix
 from ml.checkpoint import Checkpoint, Learner, Place, digest
-from ml.device import Team, half_type
+from ml.device import Team, format_name, half_type
 from ml.labels import IGNORED
 
 OnEpoch = Callable[[int, float], None]
@@ -166,6 +166,7 @@ def fit(
     optimizer = _optimizer(network, recipe, rates or {})
     normalise = _Normaliser(mean, std, device)
     trainer = _Trainer(network, optimizer, recipe, team=team, normalise=normalise)
+    place.run.precision = format_name(trainer.half)
     learner = Learner(network, trainer.average, optimizer, trainer.scaler)
     saved = Checkpoint(place, learner, identity, recipe.epochs)
     for epoch in range(saved.restore(), recipe.epochs):

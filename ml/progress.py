@@ -193,6 +193,8 @@ class Run:
 
     Attributes:
         history: the epochs that were reported.
+        precision: the number format of the training: bfloat16, float16 or float32; None for a model
+            that is not trained in epochs.
     """
 
     def __init__(self, name: str, tasks: Sequence[str], reporter: Reporter) -> None:
@@ -201,6 +203,7 @@ class Run:
         self._start, self._before = time.monotonic(), 0.0
         self._span = (0.0, 1.0)
         self.history: list[Epoch] = []
+        self.precision: str | None = None
 
     @property
     def seconds(self) -> float:

@@ -8,6 +8,7 @@ from transformers.utils import logging as transformers_logging
 
 from ml.checkpoint import Checkpoint, Learner
 from ml.context import Context
+from ml.device import format_name
 from ml.loop import schedule
 from ml.models.clip import FAMILY, NAME, TASKS, ClipHead, ClipImageNetwork, ClipModel, HeadSettings
 from ml.models.clip_examples import ClipExamples, embed_captions, embed_images, hide
@@ -56,20 +57,21 @@ def train(context: Context, settings: ClipSettings | None = None) -> ClipModel:
     head = ClipHead(start.towers.visual_projection.out_features, settings.head.hidden, settings.head.dropout)
     network = ClipImageNetwork(start.towers, head, start.preprocess.mean, start.preprocess.std)
     network.to(context.device)
+    share = 0.0
     tuning = settings.scratch if start.init == "scratch" else settings.tune
     if start.init == "pretrained":
         with context.run.stage(0.0, 0.4 if context.options.thorough else 1.0):
             _train_head(context, network, start, settings.head)
     if start.init == "scratch" or context.options.thorough:
         with context.run.stage(0.0 if start.init == "scratch" else 0.4, 1.0):
-            Tuner(context, network, start, tuning, settings.head).run()
+            share = Tuner(context, network, start, tuning, settings.head).run()
     card = context.draft_card(
         NAME,
         FAMILY,
         tasks=TASKS,
         inputs=("image", "caption"),
         preprocess=start.preprocess,
-        settings={"head": asdict(settings.head), "tune": asdict(tuning)},
+        settings={"head": asdict(settings.head), "tune": asdict(tuning), "share": share},
         init=start.init,
         weights_source=start.source,
     )
@@ -83,6 +85,7 @@ def _train_head(context: Context, network: ClipImageNetwork, start: Start, setti
     identity = {"settings": asdict(settings), "seed": context.options.seed, **examples.identity(network)}
     learner = Learner(network.head, {}, optimizer)
     checkpoint = Checkpoint(context.checkpoint("head"), learner, identity, settings.epochs)
+    context.run.precision = format_name(None)
     first = checkpoint.restore()
     network.eval()
     if first < settings.epochs:

@@ -11,7 +11,7 @@ from ml import labels
 from ml.augment import Augment
 from ml.checkpoint import Checkpoint, Learner
 from ml.context import Context
-from ml.device import half_type
+from ml.device import format_name, half_type
 from ml.loop import schedule
 from ml.metrics import negative_log_likelihood
 from ml.models.base import softmax
@@ -32,7 +32,7 @@ class TuneSettings:
         weight_decay: of AdamW.
         average: decay of the moving average of the weights.
         shares: shares of the tuned weights to try on dev, the rest being the weights before tuning
-            (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903).
+            (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903); with 0 tuning never makes it worse there.
         augment: random changes of the images.
     """
 
@@ -41,7 +41,7 @@ class TuneSettings:
     rate: float = 1e-5
     weight_decay: float = 0.1
     average: float = 0.99
-    shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     augment: Augment = field(default_factory=Augment)
 
 
@@ -96,12 +96,13 @@ class Tuner:
             weight_decay=settings.weight_decay,
         )
         self.half = half_type(context.device)
+        context.run.precision = format_name(self.half)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=self.half == torch.float16)
         self.examples = ClipExamples.of(context, start, head.case_weight)
         self.has_text = torch.tensor([[1.0, float(bool(text))] for text in self.examples.texts])
 
-    def run(self) -> None:
-        """Train, then mix the weights before and after as is best on dev."""
+    def run(self) -> float:
+        """Train, then mix the weights before and after as is best on dev; returns the share of the latter."""
         context, settings = self.context, self.settings
         learner = Learner(self.network, self.average, self.optimizer, self.scaler)
         identity = {
@@ -117,7 +118,7 @@ class Tuner:
             context.run.epoch("towers and head", epoch + 1, settings.epochs, loss)
             if context.team.leads:
                 checkpoint.save(epoch + 1)
-        self._choose_share()
+        return self._choose_share()
 
     def _epoch(self, whole: nn.Module, epoch: int) -> float:
         """One pass over the images; returns the mean loss of the team."""
@@ -161,7 +162,7 @@ class Tuner:
             self.average[name].lerp_(value, 1.0 - decay)
 
     @torch.no_grad()
-    def _choose_share(self) -> None:
+    def _choose_share(self) -> float:
         """Keep the mix of the weights before and after tuning with the least loss on dev."""
         dev = self.context.dev
         pixels = self.context.images(dev, self.start.preprocess)
@@ -171,7 +172,9 @@ class Tuner:
             image = embed_images(self.context, self.network, pixels)
             logits = self.network.head(image, embed_captions(self.network, self.start, dev))
             losses[share] = sum(_dev_loss(logits[task], targets(dev, task)) for task in TASKS)
-        self._mix(min(losses, key=lambda share: losses[share]))
+        best = min(losses, key=lambda share: losses[share])
+        self._mix(best)
+        return best
 
     def _mix(self, share: float) -> None:
         mixed = {

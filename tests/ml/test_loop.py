@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ml.augment import Augment, grid, mix
+from ml.checkpoint import Place
 from ml.loop import Examples, Recipe, fit, make_examples, schedule
+from ml.progress import Run, silent
 from tests.ml.small import CPU, RECIPE, network
 
 
@@ -22,7 +24,7 @@ def examples() -> Examples:
 
 
 def train(
-    examples: Examples, recipe: Recipe = RECIPE, checkpoint: Path | None = None, **options: object
+    examples: Examples, recipe: Recipe = RECIPE, checkpoint: Place | Path | None = None, **options: object
 ) -> tuple[nn.Module, list[float]]:
     losses: list[float] = []
     model = fit(
@@ -71,6 +73,41 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(examples: Examples, tmp_path: Pa
     assert later_losses == pytest.approx(all_losses[1:], abs=1e-6)
     state = resumed.state_dict()
     assert all(torch.allclose(value, state[name], atol=1e-6) for name, value in unbroken.state_dict().items())
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_mixed_precision_learns_in_weights_of_full_precision(
+    half: torch.dtype, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml.loop.half_type", lambda _: None)
+    full = train(examples)[1]
+    monkeypatch.setattr("ml.loop.half_type", lambda _: half)
+    run = Run("m", (), silent)
+    model, losses = train(examples, checkpoint=Place(None, run))
+    assert losses == pytest.approx(full, rel=0.03)
+    assert losses != full, "the network did compute in half precision"
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    assert run.precision == str(half).removeprefix("torch.")
+
+
+@pytest.mark.gpu
+def test_a_gpu_learns_and_goes_on_after_a_stop(examples: Examples, tmp_path: Path) -> None:
+    def on_gpu(**options: object) -> nn.Module:
+        return fit(
+            network(), examples, replace(RECIPE, epochs=8), mean=(0.3,), std=(0.3,), seed=1,
+            device=torch.device("cuda"), checkpoint=tmp_path / "state.safetensors", **options,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def stop(epoch: int, _loss: float) -> None:
+        if epoch == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        on_gpu(on_epoch=stop)
+    model = on_gpu().cpu()
+    with torch.inference_mode():
+        predicted = model((examples.pixels.float() / 255 - 0.3) / 0.3)["modality"].argmax(dim=1)
+    assert (predicted == examples.targets["modality"]).float().mean() > 0.95
 
 
 def test_a_rate_of_zero_freezes_weights_and_statistics(examples: Examples) -> None:
@@ -126,6 +163,14 @@ def test_mixup_blends_with_a_partner() -> None:
     assert 0.0 < share < 1.0
     assert torch.allclose(mixed, share * images + (1 - share) * images[partner])
     assert mix(images, 0.0, 1.0, torch.Generator())[2] == 1.0
+
+
+def test_shares_of_a_mix_are_a_beta_draw() -> None:
+    generator, image = torch.Generator().manual_seed(0), torch.zeros(2, 1, 1, 1)
+    shares = np.array([mix(image, 0.4, 1.0, generator)[2] for _ in range(3000)])
+    # Of Beta(a, a): mean 1/2, variance 1 / (4 (2 a + 1)).
+    assert shares.mean() == pytest.approx(0.5, abs=0.03)
+    assert shares.var() == pytest.approx(1 / (4 * 1.8), rel=0.05)
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (96, 33), (1, 5)])

@@ -3,16 +3,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pymongo.database import Database
 
 from app.data import schema
 from app.data.seed import seed
 from ml.context import Options
+from ml.device import format_name, half_type
 from ml.files import BusyError, only_one
 from ml.predict import captions_of, run_captions, run_images
 from ml.progress import Progress
 from ml.records import Record, RecordsError, snapshot_hash
-from ml.registry import Registry, UnknownModelError
+from ml.registry import Registry, UnknownModelError, load_model
 from ml.train import PLANS, models_to_train, queue, queued, train_model
 from tests.ml.conftest import Document
 
@@ -25,6 +27,7 @@ def test_default_models_are_registered_with_whole_cards(
     assert card.data.snapshot == snapshot_hash([*train_records, *dev_records])
     assert card.data.cases == {"train": 24, "dev": 8}
     assert card.init == "scratch"
+    assert card.environment.precision == format_name(half_type(torch.device("cpu")))
     assert card.parameters > 2_000_000
     assert card.seconds > 0
     assert card.settings["recipe"]["epochs"] == 2
@@ -100,6 +103,27 @@ def test_waiting_models_are_noted(database: Database[Document]) -> None:
     run = database[schema.TRAINING_RUNS].find_one({"_id": "compact"})
     assert run is not None
     assert (run["state"], run["tasks"][0]) == ("queued", "modality")
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_a_model_for_the_service(
+    ml_database: Database[Document], images_dir: Path, tmp_path: Path
+) -> None:
+    card = train_model(
+        "resnet50-modality",
+        database=ml_database,
+        images_dir=images_dir,
+        models_dir=tmp_path,
+        weights="scratch",
+        device="cuda",
+        options=Options(epochs=1),
+    )
+    ml_database[schema.MODELS].delete_one({"_id": card.name})
+    assert card.environment.device == "cuda:0"
+    assert card.environment.precision == format_name(half_type(torch.device("cuda")))
+    model = load_model(card, tmp_path)
+    assert model.network is not None
+    assert {value.device.type for value in model.network.parameters()} == {"cpu"}
 
 
 def test_what_waits_fails_with_what_it_waited_for(database: Database[Document]) -> None:

@@ -5,13 +5,17 @@ import numpy as np
 import pytest
 import torch
 
+from ml import labels
+from ml.context import Context
 from ml.files import DamagedFileError
 from ml.labels import LOCATION
 from ml.models.base import EMBEDDING, InputError
-from ml.models.clip import ClipModel
+from ml.models.clip import TASKS, ClipHead, ClipImageNetwork, ClipModel
 from ml.models.clip_examples import hide
 from ml.models.clip_towers import start_from
 from ml.models.clip_train import ClipSettings, train
+from ml.models.clip_tune import Tuner
+from ml.records import targets
 from ml.weights import WeightsError
 from tests.ml.conftest import MakeContext
 from tests.ml.exported import run_openvino
@@ -30,6 +34,14 @@ def answer(
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     captions = [*CAPTIONS, "knee"][: len(pixels)]
     return model.combine(model.encode_images(pixels), model.encode_captions(captions))[LOCATION]
+
+
+def make_tuner(context: Context, settings: ClipSettings) -> Tuner:
+    start = start_from(context.options.weights, settings.small, [])
+    torch.manual_seed(0)
+    head = ClipHead(start.towers.visual_projection.out_features, settings.head.hidden, settings.head.dropout)
+    network = ClipImageNetwork(start.towers, head, start.preprocess.mean, start.preprocess.std)
+    return Tuner(context, network, start, settings.tune, settings.head)
 
 
 def test_pretrained_towers_get_a_head_and_are_served(
@@ -65,6 +77,39 @@ def test_thorough_also_tunes_the_towers(make_context: MakeContext, clip_folder: 
     changed = [name for name, value in start.items() if not torch.equal(value, after[name].cpu())]
     assert any(name.startswith("text_model") for name in changed)
     assert any(name.startswith("vision_model") for name in changed)
+
+
+def test_float16_is_scaled(
+    make_context: MakeContext, clip_folder: Path, settings: ClipSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml.models.clip_tune.half_type", lambda _: torch.float16)
+    context = make_context(weights=str(clip_folder))
+    tuner = make_tuner(context, replace(settings, tune=replace(settings.tune, epochs=1, shares=(1.0,))))
+    assert tuner.scaler.is_enabled()
+    tuner.run()
+    assert tuner.scaler.get_scale() == 65536.0, "no step was skipped for a gradient that is not finite"
+    assert context.run.precision == "float16"
+    changed = [name for name, value in tuner.network.state_dict().items() if not torch.equal(value, tuner.before[name])]
+    assert any(name.startswith("towers.vision_model") for name in changed)
+
+
+@pytest.mark.parametrize(("factor", "share"), [(-1.0, 0.0), (4.0, 0.25), (2.0, 0.5), (1.0, 1.0)])
+def test_the_share_of_tuned_weights_is_the_best_on_dev(
+    make_context: MakeContext, clip_folder: Path, settings: ClipSettings, factor: float, share: float
+) -> None:
+    """An untrained head is best with the frequencies of the classes as bias: a share of what is too much."""
+    context = make_context(weights=str(clip_folder))
+    tuner = make_tuner(context, replace(settings, tune=replace(settings.tune, epochs=0)))
+    expected = {}
+    for task in TASKS:
+        wanted = targets(context.dev, task)
+        counts = np.bincount(wanted[wanted >= 0], minlength=len(labels.TASKS[task])) + 1e-3
+        name, change = f"head.heads.{task}.bias", factor * torch.from_numpy(np.log(counts)).float()
+        expected[f"heads.{task}.bias"] = tuner.before[name] + share * change
+        tuner.average[name] = tuner.before[name] + change
+    assert tuner.run() == share
+    mixed = tuner.network.head.state_dict()
+    assert all(torch.allclose(mixed[name], value, atol=1e-5) for name, value in expected.items())
 
 
 def test_scratch_learns_tokens_and_answers_with_either_input(make_context: MakeContext, settings: ClipSettings) -> None:
