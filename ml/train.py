@@ -14,7 +14,7 @@ from pymongo.errors import PyMongoError
 
 from app.data import schema
 from ml import labels
-from ml.calibrate import TARGET_ACCURACY, decision_threshold, fit_temperature
+from ml.calibrate import TARGET_ACCURACY, choose_tau, decision_threshold, fit_temperature
 from ml.card import ModelCard, now
 from ml.context import Context, Options
 from ml.device import DeviceName, pick_device, team
@@ -60,6 +60,8 @@ PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
         "resnet50-modality": Plan("resnet", "train_modality", (labels.MODALITY,), options=_TUNED),
         "resnet50-location": Plan("resnet", "train_location", (labels.LOCATION,), options=_TUNED),
         "clip-location": Plan("clip_train", "train", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}),
+        "clip-location-image": Plan("clip_train", "train_image", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}),
+        "clip-location-caption": Plan("clip_train", "train_caption", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}),
     }
 )
 # What `medpix train modality` and `medpix train location` train, in this order.
@@ -244,7 +246,7 @@ def _finish(model: ServedModel, context: Context, registry: Registry, others: Se
 
 
 def calibrate(model: ServedModel, context: Context) -> Mapping[str, np.ndarray[Any, Any]] | None:
-    """Set temperatures, thresholds and dev scores on the card of a new model.
+    """Set adjustments, temperatures, thresholds and dev scores on the card of a new model.
 
     Returns:
         What the image half made of the dev images; None for a model without image.
@@ -255,6 +257,10 @@ def calibrate(model: ServedModel, context: Context) -> Mapping[str, np.ndarray[A
         outputs = run_images(model, context.images(dev, model.preprocess))
     encoded = run_captions(model, captions_of(dev))
     raw = model.combine(outputs, encoded)
+    if tails := card.settings.get("adjust"):
+        for task, tail in tails.items():
+            tail["tau"] = choose_tau(log(raw[task]), np.array(tail["log_prior"]), targets(dev, task))
+        raw = model.combine(outputs, encoded)
     card.temperature = {task: fit_temperature(log(raw[task]), targets(dev, task)) for task in raw}
     for task, probabilities in model.combine(outputs, encoded).items():
         wanted = targets(dev, task)

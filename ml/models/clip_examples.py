@@ -14,7 +14,7 @@ from ml import labels
 from ml.checkpoint import digest
 from ml.context import Context
 from ml.loop import make_examples
-from ml.models.clip import TASKS, ClipImageNetwork, embed_texts
+from ml.models.clip import TASKS, ClipImageNetwork, HeadSettings, embed_texts
 from ml.models.clip_towers import Start
 from ml.records import Record, groups, targets
 
@@ -28,12 +28,14 @@ class ClipExamples:
     Attributes:
         pixels: uint8 tensor (N, 3, size, size).
         texts: N captions, "" where there is none.
+        has_text: whether there is one, float tensor (N,).
         wanted: per task int64 tensor (N,), on the device of the run.
         weights: float32 tensor (N,), mean 1, on the device of the run.
     """
 
     pixels: Tensor
     texts: list[str]
+    has_text: Tensor
     wanted: Mapping[str, Tensor]
     weights: Tensor
 
@@ -50,7 +52,9 @@ class ClipExamples:
         empty = np.zeros((len(context.train), 1, 1, 1), dtype=np.uint8)
         plain = make_examples(empty, wanted, groups(context.train), case_weight).to(context.device)
         pixels = torch.from_numpy(context.images(context.train, start.preprocess))
-        return cls(pixels, [record.caption for record in context.train], plain.targets, plain.weights)
+        texts = [record.caption for record in context.train]
+        has_text = torch.tensor([float(bool(text)) for text in texts])
+        return cls(pixels, texts, has_text, plain.targets, plain.weights)
 
     def identity(self, network: nn.Module) -> dict[str, Any]:
         """What of a checkpoint's identity is data, or weights that the training starts from."""
@@ -84,8 +88,28 @@ class ClipExamples:
         return total
 
 
-def embed_images(context: Context, network: ClipImageNetwork, pixels: NDArray[np.uint8]) -> Tensor:
-    """Embeddings (N, size) of images (N, 3, H, W), on the run's device."""
+def embed(
+    context: Context, network: ClipImageNetwork, start: Start, records: Sequence[Record], inputs: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of images and captions, each (N, size) on the run's device.
+
+    Args:
+        context: images, device and whom to tell.
+        network: the towers.
+        start: which prepares the images and cuts captions into tokens.
+        records: N records.
+        inputs: "image", "caption" or both; what is not named is all zeros, as is a missing caption.
+    """
+    size = network.towers.visual_projection.out_features
+    image = caption = torch.zeros(len(records), size, device=context.device)
+    if "image" in inputs:
+        image = _embed_images(context, network, context.images(records, start.preprocess))
+    if "caption" in inputs:
+        caption = _embed_captions(network, start, [record.caption for record in records])
+    return image, caption
+
+
+def _embed_images(context: Context, network: ClipImageNetwork, pixels: NDArray[np.uint8]) -> Tensor:
     parts = []
     for start in range(0, len(pixels), _BATCH):
         batch = torch.from_numpy(pixels[start : start + _BATCH]).to(context.device)
@@ -94,21 +118,29 @@ def embed_images(context: Context, network: ClipImageNetwork, pixels: NDArray[np
     return torch.cat(parts)
 
 
-def embed_captions(network: ClipImageNetwork, start: Start, records: Sequence[Record]) -> Tensor:
-    """Embeddings (N, size) of the captions of records; zeros where there is none."""
-    texts = [record.caption for record in records]
+def _embed_captions(network: ClipImageNetwork, start: Start, texts: Sequence[str]) -> Tensor:
     parts = [
         embed_texts(network.towers, start.tokenizer, texts[first : first + _BATCH])
         for first in range(0, len(texts), _BATCH)
     ]
-    empty = torch.tensor([not text for text in texts])
     embedded = torch.cat(parts)
-    embedded[empty.to(embedded.device)] = 0.0
+    embedded[torch.tensor([not text for text in texts], device=embedded.device)] = 0.0
     return embedded
 
 
-def hide(count: int, probability: float, generator: torch.Generator) -> Tensor:
-    """Which of image and caption an example shows, float (N, 2); never neither."""
-    draw = torch.rand(count, generator=generator)
-    hidden = torch.stack([draw < probability, draw > 1.0 - probability], dim=1)
-    return 1.0 - hidden.float()
+def show(head: HeadSettings, has_text: Tensor, generator: torch.Generator) -> Tensor:
+    """Which of image and caption each example shows, float (N, 2).
+
+    Args:
+        head: its inputs, and the probability that one of two is hidden; never both are.
+        has_text: whether there is a caption to show, float (N,).
+        generator: source of randomness.
+    """
+    if len(head.inputs) == 1:
+        only = torch.tensor([float(name in head.inputs) for name in ("image", "caption")])
+        return only.expand(len(has_text), 2)
+    draw = torch.rand(len(has_text), generator=generator)
+    caption = has_text * (draw <= 1.0 - head.modality_dropout)
+    # Without caption the image must show, whatever the dice say.
+    image = torch.where(caption > 0, (draw >= head.modality_dropout).float(), 1.0)
+    return torch.stack([image, caption], dim=1)

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from ml import labels
 from ml.checkpoint import Checkpoint, Learner
-from ml.context import Context
+from ml.context import Context, adjustment
 from ml.device import format_name
 from ml.loop import schedule
 from ml.models.clip import FAMILY, NAME, TASKS, ClipHead, ClipImageNetwork, ClipModel, HeadSettings
-from ml.models.clip_examples import ClipExamples, embed_captions, embed_images, hide
+from ml.models.clip_examples import ClipExamples, embed, show
 from ml.models.clip_towers import SmallTowers, Start, start_from
 from ml.models.clip_tune import Tuner, TuneSettings
 
@@ -41,7 +42,22 @@ def train(context: Context, settings: ClipSettings | None = None) -> ClipModel:
     Raises:
         ml.weights.WeightsError: pretrained weights were asked for and cannot be had or read.
     """
+    return _train(context, settings or ClipSettings(), NAME)
+
+
+def train_image(context: Context, settings: ClipSettings | None = None) -> ClipModel:
+    """The same with the image alone: what the caption adds is the difference."""
     settings = settings or ClipSettings()
+    return _train(context, replace(settings, head=replace(settings.head, inputs=("image",))), f"{NAME}-image")
+
+
+def train_caption(context: Context, settings: ClipSettings | None = None) -> ClipModel:
+    """The same with the caption alone: what the image adds is the difference."""
+    settings = settings or ClipSettings()
+    return _train(context, replace(settings, head=replace(settings.head, inputs=("caption",))), f"{NAME}-caption")
+
+
+def _train(context: Context, settings: ClipSettings, name: str) -> ClipModel:
     epochs = context.options.epochs
     if epochs is not None:
         settings = replace(
@@ -66,12 +82,17 @@ def train(context: Context, settings: ClipSettings | None = None) -> ClipModel:
         with context.run.stage(0.0 if start.init == "scratch" else 0.4, 1.0):
             share = Tuner(context, network, start, tuning, settings.head).run()
     card = context.draft_card(
-        NAME,
+        name,
         FAMILY,
         tasks=TASKS,
-        inputs=("image", "caption"),
-        preprocess=start.preprocess,
-        settings={"head": asdict(settings.head), "tune": asdict(tuning), "share": share},
+        inputs=settings.head.inputs,
+        preprocess=start.preprocess if "image" in settings.head.inputs else None,
+        settings={
+            "head": asdict(settings.head),
+            "tune": asdict(tuning),
+            "share": share,
+            "adjust": adjustment(context.train, (labels.LOCATION,)),
+        },
         init=start.init,
         weights_source=start.source,
     )
@@ -90,13 +111,12 @@ def _train_head(context: Context, network: ClipImageNetwork, start: Start, setti
     network.eval()
     if first < settings.epochs:
         with torch.no_grad(), context.run.stage(0.0, 0.7):
-            image = embed_images(context, network, examples.pixels.numpy())
-            caption = embed_captions(network, start, context.train)
+            embedded = embed(context, network, start, context.train, settings.inputs)
     with context.run.stage(0.7, 1.0):
         for epoch in range(first, settings.epochs):
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate * schedule(epoch / settings.epochs, 0.05)
-            loss = _head_epoch(context, network, examples, (image, caption), optimizer, settings, epoch)
+            loss = _head_epoch(context, network, examples, embedded, optimizer, settings, epoch)
             context.run.epoch("head", epoch + 1, settings.epochs, loss)
             if context.team.leads:
                 checkpoint.save(epoch + 1)
@@ -122,7 +142,7 @@ def _head_epoch(
     losses = []
     for batch in torch.randperm(len(image), generator=generator).split(settings.batch):
         index = batch.to(context.device)
-        shown = hide(len(index), settings.modality_dropout, generator).to(context.device)
+        shown = show(settings, examples.has_text[batch], generator).to(context.device)
         logits = network.head(image[index] * shown[:, :1], caption[index] * shown[:, 1:])
         loss = examples.loss(logits, index, settings.smoothing)
         optimizer.zero_grad(set_to_none=True)

@@ -1,5 +1,6 @@
 """Trains a whole CLIP model, towers and head together."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -16,7 +17,7 @@ from ml.loop import schedule
 from ml.metrics import negative_log_likelihood
 from ml.models.base import softmax
 from ml.models.clip import TASKS, ClipImageNetwork, HeadSettings, embed_texts
-from ml.models.clip_examples import ClipExamples, embed_captions, embed_images, hide
+from ml.models.clip_examples import ClipExamples, embed, show
 from ml.models.clip_towers import Start
 from ml.records import targets
 
@@ -48,14 +49,15 @@ class TuneSettings:
 class _Whole(nn.Module):
     """Towers and head as one module, so that a team averages all gradients at once."""
 
-    def __init__(self, network: ClipImageNetwork, start: Start) -> None:
+    def __init__(self, network: ClipImageNetwork, start: Start, inputs: Sequence[str]) -> None:
         super().__init__()
         self.network = network
-        self._tokenizer = start.tokenizer
+        self._tokenizer, self._inputs = start.tokenizer, inputs
 
     def forward(self, images: Tensor, texts: list[str], shown: Tensor) -> dict[str, Tensor]:
-        image = self.network.embed(images)
-        caption = embed_texts(self.network.towers, self._tokenizer, texts)
+        nothing = images.new_zeros(len(images), self.network.towers.visual_projection.out_features)
+        image = self.network.embed(images) if "image" in self._inputs else nothing
+        caption = embed_texts(self.network.towers, self._tokenizer, texts) if "caption" in self._inputs else nothing
         logits: dict[str, Tensor] = self.network.head(image * shown[:, :1], caption * shown[:, 1:])
         return logits
 
@@ -81,12 +83,19 @@ class Tuner:
     ) -> None:
         self.context, self.network, self.start = context, network, start
         self.settings, self.head = settings, head
-        network.towers.logit_scale.requires_grad_(False)
+        towers = network.towers
+        towers.logit_scale.requires_grad_(False)
+        for name, halves in (
+            ("image", (towers.vision_model, towers.visual_projection)),
+            ("caption", (towers.text_model, towers.text_projection)),
+        ):
+            for half in halves:
+                half.requires_grad_(name in head.inputs)
         self.before = {name: value.clone() for name, value in network.state_dict().items()}
         self.average = {name: value.clone() for name, value in self.before.items()}
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": list(network.towers.parameters()), "factor": 1.0},
+                {"params": list(towers.parameters()), "factor": 1.0},
                 {
                     "params": list(network.head.parameters()),
                     "factor": 10.0 if start.init == "pretrained" else 1.0,
@@ -99,7 +108,6 @@ class Tuner:
         context.run.precision = format_name(self.half)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=self.half == torch.float16)
         self.examples = ClipExamples.of(context, start, head.case_weight)
-        self.has_text = torch.tensor([[1.0, float(bool(text))] for text in self.examples.texts])
 
     def run(self) -> float:
         """Train, then mix the weights before and after as is best on dev; returns the share of the latter."""
@@ -112,7 +120,7 @@ class Tuner:
         }
         checkpoint = Checkpoint(context.checkpoint("tune"), learner, identity, settings.epochs)
         first = checkpoint.restore()
-        whole = context.team.wrap(_Whole(self.network, self.start))
+        whole = context.team.wrap(_Whole(self.network, self.start, self.head.inputs))
         for epoch in range(first, settings.epochs):
             loss = self._epoch(whole, epoch)
             context.run.epoch("towers and head", epoch + 1, settings.epochs, loss)
@@ -141,9 +149,7 @@ class Tuner:
     def _step(self, whole: nn.Module, rows: Tensor, generator: torch.Generator) -> Tensor:
         device = self.context.device
         images = 255.0 * self.settings.augment.apply(self.examples.pixels[rows], generator)
-        shown = hide(len(rows), self.head.modality_dropout, generator) * self.has_text[rows]
-        # Without caption the image must show, whatever the dice say.
-        shown[:, 0] = torch.where(shown[:, 1] > 0, shown[:, 0], 1.0)
+        shown = show(self.head, self.examples.has_text[rows], generator)
         with torch.autocast(device.type, self.half, enabled=self.half is not None):
             logits = whole(images.to(device), [self.examples.texts[i] for i in rows.tolist()], shown.to(device))
         loss = self.examples.loss(logits, rows.to(device), self.head.smoothing)
@@ -165,12 +171,10 @@ class Tuner:
     def _choose_share(self) -> float:
         """Keep the mix of the weights before and after tuning with the least loss on dev."""
         dev = self.context.dev
-        pixels = self.context.images(dev, self.start.preprocess)
         losses = {}
         for share in self.settings.shares:
             self._mix(share)
-            image = embed_images(self.context, self.network, pixels)
-            logits = self.network.head(image, embed_captions(self.network, self.start, dev))
+            logits = self.network.head(*embed(self.context, self.network, self.start, dev, self.head.inputs))
             losses[share] = sum(_dev_loss(logits[task], targets(dev, task)) for task in TASKS)
         best = min(losses, key=lambda share: losses[share])
         self._mix(best)

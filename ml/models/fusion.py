@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ml import labels
-from ml.calibrate import adjust
 from ml.card import ModelCard
 from ml.context import Context, log_prior
 from ml.metrics import Targets, negative_log_likelihood
 from ml.models import caption, compact
-from ml.models.base import Floats, Outputs, ServedModel, has_caption, log, need_image, softmax
+from ml.models.base import Floats, Outputs, ServedModel, adjust, has_caption, log, need_image, softmax
 from ml.models.caption import CaptionModel
 from ml.models.compact import CompactModel
 from ml.predict import captions_of, run_images

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +12,18 @@ from ml.files import DamagedFileError
 from ml.labels import LOCATION
 from ml.models.base import EMBEDDING, InputError
 from ml.models.clip import TASKS, ClipHead, ClipImageNetwork, ClipModel
-from ml.models.clip_examples import hide
+from ml.models.clip_examples import show
 from ml.models.clip_towers import start_from
-from ml.models.clip_train import ClipSettings, train
+from ml.models.clip_train import ClipSettings, train, train_caption, train_image
 from ml.models.clip_tune import Tuner
 from ml.records import targets
+from ml.train import calibrate
 from ml.weights import WeightsError
 from tests.ml.conftest import MakeContext
 from tests.ml.exported import run_openvino
 from tests.ml.killed import TOWERS
 
+TrainClip = Callable[[Context, ClipSettings], ClipModel]
 CAPTIONS = ["Axial CT shows a nodule in the right upper lobe of the lung", None, ""]
 
 
@@ -55,7 +58,7 @@ def test_pretrained_towers_get_a_head_and_are_served(
     assert model.preprocess.mean == (0.5, 0.4, 0.3)
     assert model.preprocess.interpolation == "bicubic"
     start = start_from(str(clip_folder), TOWERS, []).towers.state_dict()
-    after = model.network.towers.state_dict()
+    after = model.towers.state_dict()
     assert all(torch.equal(value, after[name].cpu()) for name, value in start.items())
     folder = tmp_path / "saved"
     folder.mkdir()
@@ -73,7 +76,7 @@ def test_thorough_also_tunes_the_towers(make_context: MakeContext, clip_folder: 
     context = make_context(weights=str(clip_folder), epochs=1, thorough=True)
     model = train(context, replace(settings, tune=tuning))
     start = start_from(str(clip_folder), TOWERS, []).towers.state_dict()
-    after = model.network.towers.state_dict()
+    after = model.towers.state_dict()
     changed = [name for name, value in start.items() if not torch.equal(value, after[name].cpu())]
     assert any(name.startswith("text_model") for name in changed)
     assert any(name.startswith("vision_model") for name in changed)
@@ -135,16 +138,71 @@ def test_scratch_learns_tokens_and_answers_with_either_input(make_context: MakeC
 def test_openvino_gives_what_torch_gives(make_context: MakeContext, settings: ClipSettings) -> None:
     model = train(make_context(weights="scratch", epochs=1), settings)
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert model.network is not None
     answers = run_openvino(model.network.eval(), pixels)
     expected = model.encode_images(pixels.numpy())
     assert expected is not None
     assert answers[EMBEDDING] == pytest.approx(expected[EMBEDDING], abs=1e-3)
 
 
-def test_modality_dropout_never_hides_both() -> None:
-    shown = hide(2000, 0.2, torch.Generator().manual_seed(0))
+def test_modality_dropout_never_hides_both(settings: ClipSettings) -> None:
+    has_text = torch.ones(2000)
+    has_text[:50] = 0.0
+    shown = show(settings.head, has_text, torch.Generator().manual_seed(0))
     assert shown.sum(dim=1).min() == 1.0
-    assert (1 - shown).mean(dim=0).tolist() == pytest.approx([0.2, 0.2], abs=0.04)
+    assert (1 - shown[50:]).mean(dim=0).tolist() == pytest.approx([0.2, 0.2], abs=0.04)
+    assert shown[:50].mean(dim=0).tolist() == [1.0, 0.0], "where there is no caption the image shows"
+
+
+@pytest.mark.parametrize(("weights", "epochs"), [("scratch", 1), ("tiny", 2)])
+def test_a_model_of_one_input_never_sees_the_other(
+    make_context: MakeContext, clip_folder: Path, settings: ClipSettings, weights: str, epochs: int, tmp_path: Path
+) -> None:
+    start = str(clip_folder) if weights == "tiny" else weights
+    context = make_context(weights=start, epochs=epochs, thorough=True)
+    image_model = train_image(context, settings)
+    assert (image_model.card.name, image_model.card.inputs) == ("clip-location-image", ["image"])
+    assert image_model.preprocess is not None
+    pixels = context.images(context.dev, image_model.preprocess)[:3]
+    image_out, encoded = image_model.encode_images(pixels), image_model.encode_captions(CAPTIONS)
+    answers = image_model.combine(image_out, encoded)[LOCATION]
+    assert np.array_equal(answers, image_model.combine(image_out, None)[LOCATION])
+    with pytest.raises(InputError, match="clip-location-image needs an image for every item"):
+        image_model.combine(None, encoded[:1])
+
+    context = make_context(weights=start, epochs=epochs, thorough=True)
+    context.scratch = tmp_path / "other"
+    text_model = train_caption(context, settings)
+    assert (text_model.card.name, text_model.card.inputs) == ("clip-location-caption", ["caption"])
+    assert text_model.preprocess is None
+    assert text_model.network is None
+    assert text_model.encode_images(pixels) is None
+    encoded = text_model.encode_captions(CAPTIONS)
+    answers = text_model.combine(image_out, encoded)[LOCATION]
+    assert np.array_equal(answers, text_model.combine(None, encoded)[LOCATION])
+    assert np.array_equal(answers[1], answers[2]), "without caption one and the same answer"
+    assert not np.allclose(answers[0], answers[1], atol=1e-6)
+    with pytest.raises(InputError, match="clip-location-caption needs a caption for every item"):
+        text_model.combine(image_out, None)
+    calibrate(text_model, context)
+    assert text_model.card.score(LOCATION) is not None
+    (tmp_path / "saved").mkdir()
+    text_model.save(tmp_path / "saved")
+    loaded = ClipModel.load(tmp_path / "saved", text_model.card)
+    assert np.allclose(loaded.combine(None, encoded)[LOCATION], text_model.combine(None, encoded)[LOCATION], atol=1e-6)
+
+
+@pytest.mark.parametrize(("train_one", "still"), [(train_image, "text_model"), (train_caption, "vision_model")])
+def test_the_tower_of_the_other_input_is_not_trained(
+    make_context: MakeContext, clip_folder: Path, settings: ClipSettings, train_one: TrainClip, still: str
+) -> None:
+    tuning = replace(settings.tune, rate=1e-2, shares=(1.0,), average=0.1)
+    context = make_context(weights=str(clip_folder), epochs=1, thorough=True)
+    after = train_one(context, replace(settings, tune=tuning)).towers.state_dict()
+    before = start_from(str(clip_folder), TOWERS, []).towers.state_dict()
+    changed = {name.partition(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert still not in changed
+    assert changed & {"text_model", "vision_model"}
 
 
 def test_a_broken_folder_is_named(clip_folder: Path, tmp_path: Path) -> None:
