@@ -1,10 +1,12 @@
 """Where a model runs: device, number format, and the processes that share a training run."""
 
 import contextlib
+import ctypes
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -12,6 +14,10 @@ from torch import Tensor, distributed, nn
 from app.config import MendableError
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+# Of malloc.h; the threshold is an int.
+_TRIM_THRESHOLD: Final = -1
+_MMAP_THRESHOLD: Final = -3
+_KEPT_BYTES: Final = 1 << 30
 
 
 class DeviceError(MendableError):
@@ -50,6 +56,19 @@ def half_type(device: torch.device) -> torch.dtype | None:
         capabilities = torch.cpu.get_capabilities()
         return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
     return None
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have the C library keep what a training step frees: the next step asks for as much again.
+
+    Left alone, glibc gives tensors of more than 32 MB back to the system at once, which hands them out
+    again page by page, each one filled with zeros first. Other C libraries are left as they are.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        library = ctypes.CDLL(None)
+        for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            library.mallopt(parameter, _KEPT_BYTES)
 
 
 def format_name(half: torch.dtype | None) -> str:

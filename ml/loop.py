@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ml.augment import Augment, mix
 from ml.checkpoint import Checkpoint, Learner, Place, digest
-from ml.device import Team, format_name, half_type
+from ml.device import Team, format_name, half_type, keep_freed_memory
 from ml.labels import IGNORED
 
 OnEpoch = Callable[[int, float], None]
@@ -160,6 +160,7 @@ def fit(
         "mean and deviation": [mean, std],
         **({} if place.path is None else contents(network, examples)),
     }
+    keep_freed_memory()
     torch.manual_seed(seed)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     examples = examples.to(device)
@@ -194,7 +195,8 @@ class _Normaliser:
         self.std = torch.tensor(std, device=device).view(1, -1, 1, 1)
 
     def __call__(self, images: Tensor) -> Tensor:
-        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        """Normalise images in place, and lay them out as the convolutions want them."""
+        return images.sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
 
 
 class _Trainer:
@@ -212,7 +214,12 @@ class _Trainer:
         self.device = next(network.parameters()).device
         self.half = half_type(self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half == torch.float16)
-        self.average = {name: value.clone() for name, value in network.state_dict().items()}
+        state = network.state_dict()
+        self.average = {name: value.clone() for name, value in state.items()}
+        # The weights are changed in place, so they can be looked up once.
+        smooth = [name for name, value in state.items() if value.dtype.is_floating_point]
+        self._smooth = [self.average[name] for name in smooth], [state[name] for name in smooth]
+        self._counts = [(self.average[name], state[name]) for name in state if name not in smooth]
 
     def epoch(self, examples: Examples, epoch: int, seed: int) -> float:
         """One pass over the examples; returns the mean loss of the team."""
@@ -233,7 +240,7 @@ class _Trainer:
     def _step(self, examples: Examples, index: Tensor, done: float, generator: torch.Generator) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate * group["factor"] * schedule(done, self.recipe.warmup)
-        images = self.recipe.augment.apply(examples.pixels[index], generator)
+        images = self.recipe.augment.apply(examples.pixels.index_select(0, index), generator)
         images, partner, share = mix(images, self.recipe.mixup, self.recipe.mixup_probability, generator)
         with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
             logits: dict[str, Tensor] = self.parallel(self.normalise(images))
@@ -267,12 +274,10 @@ class _Trainer:
     def _update_average(self, step: int) -> None:
         # Early on the average must not be held back by the random start.
         decay = min(self.recipe.average, (1.0 + step) / (10.0 + step))
-        state = self.network.state_dict()
-        smooth = [name for name, value in state.items() if value.dtype.is_floating_point]
         # One call for all tensors: they are many and small.
-        torch._foreach_lerp_([self.average[n] for n in smooth], [state[n] for n in smooth], 1.0 - decay)
-        for name in state.keys() - set(smooth):
-            self.average[name].copy_(state[name])
+        torch._foreach_lerp_(*self._smooth, 1.0 - decay)
+        for average, count in self._counts:
+            average.copy_(count)
 
 
 def schedule(done: float, warmup: float) -> float:

@@ -12,7 +12,7 @@ from ml import labels
 from ml.augment import Augment
 from ml.checkpoint import Checkpoint, Learner
 from ml.context import Context
-from ml.device import format_name, half_type
+from ml.device import format_name, half_type, keep_freed_memory
 from ml.loop import schedule
 from ml.metrics import negative_log_likelihood
 from ml.models.base import softmax
@@ -112,6 +112,7 @@ class Tuner:
     def run(self) -> float:
         """Train, then mix the weights before and after as is best on dev; returns the share of the latter."""
         context, settings = self.context, self.settings
+        keep_freed_memory()
         learner = Learner(self.network, self.average, self.optimizer, self.scaler)
         identity = {
             "settings": asdict(settings) | {"head": asdict(self.head)},

@@ -1,4 +1,5 @@
 import itertools
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,35 @@ def test_shares_of_a_batch_are_disjoint_and_complete() -> None:
     shares = [Team(rank, 3).share(batch).tolist() for rank in range(3)]
     assert sorted(itertools.chain.from_iterable(shares)) == batch.tolist()
     assert [len(share) for share in shares] == [4, 4, 3]
+
+
+# Ten steps with tensors of 67 MB; the last five are counted.
+_FREED = """
+import resource, sys
+import torch
+from torch import nn
+from ml.device import keep_freed_memory
+
+def pages():
+    network, images = nn.Conv2d(1, 64, 3, padding=1), torch.rand(64, 1, 64, 64)
+    for step in range(10):
+        if step == 5:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        network(images).relu().mean().backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+left = pages()
+keep_freed_memory()
+sys.stdout.write(f"{left} {pages()}")
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no such setting")
+def test_freed_memory_is_not_asked_for_again() -> None:
+    done = subprocess.run([sys.executable, "-c", _FREED], capture_output=True, text=True, check=True)
+    left, kept = map(int, done.stdout.split())
+    assert left > 5 * 64 * 64 * 64 * 64 * 4 / 4096, "every step asked for the pages of the tensor"
+    assert kept < left / 5
 
 
 def test_one_process_is_a_team_of_one() -> None:

@@ -150,6 +150,14 @@ def test_augmented_images_stay_in_range_and_differ() -> None:
     assert not torch.equal(images, strong.apply(pixels, torch.Generator().manual_seed(2)))
 
 
+def test_a_batch_is_changed_in_parts_as_if_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.randint(0, 256, (11, 3, 32, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    strong = Augment(noise=0.2, erase=1.0)
+    at_once = strong.apply(pixels, torch.Generator().manual_seed(1))
+    monkeypatch.setattr("ml.augment._CACHED", 2 * pixels[0].numel())
+    assert torch.equal(strong.apply(pixels, torch.Generator().manual_seed(1)), at_once)
+
+
 def test_no_augmentation_is_the_image_itself() -> None:
     pixels = torch.randint(1, 256, (2, 1, 16, 16), dtype=torch.uint8)
     none = Augment(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
