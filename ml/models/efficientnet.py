@@ -67,8 +67,9 @@ class EfficientNetBackbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body: Any = timm.create_model(_ARCHITECTURE, pretrained=False, num_classes=0, global_pool="")
-        self.features: int = self.body.num_features
+        body: Any = timm.create_model(_ARCHITECTURE, pretrained=False, num_classes=0, global_pool="")
+        self.body: Any = body
+        self.features: int = body.num_features
 
     @property
     def stages(self) -> list[int]:
