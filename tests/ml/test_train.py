@@ -75,9 +75,9 @@ def test_a_task_means_its_default_models(database: Database[Document], tmp_path:
     def names(*wanted: str) -> list[str]:
         return models_to_train(wanted, database, tmp_path)
 
-    assert names("modality") == ["compact"]
-    assert names("location") == ["caption-location", "compact", "fused-location"]
-    assert names("modality", "location") == ["compact", "caption-location", "fused-location"]
+    assert names("modality") == ["efficientnet"]
+    assert names("location") == ["caption-location", "efficientnet", "fused-efficientnet"]
+    assert names("modality", "location") == ["efficientnet", "caption-location", "fused-efficientnet"]
     assert set(names("all")) == set(PLANS)
     with pytest.raises(UnknownModelError, match="'colour' is neither a model nor a task; known are: modality"):
         names("colour")
@@ -86,15 +86,18 @@ def test_a_task_means_its_default_models(database: Database[Document], tmp_path:
 def test_what_is_registered_is_not_trained_again_to_help(
     models_dir: Path, ml_database: Database[Document], tmp_path: Path
 ) -> None:
-    assert models_to_train(["location"], ml_database, models_dir) == ["caption-location", "fused-location"]
-    assert models_to_train([], ml_database, models_dir, missing=True) == []
-    files_gone = models_to_train([], ml_database, tmp_path, missing=True)
-    assert files_gone == ["compact", "caption-location", "fused-location"]
-    assert models_to_train(["fused-modality"], ml_database, tmp_path) == ["compact", "fused-modality"]
+    assert models_to_train(["fused-location"], ml_database, models_dir) == ["fused-location"]
+    assert models_to_train(["fused-location"], ml_database, tmp_path) == [
+        *("compact", "caption-location", "fused-location")
+    ], "their files are gone"
+    missing = models_to_train([], ml_database, models_dir, missing=True)
+    assert missing == ["efficientnet", "fused-efficientnet"]
 
 
 def test_what_is_trained_comes_before_what_is_built_on_it(models_dir: Path, ml_database: Database[Document]) -> None:
-    names = models_to_train(["fused-modality", "location", "modality"], ml_database, models_dir)
+    names = models_to_train(
+        ["fused-modality", "fused-location", "caption-location", "compact"], ml_database, models_dir
+    )
     assert names == ["compact", "fused-modality", "caption-location", "fused-location"]
 
 
@@ -202,7 +205,7 @@ def test_a_split_without_labels_is_named_before_training(
 def test_unknown_and_unready_models_are_named(
     ml_database: Database[Document], images_dir: Path, tmp_path: Path, database: Database[Document]
 ) -> None:
-    with pytest.raises(UnknownModelError, match="unknown model 'vgg'; known are: compact"):
+    with pytest.raises(UnknownModelError, match="unknown model 'vgg'; known are: efficientnet"):
         train_model("vgg", database=ml_database, images_dir=images_dir, models_dir=tmp_path)
     seed(database, images_dir.parent)
     with pytest.raises(UnknownModelError, match="no model 'compact' is registered"):
