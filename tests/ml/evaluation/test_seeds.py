@@ -30,6 +30,9 @@ def test_mean_and_deviation_are_over_trainings_that_differ(
     assert first != second
     assert {progress.name for progress in heard} == {"compact, seed 3", "compact, seed 4"}
     assert list((tmp_path / "seeds").rglob("*.safetensors")), "what hours made stays until the report is written"
+    assert len([progress for progress in heard if "epoch 1/1" in progress.message]) == 2
     # Killed before the report was written and started again, it ends the same without training.
+    heard.clear()
     again = repeat(["compact"], splits, "test", [3, 4], around)["compact"][1]["modality"]
     assert again["figures"] == found["figures"]
+    assert not [progress for progress in heard if "epoch 1/1" in progress.message]
