@@ -46,6 +46,10 @@ PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
         "compact": Plan("compact", "train", tuple(labels.TASKS)),
         "caption-location": Plan("caption", "train", _BOTH_LOCATIONS),
         "fused-location": Plan("fusion", "train", _BOTH_LOCATIONS, ("compact", "caption-location")),
+        "efficientnet": Plan("efficientnet", "train", tuple(labels.TASKS)),
+        "fused-efficientnet": Plan(
+            "fusion", "train_efficientnet", _BOTH_LOCATIONS, ("efficientnet", "caption-location")
+        ),
         "knn-texture": Plan("texture_knn", "train_texture", (labels.MODALITY,)),
         "knn-colour": Plan("texture_knn", "train_colour", (labels.MODALITY,)),
         "knn-texture-colour": Plan("texture_knn", "train_both", (labels.MODALITY,)),
