@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,14 @@ from ml.context import Options
 from ml.registry import Registry
 from ml.report import ReportError
 from tests.conftest import Document, database_address
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """An evaluation answers SIGTERM by itself, and so must not after the test."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
