@@ -117,7 +117,7 @@ def test_after_training_all_models_are_evaluated_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     report = own_settings.home / "evaluation" / "results.json"
-    first = run(environment, "train", "--missing", "--evaluate", "--device", "cpu")
+    first = run(environment, "train", "caption-location", "--evaluate", "--device", "cpu")
     assert first.returncode == 0, first.stderr
     registered = {card.name: card.version for card in Registry(database, own_settings.model_files_dir).list()}
     assert {name: row["version"] for name, row in results_of(report.parent)["models"].items()} == registered

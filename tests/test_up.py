@@ -17,6 +17,9 @@ import pytest
 from pymongo.database import Database
 
 from app.data import schema
+from app.data.seed import seed
+from ml.context import Options
+from ml.train import DEFAULTS, train_model
 from tests.conftest import Document, database_address
 from tests.ports import free_port
 from tests.service import is_ok, wait_for
@@ -106,7 +109,7 @@ def test_it_trains_what_is_missing_and_ends_the_training_with_itself(tmp_path: P
         assert 0 <= ready.json()["models"]["modality"]["training"]["fraction"] < 1
         answer = client.post("/predict/modality", files={"image": image})
         assert answer.status_code == 503
-        assert answer.json()["training"]["model"] == "compact"
+        assert answer.json()["training"]["model"] == "efficientnet"
         children = _children(process.pid)
         assert len(children) == 2, "mongod and the training"
         process.send_signal(signal.SIGTERM)
@@ -123,8 +126,20 @@ def test_when_nothing_is_missing_the_models_are_evaluated(
     database: Database[Document],
     mongo_server: str,
 ) -> None:
-    home, models = tmp_path / "home", shutil.copytree(models_dir, tmp_path / "models")
-    database[schema.MODELS].insert_many(list(ml_database[schema.MODELS].find()))
+    home, models = tmp_path / "home", Path(shutil.copytree(models_dir, tmp_path / "models"))
+    seed(database, generated_dataset)
+    trained = ml_database[schema.MODELS].find_one({"_id": "caption-location"})
+    assert trained is not None
+    database[schema.MODELS].insert_one(trained)
+    for name in dict.fromkeys(name for names in DEFAULTS.values() for name in names if name != trained["_id"]):
+        train_model(
+            name,
+            database=database,
+            images_dir=generated_dataset / "images",
+            models_dir=models,
+            device="cpu",
+            options=Options(epochs=1),
+        )
     address = database_address(mongo_server, database.name)
     with _up(home, generated_dataset, MEDPIX_MONGO_URI=address, MEDPIX_MODELS_DIR=str(models)) as (process, client):
         found = wait_for(client, "/evaluation", is_ok, seconds=240).json()

@@ -9,6 +9,7 @@ from PIL import Image
 from skimage import data
 
 from ml import weights
+from ml.models import caption, fusion
 from ml.models.efficientnet import (
     EfficientNetBackbone,
     EfficientNetModel,
@@ -16,7 +17,9 @@ from ml.models.efficientnet import (
     to_timm,
     train,
 )
+from ml.models.fusion import FusedModel
 from ml.preprocess import Preprocess
+from ml.registry import Registry
 from ml.weights import WeightsError, efficientnet_state
 from tests.ml.conftest import MakeContext
 from tests.ml.exported import run_openvino
@@ -72,6 +75,26 @@ def test_it_is_tuned_saved_and_served(make_context: MakeContext, small: Efficien
     assert before.keys() == after.keys() == {"modality", "location", "location_category"}
     for task, probabilities in before.items():
         assert np.allclose(probabilities, after[task], atol=1e-5)
+
+
+def test_it_is_joined_with_the_caption_model(make_context: MakeContext, small: EfficientNetSettings) -> None:
+    context = make_context(epochs=1, members=1)
+    registry = context.registry
+    assert isinstance(registry, Registry)
+    for model in (train(context, small), caption.train(context)):
+        registry.register(model)
+    fused = fusion.train_efficientnet(context)
+    assert fused.card.init == "pretrained"
+    registry.register(fused)
+    loaded = registry.load("fused-efficientnet")
+    assert isinstance(loaded, FusedModel)
+    assert isinstance(loaded.image_model, EfficientNetModel)
+    outputs = loaded.encode_images(context.images(context.dev, small.preprocess)[:2])
+    captions = loaded.encode_captions(["Axial CT of the chest", ""])
+    answers = loaded.combine(outputs, captions)["location"]
+    alone = loaded.combine(outputs, None)["location"]
+    assert np.array_equal(answers[1], alone[1])
+    assert not np.allclose(answers[0], alone[0])
 
 
 def _changed_little(model: EfficientNetModel) -> None:
