@@ -17,7 +17,7 @@ BINS = 15
 
 
 class NoLabelsError(MendableError):
-    """Scores were asked for, and no row has a label."""
+    """There is nothing to score: no row has a label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,11 @@ def scores(probabilities: Probabilities, targets: Targets, groups: NDArray[np.st
         over the classes present in ``targets``, classes_present, ece, nll.
 
     Raises:
-        NoLabelsError: there is nothing to compare with.
+        NoLabelsError: no row has a label.
     """
     probabilities, targets, groups = labelled(probabilities, targets, groups)
     if not len(targets):
-        raise NoLabelsError("none of these images has a label for this task; there is nothing to score against")
+        raise NoLabelsError("nothing can be scored: none of these images has a label for the task")
     predicted = probabilities.argmax(axis=1)
     present = np.unique(targets).tolist()
     correct = (predicted == targets).astype(np.float64)
@@ -83,7 +83,7 @@ def balanced_accuracy(predicted: Targets, targets: Targets) -> float:
 def negative_log_likelihood(probabilities: Probabilities, targets: Targets) -> float:
     """The mean of -log of the probability of the true class, in nats."""
     chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
-    return max(0.0, float(-np.log(np.maximum(chosen, 1e-9)).mean()))
+    return float(-np.log(np.clip(chosen, 1e-9, 1.0)).mean()) + 0.0  # never -0.0
 
 
 def brier(probabilities: Probabilities, targets: Targets) -> float:
@@ -126,7 +126,14 @@ def risk_coverage(probabilities: Probabilities, targets: Targets) -> NDArray[np.
 def bootstrap_mean(
     values: NDArray[np.float64], groups: NDArray[np.str_], *, count: int = 2000, seed: int = 0
 ) -> Interval:
-    """The 95% percentile interval of a mean over rows, resampling whole groups."""
+    """The 95% percentile interval of a mean over rows, resampling whole groups.
+
+    Args:
+        values: one per row, (N,).
+        groups: group of each row, (N,); row numbers as text for the naive bootstrap over rows.
+        count: number of resamples.
+        seed: of the resampling.
+    """
     names, inverse = np.unique(groups, return_inverse=True)
     sums = np.bincount(inverse, weights=values)
     sizes = np.bincount(inverse).astype(np.float64)

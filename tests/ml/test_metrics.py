@@ -74,16 +74,17 @@ def test_the_bootstrap_over_cases_is_wider_than_over_images() -> None:
     assert (by_case.low, by_case.high) == pytest.approx((low, high), abs=0.02)
 
 
-def test_nothing_to_score_against_is_named() -> None:
-    with pytest.raises(metrics.NoLabelsError, match="none of these images has a label"):
-        metrics.scores(np.array([[0.6, 0.4]], dtype=np.float32), np.array([-1]), np.array(["a"]))
-
-
-def test_a_sure_and_right_answer_costs_nothing() -> None:
-    sure = np.array([[1.0, 0.0]], dtype=np.float32)
-    assert f"{metrics.negative_log_likelihood(sure, np.array([0])):.3f}" == "0.000"
-
-
 def test_top_confusions_are_sorted() -> None:
     targets, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([1, 1, 0, 2, 1, 2])
     assert metrics.top_confusions(predicted, targets, ("x", "y", "z")) == [("x", "y", 2), ("y", "z", 1)]
+
+
+def test_rows_without_any_label_are_refused_in_words() -> None:
+    rows = np.full((2, 2), 0.5, dtype=np.float32)
+    with pytest.raises(metrics.NoLabelsError, match="none of these images has a label"):
+        metrics.scores(rows, np.full(2, IGNORED), np.array(["a", "b"]))
+
+
+def test_the_loss_of_sure_and_right_answers_has_no_sign() -> None:
+    sure = np.array([[1.0000001, 0.0]], dtype=np.float32)
+    assert str(metrics.negative_log_likelihood(sure, np.array([0]))) == "0.0"
