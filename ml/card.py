@@ -56,6 +56,9 @@ class Environment(BaseModel):
     packages: dict[str, str]
     device: str
     threads: int
+    precision: str | None = Field(
+        default=None, description="number format of the training; None where it is not one in epochs"
+    )
 
 
 class Epoch(BaseModel):
@@ -144,7 +147,7 @@ class ModelCard(BaseModel):
         return hashlib.sha256(json.dumps(pairs, separators=(",", ":")).encode()).hexdigest()
 
 
-def environment(device: str, threads: int) -> Environment:
+def environment(device: str, threads: int, precision: str | None = None) -> Environment:
     """The environment of this process."""
     names = ("torch", "torchvision", "transformers", "numpy", "pillow", "scikit-learn", "scikit-image")
     return Environment(
@@ -153,6 +156,7 @@ def environment(device: str, threads: int) -> Environment:
         packages={name: version(name) for name in names},
         device=device,
         threads=threads,
+        precision=precision,
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ml import labels
 from ml.card import DataSource, ModelCard, environment, now
+from ml.checkpoint import Place
 from ml.device import Team
 from ml.images import load_images
 from ml.models.base import ServedModel
@@ -90,13 +91,13 @@ class Context:
             known.update({record.image: pixels for record, pixels in zip(missing, loaded, strict=True)})
         return np.stack([known[record.image] for record in records])
 
-    def checkpoint(self, part: str) -> Path:
-        """The file for the checkpoint of a part of the run; removed first where the run starts anew."""
+    def checkpoint(self, part: str) -> Place:
+        """Where a part of the run keeps its checkpoint; what is there is removed where the run starts anew."""
         path = self.scratch / f"{part}.safetensors"
         if not self.options.resume and self.team.leads:
             path.unlink(missing_ok=True)
         self.team.wait()
-        return path
+        return Place(path, self.run)
 
     def draft_card(
         self,
@@ -133,7 +134,7 @@ class Context:
             seed=self.options.seed,
             seconds=0.0,
             data=self.data_source(),
-            environment=environment(str(self.device), torch.get_num_threads()),
+            environment=environment(str(self.device), torch.get_num_threads(), self.run.precision),
         )
 
     def data_source(self) -> DataSource:
@@ -154,3 +155,13 @@ def log_prior(records: Sequence[Record], task: str) -> NDArray[np.float64]:
         if index != labels.IGNORED:
             counts[index] += 1
     return np.asarray(np.log(counts / counts.sum()), dtype=np.float64)
+
+
+def adjustment(records: Sequence[Record], tasks: Sequence[str]) -> dict[str, Any]:
+    """The setting "adjust" of a model whose long tail is adjusted for: tau is then chosen on dev.
+
+    Args:
+        records: of the training.
+        tasks: with a long tail.
+    """
+    return {task: {"tau": 0.0, "log_prior": log_prior(records, task).tolist()} for task in tasks}

@@ -1,10 +1,12 @@
 """Where a model runs: device, number format, and the processes that share a training run."""
 
 import contextlib
+import ctypes
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -12,6 +14,10 @@ from torch import Tensor, distributed, nn
 from app.config import MendableError
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+# Of malloc.h; the threshold is an int.
+_TRIM_THRESHOLD: Final = -1
+_MMAP_THRESHOLD: Final = -3
+_KEPT_BYTES: Final = 1 << 30
 
 
 class DeviceError(MendableError):
@@ -31,21 +37,43 @@ def pick_device(name: DeviceName = "auto") -> torch.device:
         raise DeviceError(f"unknown device {name!r}; known are auto, cpu, cuda and mps")
     if not has[name]:
         raise DeviceError(f"device {name} was asked for, but this machine has none; use --device auto")
-    index = int(os.environ.get("LOCAL_RANK", "0"))
-    return torch.device(name, index) if name == "cuda" else torch.device(name)
+    if name != "cuda":
+        return torch.device(name)
+    index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= count:
+        raise DeviceError(f"torchrun started more processes than there are GPUs; use --nproc-per-node {count}")
+    return torch.device(name, index)
 
 
 def half_type(device: torch.device) -> torch.dtype | None:
     """The number format for mixed precision that pays on a device, None for float32 alone.
 
-    On a CPU that is bfloat16 where its instructions are in hardware: elsewhere it is emulated and slow.
+    That is bfloat16 where its instructions are in hardware: elsewhere it is emulated and slow.
     """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
         return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
     return None
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have the C library keep what a training step frees: the next step asks for as much again.
+
+    Left alone, glibc gives tensors of more than 32 MB back to the system at once, which hands them out
+    again page by page, each one filled with zeros first. Other C libraries are left as they are.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        library = ctypes.CDLL(None)
+        for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            library.mallopt(parameter, _KEPT_BYTES)
+
+
+def format_name(half: torch.dtype | None) -> str:
+    """What a training computes in, in words: bfloat16, float16 or float32."""
+    return str(half or torch.float32).removeprefix("torch.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +103,13 @@ class Team:
             return network
         return nn.parallel.DistributedDataParallel(network)
 
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a value over all processes, in place."""
+        if self.size > 1:
+            distributed.all_reduce(value)
+            value /= self.size
+        return value
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
@@ -83,11 +118,19 @@ class Team:
 
 @contextlib.contextmanager
 def team(device: torch.device) -> Iterator[Team]:
-    """Join the processes that ``torchrun`` started; a team of one without it."""
+    """Join the processes that ``torchrun`` started; a team of one without it.
+
+    A program can do so once: around all that it trains. Within the block ``team`` gives the same team.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or distributed.is_initialized():
-        yield Team(distributed.get_rank(), distributed.get_world_size()) if size > 1 else Team()
+    if size == 1:
+        yield Team()
         return
+    if distributed.is_initialized():
+        yield Team(distributed.get_rank(), size)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL would use the first for every process
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Team(distributed.get_rank(), size)

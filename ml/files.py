@@ -1,5 +1,7 @@
 """Files that are either whole or not there at all: weights, checkpoints, folders of a model."""
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -9,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,6 +20,10 @@ from app.config import MendableError
 
 class DamagedFileError(MendableError):
     """A file is not what was written; the message names it."""
+
+
+class BusyError(MendableError):
+    """Another process works on the same files."""
 
 
 def sha256_of(path: Path) -> str:
@@ -44,10 +49,15 @@ def sync(path: Path) -> None:
 def replaced(path: Path) -> Iterator[Path]:
     """A path to write to that takes the place of ``path`` only when the block ends without an error.
 
+    What earlier processes left half-written for the same path is removed.
+
     Raises:
         OSError: the disk is full or failed; ``path`` is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if stale.suffix[1:].isdigit() and not _is_running(int(stale.suffix[1:])):
+            stale.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -88,6 +98,30 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def only_one(name: str, folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the system lets it go when the process ends, however it does.
+
+    Raises:
+        BusyError: another process holds it.
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise BusyError(
+                f"{name} is being trained already, by process {lock.read()}, into {folder.parents[1]}; "
+                "wait for it, or stop it"
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -109,8 +143,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     try:
         save_file(on_cpu, path, text)
     except SafetensorError as error:
-        # The library wraps what the operating system said, as "No space left on device".
-        raise OSError(f"cannot write {path.name}: {error}") from error
+        # The library wraps what the operating system said, as "No space left on device (os error 28)".
+        raise OSError(str(error).rpartition("I/O error: ")[2]) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -147,8 +181,3 @@ def read_json(path: Path) -> Any:
         raise DamagedFileError(f"{path.name} is missing from {path.parent}") from error
     except ValueError as error:
         raise DamagedFileError(f"{path.name} is cut or not JSON: {error}") from error
-
-
-def count_parameters(module: torch.nn.Module) -> int:
-    """The number of trainable values of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())

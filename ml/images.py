@@ -31,7 +31,7 @@ def load_image(record: Record, preprocess: Preprocess, edit: Edit | None = None)
     """
     try:
         data = record.path.read_bytes()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RecordsError(f"{record.path.name} is missing from {record.path.parent}") from error
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise RecordsError(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ml.augment import Augment, mix
-from ml.checkpoint import Checkpoint
-from ml.device import Team, half_type
+from ml.checkpoint import Checkpoint, Learner, Place, digest
+from ml.device import Team, format_name, half_type, keep_freed_memory
 from ml.labels import IGNORED
 
 OnEpoch = Callable[[int, float], None]
@@ -124,7 +124,7 @@ def fit(
     device: torch.device,
     team: Team | None = None,
     rates: Mapping[str, float] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Place | Path | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> nn.Module:
     """Train a network in place; it ends with the moving average of its weights.
@@ -143,32 +143,52 @@ def fit(
         team: the processes that share the run; None for this one alone.
         rates: factor on the learning rate by prefix of the parameter's name, the longest prefix
             wins; 0 freezes. Batch norms of frozen parts keep their statistics.
-        checkpoint: file to continue from where it exists, and to write after each epoch.
-        on_epoch: called with the finished epochs and the mean loss of the last.
+        checkpoint: file to continue from where it is of the same run, and to write after each epoch.
+        on_epoch: called with the finished epochs and the mean loss of the last, before the checkpoint
+            is written: what it tells the run is kept with it.
 
     Returns:
         The network, on ``device``, in evaluation mode.
 
     Raises:
-        ml.files.DamagedFileError: the checkpoint is of another run or damaged.
+        ml.checkpoint.CheckpointError: the checkpoint could not be written.
     """
     team = team or Team()
+    place = checkpoint if isinstance(checkpoint, Place) else Place(checkpoint)
+    identity = {
+        "recipe": recipe.to_json(),
+        "rates": dict(rates or {}),
+        "seed": seed,
+        "mean and deviation": [mean, std],
+        **({} if place.path is None else contents(network, examples)),
+    }
+    keep_freed_memory()
     torch.manual_seed(seed)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     examples = examples.to(device)
     optimizer = _optimizer(network, recipe, rates or {})
     normalise = _Normaliser(mean, std, device)
     trainer = _Trainer(network, optimizer, recipe, team=team, normalise=normalise)
-    saved = Checkpoint(checkpoint, {"recipe": recipe.to_json(), "seed": seed, "images": len(examples)})
-    first = saved.restore(network, trainer.average, optimizer) if checkpoint else 0
-    for epoch in range(first, recipe.epochs):
+    place.run.precision = format_name(trainer.half)
+    learner = Learner(network, trainer.average, optimizer, trainer.scaler)
+    saved = Checkpoint(place, learner, identity, recipe.epochs)
+    for epoch in range(saved.restore(), recipe.epochs):
         loss = trainer.epoch(examples, epoch, seed)
-        if checkpoint and team.leads:
-            saved.save(epoch + 1, network, trainer.average, optimizer)
         if on_epoch is not None:
             on_epoch(epoch + 1, loss)
+        if team.leads:
+            saved.save(epoch + 1)
     network.load_state_dict(trainer.average)
     return network.eval()
+
+
+def contents(network: nn.Module, examples: Examples) -> dict[str, str]:
+    """The hashes of what a training starts from, for the identity of its checkpoints."""
+    return {
+        "images": digest([examples.pixels]),
+        "labels": digest([*examples.targets.values(), examples.weights]),
+        "starting weights": digest(network.state_dict().values()),
+    }
 
 
 class _Normaliser:
@@ -177,7 +197,8 @@ class _Normaliser:
         self.std = torch.tensor(std, device=device).view(1, -1, 1, 1)
 
     def __call__(self, images: Tensor) -> Tensor:
-        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        """Normalise images in place, and lay them out as the convolutions want them."""
+        return images.sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
 
 
 class _Trainer:
@@ -194,11 +215,16 @@ class _Trainer:
         self.recipe, self.team, self.normalise = recipe, team, normalise
         self.device = next(network.parameters()).device
         self.half = half_type(self.device) if recipe.mixed else None
-        self.scaler = torch.amp.GradScaler(enabled=self.half == torch.float16)
-        self.average = {name: value.clone() for name, value in network.state_dict().items()}
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half == torch.float16)
+        state = network.state_dict()
+        self.average = {name: value.clone() for name, value in state.items()}
+        # The weights are changed in place, so they can be looked up once.
+        smooth = [name for name, value in state.items() if value.dtype.is_floating_point]
+        self._smooth = [self.average[name] for name in smooth], [state[name] for name in smooth]
+        self._counts = [(self.average[name], state[name]) for name in state if name not in smooth]
 
     def epoch(self, examples: Examples, epoch: int, seed: int) -> float:
-        """One pass over the examples; returns the mean loss."""
+        """One pass over the examples; returns the mean loss of the team."""
         torch.manual_seed(_mix_seed(seed, epoch, self.team.rank))
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(_mix_seed(seed, epoch, 0)))
         generator = torch.Generator(self.device).manual_seed(_mix_seed(seed, epoch, 1 + self.team.rank))
@@ -211,12 +237,12 @@ class _Trainer:
             done = (epoch * steps + step) / (self.recipe.epochs * steps)
             total += self._step(examples, self.team.share(batch).to(self.device), done, generator)
             self._update_average(epoch * steps + step)
-        return float(total) / steps
+        return float(self.team.mean(total)) / steps
 
     def _step(self, examples: Examples, index: Tensor, done: float, generator: torch.Generator) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate * group["factor"] * schedule(done, self.recipe.warmup)
-        images = self.recipe.augment.apply(examples.pixels[index], generator)
+        images = self.recipe.augment.apply(examples.pixels.index_select(0, index), generator)
         images, partner, share = mix(images, self.recipe.mixup, self.recipe.mixup_probability, generator)
         with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
             logits: dict[str, Tensor] = self.parallel(self.normalise(images))
@@ -250,12 +276,10 @@ class _Trainer:
     def _update_average(self, step: int) -> None:
         # Early on the average must not be held back by the random start.
         decay = min(self.recipe.average, (1.0 + step) / (10.0 + step))
-        state = self.network.state_dict()
-        smooth = [name for name, value in state.items() if value.dtype.is_floating_point]
         # One call for all tensors: they are many and small.
-        torch._foreach_lerp_([self.average[n] for n in smooth], [state[n] for n in smooth], 1.0 - decay)
-        for name in state.keys() - set(smooth):
-            self.average[name].copy_(state[name])
+        torch._foreach_lerp_(*self._smooth, 1.0 - decay)
+        for average, count in self._counts:
+            average.copy_(count)
 
 
 def schedule(done: float, warmup: float) -> float:

@@ -4,14 +4,16 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pymongo.database import Database
+from pymongo.errors import PyMongoError
+from rich.console import Console
 from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
@@ -19,6 +21,7 @@ from app.data import schema
 from ml.card import Epoch, now
 
 _LOG = logging.getLogger(__name__)
+STOPPED: Final = "The training was stopped. Start it again to go on from its last checkpoint."
 State = Literal["queued", "running", "done", "failed"]
 
 
@@ -60,6 +63,8 @@ def silent(progress: Progress) -> None:
 class DatabaseReporter:
     """Keeps one document per model in ``Training_runs``, which the service shows to those who wait.
 
+    A report that cannot be written is no reason to end a training: the first one is warned of.
+
     Args:
         database: the seeded database.
         every: least seconds between two writes of a running state.
@@ -69,6 +74,7 @@ class DatabaseReporter:
         self._runs = database[schema.TRAINING_RUNS]
         self._every = every
         self._last = ("", -1.0)
+        self._warned = False
 
     def __call__(self, progress: Progress) -> None:
         """Write the progress, unless the same state was written a moment ago."""
@@ -88,11 +94,16 @@ class DatabaseReporter:
             "message": progress.message,
             "pid": os.getpid(),
         }
-        self._runs.replace_one({"_id": progress.name}, document, upsert=True)
+        try:
+            self._runs.replace_one({"_id": progress.name}, document, upsert=True)
+        except PyMongoError as error:
+            if not self._warned:
+                _LOG.warning("The progress could not be written to the database, the training goes on: %s", error)
+            self._warned = True
 
 
 class BarReporter:
-    """A progress bar on a terminal; use it as a context manager."""
+    """A progress bar on standard error; use it as a context manager."""
 
     def __init__(self) -> None:
         self._bars = RichProgress(
@@ -101,6 +112,7 @@ class BarReporter:
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.description}"),
+            console=Console(stderr=True),
         )
         self._tasks: dict[str, TaskID] = {}
 
@@ -181,19 +193,32 @@ class Run:
 
     Attributes:
         history: the epochs that were reported.
+        precision: the number format of the training: bfloat16, float16 or float32; None for a model
+            that is not trained in epochs.
     """
 
     def __init__(self, name: str, tasks: Sequence[str], reporter: Reporter) -> None:
         self._progress = Progress(name, tuple(tasks), "queued")
         self._reporter = reporter
-        self._start = time.monotonic()
+        self._start, self._before = time.monotonic(), 0.0
         self._span = (0.0, 1.0)
         self.history: list[Epoch] = []
+        self.precision: str | None = None
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time since the start."""
-        return time.monotonic() - self._start
+        """Wall-clock time that the run took so far, in all processes that worked on it."""
+        return self._before + time.monotonic() - self._start
+
+    def told(self) -> dict[str, Any]:
+        """What the next process must know where this one is killed, as JSON values."""
+        return {"seconds": self.seconds, "history": [epoch.model_dump() for epoch in self.history]}
+
+    def take_up(self, told: Mapping[str, Any]) -> None:
+        """Go on from what a process had told that was killed; of several accounts the longest holds."""
+        self._before = max(self._before, float(told["seconds"]))
+        if len(told["history"]) > len(self.history):
+            self.history = [Epoch(**epoch) for epoch in told["history"]]
 
     def __enter__(self) -> Self:
         self._tell(replace(self._progress, state="running", message="starting"))
@@ -206,7 +231,7 @@ class Run:
             end = replace(self._progress, state="done", fraction=1.0, eta_s=0.0, message="done")
         else:
             # The last message a waiting client sees: the cause, never a stack trace.
-            cause = str(error) or type(error).__name__
+            cause = STOPPED if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
             end = replace(self._progress, state="failed", eta_s=None, message=cause)
         self._tell(end)
 

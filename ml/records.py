@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,6 @@ def load_records(
 
     Raises:
         RecordsError: the database is empty or holds part of the dataset, or files are missing.
-        ml.labels.UnknownLabelError: a label is not a class of its task.
     """
     documents, cases = [], {}
     for document in database[schema.IMAGES].aggregate(_pipeline(splits)):
@@ -115,9 +114,28 @@ def load_records(
                 f"({schema.IMAGES} holds {held} documents); run `medpix seed` first"
             )
     _check_whole(documents)
+    _check_seeded(database, documents, splits)
     records = [_record(document, images_dir) for document in documents]
     _check_files(records, [int(document["file"]["bytes"]) for document in documents])
     return records
+
+
+def _check_seeded(database: Database[dict[str, Any]], documents: Sequence[Document], splits: Sequence[str]) -> None:
+    """Whole cases that are gone leave no trace but in the counts of the last seeding."""
+    runs = database[schema.SEED_RUNS]
+    latest = runs.find_one(sort=[("started_at", -1)])
+    whole = runs.find_one({"state": "complete"}, sort=[("finished_at", -1)])
+    # A run that broke off while it wrote the same files again left nothing but these.
+    if latest is None or whole is None or latest["dataset_version"] != whole["dataset_version"]:
+        raise RecordsError("no seeding of this database was completed; run `medpix seed`, it goes on where it stopped")
+    found = Counter(document["split"] for document in documents)
+    for split in splits:
+        seeded = whole.get("image_counts", {}).get(split)
+        if found[split] != seeded:
+            raise RecordsError(
+                f"the database is partial: it holds {found[split]} {split} images, and {seeded} were seeded; "
+                "run `medpix seed` again"
+            )
 
 
 def _check_whole(documents: Sequence[Document]) -> None:
@@ -158,7 +176,13 @@ def _record(document: Document, images_dir: Path) -> Record:
         report=tuple(case[field] for field in _REPORT_FIELDS if case.get(field)),
     )
     for task in labels.TASKS:
-        labels.encode(task, record.label(task))
+        try:
+            labels.encode(task, record.label(task))
+        except labels.UnknownLabelError as error:
+            raise RecordsError(
+                f"image {record.image}: {error}. The models of this version know the classes of MedPix 2.0 alone; "
+                "mend the label in the source files and run `medpix seed` again"
+            ) from error
     return record
 
 
@@ -168,7 +192,7 @@ def _check_files(records: Sequence[Record], sizes: Sequence[int]) -> None:
         try:
             if record.path.stat().st_size != size:
                 changed.append(record.path.name)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             missing.append(record.path.name)
     if missing:
         folder = records[0].path.parent
@@ -192,6 +216,20 @@ def targets(records: Sequence[Record], task: str) -> NDArray[np.int64]:
     return np.array([labels.encode(task, record.label(task)) for record in records], dtype=np.int64)
 
 
+def need_labels(records: Sequence[Record], tasks: Iterable[str]) -> None:
+    """Check that a split can be learned from, or scored on.
+
+    Raises:
+        RecordsError: a task has no labelled image.
+    """
+    for task in tasks:
+        if all(record.label(task) is None for record in records):
+            raise RecordsError(
+                f"none of the {len(records)} {records[0].split} images has a {task}: there is nothing to learn or to "
+                "score. Check the labels of the source files, and run `medpix seed` again"
+            )
+
+
 def groups(records: Sequence[Record]) -> NDArray[np.str_]:
     """The case of each record, shape (N,): the unit that splits and bootstraps keep together."""
     return np.array([record.u_id for record in records], dtype=np.str_)
@@ -211,36 +249,3 @@ def snapshot_hash(records: Iterable[Record]) -> str:
     for line in _snapshot_lines(records):
         digest.update(line.encode())
     return digest.hexdigest()
-
-
-def write_snapshot(records: Sequence[Record], path: Path) -> str:
-    """Write the records as JSONL, so that a run can be repeated without the database.
-
-    Returns:
-        The hash of the snapshot, equal to ``snapshot_hash(records)`` and to the sha256 of the file.
-    """
-    path.write_text("".join(_snapshot_lines(records)), encoding="ascii", newline="\n")
-    return snapshot_hash(records)
-
-
-def read_snapshot(path: Path, images_dir: Path, expected: str | None = None) -> list[Record]:
-    """Read what ``write_snapshot`` wrote.
-
-    Args:
-        path: the JSONL file.
-        images_dir: folder with the PNG files.
-        expected: hash that the file must have.
-
-    Raises:
-        RecordsError: the file does not have the expected hash.
-    """
-    data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if expected is not None and found != expected:
-        raise RecordsError(f"{path.name} has the hash {found[:12]}, expected {expected[:12]}: it was changed")
-    records = []
-    for line in data.decode("ascii").splitlines():
-        fields = json.loads(line)
-        fields["report"] = tuple(fields["report"])
-        records.append(replace(Record(**fields), path=images_dir / fields["path"]))
-    return records

@@ -193,9 +193,15 @@ def parse_card(document: dict[str, Any]) -> ModelCard:
         )
     fields = {key: value for key, value in document.items() if key not in ("_id", _PINNED)}
     try:
-        return ModelCard.model_validate(fields)
+        card = ModelCard.model_validate(fields)
+        card.make_preprocess()
     except ValidationError as error:
-        raise RegistryError(f"the card of {name} is not valid: {error}") from error
+        raise RegistryError(f"the card of {name} is not valid: {error}; train {name} again") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise RegistryError(
+            f"the preprocessing of {name} is of another version: {error}; train {name} again"
+        ) from error
+    return card
 
 
 def is_complete(card: ModelCard, models_dir: Path) -> bool:
@@ -233,6 +239,12 @@ def load_model(card: ModelCard, models_dir: Path) -> ServedModel:
         return family.load(folder, card)
     except DamagedFileError as error:
         raise RegistryError(f"{card.name}: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # The hashes are right, so what the settings say is not what this version's class reads.
+        raise RegistryError(
+            f"the card of {card.name} is from another version, whose settings this one does not read "
+            f"({type(error).__name__}: {error}); train {card.name} again"
+        ) from error
 
 
 def load_reference(card: ModelCard, models_dir: Path) -> Reference | None:

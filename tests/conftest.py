@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from pymongo import MongoClient
 from pymongo.database import Database
 
@@ -29,12 +30,16 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, aloud, what needs files that are not here."""
+    """Skip, aloud, what needs files or a device that are not here."""
+    missing = {}
     if _real_dataset() is None:
-        missing = pytest.mark.skip(reason="MedPix 2.0 is not here: set MEDPIX_DATA_DIR")
-        for item in items:
-            if item.get_closest_marker("medpix"):
-                item.add_marker(missing)
+        missing["medpix"] = pytest.mark.skip(reason="MedPix 2.0 is not here: set MEDPIX_DATA_DIR")
+    if not torch.cuda.is_available():
+        missing["gpu"] = pytest.mark.skip(reason="no CUDA device is here")
+    for item in items:
+        for marker, skip in missing.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(skip)
 
 
 def _real_dataset() -> Path | None:

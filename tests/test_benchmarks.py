@@ -25,3 +25,12 @@ def test_the_command_measures(generated_dataset: Path, tmp_path: Path) -> None:
     found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert "insert_many" in found.stdout
+
+
+def test_the_training_loop_is_measured(generated_dataset: Path, tmp_path: Path) -> None:
+    options = ("--data", str(generated_dataset), "--rounds", "1", "--epochs", "2")
+    command = [sys.executable, "-m", "app.cli", "bench", "train", *options]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    for measured in ("from MongoDB, joined and checked", "training loop / bare loop", "peak memory"):
+        assert measured in found.stdout

@@ -57,13 +57,16 @@ def _duration(seconds: float) -> str:
 
 
 def read_progress(database: Database[Document]) -> list[Progress]:
-    """The training runs, newest report first; a silent run counts as failed."""
+    """The training runs, newest report first; a silent run counts as failed, and what waits for it too."""
     now = datetime.now(UTC)
+    runs = list(database[TRAINING_RUNS].find().sort("updated_at", -1))
+    silent = {run["_id"] for run in runs if run.get("updated_at") and now - run["updated_at"] > STALE_AFTER}
+    # A model may wait for hours, but then another one is in training.
+    waits = any(run["state"] == "running" and run["_id"] not in silent for run in runs)
     found = []
-    for run in database[TRAINING_RUNS].find().sort("updated_at", -1):
+    for run in runs:
         state, message = run["state"], run.get("message") or ""
-        updated = run.get("updated_at")
-        if state == "running" and updated and now - updated > STALE_AFTER:
+        if run["_id"] in silent and (state == "running" or (state == "queued" and not waits)):
             state, message = "failed", "its process stopped reporting; run the training again, it will resume"
         tasks = tuple(run.get("tasks") or ())
         found.append(Progress(run["_id"], tasks, state, float(run.get("fraction") or 0), run.get("eta_s"), message))

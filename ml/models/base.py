@@ -138,6 +138,25 @@ def softmax(log_probabilities: NDArray[np.floating], temperature: float = 1.0) -
     return np.asarray(exponent / exponent.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
+def adjust(logits: NDArray[np.floating], log_prior: NDArray[np.float64], tau: float) -> NDArray[np.float64]:
+    """Logit adjustment (Menon et al. 2020, arXiv 2007.07314): take tau times the log prior off.
+
+    Args:
+        logits: (N, classes), or log-probabilities.
+        log_prior: log frequency of the classes in training, (classes,).
+        tau: 0 for plain accuracy, 1 for balanced error.
+    """
+    return np.asarray(logits - tau * log_prior, dtype=np.float64)
+
+
+def calibrated(card: ModelCard, task: str, logits: NDArray[np.floating]) -> Floats:
+    """Probabilities (N, classes) from logits, as a card says: first its adjustment, then its temperature."""
+    tail = card.settings.get("adjust", {}).get(task)
+    if tail is not None:
+        logits = adjust(logits, np.array(tail["log_prior"]), tail["tau"])
+    return softmax(logits, card.temperature[task])
+
+
 def log(probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
     """Natural logarithm that keeps a probability of zero finite."""
     return np.log(np.maximum(probabilities.astype(np.float64), 1e-9))

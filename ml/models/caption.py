@@ -15,7 +15,7 @@ from ml.context import Context, log_prior
 from ml.files import DamagedFileError, read_json, read_tensors, write_json, write_tensors
 from ml.models.base import Floats, InputError, Outputs, ServedModel, softmax
 from ml.models.text import LinearClassifier, TextFeatures
-from ml.records import Record, groups, targets
+from ml.records import Record, RecordsError, groups, targets
 
 NAME: Final = "caption-location"
 FAMILY: Final = "caption"
@@ -156,9 +156,19 @@ def training_texts(
 def fit_text_model(
     records: Sequence[Record], settings: CaptionSettings
 ) -> tuple[TextFeatures, dict[str, LinearClassifier]]:
-    """Fit features and one classifier per task on the captions of records."""
+    """Fit features and one classifier per task on the captions of records.
+
+    Raises:
+        RecordsError: they have no words.
+    """
     texts, wanted, weights = training_texts(records, settings)
-    features = TextFeatures.fit(texts, settings.min_count if len(texts) > 100 else 1)
+    try:
+        features = TextFeatures.fit(texts, settings.min_count if len(texts) > 100 else 1)
+    except ValueError as error:
+        raise RecordsError(
+            f"the captions and reports of the {len(records)} training images have no words to learn from ({error}); "
+            "check the source files, and run `medpix seed` again"
+        ) from error
     encoded = features.transform(texts)
     classifiers = {
         task: LinearClassifier.fit(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self, cast
+from typing import Final, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ from ml.models.base import (
     InputError,
     Outputs,
     ServedModel,
-    has_caption,
-    softmax,
+    calibrated,
 )
 
 NAME: Final = "clip-location"
@@ -48,6 +47,7 @@ class HeadSettings:
         weight_decay: of AdamW.
         smoothing: label smoothing.
         case_weight: exponent, see ``ml.loop.Recipe``.
+        inputs: what it is trained on and answers from: "image", "caption" or both.
     """
 
     hidden: int = 256
@@ -59,6 +59,7 @@ class HeadSettings:
     weight_decay: float = 1e-2
     smoothing: float = 0.05
     case_weight: float = 0.5
+    inputs: tuple[Literal["image", "caption"], ...] = ("image", "caption")
 
 
 class ClipHead(nn.Module):
@@ -109,23 +110,24 @@ class ClipModel(ServedModel):
     """Location and location category from image, caption or both.
 
     ``combine`` runs the head on what there is: a missing image or caption is a zero embedding, as in
-    training with modality dropout. It needs at least one of the two for every item.
+    training with modality dropout. A model of both inputs needs at least one of them for every item; a
+    model of one input ignores the other.
 
     Args:
-        card: what is known about the model.
+        card: what is known about the model; it has no preprocessing where it takes no image.
         towers: the CLIP model.
         tokenizer: its tokenizer.
         head: the trained head.
     """
 
-    network: ClipImageNetwork
+    network: ClipImageNetwork | None
 
     def __init__(self, card: ModelCard, towers: CLIPModel, tokenizer: CLIPTokenizer, head: ClipHead) -> None:
         super().__init__(card)
-        preprocess = self.preprocess
-        assert preprocess is not None
-        self.tokenizer = tokenizer
-        self.network = ClipImageNetwork(towers, head, preprocess.mean, preprocess.std).eval()
+        self.towers, self.tokenizer, self.head = towers.eval(), tokenizer, head.eval()
+        self.network = None
+        if preprocess := self.preprocess:
+            self.network = ClipImageNetwork(towers, head, preprocess.mean, preprocess.std).eval()
 
     def encode_captions(self, captions: Sequence[str | None]) -> Floats:
         """Caption embeddings (N, size) of length 1, NaN where there is no caption.
@@ -133,9 +135,9 @@ class ClipModel(ServedModel):
         CLIP reads the first 77 tokens of a caption; one in nine of the dataset's is longer.
         """
         texts = [" ".join((caption or "")[:_MAX_CHARACTERS].split()) for caption in captions]
-        self.network.eval()
+        self.towers.eval()
         with torch.inference_mode():
-            embedded = embed_texts(self.network.towers, self.tokenizer, texts).float().cpu().numpy()
+            embedded = embed_texts(self.towers, self.tokenizer, texts).float().cpu().numpy()
         embedded[[not text for text in texts]] = np.nan
         return np.asarray(embedded, dtype=np.float32)
 
@@ -143,34 +145,33 @@ class ClipModel(ServedModel):
         """Calibrated probabilities from image, caption or both, per item.
 
         Raises:
-            InputError: an item has neither.
+            InputError: an item has nothing that the model takes.
         """
-        if image_out is None and (caption_out is None or np.isnan(caption_out).any()):
-            raise InputError(f"{self.card.name} needs an image or a caption for every item")
-        if image_out is not None:
-            image = image_out[EMBEDDING]
-        else:
-            assert caption_out is not None
-            image = np.zeros_like(caption_out)
-        known = has_caption(caption_out, len(image))
-        caption = np.zeros_like(image) if caption_out is None else np.where(known[:, None], caption_out, 0.0)
-        device = next(self.network.head.parameters()).device
+        image = image_out[EMBEDDING] if image_out is not None and "image" in self.inputs else None
+        caption = caption_out if "caption" in self.inputs else None
+        some = next((part for part in (image, caption) if part is not None), None)
+        # A model of captions alone has learned what to say without one.
+        if some is None or (image is None and "image" in self.inputs and np.isnan(some).any()):
+            wanted = " or ".join({"image": "an image", "caption": "a caption"}[name] for name in self.card.inputs)
+            raise InputError(f"{self.card.name} needs {wanted} for every item")
+        device = next(self.head.parameters()).device
+        parts = [np.zeros_like(some) if part is None else np.nan_to_num(part) for part in (image, caption)]
         with torch.inference_mode():
-            logits = self.network.head(
-                torch.from_numpy(image).float().to(device), torch.from_numpy(caption).float().to(device)
-            )
-        return {
-            task: softmax(logits[task].float().cpu().numpy(), self.card.temperature[task]) for task in self.card.tasks
-        }
+            logits = self.head(*(torch.from_numpy(part).float().to(device) for part in parts))
+        return {task: calibrated(self.card, task, logits[task].float().cpu().numpy()) for task in self.card.tasks}
 
     def save(self, folder: Path) -> list[str]:
         """Write towers, head, configuration and tokenizer."""
-        tensors = {f"towers.{name}": t for name, t in self.network.towers.state_dict().items()}
-        tensors |= {f"head.{name}": t for name, t in self.network.head.state_dict().items()}
+        tensors = {f"towers.{name}": t for name, t in self.towers.state_dict().items()}
+        tensors |= {f"head.{name}": t for name, t in self.head.state_dict().items()}
         write_tensors(folder / TOWERS_FILE, tensors)
-        write_json(folder / CONFIG_FILE, self.network.towers.config.to_dict())
+        write_json(folder / CONFIG_FILE, self.towers.config.to_dict())
         self.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
         return [TOWERS_FILE, CONFIG_FILE, TOKENIZER_FILE]
+
+    def count_parameters(self) -> int:
+        """The number of trained values of both towers and the head."""
+        return sum(value.numel() for module in (self.towers, self.head) for value in module.parameters())
 
     @classmethod
     def load(cls, folder: Path, card: ModelCard) -> Self:

@@ -3,22 +3,18 @@
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from ml.context import Context
+from ml import labels
+from ml.checkpoint import Checkpoint, Learner
+from ml.context import Context, adjustment
+from ml.device import format_name
 from ml.loop import schedule
 from ml.models.clip import FAMILY, NAME, TASKS, ClipHead, ClipImageNetwork, ClipModel, HeadSettings
+from ml.models.clip_examples import ClipExamples, embed, show
 from ml.models.clip_towers import SmallTowers, Start, start_from
-from ml.models.clip_tune import (
-    Tuner,
-    TuneSettings,
-    case_weights,
-    embed_captions,
-    embed_images,
-    head_loss,
-    hide,
-)
-from ml.records import targets
+from ml.models.clip_tune import Tuner, TuneSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +42,22 @@ def train(context: Context, settings: ClipSettings | None = None) -> ClipModel:
     Raises:
         ml.weights.WeightsError: pretrained weights were asked for and cannot be had or read.
     """
+    return _train(context, settings or ClipSettings(), NAME)
+
+
+def train_image(context: Context, settings: ClipSettings | None = None) -> ClipModel:
+    """The same with the image alone: what the caption adds is the difference."""
     settings = settings or ClipSettings()
+    return _train(context, replace(settings, head=replace(settings.head, inputs=("image",))), f"{NAME}-image")
+
+
+def train_caption(context: Context, settings: ClipSettings | None = None) -> ClipModel:
+    """The same with the caption alone: what the image adds is the difference."""
+    settings = settings or ClipSettings()
+    return _train(context, replace(settings, head=replace(settings.head, inputs=("caption",))), f"{NAME}-caption")
+
+
+def _train(context: Context, settings: ClipSettings, name: str) -> ClipModel:
     epochs = context.options.epochs
     if epochs is not None:
         settings = replace(
@@ -62,20 +73,26 @@ def train(context: Context, settings: ClipSettings | None = None) -> ClipModel:
     head = ClipHead(start.towers.visual_projection.out_features, settings.head.hidden, settings.head.dropout)
     network = ClipImageNetwork(start.towers, head, start.preprocess.mean, start.preprocess.std)
     network.to(context.device)
+    share = 0.0
     tuning = settings.scratch if start.init == "scratch" else settings.tune
     if start.init == "pretrained":
         with context.run.stage(0.0, 0.4 if context.options.thorough else 1.0):
             _train_head(context, network, start, settings.head)
     if start.init == "scratch" or context.options.thorough:
         with context.run.stage(0.0 if start.init == "scratch" else 0.4, 1.0):
-            Tuner(context, network, start, tuning, settings.head).run()
+            share = Tuner(context, network, start, tuning, settings.head).run()
     card = context.draft_card(
-        NAME,
+        name,
         FAMILY,
         tasks=TASKS,
-        inputs=("image", "caption"),
-        preprocess=start.preprocess,
-        settings={"head": asdict(settings.head), "tune": asdict(tuning)},
+        inputs=settings.head.inputs,
+        preprocess=start.preprocess if "image" in settings.head.inputs else None,
+        settings={
+            "head": asdict(settings.head),
+            "tune": asdict(tuning),
+            "share": share,
+            "adjust": adjustment(context.train, (labels.LOCATION,)),
+        },
         init=start.init,
         weights_source=start.source,
     )
@@ -84,30 +101,52 @@ def train(context: Context, settings: ClipSettings | None = None) -> ClipModel:
 
 def _train_head(context: Context, network: ClipImageNetwork, start: Start, settings: HeadSettings) -> None:
     """Fit the head on embeddings that are computed once."""
-    network.eval()
-    with torch.no_grad(), context.run.stage(0.0, 0.7):
-        image = embed_images(context, network, context.images(context.train, start.preprocess))
-        caption = embed_captions(network, start, context.train)
-    wanted = {task: torch.from_numpy(targets(context.train, task)).to(context.device) for task in TASKS}
-    weights = case_weights(context, settings.case_weight)
+    examples = ClipExamples.of(context, start, settings.case_weight)
     optimizer = torch.optim.AdamW(network.head.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
-    generator = torch.Generator().manual_seed(context.options.seed)
-    for epoch in range(settings.epochs):
-        network.head.train()
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate * schedule(epoch / settings.epochs, 0.05)
-        for batch in torch.randperm(len(image), generator=generator).split(settings.batch):
-            index = batch.to(context.device)
-            shown = hide(len(index), settings.modality_dropout, generator).to(context.device)
-            logits = network.head(image[index] * shown[:, :1], caption[index] * shown[:, 1:])
-            loss = head_loss(logits, {t: w[index] for t, w in wanted.items()}, weights[index], settings.smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        context.run.update(
-            0.7 + 0.3 * (epoch + 1) / settings.epochs,
-            f"head, epoch {epoch + 1}/{settings.epochs}",
-            epoch=epoch + 1,
-            epochs=settings.epochs,
-        )
+    identity = {"settings": asdict(settings), "seed": context.options.seed, **examples.identity(network)}
+    learner = Learner(network.head, {}, optimizer)
+    checkpoint = Checkpoint(context.checkpoint("head"), learner, identity, settings.epochs)
+    context.run.precision = format_name(None)
+    first = checkpoint.restore()
     network.eval()
+    if first < settings.epochs:
+        with torch.no_grad(), context.run.stage(0.0, 0.7):
+            embedded = embed(context, network, start, context.train, settings.inputs)
+    with context.run.stage(0.7, 1.0):
+        for epoch in range(first, settings.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rate * schedule(epoch / settings.epochs, 0.05)
+            loss = _head_epoch(context, network, examples, embedded, optimizer, settings, epoch)
+            context.run.epoch("head", epoch + 1, settings.epochs, loss)
+            if context.team.leads:
+                checkpoint.save(epoch + 1)
+    network.eval()
+
+
+def _head_epoch(
+    context: Context,
+    network: ClipImageNetwork,
+    examples: ClipExamples,
+    embeddings: tuple[Tensor, Tensor],
+    optimizer: torch.optim.Optimizer,
+    settings: HeadSettings,
+    epoch: int,
+) -> float:
+    """One pass over the embeddings of images and captions; returns the mean loss."""
+    image, caption = embeddings
+    # From seed and epoch alone, so that a run that goes on sees what an unbroken one would have seen.
+    seed = context.options.seed * 1_000_003 + epoch
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    network.head.train()
+    losses = []
+    for batch in torch.randperm(len(image), generator=generator).split(settings.batch):
+        index = batch.to(context.device)
+        shown = show(settings, examples.has_text[batch], generator).to(context.device)
+        logits = network.head(image[index] * shown[:, :1], caption[index] * shown[:, 1:])
+        loss = examples.loss(logits, index, settings.smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())

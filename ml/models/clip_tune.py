@@ -1,28 +1,25 @@
 """Trains a whole CLIP model, towers and head together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ml import labels
 from ml.augment import Augment
-from ml.checkpoint import Checkpoint
+from ml.checkpoint import Checkpoint, Learner
 from ml.context import Context
-from ml.device import half_type
-from ml.loop import make_examples, schedule
+from ml.device import format_name, half_type, keep_freed_memory
+from ml.loop import schedule
 from ml.metrics import negative_log_likelihood
 from ml.models.base import softmax
 from ml.models.clip import TASKS, ClipImageNetwork, HeadSettings, embed_texts
+from ml.models.clip_examples import ClipExamples, embed, show
 from ml.models.clip_towers import Start
-from ml.records import Record, groups, targets
-
-_BATCH: Final = 64
+from ml.records import targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +33,7 @@ class TuneSettings:
         weight_decay: of AdamW.
         average: decay of the moving average of the weights.
         shares: shares of the tuned weights to try on dev, the rest being the weights before tuning
-            (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903).
+            (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903); with 0 tuning never makes it worse there.
         augment: random changes of the images.
     """
 
@@ -45,79 +42,22 @@ class TuneSettings:
     rate: float = 1e-5
     weight_decay: float = 0.1
     average: float = 0.99
-    shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     augment: Augment = field(default_factory=Augment)
-
-
-def embed_images(context: Context, network: ClipImageNetwork, pixels: NDArray[np.uint8]) -> Tensor:
-    """Embeddings (N, size) of images (N, 3, H, W), on the run's device."""
-    parts = []
-    for start in range(0, len(pixels), _BATCH):
-        batch = torch.from_numpy(pixels[start : start + _BATCH]).to(context.device)
-        parts.append(network.embed(batch))
-        context.run.update(start / len(pixels), "embedding images")
-    return torch.cat(parts)
-
-
-def embed_captions(network: ClipImageNetwork, start: Start, records: Sequence[Record]) -> Tensor:
-    """Embeddings (N, size) of the captions of records; zeros where there is none."""
-    texts = [record.caption for record in records]
-    parts = [
-        embed_texts(network.towers, start.tokenizer, texts[first : first + _BATCH])
-        for first in range(0, len(texts), _BATCH)
-    ]
-    empty = torch.tensor([not text for text in texts])
-    embedded = torch.cat(parts)
-    embedded[empty.to(embedded.device)] = 0.0
-    return embedded
-
-
-def case_weights(context: Context, exponent: float) -> Tensor:
-    """The weight of each training record, (N,), mean 1."""
-    empty = np.zeros((len(context.train), 1, 1, 1), dtype=np.uint8)
-    return make_examples(empty, {}, groups(context.train), exponent).weights.to(context.device)
-
-
-def hide(count: int, probability: float, generator: torch.Generator) -> Tensor:
-    """Which of image and caption an example shows, float (N, 2); never neither."""
-    draw = torch.rand(count, generator=generator)
-    hidden = torch.stack([draw < probability, draw > 1.0 - probability], dim=1)
-    return 1.0 - hidden.float()
-
-
-def head_loss(logits: Mapping[str, Tensor], wanted: Mapping[str, Tensor], weights: Tensor, smoothing: float) -> Tensor:
-    """The sum over tasks of the mean weighted cross-entropy.
-
-    Args:
-        logits: per task (N, classes).
-        wanted: per task (N,), with ``labels.IGNORED``.
-        weights: (N,).
-        smoothing: label smoothing.
-    """
-    total = torch.zeros((), device=weights.device)
-    for task, target in wanted.items():
-        losses = functional.cross_entropy(
-            logits[task].float(),
-            target,
-            ignore_index=labels.IGNORED,
-            reduction="none",
-            label_smoothing=smoothing,
-        )
-        total = total + (losses * weights).sum() / (target != labels.IGNORED).sum().clamp_min(1)
-    return total
 
 
 class _Whole(nn.Module):
     """Towers and head as one module, so that a team averages all gradients at once."""
 
-    def __init__(self, network: ClipImageNetwork, start: Start) -> None:
+    def __init__(self, network: ClipImageNetwork, start: Start, inputs: Sequence[str]) -> None:
         super().__init__()
         self.network = network
-        self._tokenizer = start.tokenizer
+        self._tokenizer, self._inputs = start.tokenizer, inputs
 
     def forward(self, images: Tensor, texts: list[str], shown: Tensor) -> dict[str, Tensor]:
-        image = self.network.embed(images)
-        caption = embed_texts(self.network.towers, self._tokenizer, texts)
+        nothing = images.new_zeros(len(images), self.network.towers.visual_projection.out_features)
+        image = self.network.embed(images) if "image" in self._inputs else nothing
+        caption = embed_texts(self.network.towers, self._tokenizer, texts) if "caption" in self._inputs else nothing
         logits: dict[str, Tensor] = self.network.head(image * shown[:, :1], caption * shown[:, 1:])
         return logits
 
@@ -143,12 +83,19 @@ class Tuner:
     ) -> None:
         self.context, self.network, self.start = context, network, start
         self.settings, self.head = settings, head
-        network.towers.logit_scale.requires_grad_(False)
+        towers = network.towers
+        towers.logit_scale.requires_grad_(False)
+        for name, halves in (
+            ("image", (towers.vision_model, towers.visual_projection)),
+            ("caption", (towers.text_model, towers.text_projection)),
+        ):
+            for half in halves:
+                half.requires_grad_(name in head.inputs)
         self.before = {name: value.clone() for name, value in network.state_dict().items()}
         self.average = {name: value.clone() for name, value in self.before.items()}
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": list(network.towers.parameters()), "factor": 1.0},
+                {"params": list(towers.parameters()), "factor": 1.0},
                 {
                     "params": list(network.head.parameters()),
                     "factor": 10.0 if start.init == "pretrained" else 1.0,
@@ -157,58 +104,63 @@ class Tuner:
             lr=settings.rate,
             weight_decay=settings.weight_decay,
         )
-        self.pixels = torch.from_numpy(context.images(context.train, start.preprocess))
-        self.texts = [record.caption for record in context.train]
-        self.has_text = torch.tensor([[1.0, float(bool(text))] for text in self.texts])
-        self.wanted = {task: torch.from_numpy(targets(context.train, task)) for task in TASKS}
-        self.weights = case_weights(context, head.case_weight)
+        self.half = half_type(context.device)
+        context.run.precision = format_name(self.half)
+        self.scaler = torch.amp.GradScaler(context.device.type, enabled=self.half == torch.float16)
+        self.examples = ClipExamples.of(context, start, head.case_weight)
 
-    def run(self) -> None:
-        """Train, then mix the weights before and after as is best on dev."""
+    def run(self) -> float:
+        """Train, then mix the weights before and after as is best on dev; returns the share of the latter."""
         context, settings = self.context, self.settings
-        identity = {"tune": asdict(settings), "head": asdict(self.head), "source": self.start.source}
-        checkpoint = Checkpoint(context.checkpoint("tune"), identity)
-        first = checkpoint.restore(self.network, self.average, self.optimizer)
-        whole = context.team.wrap(_Whole(self.network, self.start))
+        keep_freed_memory()
+        learner = Learner(self.network, self.average, self.optimizer, self.scaler)
+        identity = {
+            "settings": asdict(settings) | {"head": asdict(self.head)},
+            "seed": context.options.seed,
+            **self.examples.identity(self.network),
+        }
+        checkpoint = Checkpoint(context.checkpoint("tune"), learner, identity, settings.epochs)
+        first = checkpoint.restore()
+        whole = context.team.wrap(_Whole(self.network, self.start, self.head.inputs))
         for epoch in range(first, settings.epochs):
-            self._epoch(whole, epoch)
+            loss = self._epoch(whole, epoch)
+            context.run.epoch("towers and head", epoch + 1, settings.epochs, loss)
             if context.team.leads:
-                checkpoint.save(epoch + 1, self.network, self.average, self.optimizer)
-            message = f"towers and head, epoch {epoch + 1}/{settings.epochs}"
-            done = (epoch + 1) / settings.epochs
-            context.run.update(done, message, epoch=epoch + 1, epochs=settings.epochs)
-        self._choose_share()
+                checkpoint.save(epoch + 1)
+        return self._choose_share()
 
-    def _epoch(self, whole: nn.Module, epoch: int) -> None:
+    def _epoch(self, whole: nn.Module, epoch: int) -> float:
+        """One pass over the images; returns the mean loss of the team."""
         seed = self.context.options.seed * 1_000_003 + epoch
         torch.manual_seed(seed * 101 + self.context.team.rank)
-        order = torch.randperm(len(self.pixels), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(self.examples.texts), generator=torch.Generator().manual_seed(seed))
         generator = torch.Generator().manual_seed(seed * 101 + self.context.team.rank)
         steps = max(1, len(order) // self.settings.batch)
+        total = torch.zeros((), device=self.context.device)
         whole.train()
         for step in range(steps):
             rows = order[step * self.settings.batch : (step + 1) * self.settings.batch]
             factor = schedule((epoch * steps + step) / (self.settings.epochs * steps), 0.1)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.rate * group["factor"] * factor
-            self._step(whole, self.context.team.share(rows), generator)
+            total += self._step(whole, self.context.team.share(rows), generator)
             self._update_average(epoch * steps + step)
+        return float(self.context.team.mean(total)) / steps
 
-    def _step(self, whole: nn.Module, rows: Tensor, generator: torch.Generator) -> None:
+    def _step(self, whole: nn.Module, rows: Tensor, generator: torch.Generator) -> Tensor:
         device = self.context.device
-        half = half_type(device)
-        images = 255.0 * self.settings.augment.apply(self.pixels[rows], generator)
-        shown = hide(len(rows), self.head.modality_dropout, generator) * self.has_text[rows]
-        # Without caption the image must show, whatever the dice say.
-        shown[:, 0] = torch.where(shown[:, 1] > 0, shown[:, 0], 1.0)
-        with torch.autocast(device.type, half, enabled=half is not None):
-            logits = whole(images.to(device), [self.texts[i] for i in rows.tolist()], shown.to(device))
-        wanted = {task: target[rows].to(device) for task, target in self.wanted.items()}
-        loss = head_loss(logits, wanted, self.weights[rows.to(device)], self.head.smoothing)
+        images = 255.0 * self.settings.augment.apply(self.examples.pixels[rows], generator)
+        shown = show(self.head, self.examples.has_text[rows], generator)
+        with torch.autocast(device.type, self.half, enabled=self.half is not None):
+            logits = whole(images.to(device), [self.examples.texts[i] for i in rows.tolist()], shown.to(device))
+        loss = self.examples.loss(logits, rows.to(device), self.head.smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(whole.parameters(), 1.0)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
@@ -217,17 +169,17 @@ class Tuner:
             self.average[name].lerp_(value, 1.0 - decay)
 
     @torch.no_grad()
-    def _choose_share(self) -> None:
+    def _choose_share(self) -> float:
         """Keep the mix of the weights before and after tuning with the least loss on dev."""
         dev = self.context.dev
-        pixels = self.context.images(dev, self.start.preprocess)
         losses = {}
         for share in self.settings.shares:
             self._mix(share)
-            image = embed_images(self.context, self.network, pixels)
-            logits = self.network.head(image, embed_captions(self.network, self.start, dev))
+            logits = self.network.head(*embed(self.context, self.network, self.start, dev, self.head.inputs))
             losses[share] = sum(_dev_loss(logits[task], targets(dev, task)) for task in TASKS)
-        self._mix(min(losses, key=lambda share: losses[share]))
+        best = min(losses, key=lambda share: losses[share])
+        self._mix(best)
+        return best
 
     def _mix(self, share: float) -> None:
         mixed = {

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ml import labels
-from ml.calibrate import adjust
 from ml.card import ModelCard
 from ml.context import Context, log_prior
 from ml.metrics import Targets, negative_log_likelihood
 from ml.models import caption, compact
-from ml.models.base import Floats, Outputs, ServedModel, has_caption, log, need_image, softmax
+from ml.models.base import Floats, Outputs, ServedModel, adjust, has_caption, log, need_image, softmax
 from ml.models.caption import CaptionModel
 from ml.models.families import family_class
 from ml.models.image import ImageModel
@@ -143,6 +142,8 @@ def choose_weights(
     """
     keep = wanted != labels.IGNORED
     best, best_loss = FusionWeights(), np.inf
+    if not keep.any():  # no dev image has both a caption and a label
+        return best
     for image_weight in (0.3, 0.5, 0.7, 0.9):
         for caption_weight in (0.5, 0.75, 1.0, 1.25):
             for tau in (0.0, 0.15, 0.3):

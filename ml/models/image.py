@@ -9,7 +9,7 @@ from torch import nn
 
 from ml.card import ModelCard
 from ml.files import DamagedFileError, read_tensors, write_tensors
-from ml.models.base import Floats, Outputs, ServedModel, need_image, softmax
+from ml.models.base import Floats, Outputs, ServedModel, calibrated, need_image
 from ml.models.network import MultiTaskNetwork, ServingNetwork
 
 WEIGHTS_FILE: Final = "network.safetensors"
@@ -47,7 +47,7 @@ class ImageModel(ServedModel):
         """Calibrated probabilities of every task from the image; captions are ignored."""
         del caption_out
         image_out = need_image(image_out, self.card.name)
-        return {task: softmax(image_out[task], self.card.temperature[task]) for task in self.card.tasks}
+        return {task: calibrated(self.card, task, image_out[task]) for task in self.card.tasks}
 
     def save(self, folder: Path) -> list[str]:
         """Write the weights of all members."""

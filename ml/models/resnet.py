@@ -12,7 +12,7 @@ from torchvision.models import resnet50
 
 from ml import labels
 from ml.augment import Augment
-from ml.context import Context
+from ml.context import Context, adjustment
 from ml.loop import Recipe, fit, make_examples
 from ml.models.image import ImageModel
 from ml.models.network import MultiTaskNetwork
@@ -131,7 +131,11 @@ def _train(context: Context, task: str, settings: ResNetSettings) -> ResNetModel
         tasks=(task,),
         inputs=("image",),
         preprocess=settings.preprocess,
-        settings={"architecture": architecture, "recipes": recipes},
+        settings={
+            "architecture": architecture,
+            "recipes": recipes,
+            "adjust": adjustment(context.train, (task,) if task == labels.LOCATION else ()),
+        },
         init=init,
         weights_source=source,
     )

@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 import torch
 from pymongo.database import Database
+from torchvision.models import resnet50
+from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 from ml.context import Context, Options
 from ml.device import Team
 from ml.evaluate import Results, evaluate
+from ml.models.clip_towers import build_small
 from ml.progress import Run, silent
 from ml.records import Record, load_records
 from ml.registry import Registry
+from tests.ml.killed import TOWERS
 
 Document = dict[str, Any]
 MakeContext = Callable[..., Context]
@@ -76,3 +80,24 @@ def make_context(
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def resnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state dict of ResNet50 as torchvision publishes it, with random weights."""
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
+    torch.save(resnet50(weights=None).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP model with random weights, as transformers saves one: weights, tokenizer, processor."""
+    folder = tmp_path_factory.mktemp("weights") / "tiny-clip"
+    torch.manual_seed(5)
+    towers, tokenizer = build_small(TOWERS, ["axial ct of the brain", "mr of the knee with a tear"] * 20)
+    towers.save_pretrained(folder)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.2, 0.2])
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    return folder

@@ -1,9 +1,18 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from ml.calibrate import adjust, decision_threshold, fit_temperature
-from ml.labels import IGNORED
-from ml.models.base import softmax
+from ml.calibrate import choose_tau, decision_threshold, fit_temperature
+from ml.card import ModelCard
+from ml.context import log_prior
+from ml.labels import IGNORED, LOCATION
+from ml.models.base import adjust, softmax
+from ml.models.resnet import ResNetModel, ResNetSettings, train_location
+from ml.records import targets
+from ml.train import calibrate
+from tests.ml.conftest import MakeContext
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 2.5])
@@ -38,3 +47,40 @@ def test_adjustment_favours_rare_classes() -> None:
     even = np.log(np.array([[0.5, 0.5]]))
     assert adjust(even, prior, 0.0).argmax() == 0
     assert adjust(even, prior, 1.0).argmax() == 1
+
+
+def test_tau_rises_while_it_costs_no_accuracy() -> None:
+    prior = np.log(np.array([0.9, 0.1]))
+    frequent = [[3.0, 0.0]] * 8
+    # The rare class is second by a little: half of the prior is enough to bring it up.
+    logits = np.array([*frequent, [1.0, 0.0], [1.0, 0.0]])
+    targets = np.array([0] * 8 + [1, 1])
+    assert choose_tau(logits, prior, targets) == 0.5
+    # The same for a wrong example of the frequent class: what is won is lost.
+    assert choose_tau(np.array([*logits, *[[1.0, 0.0]] * 3]), prior, np.array([*targets, 0, 0, 0])) == 0.0
+    assert choose_tau(logits, prior, np.full(10, IGNORED)) == 0.0
+
+
+def test_an_adjusted_model_is_chosen_and_served_with_its_tau(
+    make_context: MakeContext, resnet_file: Path, tmp_path: Path
+) -> None:
+    context = make_context(weights=str(resnet_file), epochs=1)
+    settings = ResNetSettings()
+    small = replace(settings, preprocess=replace(settings.preprocess, size=32))
+    model = train_location(context, small)
+    tail = model.card.settings["adjust"][LOCATION]
+    assert tail["tau"] == 0.0
+    assert tail["log_prior"] == log_prior(context.train, LOCATION).tolist()
+    pixels = context.images(context.dev, small.preprocess)
+    plain = model.combine(model.encode_images(pixels), None)[LOCATION]
+    tail["tau"] = 0.5
+    expected = softmax(adjust(np.log(plain), np.array(tail["log_prior"]), 0.5))
+    assert model.combine(model.encode_images(pixels), None)[LOCATION] == pytest.approx(expected, abs=1e-5)
+    tail["tau"] = 0.0
+    calibrate(model, context)
+    assert tail["tau"] == choose_tau(np.log(plain), np.array(tail["log_prior"]), targets(context.dev, LOCATION))
+    (tmp_path / "saved").mkdir()
+    model.save(tmp_path / "saved")
+    loaded = ResNetModel.load(tmp_path / "saved", ModelCard.model_validate(model.card.model_dump(mode="json")))
+    before, after = (m.combine(m.encode_images(pixels), None)[LOCATION] for m in (model, loaded))
+    assert np.allclose(before, after, atol=1e-5)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from ml.files import (
+    BusyError,
     DamagedFileError,
+    only_one,
     read_json,
     read_tensors,
     replaced,
@@ -80,6 +82,25 @@ def test_a_kill_leaves_no_folder_and_the_next_run_cleans_up(tmp_path: Path) -> N
     assert [child.name for child in tmp_path.iterdir()] == ["v1"]
 
 
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    killed = f"""
+import os, signal
+from pathlib import Path
+from ml.files import replaced
+with replaced(Path({str(path)!r})) as temporary:
+    temporary.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert run(killed).returncode == -signal.SIGKILL
+    other = tmp_path / f".state.{os.getppid()}"
+    other.write_text("another process writes it just now")
+    assert len(list(tmp_path.iterdir())) == 2
+    with replaced(path) as temporary:
+        temporary.write_text("whole")
+    assert {child.name for child in tmp_path.iterdir()} == {"state", other.name}
+
+
 def test_a_folder_of_a_running_process_is_left_alone(tmp_path: Path) -> None:
     other = tmp_path / f".writing-v0-{os.getppid()}"
     other.mkdir()
@@ -115,3 +136,17 @@ def test_json_comes_back(tmp_path: Path) -> None:
     write_json(tmp_path / "j.json", {"b": 1, "a": "\u00fc"})
     assert read_json(tmp_path / "j.json") == {"b": 1, "a": "\u00fc"}
     assert len(sha256_of(tmp_path / "j.json")) == 64
+
+
+def test_a_folder_is_for_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / ".training" / "compact"
+    with (
+        only_one("compact", folder),
+        pytest.raises(
+            BusyError, match=rf"compact is being trained already, by process {os.getpid()}, into {tmp_path};"
+        ),
+        only_one("compact", folder),
+    ):
+        pass
+    with only_one("compact", folder):
+        pass

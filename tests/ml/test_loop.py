@@ -7,18 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ml.augment import Augment, grid, mix
-from ml.files import DamagedFileError
+from ml.checkpoint import Place
 from ml.loop import Examples, Recipe, fit, make_examples, schedule
-from ml.models.network import CompactBackbone, MultiTaskNetwork
-
-CPU = torch.device("cpu")
-RECIPE = Recipe(epochs=3, batch=16, rate=5e-3, task_weights={"modality": 1.0}, average=0.9, augment=Augment(erase=0.5))
-
-
-def network(seed: int = 0) -> MultiTaskNetwork:
-    torch.manual_seed(seed)
-    backbone = CompactBackbone(channels=1, width=8, blocks=(1, 1, 1))
-    return MultiTaskNetwork(backbone, backbone.features, {"modality": 2}, dropout=0.1)
+from ml.progress import Run, silent
+from tests.ml.small import CPU, RECIPE, network
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +24,7 @@ def examples() -> Examples:
 
 
 def train(
-    examples: Examples, recipe: Recipe = RECIPE, checkpoint: Path | None = None, **options: object
+    examples: Examples, recipe: Recipe = RECIPE, checkpoint: Place | Path | None = None, **options: object
 ) -> tuple[nn.Module, list[float]]:
     losses: list[float] = []
     model = fit(
@@ -68,8 +60,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(examples: Examples, tmp_path: Pa
     unbroken, all_losses = train(examples)
     path = tmp_path / "state.safetensors"
 
-    def stop(*_: float) -> None:
-        raise KeyboardInterrupt
+    def stop(epoch: int, _loss: float) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fit(
@@ -82,14 +75,39 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(examples: Examples, tmp_path: Pa
     assert all(torch.allclose(value, state[name], atol=1e-6) for name, value in unbroken.state_dict().items())
 
 
-def test_a_checkpoint_of_another_run_is_refused(examples: Examples, tmp_path: Path) -> None:
-    path = tmp_path / "state.safetensors"
-    train(examples, replace(RECIPE, epochs=1), path)
-    with pytest.raises(DamagedFileError, match="other settings"):
-        train(examples, replace(RECIPE, epochs=2), path)
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(DamagedFileError, match="is cut"):
-        train(examples, replace(RECIPE, epochs=1), path)
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_mixed_precision_learns_in_weights_of_full_precision(
+    half: torch.dtype, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml.loop.half_type", lambda _: None)
+    full = train(examples)[1]
+    monkeypatch.setattr("ml.loop.half_type", lambda _: half)
+    run = Run("m", (), silent)
+    model, losses = train(examples, checkpoint=Place(None, run))
+    assert losses == pytest.approx(full, rel=0.03)
+    assert losses != full, "the network did compute in half precision"
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    assert run.precision == str(half).removeprefix("torch.")
+
+
+@pytest.mark.gpu
+def test_a_gpu_learns_and_goes_on_after_a_stop(examples: Examples, tmp_path: Path) -> None:
+    def on_gpu(**options: object) -> nn.Module:
+        return fit(
+            network(), examples, replace(RECIPE, epochs=8), mean=(0.3,), std=(0.3,), seed=1,
+            device=torch.device("cuda"), checkpoint=tmp_path / "state.safetensors", **options,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def stop(epoch: int, _loss: float) -> None:
+        if epoch == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        on_gpu(on_epoch=stop)
+    model = on_gpu().cpu()
+    with torch.inference_mode():
+        predicted = model((examples.pixels.float() / 255 - 0.3) / 0.3)["modality"].argmax(dim=1)
+    assert (predicted == examples.targets["modality"]).float().mean() > 0.95
 
 
 def test_a_rate_of_zero_freezes_weights_and_statistics(examples: Examples) -> None:
@@ -132,6 +150,14 @@ def test_augmented_images_stay_in_range_and_differ() -> None:
     assert not torch.equal(images, strong.apply(pixels, torch.Generator().manual_seed(2)))
 
 
+def test_a_batch_is_changed_in_parts_as_if_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.randint(0, 256, (11, 3, 32, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    strong = Augment(noise=0.2, erase=1.0)
+    at_once = strong.apply(pixels, torch.Generator().manual_seed(1))
+    monkeypatch.setattr("ml.augment._CACHED", 2 * pixels[0].numel())
+    assert torch.equal(strong.apply(pixels, torch.Generator().manual_seed(1)), at_once)
+
+
 def test_no_augmentation_is_the_image_itself() -> None:
     pixels = torch.randint(1, 256, (2, 1, 16, 16), dtype=torch.uint8)
     none = Augment(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -145,6 +171,14 @@ def test_mixup_blends_with_a_partner() -> None:
     assert 0.0 < share < 1.0
     assert torch.allclose(mixed, share * images + (1 - share) * images[partner])
     assert mix(images, 0.0, 1.0, torch.Generator())[2] == 1.0
+
+
+def test_shares_of_a_mix_are_a_beta_draw() -> None:
+    generator, image = torch.Generator().manual_seed(0), torch.zeros(2, 1, 1, 1)
+    shares = np.array([mix(image, 0.4, 1.0, generator)[2] for _ in range(3000)])
+    # Of Beta(a, a): mean 1/2, variance 1 / (4 (2 a + 1)).
+    assert shares.mean() == pytest.approx(0.5, abs=0.03)
+    assert shares.var() == pytest.approx(1 / (4 * 1.8), rel=0.05)
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (96, 33), (1, 5)])

@@ -69,6 +69,9 @@ def test_the_bootstrap_over_cases_is_wider_than_over_images() -> None:
     by_image = metrics.bootstrap_mean(right, np.arange(400).astype(str))
     assert by_case.high - by_case.low > 2 * (by_image.high - by_image.low)
     assert by_case.low < right.mean() < by_case.high
+    rows = random.integers(0, 40, (2000, 40))[:, :, None] * 10 + np.arange(10)
+    low, high = np.percentile(right[rows].mean(axis=(1, 2)), [2.5, 97.5])
+    assert (by_case.low, by_case.high) == pytest.approx((low, high), abs=0.02)
 
 
 def test_top_confusions_are_sorted() -> None:

@@ -1,4 +1,6 @@
 from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,9 @@ from ml.records import (
     RecordsError,
     groups,
     load_records,
-    read_snapshot,
+    need_labels,
     snapshot_hash,
     targets,
-    write_snapshot,
 )
 from tests.ml.conftest import Document
 
@@ -65,6 +66,45 @@ def test_a_partial_database_is_named(
         load_records(database, images_dir)
 
 
+def test_lost_cases_are_counted(database: Database[Document], generated_dataset: Path, images_dir: Path) -> None:
+    seed(database, generated_dataset)
+    for collection in ("Image_Descriptions", "Clinical_reports"):
+        database[collection].delete_many({"split": "train", "U_id": {"$gt": "MPX1005"}})
+    with pytest.raises(
+        RecordsError, match=r"partial: it holds \d+ train images, and 60 were seeded; run `medpix seed`"
+    ):
+        load_records(database, images_dir)
+    assert load_records(database, images_dir, ("dev",))
+    seed(database, generated_dataset)
+    assert len(load_records(database, images_dir)) == 60
+
+
+def test_a_seeding_that_broke_off_is_named(
+    database: Database[Document], generated_dataset: Path, images_dir: Path
+) -> None:
+    seed(database, generated_dataset)
+    runs = database["Seed_runs"]
+    broken = {**(runs.find_one() or {}), "_id": 1, "state": "running", "started_at": datetime.now(UTC)}
+    runs.insert_one(broken)
+    assert load_records(database, images_dir), "the same files, half written again, are still the same files"
+    runs.update_one({"_id": 1}, {"$set": {"dataset_version": "another"}})
+    with pytest.raises(RecordsError, match="no seeding of this database was completed; run `medpix seed`"):
+        load_records(database, images_dir)
+    runs.delete_many({})
+    with pytest.raises(RecordsError, match="no seeding of this database was completed"):
+        load_records(database, images_dir)
+
+
+def test_a_label_that_is_no_class_is_named_with_its_image(
+    database: Database[Document], generated_dataset: Path, images_dir: Path, train_records: list[Record]
+) -> None:
+    seed(database, generated_dataset)
+    image = train_records[0].image
+    database["Image_Descriptions"].update_one({"_id": image}, {"$set": {"norm.location": "Elbow"}})
+    with pytest.raises(RecordsError, match=f"image {image}: 'Elbow' is not a class of location; .*`medpix seed`"):
+        load_records(database, images_dir)
+
+
 def test_an_image_without_case_is_named(
     database: Database[Document], generated_dataset: Path, images_dir: Path, train_records: list[Record]
 ) -> None:
@@ -83,16 +123,23 @@ def test_missing_and_changed_files_are_named(ml_database: Database[Document], da
     (images / names[0]).unlink()
     with pytest.raises(RecordsError, match=f"1 of {len(names)} image files are missing .*{names[0]}"):
         load_records(ml_database, images)
+    file = images / names[2]
+    with pytest.raises(RecordsError, match=f"{len(names)} of {len(names)} image files are missing from {file}"):
+        load_records(ml_database, file)
 
 
-def test_a_snapshot_gives_the_same_records(train_records: list[Record], images_dir: Path, tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    digest = write_snapshot(train_records, path)
-    assert digest == snapshot_hash(train_records)
-    assert read_snapshot(path, images_dir, digest) == train_records
-    path.write_text(path.read_text().replace("Axial", "axial"))
-    with pytest.raises(RecordsError, match="it was changed"):
-        read_snapshot(path, images_dir, digest)
+def test_the_hash_of_a_snapshot_is_that_of_everything_but_the_folder(train_records: list[Record]) -> None:
+    known = snapshot_hash(train_records)
+    moved = [replace(record, path=Path("/elsewhere") / record.path.name) for record in train_records]
+    assert snapshot_hash(moved) == known
+    assert snapshot_hash([replace(train_records[0], caption="another"), *train_records[1:]]) != known
+
+
+def test_a_split_without_labels_is_named(dev_records: list[Record]) -> None:
+    blank = [replace(record, location=None) for record in dev_records]
+    need_labels(blank, ("modality", "location_category"))
+    with pytest.raises(RecordsError, match=f"none of the {len(blank)} dev images has a location"):
+        need_labels(blank, ("modality", "location"))
 
 
 @pytest.mark.medpix

@@ -97,6 +97,36 @@ def test_a_card_from_another_version_is_refused(registry: Registry, trained: Ser
     assert registry.best_for_task("modality") is None
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("preprocess.version", 9, "preprocessing of compact is of another version: preprocess version 9 is not known"),
+        ("preprocess.sharpen", 1, "preprocessing of compact is of another version: .*sharpen"),
+        ("preprocess.mean", 0.2, "preprocessing of compact is of another version"),
+    ],
+)
+def test_preprocessing_of_another_version_is_refused(
+    registry: Registry, trained: ServedModel, field: str, value: object, message: str
+) -> None:
+    registry.register(trained)
+    registry._models.update_one({}, {"$set": {field: value}})
+    with pytest.raises(RegistryError, match=f"{message}.*; train compact again"):
+        registry.get("compact")
+    assert list(registry.list()) == []
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"architecture": {"depth": 3}}, {"architecture": "ResNet18"}, {"architecture": None}]
+)
+def test_settings_of_another_version_are_refused(
+    registry: Registry, trained: ServedModel, settings: dict[str, object]
+) -> None:
+    registry.register(trained)
+    registry._models.update_one({}, {"$set": {"settings": settings}})
+    with pytest.raises(RegistryError, match=r"card of compact is from another version.*train compact again"):
+        registry.load("compact")
+
+
 def test_a_card_with_a_wrong_field_is_refused(registry: Registry, trained: ServedModel) -> None:
     registry.register(trained)
     registry._models.update_one({}, {"$set": {"inputs": ["sound"]}})

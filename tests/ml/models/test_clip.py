@@ -1,43 +1,35 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPImageProcessorPil, CLIPProcessor
 
+from ml import labels
+from ml.context import Context
 from ml.files import DamagedFileError
 from ml.labels import LOCATION
 from ml.models.base import EMBEDDING, InputError
-from ml.models.clip import ClipModel
-from ml.models.clip_towers import SmallTowers, build_small, start_from
-from ml.models.clip_train import ClipSettings, train
-from ml.models.clip_tune import hide
+from ml.models.clip import TASKS, ClipHead, ClipImageNetwork, ClipModel
+from ml.models.clip_examples import show
+from ml.models.clip_towers import start_from
+from ml.models.clip_train import ClipSettings, train, train_caption, train_image
+from ml.models.clip_tune import Tuner
+from ml.records import targets
+from ml.train import calibrate
 from ml.weights import WeightsError
 from tests.ml.conftest import MakeContext
 from tests.ml.exported import run_openvino
+from tests.ml.killed import TOWERS
 
-SMALL = SmallTowers(
-    size=32, patch=8, width=32, image_layers=2, text_layers=2, heads=2, projection=16, vocabulary=300, tokens=24
-)
+TrainClip = Callable[[Context, ClipSettings], ClipModel]
 CAPTIONS = ["Axial CT shows a nodule in the right upper lobe of the lung", None, ""]
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP model with random weights, as transformers saves one: weights, tokenizer, processor."""
-    folder = tmp_path_factory.mktemp("weights") / "tiny-clip"
-    torch.manual_seed(5)
-    towers, tokenizer = build_small(SMALL, ["axial ct of the brain", "mr of the knee with a tear"] * 20)
-    towers.save_pretrained(folder)
-    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.2, 0.2])
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
 def settings() -> ClipSettings:
-    return replace(ClipSettings(), small=SMALL)
+    return replace(ClipSettings(), small=TOWERS)
 
 
 def answer(
@@ -45,6 +37,14 @@ def answer(
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     captions = [*CAPTIONS, "knee"][: len(pixels)]
     return model.combine(model.encode_images(pixels), model.encode_captions(captions))[LOCATION]
+
+
+def make_tuner(context: Context, settings: ClipSettings) -> Tuner:
+    start = start_from(context.options.weights, settings.small, [])
+    torch.manual_seed(0)
+    head = ClipHead(start.towers.visual_projection.out_features, settings.head.hidden, settings.head.dropout)
+    network = ClipImageNetwork(start.towers, head, start.preprocess.mean, start.preprocess.std)
+    return Tuner(context, network, start, settings.tune, settings.head)
 
 
 def test_pretrained_towers_get_a_head_and_are_served(
@@ -57,8 +57,8 @@ def test_pretrained_towers_get_a_head_and_are_served(
     assert model.preprocess is not None
     assert model.preprocess.mean == (0.5, 0.4, 0.3)
     assert model.preprocess.interpolation == "bicubic"
-    start = start_from(str(clip_folder), SMALL, []).towers.state_dict()
-    after = model.network.towers.state_dict()
+    start = start_from(str(clip_folder), TOWERS, []).towers.state_dict()
+    after = model.towers.state_dict()
     assert all(torch.equal(value, after[name].cpu()) for name, value in start.items())
     folder = tmp_path / "saved"
     folder.mkdir()
@@ -75,11 +75,44 @@ def test_thorough_also_tunes_the_towers(make_context: MakeContext, clip_folder: 
     tuning = replace(settings.tune, rate=1e-2, shares=(1.0,), average=0.1)
     context = make_context(weights=str(clip_folder), epochs=1, thorough=True)
     model = train(context, replace(settings, tune=tuning))
-    start = start_from(str(clip_folder), SMALL, []).towers.state_dict()
-    after = model.network.towers.state_dict()
+    start = start_from(str(clip_folder), TOWERS, []).towers.state_dict()
+    after = model.towers.state_dict()
     changed = [name for name, value in start.items() if not torch.equal(value, after[name].cpu())]
     assert any(name.startswith("text_model") for name in changed)
     assert any(name.startswith("vision_model") for name in changed)
+
+
+def test_float16_is_scaled(
+    make_context: MakeContext, clip_folder: Path, settings: ClipSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml.models.clip_tune.half_type", lambda _: torch.float16)
+    context = make_context(weights=str(clip_folder))
+    tuner = make_tuner(context, replace(settings, tune=replace(settings.tune, epochs=1, shares=(1.0,))))
+    assert tuner.scaler.is_enabled()
+    tuner.run()
+    assert tuner.scaler.get_scale() == 65536.0, "no step was skipped for a gradient that is not finite"
+    assert context.run.precision == "float16"
+    changed = [name for name, value in tuner.network.state_dict().items() if not torch.equal(value, tuner.before[name])]
+    assert any(name.startswith("towers.vision_model") for name in changed)
+
+
+@pytest.mark.parametrize(("factor", "share"), [(-1.0, 0.0), (4.0, 0.25), (2.0, 0.5), (1.0, 1.0)])
+def test_the_share_of_tuned_weights_is_the_best_on_dev(
+    make_context: MakeContext, clip_folder: Path, settings: ClipSettings, factor: float, share: float
+) -> None:
+    """An untrained head is best with the frequencies of the classes as bias: a share of what is too much."""
+    context = make_context(weights=str(clip_folder))
+    tuner = make_tuner(context, replace(settings, tune=replace(settings.tune, epochs=0)))
+    expected = {}
+    for task in TASKS:
+        wanted = targets(context.dev, task)
+        counts = np.bincount(wanted[wanted >= 0], minlength=len(labels.TASKS[task])) + 1e-3
+        name, change = f"head.heads.{task}.bias", factor * torch.from_numpy(np.log(counts)).float()
+        expected[f"heads.{task}.bias"] = tuner.before[name] + share * change
+        tuner.average[name] = tuner.before[name] + change
+    assert tuner.run() == share
+    mixed = tuner.network.head.state_dict()
+    assert all(torch.allclose(mixed[name], value, atol=1e-5) for name, value in expected.items())
 
 
 def test_scratch_learns_tokens_and_answers_with_either_input(make_context: MakeContext, settings: ClipSettings) -> None:
@@ -105,20 +138,75 @@ def test_scratch_learns_tokens_and_answers_with_either_input(make_context: MakeC
 def test_openvino_gives_what_torch_gives(make_context: MakeContext, settings: ClipSettings) -> None:
     model = train(make_context(weights="scratch", epochs=1), settings)
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert model.network is not None
     answers = run_openvino(model.network.eval(), pixels)
     expected = model.encode_images(pixels.numpy())
     assert expected is not None
     assert answers[EMBEDDING] == pytest.approx(expected[EMBEDDING], abs=1e-3)
 
 
-def test_modality_dropout_never_hides_both() -> None:
-    shown = hide(2000, 0.2, torch.Generator().manual_seed(0))
+def test_modality_dropout_never_hides_both(settings: ClipSettings) -> None:
+    has_text = torch.ones(2000)
+    has_text[:50] = 0.0
+    shown = show(settings.head, has_text, torch.Generator().manual_seed(0))
     assert shown.sum(dim=1).min() == 1.0
-    assert (1 - shown).mean(dim=0).tolist() == pytest.approx([0.2, 0.2], abs=0.04)
+    assert (1 - shown[50:]).mean(dim=0).tolist() == pytest.approx([0.2, 0.2], abs=0.04)
+    assert shown[:50].mean(dim=0).tolist() == [1.0, 0.0], "where there is no caption the image shows"
+
+
+@pytest.mark.parametrize(("weights", "epochs"), [("scratch", 1), ("tiny", 2)])
+def test_a_model_of_one_input_never_sees_the_other(
+    make_context: MakeContext, clip_folder: Path, settings: ClipSettings, weights: str, epochs: int, tmp_path: Path
+) -> None:
+    start = str(clip_folder) if weights == "tiny" else weights
+    context = make_context(weights=start, epochs=epochs, thorough=True)
+    image_model = train_image(context, settings)
+    assert (image_model.card.name, image_model.card.inputs) == ("clip-location-image", ["image"])
+    assert image_model.preprocess is not None
+    pixels = context.images(context.dev, image_model.preprocess)[:3]
+    image_out, encoded = image_model.encode_images(pixels), image_model.encode_captions(CAPTIONS)
+    answers = image_model.combine(image_out, encoded)[LOCATION]
+    assert np.array_equal(answers, image_model.combine(image_out, None)[LOCATION])
+    with pytest.raises(InputError, match="clip-location-image needs an image for every item"):
+        image_model.combine(None, encoded[:1])
+
+    context = make_context(weights=start, epochs=epochs, thorough=True)
+    context.scratch = tmp_path / "other"
+    text_model = train_caption(context, settings)
+    assert (text_model.card.name, text_model.card.inputs) == ("clip-location-caption", ["caption"])
+    assert text_model.preprocess is None
+    assert text_model.network is None
+    assert text_model.encode_images(pixels) is None
+    encoded = text_model.encode_captions(CAPTIONS)
+    answers = text_model.combine(image_out, encoded)[LOCATION]
+    assert np.array_equal(answers, text_model.combine(None, encoded)[LOCATION])
+    assert np.array_equal(answers[1], answers[2]), "without caption one and the same answer"
+    assert not np.allclose(answers[0], answers[1], atol=1e-6)
+    with pytest.raises(InputError, match="clip-location-caption needs a caption for every item"):
+        text_model.combine(image_out, None)
+    calibrate(text_model, context)
+    assert text_model.card.score(LOCATION) is not None
+    (tmp_path / "saved").mkdir()
+    text_model.save(tmp_path / "saved")
+    loaded = ClipModel.load(tmp_path / "saved", text_model.card)
+    assert np.allclose(loaded.combine(None, encoded)[LOCATION], text_model.combine(None, encoded)[LOCATION], atol=1e-6)
+
+
+@pytest.mark.parametrize(("train_one", "still"), [(train_image, "text_model"), (train_caption, "vision_model")])
+def test_the_tower_of_the_other_input_is_not_trained(
+    make_context: MakeContext, clip_folder: Path, settings: ClipSettings, train_one: TrainClip, still: str
+) -> None:
+    tuning = replace(settings.tune, rate=1e-2, shares=(1.0,), average=0.1)
+    context = make_context(weights=str(clip_folder), epochs=1, thorough=True)
+    after = train_one(context, replace(settings, tune=tuning)).towers.state_dict()
+    before = start_from(str(clip_folder), TOWERS, []).towers.state_dict()
+    changed = {name.partition(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert still not in changed
+    assert changed & {"text_model", "vision_model"}
 
 
 def test_a_broken_folder_is_named(clip_folder: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((clip_folder / name).read_bytes()[:200])
     with pytest.raises(WeightsError, match="holds no usable CLIP model"):
-        start_from(str(tmp_path), SMALL, [])
+        start_from(str(tmp_path), TOWERS, [])

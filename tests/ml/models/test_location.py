@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +7,9 @@ from pymongo.database import Database
 
 from ml.labels import LOCATION, LOCATION_CATEGORY
 from ml.models.base import InputError, ServedModel, softmax
-from ml.models.caption import CaptionModel, CaptionSettings, training_texts
+from ml.models.caption import CaptionModel, CaptionSettings, fit_text_model, training_texts
 from ml.models.fusion import FusedModel, FusionWeights, choose_weights, fuse
-from ml.records import Record
+from ml.records import Record, RecordsError
 from ml.registry import Registry
 from tests.ml.conftest import Document
 
@@ -110,6 +111,17 @@ def test_weights_follow_the_better_half() -> None:
     trusts_caption = choose_weights(noise, np.log(right), prior, truth)
     assert trusts_image.image > trusts_image.caption
     assert trusts_caption.caption > trusts_caption.image
+
+
+def test_without_captions_the_default_weights_hold() -> None:
+    nothing, prior = np.empty((0, 3)), np.log(np.full(3, 1 / 3))
+    assert choose_weights(nothing, nothing, prior, np.empty(0, dtype=np.int64)) == FusionWeights()
+
+
+def test_captions_without_words_are_named(train_records: list[Record]) -> None:
+    mute = [replace(record, caption="", report=("...",)) for record in train_records]
+    with pytest.raises(RecordsError, match=f"of the {len(mute)} training images have no words to learn from"):
+        fit_text_model(mute, CaptionSettings())
 
 
 def test_training_texts_weigh_cases_and_add_reports(train_records: list[Record]) -> None:

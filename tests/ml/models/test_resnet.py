@@ -21,17 +21,8 @@ def small() -> ResNetSettings:
     return replace(settings, tune=replace(settings.tune, average=0.5))
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state dict as torchvision publishes it, with random weights."""
-    torch.manual_seed(3)
-    path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
-    torch.save(resnet50(weights=None).state_dict(), path)
-    return path
-
-
-def test_the_backbone_is_torchvisions(checkpoint: Path) -> None:
-    state = torch.load(checkpoint, weights_only=True)
+def test_the_backbone_is_torchvisions(resnet_file: Path) -> None:
+    state = torch.load(resnet_file, weights_only=True)
     whole = resnet50(weights=None)
     whole.load_state_dict(state)
     backbone = ResNetBackbone()
@@ -44,14 +35,14 @@ def test_the_backbone_is_torchvisions(checkpoint: Path) -> None:
 
 
 def test_pretrained_weights_are_tuned_saved_and_served(
-    make_context: MakeContext, small: ResNetSettings, checkpoint: Path, tmp_path: Path
+    make_context: MakeContext, small: ResNetSettings, resnet_file: Path, tmp_path: Path
 ) -> None:
-    context = make_context(weights=str(checkpoint), epochs=1)
+    context = make_context(weights=str(resnet_file), epochs=1)
     model = train_modality(context, small)
     assert model.card.init == "pretrained"
     assert model.card.weights_source == "local file resnet50.pth"
     assert list(model.card.settings["recipes"]) == ["head", "tune"]
-    _changed_little(model, checkpoint)
+    _changed_little(model, resnet_file)
     (tmp_path / "saved").mkdir()
     assert model.save(tmp_path / "saved") == ["network.safetensors"]
     loaded = ResNetModel.load(tmp_path / "saved", model.card)
@@ -62,9 +53,9 @@ def test_pretrained_weights_are_tuned_saved_and_served(
     assert loaded.cam_layer is not None
 
 
-def _changed_little(model: ResNetModel, checkpoint: Path) -> None:
+def _changed_little(model: ResNetModel, resnet_file: Path) -> None:
     """One epoch at small rates moves the early layers less than the late ones."""
-    start = torch.load(checkpoint, weights_only=True)
+    start = torch.load(resnet_file, weights_only=True)
     member = model.network.members[0].state_dict()
 
     def moved(name: str) -> float:
