@@ -10,7 +10,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from app.errors import DeadlineExceededError, UnavailableError
 from app.inference.calibrate import BatchPlan
+from app.inference.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Engine:
         self._queue: deque[_Item] = deque()
         self._in_hand: Sequence[_Item] = ()
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"model-{name}")
+        self._thread = Threads(1, f"model-{name}")
         self._task: asyncio.Task[None] | None = None
         self._revival: asyncio.Task[None] | None = None
         self._seconds_per_image = plan.seconds_per_image

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from pymongo.database import Database
@@ -17,6 +16,7 @@ from app.errors import UnavailableError
 from app.inference.cache import ResultCache
 from app.inference.prediction import Prediction
 from app.inference.predictor import Predictor
+from app.inference.threads import Threads
 from app.inference.training import Progress, read_progress
 from app.metrics import Metrics
 from ml.card import ModelCard
@@ -40,7 +40,7 @@ class ModelServer:
         self._database = database
         self._registry = Registry(database, settings.model_files_dir)
         self._pins = {"modality": settings.model_modality, "location": settings.model_location}
-        self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._pool = Threads(settings.decode_threads, "decode")
         self._cache: ResultCache[Prediction] = ResultCache(settings.cache_entries)
         self._progress: list[Progress] = []
         self._cards: list[ModelCard] = []
@@ -91,7 +91,8 @@ class ModelServer:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         await asyncio.gather(*(predictor.stop() for predictor in set(self._serving.values())))
-        await asyncio.to_thread(self._pool.shutdown)
+        # A decoder that hangs is left behind: nobody waits for its image any more.
+        self._pool.shutdown(wait=False, cancel_futures=True)
         for limits in reversed(self._blas):
             limits.restore_original_limits()
         gc.unfreeze()

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +17,7 @@ from app.inference.picture import Source
 from app.inference.plausible import is_plausible
 from app.inference.precision import Choice, LoadRecords, select_backend
 from app.inference.prediction import Observation
+from app.inference.threads import Threads
 from app.metrics import Metrics
 from ml.models.base import ServedModel
 from ml.preprocess import Preprocess
@@ -46,7 +46,7 @@ class Observer:
         self,
         model: ServedModel,
         settings: Settings,
-        pool: ThreadPoolExecutor,
+        pool: Threads,
         metrics: Metrics,
         dev: LoadRecords | None,
     ) -> None:

@@ -6,7 +6,6 @@ import io
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final, TypeVar
@@ -24,6 +23,7 @@ from app.inference.observer import Observer
 from app.inference.picture import Source
 from app.inference.precision import Choice, LoadRecords
 from app.inference.prediction import Explained, Observation, Prediction, Upload
+from app.inference.threads import Threads
 from app.metrics import Metrics
 from ml.card import ModelCard
 from ml.models.base import EMBEDDING, InputError, ServedModel
@@ -53,7 +53,7 @@ class Predictor:
         model: ServedModel,
         reference: Reference | None,
         settings: Settings,
-        pool: ThreadPoolExecutor,
+        pool: Threads,
         cache: ResultCache[Prediction],
         metrics: Metrics,
         dev: LoadRecords | None = None,

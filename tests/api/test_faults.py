@@ -165,6 +165,22 @@ def test_64_images_at_once_get_the_answers_that_each_gets_alone(held: Held) -> N
     assert len({each["image"]["sha256"] for each in together}) == 64
 
 
+def test_a_decoder_that_hangs_does_not_keep_the_service_from_stopping(
+    predict_settings: Settings, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, ended = threading.Event(), list[bool]()
+
+    def hang(*_: Any) -> None:
+        ended.append(free.wait(30))
+
+    with running_service(predict_settings) as client:
+        wait_for(client, "/health/ready", is_ok)
+        monkeypatch.setattr("app.inference.observer.decode", hang)
+        is_problem(ask(client, "/predict/modality", png + b"!", headers={"X-Request-Timeout": "0.3"}), 504)
+    assert ended == []
+    free.set()
+
+
 def test_sigterm_under_load_loses_no_accepted_answer(predict_settings: Settings, tmp_path: Any) -> None:
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
