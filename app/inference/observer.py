@@ -55,6 +55,7 @@ class Observer:
         self._pool = pool
         self._metrics = metrics
         self._decode_s = 0.0
+        self._unwatch: Callable[[], None] = lambda: None
         self._preprocess = model.preprocess
         self.backend: Backend | None = None
         self.precision: Choice | None = None
@@ -69,7 +70,7 @@ class Observer:
             run = self.backend.run
         shape = (preprocess.channels, preprocess.size, preprocess.size)
         plan = warm_up(run, shape, self._batch_sizes())
-        engine = Engine(
+        return Engine(
             name,
             run,
             plan=plan,
@@ -78,8 +79,6 @@ class Observer:
             max_queue=2 * max(self._settings.max_queue, self._settings.max_images_per_request),
             on_batch=lambda size: self._metrics.batch(name, size),
         )
-        self._metrics.watch_queue(name, lambda: engine.depth)
-        return engine
 
     def _batch_sizes(self) -> tuple[int, ...]:
         """The largest batch, or those to choose it from."""
@@ -110,13 +109,15 @@ class Observer:
 
     def start(self) -> None:
         """Start to answer, on the running event loop."""
-        if self.engine is not None:
-            self.engine.start()
+        if (engine := self.engine) is not None:
+            engine.start()
+            self._unwatch = self._metrics.watch_queue(self._model.card.name, lambda: engine.depth)
 
     async def stop(self) -> None:
         """Answer what was accepted, then end."""
         if self.engine is not None:
             await self.engine.stop()
+            self._unwatch()
 
     async def observe(self, data: bytes, deadline: float) -> Observation:
         """What the image half gives for an image file.
