@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ Document = dict[str, Any]
 class Shelf:
     """A registry of the test's own with copies of trained models."""
 
-    def __init__(self, database: Database[Document], trained: Database[Document], source: Path, settings: Settings):
+    def __init__(
+        self, database: Database[Document], trained: Database[Document], source: Path, settings: Settings
+    ) -> None:
         self.database, self._trained, self._source = database, trained, source
         self.settings = settings
 
@@ -58,7 +60,9 @@ def shelf(
 
 
 @asynccontextmanager
-async def _serving(shelf: Shelf, metrics: Metrics | None = None, **pins: str) -> AsyncIterator[ModelServer]:
+async def _serving(
+    shelf: Shelf, metrics: Metrics | None = None, pins: Mapping[str, str] | None = None
+) -> AsyncIterator[ModelServer]:
     settings = shelf.settings.model_copy(update=pins)
     server = ModelServer(settings, shelf.database, metrics or Metrics())
     server.start()
@@ -69,9 +73,11 @@ async def _serving(shelf: Shelf, metrics: Metrics | None = None, **pins: str) ->
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.02)
+    for _ in range(3000):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not happen within a minute")
 
 
 def _version(server: ModelServer) -> str | None:
@@ -164,7 +170,7 @@ def test_a_setting_that_names_no_usable_model_is_a_fault_that_says_what_to_do(
     async def scenario() -> None:
         for name in ("compact", "caption-location", "fused-location"):
             shelf.put(name, of=name)
-        async with _serving(shelf, **pins) as server:
+        async with _serving(shelf, pins=pins) as server:
             await _until(lambda: len(server.serving) == 1 and server._loaded)
             assert not server.healthy
             assert task not in server.serving
@@ -177,7 +183,7 @@ def test_a_setting_that_names_no_usable_model_is_a_fault_that_says_what_to_do(
 def test_a_setting_that_names_a_model_to_come_waits_for_it(shelf: Shelf) -> None:
     async def scenario() -> None:
         shelf.put("compact")
-        async with _serving(shelf, model_modality="resnet50-modality") as server:
+        async with _serving(shelf, pins={"model_modality": "resnet50-modality"}) as server:
             await _until(lambda: server._loaded)
             assert server.healthy
             assert _version(server) is None
