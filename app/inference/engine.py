@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from app.errors import DeadlineExceededError, UnavailableError
 from app.inference.calibrate import BatchPlan
+from app.inference.pace import Pace
 from app.inference.threads import Threads
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class Engine:
         self._thread = Threads(1, f"model-{name}")
         self._task: asyncio.Task[None] | None = None
         self._revival: asyncio.Task[None] | None = None
-        self._seconds_per_image = plan.seconds_per_image
+        self._pace = Pace(plan.seconds_per_image)
         self._draining = False
 
     @property
@@ -112,7 +113,7 @@ class Engine:
     @property
     def seconds_per_image(self) -> float:
         """How long an image takes in the batches of late, in seconds."""
-        return self._seconds_per_image
+        return self._pace.seconds
 
     def start(self) -> None:
         """Start the batch loop on the running event loop."""
@@ -143,7 +144,7 @@ class Engine:
         if not self.healthy or self._draining:
             raise UnavailableError(f"The model {self._name} is not running at the moment. Try again shortly.")
         if len(self._queue) >= self._max_queue:
-            wait = max(1, math.ceil(len(self._queue) * self._seconds_per_image))
+            wait = max(1, math.ceil(len(self._queue) * self._pace.seconds))
             raise UnavailableError("The service is at its capacity. Try again shortly.", retry_after_s=wait)
         item = _Item(pixels, deadline, asyncio.get_running_loop().create_future())
         self._queue.append(item)
@@ -183,7 +184,7 @@ class Engine:
             await self._retry_singly(batch, error)
             return
         run_s = time.perf_counter() - started
-        self._seconds_per_image = 0.9 * self._seconds_per_image + 0.1 * run_s / len(batch)
+        self._pace.add(run_s / len(batch))
         self._on_batch(len(batch))
         for row, item in enumerate(batch):
             if not item.future.done():

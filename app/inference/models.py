@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from app.config import Settings
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.errors import UnavailableError
+from app.inference.admission import Room
 from app.inference.cache import ResultCache
 from app.inference.pins import pin_fault, variable
 from app.inference.prediction import Prediction
@@ -34,6 +35,8 @@ Document = dict[str, Any]
 TASKS: Final = ("modality", "location")
 # What a task waits for comes before what has ended.
 _RELEVANCE: Final = {"running": 0, "queued": 1}
+# The largest bodies that are held in memory at once; images are seldom a hundredth of that.
+_MOST_BODIES: Final = 8
 _POLL_S: Final = 2.0
 # A model that could not be loaded is tried again after this long: its files may have been put right.
 _RETRY_S: Final = 30.0
@@ -55,7 +58,11 @@ class _Found:
 
 
 class ModelServer:
-    """Keeps the best registered model of each task ready."""
+    """Keeps the best registered model of each task ready.
+
+    Attributes:
+        room: for the uploads that are in work.
+    """
 
     def __init__(self, settings: Settings, database: Database[Document], metrics: Metrics) -> None:
         self._settings = settings
@@ -64,6 +71,7 @@ class ModelServer:
         self._registry = Registry(database, settings.model_files_dir)
         self._pins = {"modality": settings.model_modality, "location": settings.model_location}
         self._pool = Threads(settings.decode_threads, "decode")
+        self.room = Room(_MOST_BODIES * settings.max_body_bytes)
         self._cache: ResultCache[Prediction] = ResultCache(settings.cache_entries)
         self._found = _Found([], [], {})
         self._serving: dict[str, Predictor] = {}

@@ -50,6 +50,10 @@ def test_a_jpeg_of_two_pictures_is_read_by_its_first() -> None:
     assert single.source.notes == ()
 
 
+def test_a_hash_that_is_known_is_not_made_again() -> None:
+    assert decode(ACCEPTED["grey"], load_settings(), "known").source.sha256 == "known"
+
+
 def test_limits_are_settings() -> None:
     settings = load_settings(max_pixels=5000, min_side=100)
     with pytest.raises(ApiError, match="megapixels"):
