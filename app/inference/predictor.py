@@ -27,7 +27,7 @@ from app.inference.prediction import Explained, Observation, Prediction, Prepare
 from app.inference.threads import Threads
 from app.metrics import Metrics
 from ml.card import ModelCard
-from ml.models.base import EMBEDDING, InputError, ServedModel
+from ml.models.base import EMBEDDING, Floats, InputError, ServedModel
 from ml.reference import Reference
 
 Array = NDArray[Any]
@@ -64,6 +64,7 @@ class Predictor:
     ) -> None:
         self.model = model
         self.reference = reference
+        self._distance = _distance_of(reference, model.card)
         self._pool = pool
         self._cache = cache
         self._metrics = metrics
@@ -261,9 +262,15 @@ class Predictor:
         )
 
     def _is_unusual(self, outputs: dict[str, Array] | None) -> bool | None:
-        if outputs is None or self.reference is None or self.card.ood_threshold is None or EMBEDDING not in outputs:
+        if outputs is None or self._distance is None or self.card.ood_threshold is None or EMBEDDING not in outputs:
             return None
-        return bool(self.reference.distance(outputs[EMBEDDING])[0] > self.card.ood_threshold)
+        return bool(self._distance(outputs[EMBEDDING])[0] > self.card.ood_threshold)
+
+
+def _distance_of(reference: Reference | None, card: ModelCard) -> Callable[[Floats], Floats] | None:
+    if reference is None:
+        return None
+    return reference.density().distance if card.ood_distance == "mahalanobis" else reference.distance
 
 
 async def _in(threads: Threads, function: Callable[..., T], *arguments: Any) -> T:

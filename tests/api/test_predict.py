@@ -23,6 +23,7 @@ from ml.records import Record
 from ml.registry import Registry, load_model
 from ml.train import queue
 from tests.api.asking import CAPTION, ask, is_problem, stages
+from tests.conftest import database_address
 from tests.inference.dicoms import PATIENT, dicom
 from tests.inference.hostile import accepted, refused
 from tests.inference.unlike import unlike
@@ -157,16 +158,24 @@ def test_a_picture_that_is_no_scan_is_uncertain_whatever_the_model_says(predict_
     assert any("unlike every image" in note for note in body["notes"])
 
 
+@pytest.mark.parametrize("distance", ["mahalanobis", "nearest"])  # older models have the second
 def test_an_image_beyond_the_distance_of_the_training_images_is_uncertain(
-    settings: Settings, serve: Serve, ml_database: Database[Document], database: Database[Document], models_dir: Path
+    predict_settings: Settings,
+    serve: Serve,
+    mongo_server: str,
+    ml_database: Database[Document],
+    database: Database[Document],
+    distance: str,
 ) -> None:
     document = ml_database[MODELS].find_one({"_id": "compact"})
     assert document is not None
     decisions = []
-    for limit in (2.0, -1.0):  # every distance is below the one and above the other
-        changed = {"ood_threshold": limit, "thresholds": {}}
+    settings = predict_settings.model_copy(update={"mongo_uri": database_address(mongo_server, database.name)})
+    known = {"mahalanobis": 1e6, "nearest": 2.0}[distance]
+    for limit in (known, -1.0):  # every distance is below the one and above the other
+        changed = {"ood_threshold": limit, "ood_distance": distance, "thresholds": {}}
         database[MODELS].replace_one({"_id": "compact"}, document | changed, upsert=True)
-        with serve(settings.model_copy(update={"models_dir": models_dir, "precision": "fp32"})) as client:
+        with serve(settings) as client:
             wait_for(client, "/models", lambda answer: answer.json()["tasks"]["modality"]["state"] == "serving")
             decisions.append(ask(client, "/predict/modality", accepted()["grey"]).json()["decision"])
     assert decisions == ["confident", "uncertain"]
