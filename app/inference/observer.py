@@ -23,6 +23,7 @@ from ml.preprocess import Preprocess
 Array = NDArray[Any]
 
 _GPU_BATCH: Final = 32
+_LEAST_HANG_S: Final = 30.0
 
 
 class Observer:
@@ -72,6 +73,7 @@ class Observer:
             probe=noise(1, shape),
             # Admission counts too, before a body is read; this is for those who came in at the same time.
             max_queue=2 * max(self._settings.max_queue, self._settings.max_images_per_request),
+            max_run_s=max(self._settings.request_deadline_s, _LEAST_HANG_S),
             on_batch=lambda size: self._metrics.batch(name, size),
         )
 
