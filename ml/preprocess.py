@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps
 Pixels = NDArray[np.uint8]
 _VERSION: Final = 1
 _RESAMPLING: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_STRIP: Final = 2**20
 _HIGH_DEPTH: Final = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
@@ -90,12 +92,30 @@ class Preprocess:
         return pixels[None] if self.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
+def strips(values: NDArray[Any]) -> Iterator[slice]:
+    """Rows of an image, about a million pixels at a time: its copies in float64 would take ten times its memory."""
+    count = max(1, _STRIP // max(1, values.shape[1]))
+    for start in range(0, len(values), count):
+        yield slice(start, start + count)
+
+
+def _stretched(values: NDArray[Any]) -> Pixels:
+    """An image (H, W) of any depth, from its darkest to its brightest value, as 8 bits."""
+
+    def part(rows: slice) -> NDArray[np.float64]:
+        return np.nan_to_num(values[rows].astype(np.float64))
+
+    extents = [(float(strip.min()), float(strip.max())) for strip in map(part, strips(values))]
+    low, high = min(low for low, _ in extents), max(high for _, high in extents)
+    found: Pixels = np.zeros(values.shape, dtype=np.uint8)
+    for rows in strips(values) if high > low else ():
+        found[rows] = ((part(rows) - low) * (255.0 / (high - low))).round()
+    return found
+
+
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in _HIGH_DEPTH:
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        low, high = float(values.min()), float(values.max())
-        scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
-        return Image.fromarray(scaled.round().astype(np.uint8))
+        return Image.fromarray(_stretched(np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))

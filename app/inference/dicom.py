@@ -17,6 +17,7 @@ from app.config import Settings
 from app.errors import ApiError, ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
 from app.inference.jpeg import check_scans
 from app.inference.picture import Picture, Source
+from ml.preprocess import strips
 
 # Values that do not keep to the standard would be quoted in warnings, and they may be a patient's.
 config.settings.reading_validation_mode = config.IGNORE
@@ -161,17 +162,24 @@ def _check_frame(dataset: Dataset, shape: _Shape, index: int) -> None:
 
 def _windowed(values: NDArray[Any], dataset: Dataset) -> tuple[NDArray[np.uint8], str]:
     """Grey values of 8 bits, and what was done: the first window of the file, else darkest to brightest."""
-    values = np.asarray(apply_modality_lut(values, dataset), dtype=np.float64)
+
+    def part(rows: slice) -> NDArray[np.float64]:
+        return np.asarray(apply_modality_lut(values[rows], dataset), dtype=np.float64)
+
     centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     if centre is not None and width is not None and width >= 1:
         # PS3.3 C.11.2.1.2.1
-        share = (values - (centre - 0.5)) / max(width - 1, 1e-3) + 0.5
+        low, span, shift = centre - 0.5, max(width - 1, 1e-3), 0.5
         note = f"The DICOM file was read with its window: centre {centre:g}, width {width:g}."
     else:
-        low, high = float(values.min()), float(values.max())
-        share = (values - low) / max(high - low, 1e-9)
+        extents = [(float(strip.min()), float(strip.max())) for strip in map(part, strips(values))]
+        low = min(low for low, _ in extents)
+        span, shift = max(max(high for _, high in extents) - low, 1e-9), 0.0
         note = "The DICOM file has no window; it was read from its darkest to its brightest value."
-    return (np.clip(share, 0.0, 1.0) * 255).round().astype(np.uint8), note
+    grey = np.empty(values.shape, dtype=np.uint8)
+    for rows in strips(values):
+        grey[rows] = (np.clip((part(rows) - low) / span + shift, 0.0, 1.0) * 255).round()
+    return grey, note
 
 
 def _first(value: Any) -> float | None:

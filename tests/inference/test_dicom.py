@@ -1,4 +1,5 @@
 import logging
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,18 @@ def test_the_middle_frame_is_judged_and_that_is_said() -> None:
     values = np.asarray(picture.image)
     assert values[0, 0] == 255
     assert values[0, -1] == 0
+
+
+@pytest.mark.parametrize("tags", [{}, {"WindowCenter": 2000, "WindowWidth": 4000}])
+def test_a_large_file_takes_little_memory(tags: dict[str, Any]) -> None:
+    pixels = np.arange(2200 * 2200, dtype=np.uint32).astype(np.uint16).reshape(2200, 2200)
+    data = dicom(pixels, RescaleSlope=1, RescaleIntercept=-1000, **tags)
+    tracemalloc.start()
+    try:
+        assert _decode(data).image.getextrema() == (0, 255)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(data) + 40_000_000  # the parts of a strip
+    finally:
+        tracemalloc.stop()
 
 
 def test_colour_is_read() -> None:
