@@ -1,6 +1,5 @@
 """Every setting of the service in one place, read from MEDPIX_* variables or a .env file."""
 
-import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.cpus import usable_cpus
 
 # An error message never repeats the values of these.
 _SECRET: Final = frozenset({"MEDPIX_API_KEYS", "MEDPIX_MONGO_URI"})
@@ -102,7 +103,7 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         default=256, ge=1, le=100_000, description="Most images that are decoded, wait or run per model"
     )
-    decode_threads: int = Field(default=min(4, len(os.sched_getaffinity(0))), ge=1, le=64)
+    decode_threads: int = Field(default=min(4, usable_cpus()), ge=1, le=64)
 
     api_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_named_keys)] = Field(
         default_factory=dict, description="NAME:KEY,NAME:KEY who may write; empty: everybody who reaches the port"

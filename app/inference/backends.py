@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal, Protocol
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from app.config import Settings
+from app.cpus import usable_cpus
+from ml import models
 from ml.preprocess import Preprocess
 
 logger = logging.getLogger(__name__)
@@ -153,6 +156,15 @@ def device_name(device: str) -> str:
     return str(ov.Core().get_property("CPU", "FULL_DEVICE_NAME"))
 
 
+@cache
+def software() -> str:
+    """Names what runs networks, and the code that they are made of: with equal weights either may change an answer."""
+    code = hashlib.sha256()
+    for path in sorted(Path(models.__file__).parent.glob("*.py")):
+        code.update(path.read_bytes())
+    return f"openvino {ov.__version__} torch {torch.__version__} code {code.hexdigest()}"
+
+
 def make_backend(
     network: nn.Module, preprocess: Preprocess, settings: Settings, weights: str, precision: Precision = "fp32"
 ) -> Backend:
@@ -173,9 +185,9 @@ def make_backend(
     if settings.device != "cpu" and torch.cuda.is_available():
         return TorchBackend(network, "cuda", precision)
     try:
-        key = hashlib.sha256(f"{weights} {preprocess.hash} {ov.__version__}".encode()).hexdigest()[:32]
+        key = hashlib.sha256(f"{weights} {preprocess.hash} {software()}".encode()).hexdigest()[:32]
         cache = settings.home / "cache" / "openvino" / key
-        threads = torch.get_num_threads()
+        threads = min(torch.get_num_threads(), usable_cpus())
         return OpenVinoBackend(network, preprocess, threads=threads, cache=cache, precision=precision)
     except Exception:
         logger.warning("OpenVINO cannot run this network; PyTorch does", exc_info=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pymongo.errors import PyMongoError
 
 from app.config import MendableError, Settings
-from app.inference.backends import Backend, Precision, device_name, has_bf16, make_backend
+from app.inference.backends import Backend, Precision, device_name, has_bf16, make_backend, software
 from ml.files import replaced, write_json
 from ml.images import load_images
 from ml.models.base import Floats, Outputs, ServedModel
@@ -137,7 +137,8 @@ def select_backend(
 def _compared(model: ServedModel, full: Backend, low: Backend, records: Sequence[Record], settings: Settings) -> Choice:
     card = model.card
     # The version stands for the temperatures, which move probabilities.
-    parts = (card.sha256, card.version, full.name, device_name(full.device), snapshot_hash(records), MAX_SHIFT, _TIE)
+    machine = (full.name, device_name(full.device), software())
+    parts = (card.sha256, card.version, *machine, snapshot_hash(records), MAX_SHIFT, _TIE)
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     path = settings.home / "cache" / "precision" / f"{key}.json"
     parity = _read(path)

@@ -1,12 +1,13 @@
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from torch import nn
 
 from app.config import load_settings
-from app.inference.backends import TorchBackend, make_backend
+from app.inference.backends import OpenVinoBackend, TorchBackend, make_backend, software
 from ml.models.clip import ClipHead, ClipImageNetwork
 from ml.models.clip_towers import SmallTowers, build_small
 from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
@@ -72,6 +73,25 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, caplog: pytest.LogCapture
     assert backend.name == "openvino"
     assert set(backend.run(pixels)) == {*CLASSES, "embedding"}
     assert graph.read_text().startswith("<?xml")
+
+
+def test_another_version_of_the_code_gets_a_graph_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, preprocess = _compact()
+    settings = load_settings(home=tmp_path, device="cpu")
+    make_backend(network, preprocess, settings, "weights")
+    known = software()
+    assert all(part in known for part in (openvino.__version__, torch.__version__, "code "))
+    monkeypatch.setattr("app.inference.backends.software", lambda: known + "!")
+    make_backend(network, preprocess, settings, "weights")
+    assert len(list((tmp_path / "cache" / "openvino").glob("*/graph.xml"))) == 2
+
+
+def test_a_quota_of_processors_limits_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.inference.backends.usable_cpus", lambda: 1)
+    network, preprocess = _compact()
+    backend = make_backend(network, preprocess, load_settings(home=tmp_path, device="cpu"), "weights")
+    assert isinstance(backend, OpenVinoBackend)
+    assert backend._compiled.get_property("INFERENCE_NUM_THREADS") == 1
 
 
 def test_a_network_that_cannot_be_converted_runs_on_pytorch(tmp_path: Path) -> None:
