@@ -8,8 +8,6 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.cpus import usable_cpus
-
 # An error message never repeats the values of these.
 _SECRET: Final = frozenset({"MEDPIX_API_KEYS", "MEDPIX_MONGO_URI"})
 _NAMED_KEY: Final = re.compile(r"([A-Za-z0-9_.-]{1,64}):(\S{16,256})")
@@ -103,7 +101,12 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         default=256, ge=1, le=100_000, description="Most images that are decoded, wait or run per model"
     )
-    decode_threads: int = Field(default=min(4, usable_cpus()), ge=1, le=64)
+    decode_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Threads that decode images; unset: one per processor, at most 4 where the models run on them too",
+    )
 
     api_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_named_keys)] = Field(
         default_factory=dict, description="NAME:KEY,NAME:KEY who may write; empty: everybody who reaches the port"

@@ -14,9 +14,11 @@ from pymongo.errors import PyMongoError
 from threadpoolctl import threadpool_limits
 
 from app.config import Settings
+from app.cpus import usable_cpus
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.errors import UnavailableError
 from app.inference.admission import Room
+from app.inference.backends import on_cuda
 from app.inference.cache import ResultCache
 from app.inference.pins import pin_fault, variable
 from app.inference.prediction import Prediction
@@ -70,7 +72,7 @@ class ModelServer:
         self._database = database
         self._registry = Registry(database, settings.model_files_dir)
         self._pins = {"modality": settings.model_modality, "location": settings.model_location}
-        self._pool = Threads(settings.decode_threads, "decode")
+        self._pool = Threads(settings.decode_threads or _decoders(settings), "decode")
         self.room = Room(_MOST_BODIES * settings.max_body_bytes)
         self._cache: ResultCache[Prediction] = ResultCache(settings.cache_entries)
         self._found = _Found([], [], {})
@@ -273,6 +275,10 @@ class ModelServer:
             self._metrics,
             dev=lambda: load_records(self._database, find_dataset(self._settings.dataset_dir) / IMAGE_FOLDER, ("dev",)),
         )
+
+
+def _decoders(settings: Settings) -> int:
+    return min(64 if on_cuda(settings) else 4, usable_cpus())
 
 
 def _spare_the_collector() -> None:

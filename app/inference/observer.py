@@ -16,13 +16,13 @@ from app.inference.pace import Pace
 from app.inference.plausible import is_colourful, is_plausible
 from app.inference.precision import Choice, LoadRecords, select_backend
 from app.inference.prediction import Observation, Prepared
+from app.inference.recorded import SIZES, recorded
 from app.metrics import Metrics
 from ml.models.base import ServedModel
 from ml.preprocess import Preprocess
 
 Array = NDArray[Any]
 
-_GPU_BATCH: Final = 32
 _LEAST_HANG_S: Final = 30.0
 
 
@@ -33,7 +33,8 @@ class Observer:
         model: loaded from the registry.
         settings: limits, device and batch size.
         metrics: to report to.
-        dev: reads the dev split, to see whether the model may compute in bf16; None where there is none.
+        decoders: how many threads decode.
+        dev: reads the dev split, to see whether the model may compute in less than fp32; None where there is none.
 
     Attributes:
         backend: what the network runs on; None for a model without network.
@@ -45,11 +46,13 @@ class Observer:
         model: ServedModel,
         settings: Settings,
         metrics: Metrics,
+        decoders: int,
         dev: LoadRecords | None,
     ) -> None:
         self._model = model
         self._settings = settings
         self._metrics = metrics
+        self._decoders = decoders
         self._decoding = Pace()
         self._unwatch: Callable[[], None] = lambda: None
         self._preprocess = model.preprocess
@@ -59,12 +62,13 @@ class Observer:
 
     def _make_engine(self, preprocess: Preprocess, dev: LoadRecords | None) -> Engine:
         name = self._model.card.name
+        shape = (preprocess.channels, preprocess.size, preprocess.size)
         if self._model.network is None:
             run: Callable[[Array], Mapping[str, Array]] = self._run_without_network
         else:
             self.backend, self.precision = select_backend(self._model, self._settings, self._weights_key(), dev)
+            self.backend = recorded(self.backend, shape)
             run = self.backend.run
-        shape = (preprocess.channels, preprocess.size, preprocess.size)
         plan = warm_up(run, shape, self._batch_sizes())
         return Engine(
             name,
@@ -81,7 +85,7 @@ class Observer:
         """The largest batch, or those to choose it from."""
         if self._settings.max_batch is not None:
             return (self._settings.max_batch,)
-        return (_GPU_BATCH,) if self.backend is not None and self.backend.device == "cuda" else CPU_SIZES
+        return SIZES[-1:] if self.backend is not None and self.backend.device == "cuda" else CPU_SIZES
 
     def _weights_key(self) -> str:
         """Names the weights and what the network does with them (its tasks)."""
@@ -102,7 +106,7 @@ class Observer:
     def seconds_per_image(self) -> float:
         """How long an image takes when there are many, in seconds: the slower of decoding and running."""
         run_s = self.engine.seconds_per_image if self.engine is not None else 0.0
-        return max(run_s, self._decoding.seconds / self._settings.decode_threads)
+        return max(run_s, self._decoding.seconds / self._decoders)
 
     def start(self) -> None:
         """Start to answer, on the running event loop."""

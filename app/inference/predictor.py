@@ -46,7 +46,7 @@ class Predictor:
         pool: threads for decoding.
         cache: of predictions, shared by all models.
         metrics: to report to.
-        dev: reads the dev split, to see whether the model may compute in bf16; None where there is none.
+        dev: reads the dev split, to see whether the model may compute in less than fp32; None where there is none.
 
     Attributes:
         admission: counts what is in work; ask it before anything else.
@@ -69,7 +69,7 @@ class Predictor:
         self._cache = cache
         self._metrics = metrics
         self._sha256 = model.card.sha256
-        self.observer = Observer(model, settings, metrics, dev)
+        self.observer = Observer(model, settings, metrics, pool.count, dev)
         self.admission = Admission(settings.max_queue, lambda: self.observer.seconds_per_image)
         self._concluding = Threads(1, f"conclude-{model.card.name}")
         backend = self.observer.backend

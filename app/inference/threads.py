@@ -23,11 +23,15 @@ class Threads(Executor):
     Args:
         count: of threads.
         name: that theirs begin with.
+
+    Attributes:
+        count: of threads.
     """
 
     def __init__(self, count: int, name: str) -> None:
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._closed = False
+        self.count = count
         self._threads = [Thread(target=self._work, name=f"{name}_{index}", daemon=True) for index in range(count)]
         for thread in self._threads:
             thread.start()

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from app.config import load_settings
-from app.inference.backends import OpenVinoBackend, TorchBackend, make_backend, software
+from app.inference.backends import OpenVinoBackend, Precision, TorchBackend, make_backend, software
+from app.inference.recorded import recorded
 from ml.models.clip import ClipHead, ClipImageNetwork
 from ml.models.clip_towers import SmallTowers, build_small
 from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
@@ -102,6 +103,41 @@ def test_a_network_that_cannot_be_converted_runs_on_pytorch(tmp_path: Path) -> N
     backend = make_backend(Odd(), Preprocess(size=32), load_settings(home=tmp_path, device="cpu"), "odd")
     assert backend.name == "torch"
     assert backend.run(np.ones((2, 1, 32, 32), dtype=np.uint8))["modality"].shape == (2, 2)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_lower_precision_answers_nearly_alike(precision: Precision) -> None:
+    torch.manual_seed(0)
+    network, _ = _compact()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 1, 32, 32), dtype=np.uint8)
+    expected, got = (TorchBackend(network, "cpu", kind).run(pixels) for kind in ("fp32", precision))
+    for name, value in expected.items():
+        assert got[name].dtype == np.float32
+        assert got[name] == pytest.approx(value, abs=0.05)
+        assert not np.array_equal(got[name], value)
+
+
+def test_fp32_is_not_rounded_to_tf32() -> None:
+    torch.backends.cudnn.allow_tf32 = True
+    TorchBackend(_compact()[0], "cpu")
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("make", [_compact, _clip, _resnet])
+def test_cuda_answers_as_the_cpu_does(make: object, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    assert callable(make)
+    network, preprocess = make()
+    shape = (16, preprocess.channels, preprocess.size, preprocess.size)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    expected = make_backend(network, preprocess, load_settings(home=tmp_path, device="cpu"), "weights").run(pixels)
+    backend = make_backend(network, preprocess, load_settings(home=tmp_path, device="cuda"), "weights")
+    assert (backend.name, backend.device) == ("torch", "cuda")
+    got = recorded(backend, shape[1:]).run(pixels)
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, abs=1e-3)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
