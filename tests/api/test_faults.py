@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 
 from app.config import Settings
 from app.inference.admission import Room
@@ -27,7 +28,7 @@ from app.inference.predictor import Predictor
 from app.main import create_app
 from tests.api.asking import ask, is_problem
 from tests.inference.dicoms import jpeg
-from tests.service import is_ok, running_service, wait_for
+from tests.service import is_ok, running_server, running_service, wait_for
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Held:
     """A service whose modality model can be held."""
 
     client: httpx.Client
+    server: uvicorn.Server
     predictor: Predictor
     room: Room
     free: threading.Event
@@ -51,7 +53,7 @@ class Held:
 def held(predict_settings: Settings) -> Iterator[Held]:
     app = create_app(predict_settings.model_copy(update={"cache_entries": 0, "max_batch": 4}))
     free, runs = threading.Event(), list[int]()
-    with running_service(predict_settings, app) as client:
+    with running_server(predict_settings, app) as (client, server):
         wait_for(client, "/health/ready", is_ok)
         predictor = app.state.models.serving["modality"]
         engine = predictor.observer.engine
@@ -64,7 +66,7 @@ def held(predict_settings: Settings) -> Iterator[Held]:
 
         engine._run = gated
         try:
-            yield Held(client, predictor, app.state.models.room, free, runs)
+            yield Held(client, server, predictor, app.state.models.room, free, runs)
         finally:
             free.set()
 
@@ -247,6 +249,24 @@ def test_a_decoder_that_hangs_does_not_keep_the_service_from_stopping(
     free.set()
 
 
+def test_who_comes_after_the_signal_is_refused_and_who_came_before_is_answered(held: Held, png: bytes) -> None:
+    def is_refused() -> bool:
+        try:
+            return httpx.get(f"{held.client.base_url}/health/ready").status_code != 200
+        except httpx.ConnectError:
+            return True
+
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(ask, held.client, "/predict/modality", png) for _ in range(3)]
+        _eventually(lambda: held.predictor.admission.active == 3)
+        held.server.should_exit = True  # what a signal does
+        _eventually(is_refused)
+        time.sleep(0.2)
+        assert not any(job.done() for job in jobs)
+        held.free.set()
+        assert [job.result().status_code for job in jobs] == [200] * 3
+
+
 def test_sigterm_under_load_loses_no_accepted_answer(predict_settings: Settings, tmp_path: Any) -> None:
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
@@ -278,6 +298,8 @@ def test_sigterm_under_load_loses_no_accepted_answer(predict_settings: Settings,
                 connection.close()
         assert answers == [(200, "modality")] * 40
         assert service.wait(60) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/health/ready")
     finally:
         service.kill()
         service.wait()
