@@ -16,8 +16,9 @@ from app.config import Settings
 from app.cpus import usable_cpus
 from app.inference.backends import Backend
 from app.inference.decode import decode
+from app.inference.faster import accelerated
 from app.inference.precision import select_backend
-from app.inference.recorded import SIZES, recorded
+from app.inference.recorded import SIZES
 from ml import labels
 from ml.card import DataSource, ModelCard, environment, now
 from ml.models.compact import CompactModel, CompactSettings
@@ -99,7 +100,7 @@ def bare_loop(
     preprocess = model.preprocess
     assert preprocess is not None
     backend, _ = select_backend(model, settings, model.card.sha256, lambda: dev)
-    backend = recorded(backend, (preprocess.channels, preprocess.size, preprocess.size))
+    backend = accelerated(backend, (preprocess.channels, preprocess.size, preprocess.size))
 
     def prepare(image: bytes) -> Pixels:
         return preprocess.apply(decode(image, settings).image)

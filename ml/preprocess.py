@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 Pixels = NDArray[np.uint8]
 _VERSION: Final = 1
 _RESAMPLING: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_GREY: Final = frozenset({"1", "L"})
 _STRIP: Final = 2**20
 _HIGH_DEPTH: Final = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 
@@ -81,15 +82,19 @@ class Preprocess:
         Returns:
             uint8 array of shape (channels, size, size), 0 to 255.
         """
-        image = _to_eight_bits(ImageOps.exif_transpose(image)).convert("L" if self.channels == 1 else "RGB")
+        image = _to_eight_bits(ImageOps.exif_transpose(image))
+        # Grey stays one channel until the end: three equal ones would be scaled to three equal ones.
+        image = image.convert("L" if self.channels == 1 or image.mode in _GREY else "RGB")
         scale = self.size / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
         # reducing_gap shrinks large images by an integer factor first: faster, same picture.
         image = image.resize((width, height), _RESAMPLING[self.interpolation], reducing_gap=3.0)
-        square = Image.new(image.mode, (self.size, self.size), self.fill if self.channels == 1 else (self.fill,) * 3)
+        square = Image.new(image.mode, (self.size, self.size), self.fill if image.mode == "L" else (self.fill,) * 3)
         square.paste(image, ((self.size - width) // 2, (self.size - height) // 2))
         pixels: Pixels = np.asarray(square, dtype=np.uint8)
-        return pixels[None] if self.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        if image.mode == "L":
+            return np.repeat(pixels[None], self.channels, axis=0)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def strips(values: NDArray[Any]) -> Iterator[slice]:

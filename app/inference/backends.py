@@ -104,6 +104,10 @@ class OpenVinoBackend:
         precision: of the computation; inputs, outputs and weights as stored are fp32 in any case.
         cache: folder that keeps the converted graph, since the conversion takes seconds; a name for
             the network's weights must be a part of it.
+
+    Attributes:
+        threads: in use.
+        outputs: names, in the order of the graph's.
     """
 
     name = "openvino"
@@ -113,21 +117,37 @@ class OpenVinoBackend:
         self, network: nn.Module, preprocess: Preprocess, *, threads: int, cache: Path, precision: Precision = "fp32"
     ) -> None:
         self.precision = precision
+        self.threads = threads
+        self._cache = cache
         example = torch.zeros((2, preprocess.channels, preprocess.size, preprocess.size), dtype=torch.uint8)
         with torch.no_grad():
-            self._names = tuple(network.eval()(example))
-        graph = _cached_graph(cache) or _convert(_Ordered(network, self._names), example, cache)
-        options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-        }
-        self._compiled = ov.Core().compile_model(graph, "CPU", options)
+            self.outputs = tuple(network.eval()(example))
+        graph = _cached_graph(cache) or _convert(_Ordered(network, self.outputs), example, cache)
+        self._compiled = self._compile(graph, streams=1)
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
         """Run a batch."""
         outputs = self._compiled([pixels], share_inputs=True)
-        return {name: np.array(outputs[index]) for index, name in enumerate(self._names)}
+        return {name: np.array(outputs[index]) for index, name in enumerate(self.outputs)}
+
+    def compile(self, streams: int) -> ov.CompiledModel:
+        """The same network for so many batches at once, each with its share of the threads.
+
+        Raises:
+            RuntimeError: the converted graph is not kept.
+        """
+        graph = _cached_graph(self._cache)
+        if graph is None:
+            raise RuntimeError(f"there is no converted graph in {self._cache}")
+        return self._compile(graph, streams)
+
+    def _compile(self, graph: ov.Model, streams: int) -> ov.CompiledModel:
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": streams,
+        }
+        return ov.Core().compile_model(graph, "CPU", options)
 
 
 def _cached_graph(cache: Path) -> ov.Model | None:
@@ -196,7 +216,7 @@ def make_backend(
         precision: to compute in; where OpenVINO fails, PyTorch on the CPU does in fp32.
 
     Returns:
-        On CUDA PyTorch, which ``app.inference.recorded`` may still make faster.
+        On CUDA PyTorch, else OpenVINO; ``app.inference.faster`` may know a way that is faster still.
 
     Raises:
         RuntimeError: MEDPIX_DEVICE=cuda, and there is no CUDA device.

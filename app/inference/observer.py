@@ -12,11 +12,12 @@ from app.inference.backends import Backend
 from app.inference.calibrate import CPU_SIZES, noise, warm_up
 from app.inference.decode import decode
 from app.inference.engine import Engine
+from app.inference.faster import accelerated
 from app.inference.pace import Pace
 from app.inference.plausible import is_colourful, is_plausible
 from app.inference.precision import Choice, LoadRecords, select_backend
 from app.inference.prediction import Observation, Prepared
-from app.inference.recorded import SIZES, recorded
+from app.inference.recorded import SIZES
 from app.metrics import Metrics
 from ml.models.base import ServedModel
 from ml.preprocess import Preprocess
@@ -67,7 +68,7 @@ class Observer:
             run: Callable[[Array], Mapping[str, Array]] = self._run_without_network
         else:
             self.backend, self.precision = select_backend(self._model, self._settings, self._weights_key(), dev)
-            self.backend = recorded(self.backend, shape)
+            self.backend = accelerated(self.backend, shape)
             run = self.backend.run
         plan = warm_up(run, shape, self._batch_sizes())
         return Engine(

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Measured over the 2,050 images of the dataset as the networks see them: 51 % of the pixels of the brightest
+# Measured over the 2,050 images of the dataset at 128 pixels: 51 % of the pixels of the brightest
 # are near white, and the grey values of the flattest have a standard deviation of 11.6.
+_SIDE: Final = 112
 _NEAR_WHITE: Final = 230
 _MOST_WHITE: Final = 0.6
 _LEAST_CONTRAST: Final = 6.0
@@ -27,6 +28,8 @@ def is_plausible(pixels: NDArray[Any]) -> bool:
     Args:
         pixels: (C, H, W), 0 to 255, as a network takes them.
     """
+    step = max(1, pixels.shape[-1] // _SIDE)
+    pixels = pixels[:, ::step, ::step]
     white = float((pixels >= _NEAR_WHITE).mean())
     return white <= _MOST_WHITE and float(np.std(pixels)) >= _LEAST_CONTRAST
 

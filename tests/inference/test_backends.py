@@ -8,7 +8,7 @@ from torch import nn
 
 from app.config import load_settings
 from app.inference.backends import OpenVinoBackend, Precision, TorchBackend, make_backend, software
-from app.inference.recorded import recorded
+from app.inference.faster import accelerated
 from ml.models.clip import ClipHead, ClipImageNetwork
 from ml.models.clip_towers import SmallTowers, build_small
 from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
@@ -135,7 +135,7 @@ def test_cuda_answers_as_the_cpu_does(make: object, tmp_path: Path) -> None:
     expected = make_backend(network, preprocess, load_settings(home=tmp_path, device="cpu"), "weights").run(pixels)
     backend = make_backend(network, preprocess, load_settings(home=tmp_path, device="cuda"), "weights")
     assert (backend.name, backend.device) == ("torch", "cuda")
-    got = recorded(backend, shape[1:]).run(pixels)
+    got = accelerated(backend, (preprocess.channels, preprocess.size, preprocess.size)).run(pixels)
     for name, value in expected.items():
         assert got[name] == pytest.approx(value, abs=1e-3)
 

@@ -1,6 +1,7 @@
 import io
 import tracemalloc
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -44,6 +45,17 @@ def test_colour_keeps_three_channels() -> None:
     red = Image.new("RGB", (16, 16), (200, 10, 20))
     recipe = Preprocess(size=16, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert recipe.apply(red)[:, 8, 8].tolist() == [200, 10, 20]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(40, 64), (64, 64), (900, 350)])
+def test_grey_is_scaled_as_three_equal_channels_are(
+    interpolation: Literal["bilinear", "bicubic"], size: tuple[int, int]
+) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
+    recipe = Preprocess(size=64, channels=3, interpolation=interpolation, fill=9, mean=(0.5,) * 3, std=(0.5,) * 3)
+    for grey in (noise, noise.convert("1")):
+        assert np.array_equal(recipe.apply(grey), recipe.apply(grey.convert("RGB")))
 
 
 def test_a_constant_image_of_high_depth_is_no_division_by_zero() -> None:
