@@ -1,6 +1,5 @@
 """Every setting of the service in one place, read from MEDPIX_* variables or a .env file."""
 
-import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -102,7 +101,12 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         default=256, ge=1, le=100_000, description="Most images that are decoded, wait or run per model"
     )
-    decode_threads: int = Field(default=min(4, len(os.sched_getaffinity(0))), ge=1, le=64)
+    decode_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Threads that decode images; unset: one per processor, at most 4 where the models run on them too",
+    )
 
     api_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_named_keys)] = Field(
         default_factory=dict, description="NAME:KEY,NAME:KEY who may write; empty: everybody who reaches the port"

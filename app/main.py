@@ -27,6 +27,7 @@ from app.api import (
 from app.api.cache import AnswerCache
 from app.api.middleware import BodyLimit, CountRequests, RequestContext
 from app.api.ratelimit import RateLimit
+from app.api.uploads import body_limit
 from app.config import Settings, get_settings
 from app.data.client import connect, connect_async
 from app.data.pictures import PictureStore
@@ -106,9 +107,3 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     app.add_middleware(RequestContext)
     return app
-
-
-def body_limit(settings: Settings, path: str) -> int:
-    """The largest body of an address, in bytes: one image with its form, or a batch of them."""
-    form_overhead = 64 * 1024
-    return settings.max_body_bytes if path.endswith("/batch") else settings.max_image_bytes + form_overhead

@@ -21,7 +21,7 @@ class Metrics:
         )
         self._stages = Histogram(
             "medpix_stage_seconds",
-            "Time of a stage of a prediction: decode, queue (waiting), run, cache, explain",
+            "Time of a stage: wait (for a thread), decode, queue (for the model), run, conclude, cache, explain",
             ["model", "stage"],
             registry=registry,
             buckets=_STAGE_BUCKETS,
@@ -40,6 +40,7 @@ class Metrics:
             buckets=_SHARE_BUCKETS,
         )
         self._depth = Gauge("medpix_queue_depth", "Images that wait for a model", ["model"], registry=registry)
+        self._queues: dict[str, Callable[[], int]] = {}
         self._models = Gauge(
             "medpix_model_info", "Models that serve", ["task", "name", "version", "sha256"], registry=registry
         )
@@ -71,9 +72,21 @@ class Metrics:
         self._labels.labels(task, label, decision, str(cached).lower()).inc()
         self._confidence.labels(task).observe(probability)
 
-    def watch_queue(self, model: str, depth: Callable[[], int]) -> None:
-        """Ask for the depth of a queue whenever the metrics are read."""
+    def watch_queue(self, model: str, depth: Callable[[], int]) -> Callable[[], None]:
+        """Ask for the depth of a queue whenever the metrics are read.
+
+        Returns:
+            What ends that, unless another queue has taken the name by then.
+        """
+        self._queues[model] = depth
         self._depth.labels(model).set_function(depth)
+
+        def end() -> None:
+            if self._queues.get(model) is depth:
+                del self._queues[model]
+                self._depth.remove(model)
+
+        return end
 
     def serving(self, models: Mapping[str, tuple[str, str, str]]) -> None:
         """Say which model serves each task: name, version, sha256."""

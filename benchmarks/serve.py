@@ -1,16 +1,18 @@
 """The service against LitServe, a plain FastAPI endpoint and a bare loop, on the same real images.
 
     python -m benchmarks.serve --data ../shared/MedPix-2.0
-    python -m benchmarks.serve --data ../shared/MedPix-2.0 --models compact --servers service --soak
+    python -m benchmarks.serve --data ../shared/MedPix-2.0 --models compact --servers service --device cuda
 
 Each server runs alone, in a process of its own, on the cores of this process, with the same network
 (untrained: speed does not depend on the weights) and no cache. A closed loop of 1, 4, 16 and 64 clients
-asks for modality, then an open loop at 50, 80 and 120 % of the best rate; every request is a whole image
-file. Needs benchmarks/requirements.lock.
+asks for modality, then an open loop at 50, 80 and 120 % of the best rate, then the service answers 10,000
+requests; every request is a whole image file. At the end each goal is said to be reached or not, which
+the exit status tells too. Needs benchmarks/requirements.lock.
 """
 
 import argparse
 import asyncio
+import sys
 import tempfile
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +25,8 @@ from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.data.embedded import embedded_mongod, find_mongod
 from app.data.schema import DATABASE
 from app.data.seed import seed
-from benchmarks.load import Load, closed_loop, open_loop, quantile, request_bytes
+from benchmarks.load import closed_loop, open_loop, quantile, request_bytes
+from benchmarks.serve_goals import AT, Measured, goals
 from benchmarks.serve_models import MODELS, Bare, bare_loop, build
 from benchmarks.servers import PATHS, SERVERS, Running, server
 from ml.models.image import ImageModel
@@ -59,58 +62,64 @@ class Bench:
         print(f"{self.model:<18} {kind:<9} {line}", flush=True)
 
 
-def measure(bench: Bench, kind: str, running: Running) -> dict[int, Load]:
+def measure(bench: Bench, kind: str, running: Running) -> Measured:
     """The closed loops and the open loops of a server that has just become ready."""
     requests = [request_bytes(PATHS[kind], image) for image in bench.images]
     first = asyncio.run(closed_loop(running.port, requests, 1, 60.0, count=1))
     asyncio.run(closed_loop(running.port, requests, 8, 2.0))  # warm
-    found = {}
+    found = Measured(first_ms=first.quantile(50))
     for clients in CLIENTS:
-        found[clients] = load = asyncio.run(closed_loop(running.port, requests, clients, bench.seconds))
+        found.closed[clients] = load = asyncio.run(closed_loop(running.port, requests, clients, bench.seconds))
         bench.say(kind, f"{clients:>3} clients {load.describe()}")
-    alone = found[1].quantile(50)
     bench.say(
         kind,
-        f"first request {first.quantile(50):.1f} ms, {first.quantile(50) / alone:.2f} of the median; "
-        f"one request alone takes {alone - bench.bare.median_ms:+.1f} ms more than the bare call",
+        f"first request {found.first_ms:.1f} ms, {found.first_ms / found.alone_ms:.2f} of the median; "
+        f"one request alone takes {found.alone_ms - bench.bare.median_ms:+.1f} ms more than the bare call",
     )
-    capacity = max(load.rate for load in found.values())
+    capacity = max(load.rate for load in found.closed.values())
     patient = [request_bytes(PATHS[kind], image, _PATIENCE) for image in bench.images]
     for share in SHARES:
-        load = asyncio.run(open_loop(running.port, patient, share * capacity, 3 * bench.seconds))
+        found.overload = load = asyncio.run(open_loop(running.port, patient, share * capacity, 3 * bench.seconds))
         bench.say(
             kind,
             f"{share:4.0%} open   {load.describe()}   503 p99 {load.quantile(99, 503):.1f} ms   "
             f"/health/live p99 {quantile(load.live, 99):.1f} ms",
         )
-    bench.say(kind, f"peak memory {running.memory.peak_mb:.0f} MiB")
     return found
 
 
-def soak(bench: Bench, kind: str, running: Running) -> None:
-    """Whether memory stays flat over many requests."""
+def soak(bench: Bench, kind: str, running: Running, count: int) -> float:
+    """How much memory grows over many requests, 0.05 for 5 %."""
     requests = [request_bytes(PATHS[kind], image) for image in bench.images]
-    asyncio.run(closed_loop(running.port, requests, 16, 3600.0, count=_SOAK_WARM))
+    asyncio.run(closed_loop(running.port, requests, AT, 3600.0, count=_SOAK_WARM))
     before = running.memory.now_mb()
+    growth = 0.0
     for part in range(1, 6):
-        load = asyncio.run(closed_loop(running.port, requests, 16, 3600.0, count=_SOAK // 5))
+        load = asyncio.run(closed_loop(running.port, requests, AT, 3600.0, count=count // 5))
         now = running.memory.now_mb()
+        growth = max(growth, now / before - 1)
         change = f"{before:.0f} to {now:.0f} MiB, {now / before - 1:+.1%}"
-        bench.say(kind, f"{part * _SOAK // 5:>6} requests {change}   {load.statuses}")
+        bench.say(kind, f"{part * count // 5:>6} requests {change}   {load.statuses}")
+    return growth
 
 
-def compare(bench: Bench, found: dict[str, dict[int, Load]]) -> None:
-    """Print the ratios."""
-    for kind, loads in found.items():
-        shares = "  ".join(f"{clients}: {load.rate / bench.bare.rate:.2f}" for clients, load in loads.items())
+def compare(bench: Bench, found: dict[str, Measured]) -> bool:
+    """Print the ratios and the goals; returns whether all of these were reached."""
+    for kind, measured in found.items():
+        shares = "  ".join(f"{clients}: {load.rate / bench.bare.rate:.2f}" for clients, load in measured.closed.items())
         bench.say(kind, f"/ bare loop   {shares}")
     for kind in [kind for kind in found if kind != "service" and "service" in found]:
-        pairs = ((n, found["service"][n].rate / found[kind][n].rate) for n in CLIENTS)
+        pairs = ((n, found["service"].closed[n].rate / found[kind].closed[n].rate) for n in CLIENTS)
         bench.say("service", f"/ {kind:<9}   " + "  ".join(f"{n}: {ratio:.2f}" for n, ratio in pairs))
+    reached = goals(bench.model, bench.bare, found)
+    for goal in reached:
+        bench.say("goal", goal.describe())
+    return all(goal.is_met for goal in reached)
 
 
-def run(options: argparse.Namespace, settings: Settings, data: Path, uri: str) -> None:
-    """All measurements."""
+def run(options: argparse.Namespace, settings: Settings, data: Path, uri: str) -> bool:
+    """All measurements; returns whether all goals were reached."""
+    reached = True
     images = [path.read_bytes() for path in islice(sorted((data / IMAGE_FOLDER).glob("*.png")), 0, 2000, 10)]
     with connect(uri, settings, timeout_s=0) as client:
         database = client.get_default_database(DATABASE)
@@ -124,11 +133,12 @@ def run(options: argparse.Namespace, settings: Settings, data: Path, uri: str) -
             found = {}
             for kind in options.servers:
                 with server(kind, name, uri, settings) as running:
-                    if options.soak:
-                        soak(bench, kind, running)
-                    else:
-                        found[kind] = measure(bench, kind, running)
-            compare(bench, found)
+                    found[kind] = measure(bench, kind, running)
+                    if options.soak and kind == "service":
+                        found[kind].growth = soak(bench, kind, running, options.soak)
+                    bench.say(kind, f"peak memory {running.memory.peak_mb:.0f} MiB")
+            reached &= compare(bench, found)
+    return reached
 
 
 def main() -> None:
@@ -141,13 +151,15 @@ def main() -> None:
     parser.add_argument(
         "--precision", choices=("auto", "fp32"), default="auto", help="of the service and the bare loop"
     )
-    parser.add_argument("--soak", action="store_true", help=f"only look at the memory over {_SOAK} requests")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of all servers and the bare loop")
+    parser.add_argument("--soak", type=int, default=_SOAK, help="requests over which memory is watched; 0: none")
     options = parser.parse_args()
     data = find_dataset(options.data)
     with tempfile.TemporaryDirectory() as folder:
-        settings = load_settings(home=Path(folder), data_dir=data, device="cpu", precision=options.precision)
+        settings = load_settings(home=Path(folder), data_dir=data, device=options.device, precision=options.precision)
         with embedded_mongod(settings.home / "db", settings.home / "run", find_mongod()) as uri:
-            run(options, settings, data, uri)
+            reached = run(options, settings, data, uri)
+    sys.exit(not reached)
 
 
 if __name__ == "__main__":

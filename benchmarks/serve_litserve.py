@@ -1,5 +1,6 @@
 """LitServe as its documentation shows it, with its batching and its decode hook; a peer of benchmarks/serve.py."""
 
+import os
 import sys
 from typing import Any
 
@@ -22,8 +23,9 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
 
     def setup(self, device: str) -> None:
         """Build the model in the process that runs it."""
-        del device
         self.model = build(self._name)
+        self.model.network.to(device)
+        self._device = device
 
     def decode_request(self, request: Request) -> Pixels:
         """An upload as the model takes it; LitServe gives the form of a request that is declared as such."""
@@ -36,7 +38,7 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
     def predict(self, pixels: torch.Tensor) -> Any:
         """Run the model eagerly."""
         with torch.inference_mode():
-            return self.model.network(pixels)["modality"].numpy()
+            return self.model.network(pixels.to(self._device))["modality"].cpu().numpy()
 
     def unbatch(self, output: Any) -> list[Any]:
         """One row per image."""
@@ -48,5 +50,5 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    chosen = litserve.LitServer(Api(sys.argv[1]), accelerator="cpu")
+    chosen = litserve.LitServer(Api(sys.argv[1]), accelerator=os.environ["MEDPIX_DEVICE"])
     chosen.run(port=int(sys.argv[2]), log_level="error", generate_client_file=False)

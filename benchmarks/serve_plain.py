@@ -1,6 +1,7 @@
 """The plain endpoint that benchmarks/serve.py compares the service with."""
 
 import io
+import os
 import sys
 from typing import Annotated, Any
 
@@ -32,13 +33,15 @@ def answer(model: ImageModel, logits: Any) -> dict[str, Any]:
 def serve(name: str, port: int) -> None:
     """What most people write first: a `def` endpoint that runs PyTorch eagerly."""
     model = build(name)
+    device = os.environ["MEDPIX_DEVICE"]
+    model.network.to(device)
     app = FastAPI()
 
     @app.post("/predict")
     def predict(image: Annotated[UploadFile, File()]) -> dict[str, Any]:
         with torch.inference_mode():
-            pixels = torch.from_numpy(prepare(model, image.file.read())[None].copy())
-            logits = model.network(pixels)["modality"][0].numpy()
+            pixels = torch.from_numpy(prepare(model, image.file.read())[None].copy()).to(device)
+            logits = model.network(pixels)["modality"][0].cpu().numpy()
         return answer(model, logits)
 
     uvicorn.run(app, port=port, log_level="error")

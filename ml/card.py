@@ -89,8 +89,10 @@ class ModelCard(BaseModel):
         preprocess: see ``ml.preprocess``; None for a model without image.
         temperature: per task, fitted on dev.
         thresholds: per task, the highest probability below which an answer is "uncertain"; set on dev.
-        ood_threshold: cosine distance to the nearest training image above which an image is unlike
-            the dataset; set on dev, None for a model without embeddings.
+        ood_threshold: distance to the training images above which an image is unlike them; set on dev, None
+            for a model without embeddings.
+        ood_distance: which distance: "nearest", the cosine distance to the nearest one, or "mahalanobis"; see
+            ``ml.reference``.
         metrics: ``{"dev" | "test" | "cv": {task: {metric: value}}}``.
         settings: every hyper-parameter of the run.
         history: the mean loss of each epoch, for models that are trained in epochs.
@@ -112,6 +114,7 @@ class ModelCard(BaseModel):
     temperature: dict[str, float]
     thresholds: dict[str, float]
     ood_threshold: float | None
+    ood_distance: Literal["nearest", "mahalanobis"] = "nearest"
     metrics: dict[str, dict[str, dict[str, Any]]]
     parameters: int
     settings: dict[str, Any]

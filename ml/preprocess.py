@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -12,6 +13,8 @@ from PIL import Image, ImageOps
 Pixels = NDArray[np.uint8]
 _VERSION: Final = 1
 _RESAMPLING: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_GREY: Final = frozenset({"1", "L"})
+_STRIP: Final = 2**20
 _HIGH_DEPTH: Final = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
@@ -79,23 +82,45 @@ class Preprocess:
         Returns:
             uint8 array of shape (channels, size, size), 0 to 255.
         """
-        image = _to_eight_bits(ImageOps.exif_transpose(image)).convert("L" if self.channels == 1 else "RGB")
+        image = _to_eight_bits(ImageOps.exif_transpose(image))
+        # Grey stays one channel until the end: three equal ones would be scaled to three equal ones.
+        image = image.convert("L" if self.channels == 1 or image.mode in _GREY else "RGB")
         scale = self.size / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
         # reducing_gap shrinks large images by an integer factor first: faster, same picture.
         image = image.resize((width, height), _RESAMPLING[self.interpolation], reducing_gap=3.0)
-        square = Image.new(image.mode, (self.size, self.size), self.fill if self.channels == 1 else (self.fill,) * 3)
+        square = Image.new(image.mode, (self.size, self.size), self.fill if image.mode == "L" else (self.fill,) * 3)
         square.paste(image, ((self.size - width) // 2, (self.size - height) // 2))
         pixels: Pixels = np.asarray(square, dtype=np.uint8)
-        return pixels[None] if self.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        if image.mode == "L":
+            return np.repeat(pixels[None], self.channels, axis=0)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def strips(values: NDArray[Any]) -> Iterator[slice]:
+    """Rows of an image, about a million pixels at a time: its copies in float64 would take ten times its memory."""
+    count = max(1, _STRIP // max(1, values.shape[1]))
+    for start in range(0, len(values), count):
+        yield slice(start, start + count)
+
+
+def _stretched(values: NDArray[Any]) -> Pixels:
+    """An image (H, W) of any depth, from its darkest to its brightest value, as 8 bits."""
+
+    def part(rows: slice) -> NDArray[np.float64]:
+        return np.nan_to_num(values[rows].astype(np.float64))
+
+    extents = [(float(strip.min()), float(strip.max())) for strip in map(part, strips(values))]
+    low, high = min(low for low, _ in extents), max(high for _, high in extents)
+    found: Pixels = np.zeros(values.shape, dtype=np.uint8)
+    for rows in strips(values) if high > low else ():
+        found[rows] = ((part(rows) - low) * (255.0 / (high - low))).round()
+    return found
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in _HIGH_DEPTH:
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        low, high = float(values.min()), float(values.max())
-        scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
-        return Image.fromarray(scaled.round().astype(np.uint8))
+        return Image.fromarray(_stretched(np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))

@@ -1,5 +1,6 @@
 """Keeps trained models: files in a folder, cards in MongoDB, and never half of either."""
 
+import builtins
 import logging
 import shutil
 from collections.abc import Iterable
@@ -133,10 +134,13 @@ class Registry:
         Returns:
             The card, None where no model answers the task from an image.
         """
-        candidates = [card for card in self.list() if card.can_serve(task)]
+        return next(iter(self.ranked(task, list(self.list()))), None)
+
+    def ranked(self, task: str, cards: Iterable[ModelCard]) -> "builtins.list[ModelCard]":
+        """Those of some cards that answer a task from an image, in the order of ``best_for_task``."""
         pinned = set(self._models.distinct("_id", {_PINNED: task}))
-        candidates.sort(key=lambda card: (card.name in pinned, card.score(task) or 0.0, card.name))
-        return candidates[-1] if candidates else None
+        found = [card for card in cards if card.can_serve(task)]
+        return sorted(found, key=lambda card: (card.name in pinned, card.score(task) or 0.0, card.name), reverse=True)
 
     def pin(self, task: str, name: str | None) -> None:
         """Serve a task with a given model whatever its score; None lets the scores decide again.

@@ -240,7 +240,8 @@ def _finish(model: ServedModel, context: Context, registry: Registry, others: Se
     if dev_outputs is not None and EMBEDDING in dev_outputs:
         context.run.update(0.5, "embedding the dataset for similar-image search")
         reference = _reference(model, context, others)
-        distances = reference.distance(dev_outputs[EMBEDDING])
+        distances = reference.density().distance(dev_outputs[EMBEDDING])
+        model.card.ood_distance = "mahalanobis"
         model.card.ood_threshold = float(np.quantile(distances, _OOD_QUANTILE))
     model.card.parameters = model.count_parameters()
     model.card.history = list(context.run.history)

@@ -4,6 +4,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ from pymongo.database import Database
 from app.config import Settings, load_settings
 from app.data.client import connect
 from app.data.embedded import embedded_mongod, find_mongod
-from app.data.schema import DATABASE
+from app.data.schema import DATABASE, MODELS
 from app.data.seed import seed
 from ml.context import Options
+from ml.models import resnet
 from ml.records import Record, load_records
-from ml.train import train_model
+from ml.train import PLANS, train_model
 from tests.medpix_files import write_dataset
 from tests.service import is_ok, running_service, wait_for
 
@@ -193,6 +196,40 @@ def predict_api(predict_settings: Settings) -> Iterator[httpx.Client]:
     with running_service(predict_settings) as client:
         wait_for(client, "/health/ready", is_ok)
         yield client
+
+
+@pytest.fixture(scope="session")
+def every_model(
+    mongo_client: MongoClient[Document],
+    mongo_server: str,
+    ml_database: Database[Document],
+    models_dir: Path,
+    predict_settings: Settings,
+    generated_dataset: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Settings:
+    """Settings of a service with every model, the slow ones trained for one epoch."""
+    database = mongo_client["generated_every_model"]
+    seed(database, generated_dataset)
+    folder = Path(shutil.copytree(models_dir, tmp_path_factory.mktemp("every-model") / "models"))
+    database[MODELS].delete_many({})
+    database[MODELS].insert_many(ml_database[MODELS].find())
+    missing = [name for name in PLANS if database[MODELS].find_one({"_id": name}) is None]
+    small = partial(resnet.ResNetSettings, preprocess=replace(resnet.ResNetSettings().preprocess, size=96))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resnet, "ResNetSettings", small)  # quicker
+        for name in missing:
+            train_model(
+                name,
+                database=database,
+                images_dir=generated_dataset / "images",
+                models_dir=folder,
+                weights="scratch",
+                device="cpu",
+                options=Options(epochs=1, members=1),
+            )
+    uri = database_address(mongo_server, database.name)
+    return predict_settings.model_copy(update={"mongo_uri": uri, "models_dir": folder, "max_batch": 2})
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,13 @@ from app.main import create_app
 @contextmanager
 def running_service(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Client]:
     """Serve in a thread, an application of the test's own if there is one; yields a client of the service."""
+    with running_server(settings, app) as (client, _):
+        yield client
+
+
+@contextmanager
+def running_server(settings: Settings, app: FastAPI | None = None) -> Iterator[tuple[httpx.Client, uvicorn.Server]]:
+    """The same, and the server, which a test can tell to stop."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app or create_app(settings), log_level="warning", lifespan="on"))
@@ -30,7 +37,7 @@ def running_service(settings: Settings, app: FastAPI | None = None) -> Iterator[
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
         with httpx.Client(base_url=address, timeout=60) as client:
-            yield client
+            yield client, server
     finally:
         server.should_exit = True
         thread.join()

@@ -1,21 +1,23 @@
 """What all routes that ask a model share: the deadline, capacity, the dataset's word, a caller who leaves."""
 
 import asyncio
-import hashlib
+import math
 import time
-from collections.abc import Coroutine, Mapping
-from typing import Annotated, Any, Final
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, Final, TypeVar
 
 import pymongo
 from fastapi import Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 from pymongo.errors import PyMongoError
 
-from app.api.deps import ModelsDep, RepositoryDep, SettingsDep
 from app.api.predictions import Task, prediction_notes, prediction_view
+from app.api.uploads import body_limit
 from app.config import Settings
 from app.data.repository import Repository
 from app.errors import Responses, documented
+from app.inference.deadline import until
 from app.inference.models import ModelServer
 from app.inference.prediction import Prediction, Upload
 from app.inference.predictor import Predictor
@@ -24,18 +26,33 @@ from app.inference.predictor import Predictor
 _LOOKUP_S: Final = 0.5
 _CLIENT_CLOSED_REQUEST: Final = 499
 
-ASKING_ERRORS: Final = documented(400, 413, 415, 422, 503, 504)
+_SLOW_UPLOAD: Final = (
+    "The upload was not complete before the deadline. Send less at once, or allow more time in X-Request-Timeout."
+)
+
+T = TypeVar("T")
+
+# Of routes that take an upload, and of those that judge an image of the dataset.
+ASKING_ERRORS: Final = documented(400, 413, 415, 422, 429, 500, 503, 504)
+JUDGING_ERRORS: Final = documented(404, 422, 500, 503, 504)
+_STAGES: Final = "Milliseconds per stage: wait (for a thread), decode, queue (for the model), run, conclude"
+_TIMING: Final = {"description": f"{_STAGES}; or wait and cache", "schema": {"type": "string"}}
 TIMED: Final[Responses] = {
     200: {
         "headers": {
-            "Server-Timing": {
-                "description": "Milliseconds per stage: decode, queue and run, or cache",
-                "schema": {"type": "string"},
-            },
+            "Server-Timing": _TIMING,
             "X-Cache": {
                 "description": "Whether the same question to the same model was answered before",
                 "schema": {"type": "string", "enum": ["hit", "miss"]},
             },
+        }
+    }
+}
+TIMED_TOGETHER: Final[Responses] = {
+    200: {
+        "headers": {
+            "Server-Timing": _TIMING
+            | {"description": f"{_STAGES}; each is that of the prediction that it took longest"}
         }
     }
 }
@@ -50,6 +67,9 @@ class Asking:
         repository: to find out whether an image is of the dataset.
         settings: limits.
         timeout_s: what the caller allows; None: as long as the service does.
+
+    Attributes:
+        deadline: on the clock of ``time.perf_counter``; the time runs from the request's first bytes.
     """
 
     def __init__(
@@ -63,7 +83,8 @@ class Asking:
         self.request = request
         self.repository = repository
         self.settings = settings
-        self.seconds = min(timeout_s or settings.request_deadline_s, settings.request_deadline_s)
+        seconds = min(timeout_s or settings.request_deadline_s, settings.request_deadline_s)
+        self.deadline: float = request.state.started + seconds
         self._models = models
 
     @property
@@ -71,38 +92,66 @@ class Asking:
         """The id of the request."""
         return str(self.request.state.request_id)
 
-    def predictor(self, task: str, count: int = 1) -> Predictor:
-        """The model of a task, if it can answer in time.
-
-        Ask before the body is read, to refuse it unread, and after it: meanwhile there may be another model.
-
-        Args:
-            task: modality or location.
-            count: images to judge.
+    @contextmanager
+    def place(self, task: str, count: int = 1) -> Iterator[Predictor]:
+        """The model of a task, with a place for some images until the end.
 
         Raises:
             UnavailableError: no model is ready, or it has too much to do.
         """
         predictor = self._models.predictor(task)
-        predictor.admit(self.seconds, count)
-        return predictor
+        with predictor.admission.admit(self._left(), count):
+            yield predictor
 
-    def deadline(self) -> float:
-        """The end of the time that this request has from now on, on the clock of ``time.perf_counter``."""
-        return time.perf_counter() + self.seconds
+    async def answer_upload(
+        self,
+        task: str,
+        read: Callable[[], Awaitable[T]],
+        work: Callable[[Predictor, T], Coroutine[Any, Any, Response]],
+        *,
+        count: Callable[[T], int] = lambda _: 1,
+    ) -> Response:
+        """Read an upload if there is room and time for it, and answer as long as the caller is there.
 
-    async def predict(
-        self, predictor: Predictor, task: Task, upload: Upload, deadline: float
-    ) -> tuple[Prediction, dict[str, Any]]:
+        Who cannot be answered in time is refused before the body is read.
+
+        Args:
+            task: modality or location.
+            read: reads the body.
+            work: answers; its model has places for all images.
+            count: images in the upload.
+
+        Raises:
+            ApiError: no model is ready or it has too much to do, the upload cannot be used or came too slowly.
+        """
+        size = self._declared_size()
+        least = 1 if size is None else math.ceil(max(1, size) / self.settings.max_image_bytes)
+        self._models.predictor(task).admission.check(self._left(), least)
+        with self._models.room.hold(body_limit(self.settings, self.request.url.path) if size is None else size):
+            async with until(self.deadline, _SLOW_UPLOAD):
+                upload = await read()
+            with self.place(task, count(upload)) as predictor:  # there may be another model by now
+                return await self.unless_gone(work(predictor, upload))
+
+    def _left(self) -> float:
+        return self.deadline - time.perf_counter()
+
+    def _declared_size(self) -> int | None:
+        """The length of the body, where the caller says it."""
+        length = self.request.headers.get("content-length", "")
+        return int(length) if length.isdigit() else None
+
+    async def predict(self, predictor: Predictor, task: Task, upload: Upload) -> tuple[Prediction, dict[str, Any]]:
         """A prediction, and the same as a ``PredictionView``.
 
         Raises:
             ApiError: the image cannot be used, the service is full, or the deadline passed.
         """
+        prepared = await predictor.prepare(task, upload, self.deadline)
         # The database answers while the model works.
-        finding = asyncio.ensure_future(self.find(hashlib.sha256(upload.data).hexdigest()))
+        finding = asyncio.ensure_future(self.find(prepared.source.sha256))
         try:
-            prediction = await predictor.predict(task, upload, deadline)
+            prediction = await predictor.answer(task, upload.caption, prepared, self.deadline)
             return prediction, self.view(prediction, await asyncio.shield(finding))
         finally:
             # Never cancelled: PyMongo then loses the socket that it is connecting.
@@ -149,13 +198,16 @@ class Asking:
 
 def timed(content: Mapping[str, Any], prediction: Prediction) -> Response:
     """An answer in JSON that says how long each stage took."""
-    return JSONResponse(content, headers=timing_headers(prediction.timings_s, cached=prediction.cached))
+    cache = {"X-Cache": "hit" if prediction.cached else "miss"}
+    return JSONResponse(content, headers=timing_headers(prediction.timings_s) | cache)
 
 
-def timing_headers(timings_s: Mapping[str, float], *, cached: bool) -> dict[str, str]:
-    """The headers that ``TIMED`` documents."""
-    timing = ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in timings_s.items())
-    return {"Server-Timing": timing, "X-Cache": "hit" if cached else "miss"}
+def timing_headers(*timings_s: Mapping[str, float]) -> dict[str, str]:
+    """The header Server-Timing: per stage, the longest of some predictions."""
+    longest: dict[str, float] = {}
+    for timings in timings_s:
+        longest |= {stage: max(seconds, longest.get(stage, 0.0)) for stage, seconds in timings.items()}
+    return {"Server-Timing": ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in longest.items())}
 
 
 TimeoutHeader = Annotated[
@@ -170,15 +222,10 @@ TimeoutHeader = Annotated[
 ]
 
 
-async def get_asking(
-    request: Request,
-    models: ModelsDep,
-    repository: RepositoryDep,
-    settings: SettingsDep,
-    timeout_s: TimeoutHeader = None,
-) -> Asking:
-    """One request to the models."""
-    return Asking(request, models, repository, settings, timeout_s)
+async def get_asking(request: Request, timeout_s: TimeoutHeader = None) -> Asking:
+    """One request to the models; each further dependency would take FastAPI a twentieth of a millisecond."""
+    state = request.app.state
+    return Asking(request, state.models, state.repository, state.settings, timeout_s)
 
 
 AskingDep = Annotated[Asking, Depends(get_asking)]

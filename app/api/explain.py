@@ -1,5 +1,6 @@
 """Explanations: where the model looked, and what each input alone would have said."""
 
+from collections.abc import Awaitable
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Response
@@ -10,7 +11,8 @@ from app.api.asking import ASKING_ERRORS, Asking, AskingDep, timing_headers
 from app.api.predictions import PredictionView, Ranking, Task, ranking
 from app.api.uploads import read_upload, upload_schema
 from app.errors import Responses
-from app.inference.prediction import Explained
+from app.inference.prediction import Explained, Upload
+from app.inference.predictor import Predictor
 
 router = APIRouter(tags=["explain"], prefix="/explain")
 
@@ -55,7 +57,7 @@ _ANSWERS: Final[Responses] = {
         "headers": {
             "X-Explained-Label": _header("The class that the map speaks for"),
             "X-Explanation-Method": _header("grad-cam or occlusion"),
-            "Server-Timing": _header("Milliseconds per stage: decode, queue, run, explain"),
+            "Server-Timing": _header("Milliseconds per stage: wait, decode, queue, run, conclude, explain"),
         },
     },
     **ASKING_ERRORS,
@@ -90,18 +92,16 @@ async def explain_location(asking: AskingDep, label: LabelQuery = None, format: 
 
 
 async def _explain(task: Task, asking: Asking, label: str | None, form: str) -> Response:
-    asking.predictor(task)
-    upload = await read_upload(asking.request, asking.settings, with_caption=task == "location")
-    predictor = asking.predictor(task)
-    deadline = asking.deadline()
+    def read() -> Awaitable[Upload]:
+        return read_upload(asking.request, asking.settings, with_caption=task == "location")
 
-    async def answer() -> Response:
-        explained = await predictor.explain(task, upload, label, deadline)
+    async def work(predictor: Predictor, upload: Upload) -> Response:
+        explained = await predictor.explain(task, upload, label, asking.deadline)
         prediction, explanation = explained.prediction, explained.explanation
         headers = {
             "X-Explained-Label": explanation.label,
             "X-Explanation-Method": explanation.method,
-            "Server-Timing": timing_headers(prediction.timings_s, cached=False)["Server-Timing"],
+            **timing_headers(prediction.timings_s),
         }
         if form == "png":
             return Response(explanation.overlay, media_type="image/png", headers=headers)
@@ -109,7 +109,7 @@ async def _explain(task: Task, asking: Asking, label: str | None, form: str) -> 
             _view(explained, asking.view(prediction, await asking.find(prediction.source.sha256))), headers=headers
         )
 
-    return await asking.unless_gone(answer())
+    return await asking.answer_upload(task, read, work)
 
 
 def _view(explained: Explained, prediction: dict[str, Any]) -> dict[str, Any]:

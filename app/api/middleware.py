@@ -27,7 +27,7 @@ SECURITY_HEADERS: Final[Mapping[str, str]] = {
 
 
 class RequestContext:
-    """Gives every request an id, adds the security headers, and answers HEAD as GET without a body."""
+    """Gives every request an id and the time of its start, adds the security headers, answers HEAD as GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -39,7 +39,7 @@ class RequestContext:
             return
         offered = Headers(scope=scope).get("x-request-id", "")
         request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, started=time.perf_counter())
         is_head = scope["method"] == "HEAD"
         if is_head:
             scope = {**scope, "method": "GET"}  # the server's own record keeps the method that was asked

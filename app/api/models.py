@@ -21,7 +21,7 @@ class BackendView(BaseModel):
 
     name: Literal["torch", "openvino"]
     device: Literal["cpu", "cuda"]
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     precision_reason: str = Field(description="Why it computes in this precision")
 
 

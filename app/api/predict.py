@@ -1,10 +1,14 @@
 """Predictions: modality from an image, location from an image and its caption."""
 
+from collections.abc import Awaitable
+
 from fastapi import APIRouter, Response
 
 from app.api.asking import ASKING_ERRORS, TIMED, Asking, AskingDep, timed
 from app.api.predictions import PredictionView, Task
 from app.api.uploads import read_upload, upload_schema
+from app.inference.prediction import Upload
+from app.inference.predictor import Predictor
 
 router = APIRouter(tags=["predict"], prefix="/predict")
 
@@ -39,13 +43,11 @@ async def predict_location(asking: AskingDep) -> Response:
 
 
 async def _predict(task: Task, asking: Asking) -> Response:
-    asking.predictor(task)
-    upload = await read_upload(asking.request, asking.settings, with_caption=task == "location")
-    predictor = asking.predictor(task)
-    deadline = asking.deadline()
+    def read() -> Awaitable[Upload]:
+        return read_upload(asking.request, asking.settings, with_caption=task == "location")
 
-    async def answer() -> Response:
-        prediction, view = await asking.predict(predictor, task, upload, deadline)
+    async def work(predictor: Predictor, upload: Upload) -> Response:
+        prediction, view = await asking.predict(predictor, task, upload)
         return timed(view, prediction)
 
-    return await asking.unless_gone(answer())
+    return await asking.answer_upload(task, read, work)

@@ -1,15 +1,16 @@
 """Predictions of many images in one request: each gets its own answer or its own problem."""
 
 import asyncio
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.api.asking import ASKING_ERRORS, Asking, AskingDep
+from app.api.asking import ASKING_ERRORS, TIMED_TOGETHER, Asking, AskingDep, timing_headers
 from app.api.predictions import PredictionView, Task
-from app.api.uploads import batch_schema, read_batch
+from app.api.uploads import Uploads, batch_schema, read_batch
 from app.errors import ApiError, Problem, problem_of
 from app.inference.prediction import Upload
 from app.inference.predictor import Predictor
@@ -38,7 +39,7 @@ class BatchAnswer(BaseModel):
 @router.post(
     "/modality/batch",
     response_model=BatchAnswer,
-    responses=ASKING_ERRORS,
+    responses={**TIMED_TOGETHER, **ASKING_ERRORS},
     openapi_extra=batch_schema(with_captions=False),
     summary="CT or MR, for many images",
 )
@@ -50,7 +51,7 @@ async def predict_modality_batch(asking: AskingDep) -> Response:
 @router.post(
     "/location/batch",
     response_model=BatchAnswer,
-    responses=ASKING_ERRORS,
+    responses={**TIMED_TOGETHER, **ASKING_ERRORS},
     openapi_extra=batch_schema(with_captions=True),
     summary="Anatomical location, for many images",
 )
@@ -63,33 +64,33 @@ async def predict_location_batch(asking: AskingDep) -> Response:
 
 
 async def _predict(task: Task, asking: Asking) -> Response:
-    asking.predictor(task)
-    uploads = await read_batch(asking.request, asking.settings, with_captions=task == "location")
-    predictor = asking.predictor(task, len(uploads))
-    deadline = asking.deadline()
+    def read() -> Awaitable[Uploads]:
+        return read_batch(asking.request, asking.settings, with_captions=task == "location")
 
-    async def answer() -> Response:
-        work = (_item(asking, predictor, task, place, deadline) for place in enumerate(uploads))
-        items = await asyncio.gather(*work)
+    async def work(predictor: Predictor, uploads: Uploads) -> Response:
+        found = await asyncio.gather(*(_item(asking, predictor, task, place) for place in enumerate(uploads)))
+        items = [item for item, _ in found]
         succeeded = sum(item["problem"] is None for item in items)
         content = {"items": items, "succeeded": succeeded, "failed": len(items) - succeeded}
-        return JSONResponse(content | {"request_id": asking.request_id})
+        timings = timing_headers(*(timings for _, timings in found))
+        return JSONResponse(content | {"request_id": asking.request_id}, headers=timings)
 
-    return await asking.unless_gone(answer())
+    return await asking.answer_upload(task, read, work, count=len)
 
 
 async def _item(
-    asking: Asking, predictor: Predictor, task: Task, place: tuple[int, Upload | ApiError], deadline: float
-) -> dict[str, Any]:
+    asking: Asking, predictor: Predictor, task: Task, place: tuple[int, Upload | ApiError]
+) -> tuple[dict[str, Any], Mapping[str, float]]:
+    """The answer to one image, and how long its stages took."""
     index, upload = place
     item: dict[str, Any] = {"index": index, "status": 200, "prediction": None, "problem": None}
     if isinstance(upload, ApiError):
         problem = problem_of(asking.request, upload)
     else:
         try:
-            _, view = await asking.predict(predictor, task, upload, deadline)
+            prediction, view = await asking.predict(predictor, task, upload)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the problem of this image alone
             problem = problem_of(asking.request, error)
         else:
-            return item | {"prediction": view}
-    return item | {"status": problem["status"], "problem": problem}
+            return item | {"prediction": view}, prediction.timings_s
+    return item | {"status": problem["status"], "problem": problem}, {}

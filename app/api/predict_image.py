@@ -1,20 +1,21 @@
 """Predictions for the dataset's own images, beside what the dataset says of them."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.api.asking import Asking, AskingDep
+from app.api.asking import JUDGING_ERRORS, TIMED_TOGETHER, Asking, AskingDep, timing_headers
 from app.api.deps import ImageIdDep, PicturesDep
 from app.api.predictions import PredictionView, Task
 from app.api.schemas import CaseId, ImageId, Split
 from app.api.views import image_view
 from app.data.pictures import PictureStore
 from app.data.repository import IMAGES, NotFoundError
-from app.errors import Problem, documented, problem_of
+from app.errors import Problem, problem_of
 from app.inference.prediction import Upload
 
 router = APIRouter(tags=["predict"])
@@ -56,7 +57,7 @@ class JudgedImage(BaseModel):
 @router.get(
     "/images/{image}/predict",
     response_model=JudgedImage,
-    responses=documented(404, 422, 503, 504),
+    responses={**TIMED_TOGETHER, **JUDGING_ERRORS},
     summary="Judge an image of the dataset",
 )
 async def predict_image(
@@ -73,14 +74,14 @@ async def predict_image(
     view = image_view(document)
     data = await read_picture(pictures, document)
     text = view["caption"] if caption else None
-    deadline = asking.deadline()
 
     async def answer() -> Response:
-        judged = await asyncio.gather(*(_judge(asking, task, Upload(data, text), view, deadline) for task in TASKS))
+        found = await asyncio.gather(*(_judge(asking, task, Upload(data, text), view[task]) for task in TASKS))
         content = {name: view[name] for name in ("image", "u_id", "split")}
         content |= {"caption": text, "truth": {name: view[name] for name in Truth.model_fields}}
-        content |= dict(zip(TASKS, judged, strict=True))
-        return JSONResponse(content | {"request_id": asking.request_id})
+        content |= dict(zip(TASKS, (judged for judged, _ in found), strict=True))
+        timings = timing_headers(*(timings for _, timings in found))
+        return JSONResponse(content | {"request_id": asking.request_id}, headers=timings)
 
     return await asking.unless_gone(answer())
 
@@ -98,14 +99,16 @@ async def read_picture(pictures: PictureStore, document: dict[str, Any]) -> byte
         raise NotFoundError(message) from error
 
 
-async def _judge(asking: Asking, task: Task, upload: Upload, view: dict[str, Any], deadline: float) -> dict[str, Any]:
-    truth = view[task]
+async def _judge(
+    asking: Asking, task: Task, upload: Upload, truth: str | None
+) -> tuple[dict[str, Any], Mapping[str, float]]:
+    """The answer to one question, and how long its stages took."""
+    judged = {"status": 200, "truth": truth, "correct": None, "prediction": None, "problem": None}
     try:
-        predictor = asking.predictor(task)
-        _, prediction = await asking.predict(predictor, task, upload, deadline)
+        with asking.place(task) as predictor:
+            prediction, view = await asking.predict(predictor, task, upload)
     except Exception as error:  # noqa: BLE001 - a model in training must not hide the answer of the other
         problem = problem_of(asking.request, error)
-        return {"status": problem["status"], "truth": truth, "correct": None, "prediction": None, "problem": problem}
-    known = truth in {entry["label"] for entry in prediction["probabilities"]}
-    correct = prediction["label"] == truth if known else None
-    return {"status": 200, "truth": truth, "correct": correct, "prediction": prediction, "problem": None}
+        return judged | {"status": problem["status"], "problem": problem}, {}
+    known = truth in {entry["label"] for entry in view["probabilities"]}
+    return judged | {"correct": view["label"] == truth if known else None, "prediction": view}, prediction.timings_s

@@ -1,12 +1,13 @@
 """Images of the dataset that look alike to the model that serves."""
 
+from collections.abc import Awaitable
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.api.asking import ASKING_ERRORS, Asking, AskingDep
+from app.api.asking import ASKING_ERRORS, JUDGING_ERRORS, TIMED_TOGETHER, Asking, AskingDep, timing_headers
 from app.api.deps import ImageIdDep, PicturesDep
 from app.api.predict_image import read_picture
 from app.api.predictions import DatasetImage, ImageStamp, ModelStamp, Task, image_stamp, model_stamp
@@ -14,7 +15,8 @@ from app.api.schemas import CaseId, ImageId, ImageLinks, Split
 from app.api.uploads import read_upload, upload_schema
 from app.api.views import case_view, image_view
 from app.data.repository import CASES, IMAGES
-from app.errors import UnprocessableError, documented
+from app.errors import UnprocessableError
+from app.inference.prediction import Upload
 from app.inference.predictor import Predictor
 
 router = APIRouter(tags=["similar"])
@@ -55,7 +57,7 @@ class SimilarImages(BaseModel):
 @router.post(
     "/search/similar",
     response_model=SimilarImages,
-    responses=ASKING_ERRORS,
+    responses={**TIMED_TOGETHER, **ASKING_ERRORS},
     openapi_extra=upload_schema(with_caption=False),
     summary="Find images that look alike",
 )
@@ -64,15 +66,20 @@ async def search_similar(asking: AskingDep, limit: LimitQuery = 10, task: TaskQu
 
     If the upload is itself of the dataset, the images of its own case are left out.
     """
-    asking.predictor(task)
-    upload = await read_upload(asking.request, asking.settings, with_caption=False)
-    return await asking.unless_gone(_similar(asking, asking.predictor(task), upload.data, limit))
+
+    def read() -> Awaitable[Upload]:
+        return read_upload(asking.request, asking.settings, with_caption=False)
+
+    async def work(predictor: Predictor, upload: Upload) -> Response:
+        return await _similar(asking, predictor, upload.data, limit)
+
+    return await asking.answer_upload(task, read, work)
 
 
 @router.get(
     "/images/{image}/similar",
     response_model=SimilarImages,
-    responses=documented(404, 422, 503, 504),
+    responses={**TIMED_TOGETHER, **JUDGING_ERRORS},
     summary="Find images that look like one of the dataset",
 )
 async def similar_images(
@@ -85,11 +92,12 @@ async def similar_images(
     """The images of other cases that look most like an image of the dataset."""
     document = await asking.repository.get(IMAGES, image)
     data = await read_picture(pictures, document)
-    return await asking.unless_gone(_similar(asking, asking.predictor(task), data, limit))
+    with asking.place(task) as predictor:
+        return await asking.unless_gone(_similar(asking, predictor, data, limit))
 
 
 async def _similar(asking: Asking, predictor: Predictor, data: bytes, limit: int) -> Response:
-    source, nearest = await predictor.nearest(data, limit + _SPARE, asking.deadline())
+    source, nearest, timings_s = await predictor.nearest(data, limit + _SPARE, asking.deadline)
     in_dataset, notes = await asking.find(source.sha256)
     notes = [] if in_dataset else notes  # being trained on an image does not make it look like another
     own_case = in_dataset and in_dataset["u_id"]
@@ -111,7 +119,7 @@ async def _similar(asking: Asking, predictor: Predictor, data: bytes, limit: int
         "notes": [*source.notes, *notes],
         "request_id": asking.request_id,
     }
-    return JSONResponse(content)
+    return JSONResponse(content, headers=timing_headers(timings_s))
 
 
 def _item(document: dict[str, Any], case: dict[str, Any], similarity: float) -> dict[str, Any]:

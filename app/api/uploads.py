@@ -12,6 +12,17 @@ from app.inference.prediction import Upload
 # Room for a caption at its longest allowed setting, four bytes a character.
 _MAX_PART_BYTES: Final = 512 * 1024
 _MAX_PARTS: Final = 2_000
+_MAX_FILES: Final = 4
+_MAX_FIELDS: Final = 8
+_FORM_OVERHEAD: Final = 64 * 1024
+
+# In the order of the request; an error stands for an image whose caption cannot be used.
+Uploads = list[Upload | ApiError]
+
+
+def body_limit(settings: Settings, path: str) -> int:
+    """The largest body of an address, in bytes: one image with its form, or a batch of them."""
+    return settings.max_body_bytes if path.endswith("/batch") else settings.max_image_bytes + _FORM_OVERHEAD
 
 
 async def read_upload(request: Request, settings: Settings, *, with_caption: bool) -> Upload:
@@ -21,24 +32,24 @@ async def read_upload(request: Request, settings: Settings, *, with_caption: boo
 
     Raises:
         UnsupportedMediaTypeError: the body is not multipart/form-data.
-        UnprocessableError: no file in the field ``image``, or several.
+        UnprocessableError: not one file in the field ``image``, or a caption that is no text.
         ContentTooLargeError: the caption is longer than its limit.
     """
     _check_media_type(request, "the image as multipart/form-data, field image")
-    async with request.form(max_files=1, max_fields=8, max_part_size=_MAX_PART_BYTES) as form:
-        image = form.get("image")
-        if not isinstance(image, UploadFile):
-            found = "it is text, not a file" if image is not None else "it is missing"
+    # More files than the one are read, to say what is wrong with them.
+    async with request.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=_MAX_PART_BYTES) as form:
+        images = form.getlist("image")
+        if len(images) > 1:
+            raise UnprocessableError(f"There are {len(images)} fields image; send one, or ask the address for batches.")
+        if not images or not isinstance(images[0], UploadFile):
+            found = "it is text, not a file" if images else "it is missing"
             raise UnprocessableError(f"The field image must be a file; {found}.")
         caption = _caption(form.get("caption", ""), "caption", settings) if with_caption else None
-        return Upload(await image.read(), caption)
+        return Upload(await images[0].read(), caption)
 
 
-async def read_batch(request: Request, settings: Settings, *, with_captions: bool) -> list[Upload | ApiError]:
+async def read_batch(request: Request, settings: Settings, *, with_captions: bool) -> Uploads:
     """The images, and the captions if there are any, of a multipart request.
-
-    Returns:
-        In the order of the request; an error stands for an image whose caption cannot be used.
 
     Raises:
         UnsupportedMediaTypeError: the body is not multipart/form-data.
@@ -62,7 +73,7 @@ async def read_batch(request: Request, settings: Settings, *, with_captions: boo
                 f"There are {len(files)} images and {len(captions)} captions. Send one caption per image, in the "
                 "same order, empty where there is none; or no caption at all."
             )
-        uploads: list[Upload | ApiError] = []
+        uploads: Uploads = []
         for place, file in enumerate(files):
             try:
                 caption = _caption(captions[place], f"captions[{place}]", settings) if captions else None

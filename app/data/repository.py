@@ -10,8 +10,10 @@ from typing import Any, Final
 
 from pymongo import WriteConcern
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import PyMongoError
 
 from app.data import cursor, schema
+from app.data.contents import Contents
 from app.data.cursor import SortOrder
 from app.data.facets import MAX_VALUES, facets, statistics
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, Field
@@ -87,6 +89,7 @@ class Repository:
         self._database = database
         self._latest: Document | None = None
         self._latest_expires = 0.0
+        self._contents = Contents(database, MAX_TIME_MS)
         self._totals: dict[tuple[str | None, str, str], int] = {}
 
     async def _latest_run(self) -> Document | None:
@@ -138,10 +141,13 @@ class Repository:
 
     async def image_with_content(self, sha256: str) -> Document | None:
         """The image whose file has a content hash: its id, case and split; None if it is not of the dataset."""
-        found = await self._database[schema.IMAGES].find_one(
-            {"file.sha256": sha256}, {"U_id": 1, "split": 1}, max_time_ms=MAX_TIME_MS
-        )
-        return found and {"image": found["_id"], "u_id": found["U_id"], "split": found["split"]}
+        try:
+            seeded = await self.seeded()
+        except PyMongoError:
+            if self._contents.seeded is None:
+                raise
+            seeded = self._contents.seeded  # what was there before is there still
+        return await self._contents.find(sha256, seeded)
 
     async def cases(self, keys: Sequence[str]) -> dict[str, Document]:
         """The cases with these ids, by id."""

@@ -1,6 +1,5 @@
 """DICOM files to pictures: only what the pixels need is read; no field about the patient is."""
 
-import hashlib
 import io
 import logging
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from pydicom.pixels.utils import pixel_array
 
 from app.config import Settings
 from app.errors import ApiError, ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
+from app.inference.jpeg import check_scans
 from app.inference.picture import Picture, Source
+from ml.preprocess import strips
 
 # Values that do not keep to the standard would be quoted in warnings, and they may be a patient's.
 config.settings.reading_validation_mode = config.IGNORE
@@ -74,12 +75,13 @@ def is_dicom(data: bytes) -> bool:
     return data[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC
 
 
-def decode_dicom(data: bytes, settings: Settings) -> Picture:
+def decode_dicom(data: bytes, settings: Settings, sha256: str) -> Picture:
     """Decode a DICOM file as a reader would see it: its first window, MONOCHROME1 inverted, the middle frame.
 
     Args:
         data: the file.
         settings: limits.
+        sha256: of the file.
 
     Returns:
         A picture of mode L or RGB; its notes say what was chosen.
@@ -90,14 +92,14 @@ def decode_dicom(data: bytes, settings: Settings) -> Picture:
         UnprocessableError: without an image, cut, damaged or too small.
     """
     try:
-        return _decode(data, settings)
+        return _decode(data, settings, sha256)
     except ApiError:
         raise
     except Exception:  # noqa: BLE001 - pydicom raises anything on a damaged file, and its words may quote the patient
         raise UnprocessableError("The DICOM file is cut or damaged.") from None
 
 
-def _decode(data: bytes, settings: Settings) -> Picture:
+def _decode(data: bytes, settings: Settings, sha256: str) -> Picture:
     if _DEFLATED in data[:_HEADER_BYTES]:
         raise UnsupportedMediaTypeError(f"The DICOM file is deflated, which is not read here. {_CONVERT}")
     shape = _shape(dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=list(_SHAPE_TAGS)), settings)
@@ -118,7 +120,7 @@ def _decode(data: bytes, settings: Settings) -> Picture:
     else:
         image = Image.fromarray(values.astype(np.uint8))
     mode = f"DICOM {shape.photometric}"
-    source = Source(hashlib.sha256(data).hexdigest(), shape.columns, shape.rows, mode, tuple(notes))
+    source = Source(sha256, shape.columns, shape.rows, mode, tuple(notes))
     return Picture(image, source)
 
 
@@ -152,6 +154,7 @@ def _shape(header: Dataset, settings: Settings) -> _Shape:
 def _check_frame(dataset: Dataset, shape: _Shape, index: int) -> None:
     """A compressed frame has a size of its own, which may be of another order than the one in the header."""
     frame = get_frame(dataset.PixelData, index, number_of_frames=shape.frames)
+    check_scans(frame)
     with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:
         if image.size != (shape.columns, shape.rows):
             raise UnprocessableError("The DICOM file contradicts itself about the size of its image.")
@@ -159,17 +162,24 @@ def _check_frame(dataset: Dataset, shape: _Shape, index: int) -> None:
 
 def _windowed(values: NDArray[Any], dataset: Dataset) -> tuple[NDArray[np.uint8], str]:
     """Grey values of 8 bits, and what was done: the first window of the file, else darkest to brightest."""
-    values = np.asarray(apply_modality_lut(values, dataset), dtype=np.float64)
+
+    def part(rows: slice) -> NDArray[np.float64]:
+        return np.asarray(apply_modality_lut(values[rows], dataset), dtype=np.float64)
+
     centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     if centre is not None and width is not None and width >= 1:
         # PS3.3 C.11.2.1.2.1
-        share = (values - (centre - 0.5)) / max(width - 1, 1e-3) + 0.5
+        low, span, shift = centre - 0.5, max(width - 1, 1e-3), 0.5
         note = f"The DICOM file was read with its window: centre {centre:g}, width {width:g}."
     else:
-        low, high = float(values.min()), float(values.max())
-        share = (values - low) / max(high - low, 1e-9)
+        extents = [(float(strip.min()), float(strip.max())) for strip in map(part, strips(values))]
+        low = min(low for low, _ in extents)
+        span, shift = max(max(high for _, high in extents) - low, 1e-9), 0.0
         note = "The DICOM file has no window; it was read from its darkest to its brightest value."
-    return (np.clip(share, 0.0, 1.0) * 255).round().astype(np.uint8), note
+    grey = np.empty(values.shape, dtype=np.uint8)
+    for rows in strips(values):
+        grey[rows] = (np.clip((part(rows) - low) / span + shift, 0.0, 1.0) * 255).round()
+    return grey, note
 
 
 def _first(value: Any) -> float | None:

@@ -10,15 +10,17 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from app.errors import DeadlineExceededError, UnavailableError
 from app.inference.calibrate import BatchPlan
+from app.inference.pace import Pace
+from app.inference.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,10 @@ Outputs = Mapping[str, Array]
 Run = Callable[[Array], Outputs]
 
 _MAX_RESTART_S: Final = 30.0
+
+
+class _HungError(Exception):
+    """A run does not end."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,8 +65,8 @@ class Answer:
 class Engine:
     """Runs one network for many callers.
 
-    When the batch loop dies or the model fails on an image that it can be relied on to take, all who
-    wait are told at once, and the loop comes back as soon as the model runs again.
+    When the batch loop dies, a run hangs, or the model fails on an image that it can be relied on to take,
+    all who wait are told at once, and the loop comes back as soon as the model runs again.
 
     Args:
         name: of the model, for log lines.
@@ -68,6 +74,7 @@ class Engine:
         plan: batch size, and the pace to start with.
         probe: a batch (1, C, H, W) that the model can take.
         max_queue: most images that may wait; one more is refused.
+        max_run_s: a run that takes longer hangs: the engine is dead then, and its thread is left behind.
         restart_s: how long a dead engine waits before it tries again; doubles with every failure.
         on_batch: told the size of every batch that ran.
     """
@@ -80,6 +87,7 @@ class Engine:
         plan: BatchPlan,
         probe: Array,
         max_queue: int,
+        max_run_s: float,
         restart_s: float = 1.0,
         on_batch: Callable[[int], None] = lambda _: None,
     ) -> None:
@@ -88,15 +96,16 @@ class Engine:
         self._max_batch = plan.size
         self._probe = probe
         self._max_queue = max_queue
+        self._max_run_s = max_run_s
         self._restart_s = restart_s
         self._on_batch = on_batch
         self._queue: deque[_Item] = deque()
         self._in_hand: Sequence[_Item] = ()
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"model-{name}")
+        self._thread = self._new_thread()
         self._task: asyncio.Task[None] | None = None
         self._revival: asyncio.Task[None] | None = None
-        self._seconds_per_image = plan.seconds_per_image
+        self._pace = Pace(plan.seconds_per_image)
         self._draining = False
 
     @property
@@ -112,7 +121,7 @@ class Engine:
     @property
     def seconds_per_image(self) -> float:
         """How long an image takes in the batches of late, in seconds."""
-        return self._seconds_per_image
+        return self._pace.seconds
 
     def start(self) -> None:
         """Start the batch loop on the running event loop."""
@@ -143,7 +152,7 @@ class Engine:
         if not self.healthy or self._draining:
             raise UnavailableError(f"The model {self._name} is not running at the moment. Try again shortly.")
         if len(self._queue) >= self._max_queue:
-            wait = max(1, math.ceil(len(self._queue) * self._seconds_per_image))
+            wait = max(1, math.ceil(len(self._queue) * self._pace.seconds))
             raise UnavailableError("The service is at its capacity. Try again shortly.", retry_after_s=wait)
         item = _Item(pixels, deadline, asyncio.get_running_loop().create_future())
         self._queue.append(item)
@@ -177,28 +186,55 @@ class Engine:
     async def _run_batch(self, batch: Sequence[_Item]) -> None:
         started = time.perf_counter()
         try:
-            outputs = await self._in_thread(np.stack([item.pixels for item in batch]))
+            outputs = await self._in_thread(np.stack([item.pixels for item in batch]), self._max_run_s)
+        except _HungError:
+            raise
         except Exception as error:
+            if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and len(batch) > 1:
+                await self._run_halves(batch)
+                return
             logger.exception("model %s failed on a batch of %d", self._name, len(batch))
             await self._retry_singly(batch, error)
             return
         run_s = time.perf_counter() - started
-        self._seconds_per_image = 0.9 * self._seconds_per_image + 0.1 * run_s / len(batch)
+        self._pace.add(run_s / len(batch))
         self._on_batch(len(batch))
         for row, item in enumerate(batch):
             if not item.future.done():
                 answer = {name: values[row] for name, values in outputs.items()}
                 item.future.set_result(Answer(answer, started - item.queued_at, run_s, len(batch)))
 
-    async def _in_thread(self, pixels: Array) -> Outputs:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, pixels)
+    async def _in_thread(self, pixels: Array, limit_s: float | None) -> Outputs:
+        """Run a batch; one that outlasts the limit is left behind with its thread."""
+        try:
+            async with asyncio.timeout(limit_s) as limit:
+                return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, pixels)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._thread = self._new_thread()
+            raise _HungError(f"a run has not ended after {limit_s:g} s") from None
+
+    def _new_thread(self) -> Threads:
+        return Threads(1, f"model-{self._name}")
+
+    async def _run_halves(self, batch: Sequence[_Item]) -> None:
+        """The device has no memory for so many images: never again that many."""
+        self._max_batch = min(self._max_batch, len(batch) // 2)
+        logger.warning("model %s has no memory for %d images; it runs %d now", self._name, len(batch), self._max_batch)
+        while batch:
+            part, batch = batch[: self._max_batch], batch[self._max_batch :]
+            await self._run_batch(part)
 
     async def _retry_singly(self, batch: Sequence[_Item], error: Exception) -> None:
         """Only the image that makes the model fail may fail."""
         if len(batch) == 1:
             if not batch[0].future.done():
                 batch[0].future.set_exception(error)
-            await self._in_thread(self._probe)  # is it the image, or does the model fail on everything?
+            await self._in_thread(
+                self._probe, self._max_run_s
+            )  # is it the image, or does the model fail on everything?
             return
         for item in batch:
             if not item.future.done():
@@ -222,7 +258,7 @@ class Engine:
         while True:
             await asyncio.sleep(wait)
             try:
-                await self._in_thread(self._probe)
+                await self._in_thread(self._probe, None)  # one that hangs is waited for: more threads would too
             except Exception:
                 logger.exception("model %s cannot run yet", self._name)
                 wait = min(2 * wait, _MAX_RESTART_S)

@@ -4,7 +4,6 @@ import asyncio
 import copy
 import io
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from app.config import Settings
 from app.errors import UnavailableError, UnprocessableError
 from app.inference.decode import decode
+from app.inference.threads import Threads
 from ml.models.base import Floats, InputError, ServedModel
 from ml.models.network import MultiTaskNetwork, ServingNetwork
 from ml.preprocess import Preprocess
@@ -70,7 +70,7 @@ class Explainer:
         self._shared = shared
         self._network: ServingNetwork | None = None
         self._waiting = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"explain-{model.card.name}")
+        self._thread = Threads(1, f"explain-{model.card.name}")
 
     async def explain(self, task: str, data: bytes, label: str) -> Explanation:
         """What in an image speaks for a class.

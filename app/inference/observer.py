@@ -1,9 +1,7 @@
 """The image half of a model: a file is decoded in a thread, then waits for its turn on the device."""
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import numpy as np
@@ -14,17 +12,19 @@ from app.inference.backends import Backend
 from app.inference.calibrate import CPU_SIZES, noise, warm_up
 from app.inference.decode import decode
 from app.inference.engine import Engine
-from app.inference.picture import Source
-from app.inference.plausible import is_plausible
+from app.inference.faster import accelerated
+from app.inference.pace import Pace
+from app.inference.plausible import is_colourful, is_plausible
 from app.inference.precision import Choice, LoadRecords, select_backend
-from app.inference.prediction import Observation
+from app.inference.prediction import Observation, Prepared
+from app.inference.recorded import SIZES
 from app.metrics import Metrics
 from ml.models.base import ServedModel
 from ml.preprocess import Preprocess
 
 Array = NDArray[Any]
 
-_GPU_BATCH: Final = 32
+_LEAST_HANG_S: Final = 30.0
 
 
 class Observer:
@@ -33,9 +33,9 @@ class Observer:
     Args:
         model: loaded from the registry.
         settings: limits, device and batch size.
-        pool: threads for decoding.
         metrics: to report to.
-        dev: reads the dev split, to see whether the model may compute in bf16; None where there is none.
+        decoders: how many threads decode.
+        dev: reads the dev split, to see whether the model may compute in less than fp32; None where there is none.
 
     Attributes:
         backend: what the network runs on; None for a model without network.
@@ -46,15 +46,16 @@ class Observer:
         self,
         model: ServedModel,
         settings: Settings,
-        pool: ThreadPoolExecutor,
         metrics: Metrics,
+        decoders: int,
         dev: LoadRecords | None,
     ) -> None:
         self._model = model
         self._settings = settings
-        self._pool = pool
         self._metrics = metrics
-        self._decode_s = 0.0
+        self._decoders = decoders
+        self._decoding = Pace()
+        self._unwatch: Callable[[], None] = lambda: None
         self._preprocess = model.preprocess
         self.backend: Backend | None = None
         self.precision: Choice | None = None
@@ -62,30 +63,30 @@ class Observer:
 
     def _make_engine(self, preprocess: Preprocess, dev: LoadRecords | None) -> Engine:
         name = self._model.card.name
+        shape = (preprocess.channels, preprocess.size, preprocess.size)
         if self._model.network is None:
             run: Callable[[Array], Mapping[str, Array]] = self._run_without_network
         else:
             self.backend, self.precision = select_backend(self._model, self._settings, self._weights_key(), dev)
+            self.backend = accelerated(self.backend, shape)
             run = self.backend.run
-        shape = (preprocess.channels, preprocess.size, preprocess.size)
         plan = warm_up(run, shape, self._batch_sizes())
-        engine = Engine(
+        return Engine(
             name,
             run,
             plan=plan,
             probe=noise(1, shape),
             # Admission counts too, before a body is read; this is for those who came in at the same time.
             max_queue=2 * max(self._settings.max_queue, self._settings.max_images_per_request),
+            max_run_s=max(self._settings.request_deadline_s, _LEAST_HANG_S),
             on_batch=lambda size: self._metrics.batch(name, size),
         )
-        self._metrics.watch_queue(name, lambda: engine.depth)
-        return engine
 
     def _batch_sizes(self) -> tuple[int, ...]:
         """The largest batch, or those to choose it from."""
         if self._settings.max_batch is not None:
             return (self._settings.max_batch,)
-        return (_GPU_BATCH,) if self.backend is not None and self.backend.device == "cuda" else CPU_SIZES
+        return SIZES[-1:] if self.backend is not None and self.backend.device == "cuda" else CPU_SIZES
 
     def _weights_key(self) -> str:
         """Names the weights and what the network does with them (its tasks)."""
@@ -106,53 +107,54 @@ class Observer:
     def seconds_per_image(self) -> float:
         """How long an image takes when there are many, in seconds: the slower of decoding and running."""
         run_s = self.engine.seconds_per_image if self.engine is not None else 0.0
-        return max(run_s, self._decode_s / self._settings.decode_threads)
+        return max(run_s, self._decoding.seconds / self._decoders)
 
     def start(self) -> None:
         """Start to answer, on the running event loop."""
-        if self.engine is not None:
-            self.engine.start()
+        if (engine := self.engine) is not None:
+            engine.start()
+            self._unwatch = self._metrics.watch_queue(self._model.card.name, lambda: engine.depth)
 
     async def stop(self) -> None:
         """Answer what was accepted, then end."""
         if self.engine is not None:
             await self.engine.stop()
+            self._unwatch()
 
-    async def observe(self, data: bytes, deadline: float) -> Observation:
-        """What the image half gives for an image file.
+    def prepare(self, data: bytes, sha256: str | None, queued_at: float) -> Prepared:
+        """An image file as the network takes it; not for the event loop.
 
         Args:
             data: of the file.
-            deadline: on the clock of ``time.perf_counter``.
-
-        Raises:
-            ApiError: the image cannot be used, the service is full, or the deadline passed.
-        """
-        started = time.perf_counter()
-        loop = asyncio.get_running_loop()
-        source, pixels = await loop.run_in_executor(self._pool, self.prepare, data)
-        return await self.observe_prepared(source, pixels, time.perf_counter() - started, deadline)
-
-    async def observe_prepared(
-        self, source: Source, pixels: Array | None, decode_s: float, deadline: float
-    ) -> Observation:
-        """What the image half gives for what ``prepare`` returned."""
-        timings = {"decode": decode_s}
-        if pixels is None or self.engine is None:
-            return Observation(source, None, timings)
-        answer = await self.engine.submit(pixels, deadline)
-        outputs = {name: np.asarray(row)[None] for name, row in answer.outputs.items()}
-        timings |= {"queue": answer.queue_s, "run": answer.run_s}
-        return Observation(source, outputs, timings, is_plausible(pixels))
-
-    def prepare(self, data: bytes) -> tuple[Source, Array | None]:
-        """What is known of an image file, and its pixels as the network takes them; not for the event loop.
+            sha256: of the file, where it is known already.
+            queued_at: when this was asked for, on the clock of ``time.perf_counter``.
 
         Raises:
             ApiError: the image cannot be used.
         """
         started = time.perf_counter()
-        picture = decode(data, self._settings)
-        pixels = None if self._preprocess is None else self._preprocess.apply(picture.image)
-        self._decode_s = 0.9 * self._decode_s + 0.1 * (time.perf_counter() - started)
-        return picture.source, pixels
+        picture = decode(data, self._settings, sha256)
+        pixels, plausible = None, True
+        if self._preprocess is not None:
+            pixels = self._preprocess.apply(picture.image)
+            plausible = is_plausible(pixels) and not is_colourful(picture.image)
+        decode_s = time.perf_counter() - started
+        self._decoding.add(decode_s)
+        return Prepared(picture.source, pixels, plausible, {"wait": started - queued_at, "decode": decode_s})
+
+    async def observe(self, prepared: Prepared, deadline: float) -> Observation:
+        """What the image half gives for an image.
+
+        Args:
+            prepared: the image.
+            deadline: on the clock of ``time.perf_counter``.
+
+        Raises:
+            ApiError: the service is full, or the deadline passed.
+        """
+        if prepared.pixels is None or self.engine is None:
+            return Observation(prepared.source, None, prepared.timings_s, prepared.plausible)
+        answer = await self.engine.submit(prepared.pixels, deadline)
+        outputs = {name: np.asarray(row)[None] for name, row in answer.outputs.items()}
+        timings = {**prepared.timings_s, "queue": answer.queue_s, "run": answer.run_s}
+        return Observation(prepared.source, outputs, timings, prepared.plausible)

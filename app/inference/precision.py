@@ -1,4 +1,4 @@
-"""Whether a model may compute in bf16: only if its answers on the dev split are those of fp32."""
+"""Whether a model may compute in bf16 or fp16: only if its answers on the dev split are those of fp32."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pymongo.errors import PyMongoError
 
 from app.config import MendableError, Settings
-from app.inference.backends import Backend, Precision, device_name, has_bf16, make_backend
+from app.inference.backends import Backend, Precision, device_name, low_precision, make_backend, software
 from ml.files import replaced, write_json
 from ml.images import load_images
 from ml.models.base import Floats, Outputs, ServedModel
@@ -36,7 +36,7 @@ class Choice:
     """What a model computes in, and why.
 
     Attributes:
-        precision: fp32 or bf16.
+        precision: fp32, bf16 or fp16.
         reason: a sentence for people.
     """
 
@@ -63,11 +63,11 @@ class Parity:
         """Whether the lower precision gives the same answers."""
         return self.changed == 0 and self.shift <= MAX_SHIFT
 
-    def describe(self) -> str:
-        """One sentence for people."""
+    def describe(self, precision: Precision) -> str:
+        """One sentence about the lower precision, for people."""
         changed = "no label" if not self.changed else f"{self.changed} label{'s' * (self.changed > 1)}"
         return (
-            f"On {self.images} dev images bf16 changes {changed} and moves a probability by "
+            f"On {self.images} dev images {precision} changes {changed} and moves a probability by "
             f"{self.shift:.4f} at most (allowed: none, {MAX_SHIFT})."
         )
 
@@ -99,7 +99,7 @@ def _caption_halves(model: ServedModel, captions: Sequence[str | None]) -> list[
 def select_backend(
     model: ServedModel, settings: Settings, weights: str, dev: LoadRecords | None
 ) -> tuple[Backend, Choice]:
-    """The backend of a model, in bf16 where MEDPIX_PRECISION allows it and the dev split shows no difference.
+    """The backend of a model, in a lower precision where MEDPIX_PRECISION allows it and the dev split agrees.
 
     The comparison is made when a model is first served on a machine, and kept in the cache folder.
 
@@ -120,24 +120,26 @@ def select_backend(
         return full, Choice("fp32", "MEDPIX_PRECISION=fp32.")
     if full.device == "cpu" and full.name != "openvino":
         return full, Choice("fp32", "OpenVINO cannot run this network; PyTorch on the CPU computes in fp32.")
-    if not has_bf16(full.device):
+    lower = low_precision(full.device)
+    if lower is None:
         return full, Choice("fp32", "This device does not compute in bf16.")
     try:
         records = dev() if dev is not None else ()
     except (MendableError, PyMongoError) as error:
-        return full, Choice("fp32", f"bf16 was not compared: the dev split cannot be read: {error}")
+        return full, Choice("fp32", f"{lower} was not compared: the dev split cannot be read: {error}")
     if not records:
-        return full, Choice("fp32", "bf16 was not compared: there is no dev split.")
-    low = make_backend(model.network, preprocess, settings, weights, "bf16")
+        return full, Choice("fp32", f"{lower} was not compared: there is no dev split.")
+    low = make_backend(model.network, preprocess, settings, weights, lower)
     choice = _compared(model, full, low, records, settings)
     logger.info("%s computes in %s: %s", model.card.name, choice.precision, choice.reason)
-    return (low if choice.precision == "bf16" else full), choice
+    return (low if choice.precision == lower else full), choice
 
 
 def _compared(model: ServedModel, full: Backend, low: Backend, records: Sequence[Record], settings: Settings) -> Choice:
     card = model.card
     # The version stands for the temperatures, which move probabilities.
-    parts = (card.sha256, card.version, full.name, device_name(full.device), snapshot_hash(records), MAX_SHIFT, _TIE)
+    machine = (full.name, device_name(full.device), software())
+    parts = (card.sha256, card.version, low.precision, *machine, snapshot_hash(records), MAX_SHIFT, _TIE)
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     path = settings.home / "cache" / "precision" / f"{key}.json"
     parity = _read(path)
@@ -145,12 +147,12 @@ def _compared(model: ServedModel, full: Backend, low: Backend, records: Sequence
         try:
             parity = _measure(model, full, low, records)
         except MendableError as error:
-            return Choice("fp32", f"bf16 was not compared: {error}")
+            return Choice("fp32", f"{low.precision} was not compared: {error}")
         with suppress(OSError):  # a disk that is full or read-only costs time, not the service
             path.parent.mkdir(parents=True, exist_ok=True)
             with replaced(path) as temporary:
                 write_json(temporary, asdict(parity))
-    return Choice("bf16" if parity.holds else "fp32", parity.describe())
+    return Choice(low.precision if parity.holds else "fp32", parity.describe(low.precision))
 
 
 def _read(path: Path) -> Parity | None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from app.inference.explain import Explanation, Inputs
@@ -20,20 +21,37 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """An image file, decoded and resized.
+
+    Attributes:
+        source: what is known of the file.
+        pixels: uint8 (C, S, S) as the network takes them; None for a model without image.
+        plausible: whether these could be the pixels of a CT or MR image.
+        timings_s: seconds per stage: wait (for a thread), decode.
+    """
+
+    source: Source
+    pixels: NDArray[np.uint8] | None
+    plausible: bool
+    timings_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """What the image half of a model gave.
 
     Attributes:
         source: the file that was read.
         outputs: of the network, one row each; None for a model without image.
-        timings_s: seconds per stage: decode, queue, run.
-        plausible: whether the grey values could be those of a CT or MR image.
+        timings_s: seconds per stage: wait, decode, queue, run.
+        plausible: whether the pixels could be those of a CT or MR image.
     """
 
     source: Source
     outputs: dict[str, NDArray[Any]] | None
     timings_s: Mapping[str, float]
-    plausible: bool = True
+    plausible: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +68,8 @@ class Prediction:
             None where that is not known.
         inputs_used: image, caption or both.
         source: the file that was judged.
-        timings_s: seconds per stage: decode, queue, run; or cache.
+        timings_s: seconds per stage: wait (for a thread), decode, queue (for the model), run, conclude; or
+            wait and cache.
         cached: whether the same question was answered before.
     """
 

@@ -3,11 +3,9 @@
 import asyncio
 import hashlib
 import io
-import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -15,18 +13,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.config import Settings
-from app.errors import DeadlineExceededError, UnavailableError, UnprocessableError
+from app.errors import UnprocessableError
+from app.inference.admission import Admission
 from app.inference.backends import Backend
 from app.inference.cache import ResultCache
 from app.inference.calibrate import noise
+from app.inference.deadline import until
 from app.inference.explain import Explainer, by_input
 from app.inference.observer import Observer
 from app.inference.picture import Source
 from app.inference.precision import Choice, LoadRecords
-from app.inference.prediction import Explained, Observation, Prediction, Upload
+from app.inference.prediction import Explained, Observation, Prediction, Prepared, Upload
+from app.inference.threads import Threads
 from app.metrics import Metrics
 from ml.card import ModelCard
-from ml.models.base import EMBEDDING, InputError, ServedModel
+from ml.models.base import EMBEDDING, Floats, InputError, ServedModel
 from ml.reference import Reference
 
 Array = NDArray[Any]
@@ -45,7 +46,10 @@ class Predictor:
         pool: threads for decoding.
         cache: of predictions, shared by all models.
         metrics: to report to.
-        dev: reads the dev split, to see whether the model may compute in bf16; None where there is none.
+        dev: reads the dev split, to see whether the model may compute in less than fp32; None where there is none.
+
+    Attributes:
+        admission: counts what is in work; ask it before anything else.
     """
 
     def __init__(
@@ -53,22 +57,21 @@ class Predictor:
         model: ServedModel,
         reference: Reference | None,
         settings: Settings,
-        pool: ThreadPoolExecutor,
+        pool: Threads,
         cache: ResultCache[Prediction],
         metrics: Metrics,
         dev: LoadRecords | None = None,
     ) -> None:
         self.model = model
         self.reference = reference
-        self._settings = settings
+        self._distance = _distance_of(reference, model.card)
         self._pool = pool
         self._cache = cache
         self._metrics = metrics
-        self._active = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._sha256 = model.card.sha256
-        self.observer = Observer(model, settings, pool, metrics, dev)
+        self.observer = Observer(model, settings, metrics, pool.count, dev)
+        self.admission = Admission(settings.max_queue, lambda: self.observer.seconds_per_image)
+        self._concluding = Threads(1, f"conclude-{model.card.name}")
         backend = self.observer.backend
         # A network that OpenVINO runs is idle as a PyTorch module: explanations may use it as it is.
         self._explainer = Explainer(model, settings, shared=backend is not None and backend.name == "torch")
@@ -101,46 +104,13 @@ class Predictor:
         """Answer what was accepted, then end."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_S):
-                await self._idle.wait()
+                await self.admission.idle()
         await self.observer.stop()
         self._explainer.stop()
+        self._concluding.shutdown(wait=False, cancel_futures=True)
 
-    def admit(self, seconds: float, count: int = 1) -> None:
-        """Refuse what would spend more than half of its time waiting for its turn.
-
-        Args:
-            seconds: that the request has.
-            count: images in it.
-
-        Raises:
-            UnavailableError: says when to try again.
-        """
-        limit = self._settings.max_queue
-        if self._active and self._active + count > limit:
-            raise UnavailableError(
-                f"The service is at its capacity: {self._active} of {limit} images are in work. Try again later.",
-                retry_after_s=max(1, math.ceil(count * self.observer.seconds_per_image)),
-            )
-        wait = (self._active + count - 1) * self.observer.seconds_per_image
-        if wait > seconds / 2:
-            raise UnavailableError(
-                f"The service has too much to do: the answer would begin in about {wait:.1f} s. Try again later.",
-                retry_after_s=max(1, math.ceil(wait - seconds / 2)),
-            )
-
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        self._active += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._active -= 1
-            if not self._active:
-                self._idle.set()
-
-    async def predict(self, task: str, upload: Upload, deadline: float) -> Prediction:
-        """The answer to one upload.
+    async def prepare(self, task: str, upload: Upload, deadline: float) -> Prepared | Prediction:
+        """The decoded image of an upload, or the answer to it that was given before.
 
         Args:
             task: one of the model's tasks.
@@ -148,37 +118,42 @@ class Predictor:
             deadline: on the clock of ``time.perf_counter``.
 
         Raises:
-            ApiError: the image cannot be used, the service is full, or the deadline passed.
+            ApiError: the image cannot be used, or the deadline passed.
         """
-        with self._working():
-            prediction = await self._predict(task, upload, deadline)
+        async with until(deadline):
+            return await _in(self._pool, self._recall_or_prepare, task, upload, time.perf_counter())
+
+    async def answer(
+        self, task: str, caption: str | None, prepared: Prepared | Prediction, deadline: float
+    ) -> Prediction:
+        """The answer to what ``prepare`` gave.
+
+        Raises:
+            ApiError: the service is full, or the deadline passed.
+        """
+        if isinstance(prepared, Prediction):
+            prediction = prepared
+        else:
+            async with until(deadline):
+                prediction = await self._conclude(task, caption, await self.observer.observe(prepared, deadline))
+            self._cache.put(self._key(task, prepared.source.sha256, caption), prediction)
         label, probability = max(prediction.probabilities[task].items(), key=lambda pair: pair[1])
         self._metrics.prediction(task, label, probability, confident=prediction.confident, cached=prediction.cached)
         self._metrics.stages(self.card.name, prediction.timings_s)
         return prediction
-
-    async def _predict(self, task: str, upload: Upload, deadline: float) -> Prediction:
-        async with until(deadline):
-            started = time.perf_counter()
-            key, known = await self._in_pool(self._recall_or_prepare, task, upload)
-            if isinstance(known, Prediction):
-                return replace(known, cached=True, timings_s={"cache": time.perf_counter() - started})
-            decode_s = time.perf_counter() - started
-            observation = await self.observer.observe_prepared(*known, decode_s, deadline)
-            prediction = await self._in_pool(self.conclude, task, upload.caption, observation)
-            self._cache.put(key, prediction)
-            return prediction
 
     async def rehearse(self) -> None:
         """Answer a question that nobody asked, so that the first caller does not pay for what is made on first use."""
         picture = io.BytesIO()
         Image.fromarray(noise(1, (1, 256, 256))[0, 0]).save(picture, "PNG")
         caption = "A picture without meaning" if "caption" in self.model.inputs else None
-        observation = await self.observer.observe(picture.getvalue(), time.perf_counter() + _DRAIN_S)
+        observation = await self._observe(picture.getvalue(), time.perf_counter() + _DRAIN_S)
         for task in self.model.tasks:
-            await self._in_pool(self.conclude, task, caption, observation)
+            await self._conclude(task, caption, observation)
 
-    async def nearest(self, data: bytes, count: int, deadline: float) -> tuple[Source, list[tuple[str, float]]]:
+    async def nearest(
+        self, data: bytes, count: int, deadline: float
+    ) -> tuple[Source, list[tuple[str, float]], Mapping[str, float]]:
         """The images of the dataset that look most like an image file.
 
         Args:
@@ -187,22 +162,23 @@ class Predictor:
             deadline: on the clock of ``time.perf_counter``.
 
         Returns:
-            The file, and (image, cosine similarity) pairs, the most similar first.
+            The file; (image, cosine similarity) pairs, the most similar first; and seconds per stage.
 
         Raises:
             ApiError: the image or the model cannot be used, the service is full, or the deadline passed.
         """
         if self.reference is None:
             raise UnprocessableError(f"The model {self.card.name} compares no images. Ask with another task.")
-        with self._working():
-            async with until(deadline):
-                observation = await self.observer.observe(data, deadline)
-                embedding = (observation.outputs or {}).get(EMBEDDING)
-                if embedding is None:
-                    raise UnprocessableError(f"The model {self.card.name} does not look at images.")
-                found = await self._in_pool(self.reference.nearest, embedding[0], count)
-        self._metrics.stages(self.card.name, observation.timings_s)
-        return observation.source, found
+        async with until(deadline):
+            observation = await self._observe(data, deadline)
+            embedding = (observation.outputs or {}).get(EMBEDDING)
+            if embedding is None:
+                raise UnprocessableError(f"The model {self.card.name} does not look at images.")
+            started = time.perf_counter()
+            found = await _in(self._concluding, self.reference.nearest, embedding[0], count)
+        timings = {**observation.timings_s, "conclude": time.perf_counter() - started}
+        self._metrics.stages(self.card.name, timings)
+        return observation.source, found, timings
 
     async def explain(self, task: str, upload: Upload, label: str | None, deadline: float) -> Explained:
         """The answer to one upload, with what speaks for it.
@@ -219,33 +195,41 @@ class Predictor:
         classes = self.model.tasks[task]
         if label is not None and label not in classes:
             raise UnprocessableError(f"There is no {task} {label[:80]!r}. There is: {'; '.join(classes)}.")
-        with self._working():
-            async with until(deadline):
-                observation = await self.observer.observe(upload.data, deadline)
-                prediction = await self._in_pool(self.conclude, task, upload.caption, observation)
-                inputs = await self._in_pool(by_input, self.model, task, observation.outputs, upload.caption)
-                shares = prediction.probabilities[task]
-                started = time.perf_counter()
-                chosen = label or max(shares, key=lambda name: shares[name])
-                explanation = await self._explainer.explain(task, upload.data, chosen)
+        async with until(deadline):
+            observation = await self._observe(upload.data, deadline)
+            prediction = await self._conclude(task, upload.caption, observation)
+            started = time.perf_counter()
+            inputs = await _in(self._concluding, by_input, self.model, task, observation.outputs, upload.caption)
+            shares = prediction.probabilities[task]
+            chosen = label or max(shares, key=lambda name: shares[name])
+            explanation = await self._explainer.explain(task, upload.data, chosen)
         timings = {**prediction.timings_s, "explain": time.perf_counter() - started}
         self._metrics.stages(self.card.name, timings)
         return Explained(replace(prediction, timings_s=timings), explanation, inputs)
 
-    async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+    async def _observe(self, data: bytes, deadline: float) -> Observation:
+        prepared = await _in(self._pool, self.observer.prepare, data, None, time.perf_counter())
+        return await self.observer.observe(prepared, deadline)
 
-    def _recall_or_prepare(
-        self, task: str, upload: Upload
-    ) -> tuple[tuple[str | None, ...], Prediction | tuple[Source, Array | None]]:
-        """All that an answer depends on, and the answer if it was given before, else the decoded image.
+    def _recall_or_prepare(self, task: str, upload: Upload, queued_at: float) -> Prepared | Prediction:
+        started = time.perf_counter()
+        sha256 = hashlib.sha256(upload.data).hexdigest()
+        known = self._cache.get(self._key(task, sha256, upload.caption))
+        if known is None:
+            return self.observer.prepare(upload.data, sha256, queued_at)
+        timings = {"wait": started - queued_at, "cache": time.perf_counter() - started}
+        return replace(known, cached=True, timings_s=timings)
 
-        The version stands for what is not in the model's files: temperatures and thresholds.
-        """
-        content = hashlib.sha256(upload.data).hexdigest()
-        key = (task, content, upload.caption, self._sha256, self.card.version, self.card.preprocess_hash)
-        known = self._cache.get(key)
-        return key, self.observer.prepare(upload.data) if known is None else known
+    def _key(self, task: str, sha256: str, caption: str | None) -> tuple[str | None, ...]:
+        """All that an answer depends on; the version stands for temperatures and thresholds, which are in no file."""
+        return task, sha256, caption, self._sha256, self.card.version, self.card.preprocess_hash
+
+    async def _conclude(self, task: str, caption: str | None, observation: Observation) -> Prediction:
+        """The prediction, made in a thread of its own: what is finished must not wait for others' images."""
+        started = time.perf_counter()
+        prediction = await _in(self._concluding, self.conclude, task, caption, observation)
+        timings = {**observation.timings_s, "conclude": time.perf_counter() - started}
+        return replace(prediction, timings_s=timings)
 
     def conclude(self, task: str, caption: str | None, observation: Observation) -> Prediction:
         """The prediction from what the image half gave and a caption; not for the event loop.
@@ -278,22 +262,16 @@ class Predictor:
         )
 
     def _is_unusual(self, outputs: dict[str, Array] | None) -> bool | None:
-        if outputs is None or self.reference is None or self.card.ood_threshold is None or EMBEDDING not in outputs:
+        if outputs is None or self._distance is None or self.card.ood_threshold is None or EMBEDDING not in outputs:
             return None
-        return bool(self.reference.distance(outputs[EMBEDDING])[0] > self.card.ood_threshold)
+        return bool(self._distance(outputs[EMBEDDING])[0] > self.card.ood_threshold)
 
 
-@asynccontextmanager
-async def until(deadline: float) -> AsyncIterator[None]:
-    """Cancel what runs inside at a deadline on the clock of ``time.perf_counter``.
+def _distance_of(reference: Reference | None, card: ModelCard) -> Callable[[Floats], Floats] | None:
+    if reference is None:
+        return None
+    return reference.density().distance if card.ood_distance == "mahalanobis" else reference.distance
 
-    Raises:
-        DeadlineExceededError: the deadline passed.
-    """
-    try:
-        async with asyncio.timeout(deadline - time.perf_counter()):
-            yield
-    except TimeoutError:
-        raise DeadlineExceededError(
-            "The answer was not ready before the deadline. Try again, or allow more time in X-Request-Timeout."
-        ) from None
+
+async def _in(threads: Threads, function: Callable[..., T], *arguments: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)

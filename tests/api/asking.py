@@ -28,6 +28,11 @@ def ask_many(
     return client.post(path, files=files)
 
 
+def stages(answer: httpx.Response) -> list[str]:
+    """The stages in the header Server-Timing."""
+    return [part.partition(";")[0] for part in answer.headers["server-timing"].split(", ")]
+
+
 def is_problem(answer: httpx.Response, status: int) -> None:
     """Assert that an answer is a problem document with a status."""
     assert answer.status_code == status, answer.text

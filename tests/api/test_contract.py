@@ -89,6 +89,19 @@ def test_good_answers_are_as_documented(
         schema[path][method].validate_response(answer)
 
 
+def test_too_many_requests_are_documented_where_they_are_answered(
+    schema: Any, predict_settings: Settings, png: bytes
+) -> None:
+    with running_service(predict_settings.model_copy(update={"rate_limit_per_minute": 1})) as client:
+        ask(client, "/predict/modality", png)
+        for operation in OPERATIONS:
+            method, _, path = operation.partition(" ")
+            if method == "POST" and path.startswith(("/predict", "/explain", "/search")):
+                answer = ask(client, path, png)
+                assert answer.status_code == 429
+                assert {"429", "500"} <= schema[path]["POST"].definition.raw["responses"].keys()
+
+
 def test_serving_speaks_to_nobody_else(
     predict_settings: Settings, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,8 @@ from ml.predict import captions_of, run_captions, run_images
 from ml.records import Record
 from ml.registry import Registry, load_model
 from ml.train import queue
-from tests.api.asking import CAPTION, ask, is_problem
+from tests.api.asking import CAPTION, ask, is_problem, stages
+from tests.conftest import database_address
 from tests.inference.dicoms import PATIENT, dicom
 from tests.inference.hostile import accepted, refused
 from tests.inference.unlike import unlike
@@ -58,18 +59,14 @@ def test_a_modality_comes_with_all_that_traces_it(predict_api: httpx.Client, rec
     }
 
 
-def _stages(answer: httpx.Response) -> list[str]:
-    return [part.partition(";")[0] for part in answer.headers["server-timing"].split(", ")]
-
-
 def test_the_same_question_is_answered_from_the_cache(predict_api: httpx.Client) -> None:
     data = accepted()["rgb"] + b"a comment that makes this file one of its own"
     first = ask(predict_api, "/predict/location", data, CAPTION)
     assert first.headers["x-cache"] == "miss"
-    assert _stages(first) == ["decode", "queue", "run"]
+    assert stages(first) == ["wait", "decode", "queue", "run", "conclude"]
     again = ask(predict_api, "/predict/location", data, f" {CAPTION}\n")
     assert again.headers["x-cache"] == "hit"
-    assert _stages(again) == ["cache"]
+    assert stages(again) == ["wait", "cache"]
     ids = ("request_id",)
     assert {k: v for k, v in again.json().items() if k not in ids} == {
         k: v for k, v in first.json().items() if k not in ids
@@ -154,25 +151,33 @@ def test_every_readable_file_is_answered(predict_api: httpx.Client, task: str, n
     assert answer.status_code == 200, answer.text
 
 
-@pytest.mark.parametrize("name", ["chart", "white", "black"])
+@pytest.mark.parametrize("name", ["chart", "white", "black", "photo"])
 def test_a_picture_that_is_no_scan_is_uncertain_whatever_the_model_says(predict_api: httpx.Client, name: str) -> None:
     body = ask(predict_api, "/predict/modality", unlike()[name]).json()
     assert body["decision"] == "uncertain"
     assert any("unlike every image" in note for note in body["notes"])
 
 
+@pytest.mark.parametrize("distance", ["mahalanobis", "nearest"])  # older models have the second
 def test_an_image_beyond_the_distance_of_the_training_images_is_uncertain(
-    settings: Settings, serve: Serve, ml_database: Database[Document], database: Database[Document], models_dir: Path
+    predict_settings: Settings,
+    serve: Serve,
+    mongo_server: str,
+    ml_database: Database[Document],
+    database: Database[Document],
+    distance: str,
 ) -> None:
     document = ml_database[MODELS].find_one({"_id": "compact"})
     assert document is not None
     decisions = []
-    for limit in (2.0, -1.0):  # every distance is below the one and above the other
-        changed = {"ood_threshold": limit, "thresholds": {}}
+    settings = predict_settings.model_copy(update={"mongo_uri": database_address(mongo_server, database.name)})
+    known = {"mahalanobis": 1e6, "nearest": 2.0}[distance]
+    for limit in (known, -1.0):  # every distance is below the one and above the other
+        changed = {"ood_threshold": limit, "ood_distance": distance, "thresholds": {}}
         database[MODELS].replace_one({"_id": "compact"}, document | changed, upsert=True)
-        with serve(settings.model_copy(update={"models_dir": models_dir, "precision": "fp32"})) as client:
+        with serve(settings) as client:
             wait_for(client, "/models", lambda answer: answer.json()["tasks"]["modality"]["state"] == "serving")
-            decisions.append(ask(client, "/predict/modality", unlike()["photo"]).json()["decision"])
+            decisions.append(ask(client, "/predict/modality", accepted()["grey"]).json()["decision"])
     assert decisions == ["confident", "uncertain"]
 
 
@@ -214,8 +219,13 @@ def test_a_form_that_cannot_be_used_is_refused(predict_api: httpx.Client, png: b
     post = predict_api.post
     is_problem(post("/predict/modality", files={"picture": png}), 422)
     is_problem(post("/predict/modality", files={"image": (None, "text")}), 422)
-    is_problem(post("/predict/location", files={"image": png, "caption": ("caption.txt", b"ureter")}), 400)
-    is_problem(post("/predict/modality", files=[("image", png), ("image", png)]), 400)
+    answer = post("/predict/location", files={"image": png, "caption": ("caption.txt", b"ureter")})
+    is_problem(answer, 422)
+    assert answer.json()["detail"] == "The field caption must be text, not a file."
+    answer = post("/predict/modality", files=[("image", png), ("image", png)])
+    is_problem(answer, 422)
+    assert "There are 2 fields image; send one" in answer.json()["detail"]
+    is_problem(post("/predict/modality", files=[("image", png)] * 9), 400)
     is_problem(post("/predict/modality", content=png, headers={"content-type": "image/png"}), 415)
     is_problem(post("/predict/modality", json={"image": "…"}), 415)
     is_problem(post("/predict/modality"), 415)
@@ -273,12 +283,14 @@ def test_a_model_that_appears_is_served_without_a_restart(
         assert ask(client, "/predict/location", png, CAPTION).status_code == 200
 
 
+@pytest.mark.parametrize("known", [True, False])
 def test_predictions_go_on_while_the_database_is_down(
     ml_database: Database[Document],
     models_dir: Path,
     generated_dataset: Path,
     tmp_path: Path,
     png: bytes,
+    known: bool,
 ) -> None:
     with embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()) as uri:
         settings = load_settings(
@@ -296,12 +308,16 @@ def test_predictions_go_on_while_the_database_is_down(
         service = running_service(settings)
         api = service.__enter__()
         wait_for(api, "/health/ready", is_ok)
-        assert ask(api, "/predict/modality", png).json()["in_dataset"]["split"] == "test"
+        if known:
+            assert ask(api, "/predict/modality", png).json()["in_dataset"]["split"] == "test"
     try:
         answer = ask(api, "/predict/modality", png)
         assert answer.status_code == 200, answer.text
-        assert answer.json()["in_dataset"] is None
-        assert "database could not be asked" in answer.json()["notes"][0]
+        if known:  # it has read which images there are
+            assert answer.json()["in_dataset"]["split"] == "test"
+        else:
+            assert answer.json()["in_dataset"] is None
+            assert "database could not be asked" in answer.json()["notes"][0]
         assert api.get("/cases/MPX1008").status_code == 503
     finally:
         service.__exit__(None, None, None)

@@ -4,7 +4,7 @@ import pytest
 from app.api.predict_batch import BatchAnswer
 from app.config import load_settings
 from ml.records import Record
-from tests.api.asking import CAPTION, ask, ask_many, is_problem
+from tests.api.asking import CAPTION, ask, ask_many, is_problem, stages
 from tests.inference.hostile import accepted, refused
 
 HOSTILE = refused()
@@ -18,6 +18,7 @@ def test_many_images_get_the_answers_that_each_gets_alone(
     captions = [record.caption or "" for record in records[:12]] if task == "location" else None
     answer = ask_many(predict_api, f"/predict/{task}/batch", images, captions)
     assert answer.status_code == 200, answer.text
+    assert set(stages(answer)) <= {"wait", "decode", "queue", "run", "conclude", "cache"}
     body = BatchAnswer.model_validate(answer.json())
     assert (body.succeeded, body.failed) == (12, 0)
     assert [item.index for item in body.items] == list(range(12))

@@ -13,7 +13,7 @@ from app.config import Settings
 from app.data.schema import MODELS
 from app.data.seed import seed
 from ml.records import Record
-from tests.api.asking import ask, is_problem
+from tests.api.asking import ask, is_problem, stages
 from tests.service import wait_for
 
 Document = dict[str, Any]
@@ -28,6 +28,7 @@ def record(records: list[Record]) -> Record:
 def test_an_image_of_the_dataset_is_judged_beside_its_labels(predict_api: httpx.Client, record: Record) -> None:
     answer = predict_api.get(f"/images/{record.image.lower()}/predict")
     assert answer.status_code == 200, answer.text
+    assert "wait" in stages(answer)
     body = JudgedImage.model_validate(answer.json())
     stored = predict_api.get(f"/images/{record.image}").json()
     assert (body.image, body.u_id, body.split) == (record.image, record.u_id, "test")

@@ -1,12 +1,14 @@
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from torch import nn
 
 from app.config import load_settings
-from app.inference.backends import TorchBackend, make_backend
+from app.inference.backends import OpenVinoBackend, Precision, TorchBackend, make_backend, software
+from app.inference.faster import accelerated
 from ml.models.clip import ClipHead, ClipImageNetwork
 from ml.models.clip_towers import SmallTowers, build_small
 from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
@@ -74,6 +76,25 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, caplog: pytest.LogCapture
     assert graph.read_text().startswith("<?xml")
 
 
+def test_another_version_of_the_code_gets_a_graph_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, preprocess = _compact()
+    settings = load_settings(home=tmp_path, device="cpu")
+    make_backend(network, preprocess, settings, "weights")
+    known = software()
+    assert all(part in known for part in (openvino.__version__, torch.__version__, "code "))
+    monkeypatch.setattr("app.inference.backends.software", lambda: known + "!")
+    make_backend(network, preprocess, settings, "weights")
+    assert len(list((tmp_path / "cache" / "openvino").glob("*/graph.xml"))) == 2
+
+
+def test_a_quota_of_processors_limits_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.inference.backends.usable_cpus", lambda: 1)
+    network, preprocess = _compact()
+    backend = make_backend(network, preprocess, load_settings(home=tmp_path, device="cpu"), "weights")
+    assert isinstance(backend, OpenVinoBackend)
+    assert backend._compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
 def test_a_network_that_cannot_be_converted_runs_on_pytorch(tmp_path: Path) -> None:
     class Odd(nn.Module):
         def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -82,6 +103,41 @@ def test_a_network_that_cannot_be_converted_runs_on_pytorch(tmp_path: Path) -> N
     backend = make_backend(Odd(), Preprocess(size=32), load_settings(home=tmp_path, device="cpu"), "odd")
     assert backend.name == "torch"
     assert backend.run(np.ones((2, 1, 32, 32), dtype=np.uint8))["modality"].shape == (2, 2)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_lower_precision_answers_nearly_alike(precision: Precision) -> None:
+    torch.manual_seed(0)
+    network, _ = _compact()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 1, 32, 32), dtype=np.uint8)
+    expected, got = (TorchBackend(network, "cpu", kind).run(pixels) for kind in ("fp32", precision))
+    for name, value in expected.items():
+        assert got[name].dtype == np.float32
+        assert got[name] == pytest.approx(value, abs=0.05)
+        assert not np.array_equal(got[name], value)
+
+
+def test_fp32_is_not_rounded_to_tf32() -> None:
+    torch.backends.cudnn.allow_tf32 = True
+    TorchBackend(_compact()[0], "cpu")
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("make", [_compact, _clip, _resnet])
+def test_cuda_answers_as_the_cpu_does(make: object, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    assert callable(make)
+    network, preprocess = make()
+    shape = (16, preprocess.channels, preprocess.size, preprocess.size)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    expected = make_backend(network, preprocess, load_settings(home=tmp_path, device="cpu"), "weights").run(pixels)
+    backend = make_backend(network, preprocess, load_settings(home=tmp_path, device="cuda"), "weights")
+    assert (backend.name, backend.device) == ("torch", "cuda")
+    got = accelerated(backend, (preprocess.channels, preprocess.size, preprocess.size)).run(pixels)
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, abs=1e-3)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -1,6 +1,7 @@
 import hashlib
 import tracemalloc
 
+import numpy as np
 import pytest
 
 from app.config import load_settings
@@ -39,6 +40,18 @@ def test_a_bomb_is_refused_by_its_header_alone() -> None:
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_jpeg_of_two_pictures_is_read_by_its_first() -> None:
+    picture = decode(ACCEPTED["jpeg with two pictures"], load_settings())
+    single = decode(ACCEPTED["jpeg colour"], load_settings())
+    assert np.array_equal(np.asarray(picture.image), np.asarray(single.image))
+    assert "2 pictures; the first one" in picture.source.notes[0]
+    assert single.source.notes == ()
+
+
+def test_a_hash_that_is_known_is_not_made_again() -> None:
+    assert decode(ACCEPTED["grey"], load_settings(), "known").source.sha256 == "known"
 
 
 def test_limits_are_settings() -> None:

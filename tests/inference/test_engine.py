@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from app.errors import DeadlineExceededError, UnavailableError
@@ -23,11 +24,14 @@ class Model:
         self.free = threading.Event()
         self.free.set()
         self.broken = False
+        self.memory = 100
         self.sizes: list[int] = []
 
     def __call__(self, pixels: Pixels) -> Mapping[str, Pixels]:
         self.free.wait(30)
         self.sizes.append(len(pixels))
+        if len(pixels) > self.memory:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         if self.broken:
             raise RuntimeError("the device is lost")
         if (pixels == POISON).any():
@@ -44,9 +48,18 @@ def _soon(seconds: float = 30) -> float:
 
 
 @asynccontextmanager
-async def _engine(model: Model, *, size: int = 4, max_queue: int = 100) -> AsyncIterator[Engine]:
-    plan = BatchPlan(size, 0.01)
-    engine = Engine("fake", model, plan=plan, probe=_image(0)[None], max_queue=max_queue, restart_s=0.05)
+async def _engine(
+    model: Model, *, size: int = 4, max_queue: int = 100, max_run_s: float = 30.0
+) -> AsyncIterator[Engine]:
+    engine = Engine(
+        "fake",
+        model,
+        plan=BatchPlan(size, 0.01),
+        probe=_image(0)[None],
+        max_queue=max_queue,
+        max_run_s=max_run_s,
+        restart_s=0.05,
+    )
     engine.start()
     try:
         yield engine
@@ -135,6 +148,45 @@ def test_a_model_that_fails_on_everything_is_not_ready_until_it_runs_again() -> 
             model.broken = False
             await _becomes(engine, healthy=True)
             assert int((await engine.submit(_image(7), _soon())).outputs["value"]) == 7
+
+    asyncio.run(scenario())
+
+
+def test_a_run_that_hangs_is_noticed_and_left_behind() -> None:
+    async def scenario() -> None:
+        model = Model()
+        async with _engine(model, max_run_s=0.2) as engine:
+            model.free.clear()
+            tasks = [_submit(engine, value) for value in range(6)]
+            answers = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(answer, UnavailableError) for answer in answers)
+            assert not engine.healthy
+            await asyncio.sleep(0.5)  # the probe hangs too, in a second thread, and no third is made
+            assert not engine.healthy
+            assert sum(thread.name.startswith("model-fake") for thread in threading.enumerate()) == 2
+            model.free.set()
+            await _becomes(engine, healthy=True)
+            assert int((await engine.submit(_image(7), _soon())).outputs["value"]) == 7
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved_for_good() -> None:
+    async def scenario() -> None:
+        model = Model()
+        async with _engine(model, size=8) as engine:
+            model.memory = 3
+            model.free.clear()
+            tasks = [_submit(engine, value) for value in range(9)]
+            await asyncio.sleep(0.05)
+            model.free.set()
+            answers = await asyncio.gather(*tasks)
+            assert [int(answer.outputs["value"]) for answer in answers] == list(range(9))
+            assert engine.healthy
+            assert model.sizes.count(8) == model.sizes.count(4) == 1
+            model.sizes.clear()
+            await asyncio.gather(*(_submit(engine, value) for value in range(9)))
+            assert max(model.sizes) == 2
 
     asyncio.run(scenario())
 

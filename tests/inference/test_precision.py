@@ -10,8 +10,9 @@ from pymongo.database import Database
 
 from app.config import Settings, load_settings
 from app.data.seed import seed
-from app.inference.backends import has_bf16
-from app.inference.precision import compare, select_backend
+from app.inference.backends import low_precision
+from app.inference.precision import MAX_SHIFT, compare, select_backend
+from ml.images import load_images
 from ml.models.base import ServedModel
 from ml.records import Record, RecordsError, load_records
 from ml.registry import Registry
@@ -20,7 +21,7 @@ from tests.service import is_ok, running_service, wait_for
 
 Document = dict[str, Any]
 
-needs_bf16 = pytest.mark.skipif(not has_bf16("cpu"), reason="this CPU does not compute in bf16")
+needs_bf16 = pytest.mark.skipif(low_precision("cpu") is None, reason="this CPU does not compute in bf16")
 
 
 @pytest.fixture
@@ -125,3 +126,19 @@ def test_a_changed_label_counts_unless_it_was_a_tie(model: ServedModel) -> None:
     moved = compare(model, full, low, captions)
     assert (moved.changed, moved.holds) == (0, False)
     assert moved.shift > 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_cpu_and_gpu_give_the_same_labels(
+    model: ServedModel, dev: list[Record], records: list[Record], auto: Settings
+) -> None:
+    assert model.preprocess is not None
+    pixels = load_images([record for record in records if record.split == "test"], model.preprocess)
+    answers = []
+    for settings in (auto.model_copy(update={"precision": "fp32"}), auto.model_copy(update={"device": "cuda"})):
+        backend, _ = select_backend(model, settings, "weights", lambda: dev)
+        answers.append(model.combine(backend.run(pixels), None))
+    for task, expected in answers[0].items():
+        assert (answers[1][task].argmax(axis=1) == expected.argmax(axis=1)).all()
+        assert answers[1][task] == pytest.approx(expected, abs=MAX_SHIFT)

@@ -1,5 +1,7 @@
 import io
+import tracemalloc
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -45,9 +47,48 @@ def test_colour_keeps_three_channels() -> None:
     assert recipe.apply(red)[:, 8, 8].tolist() == [200, 10, 20]
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(40, 64), (64, 64), (900, 350)])
+def test_grey_is_scaled_as_three_equal_channels_are(
+    interpolation: Literal["bilinear", "bicubic"], size: tuple[int, int]
+) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
+    recipe = Preprocess(size=64, channels=3, interpolation=interpolation, fill=9, mean=(0.5,) * 3, std=(0.5,) * 3)
+    for grey in (noise, noise.convert("1")):
+        assert np.array_equal(recipe.apply(grey), recipe.apply(grey.convert("RGB")))
+
+
 def test_a_constant_image_of_high_depth_is_no_division_by_zero() -> None:
     flat = Image.fromarray(np.full((16, 16), 3000, dtype=np.uint16))
     assert Preprocess(size=16).apply(flat).max() == 0
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_high_depth_is_stretched_from_darkest_to_brightest(
+    kind: type[np.generic], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml.preprocess._STRIP", 100)  # rows in many strips
+    values = np.random.default_rng(0).integers(500, 40_000, (64, 64)).astype(kind)
+    expected = (
+        (values.astype(np.float64) - values.min()) * (255 / (float(values.max()) - float(values.min())))
+    ).round()
+    assert np.array_equal(Preprocess(size=64).apply(Image.fromarray(values))[0], expected)
+
+
+def test_what_is_no_number_is_black() -> None:
+    values = np.ones((16, 16), dtype=np.float32)
+    values[0, 0] = np.nan
+    assert Preprocess(size=16).apply(Image.fromarray(values))[0, 0].tolist() == [0] + 15 * [255]
+
+
+def test_a_large_image_of_16_bits_takes_little_memory() -> None:
+    image = Image.fromarray(np.arange(4000 * 4000, dtype=np.uint32).astype(np.uint16).reshape(4000, 4000))
+    tracemalloc.start()
+    try:
+        Preprocess().apply(image)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 4000 * 4000  # one copy in float64
+    finally:
+        tracemalloc.stop()
 
 
 def test_orientation_of_a_photograph_is_applied() -> None:

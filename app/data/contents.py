@@ -1,0 +1,66 @@
+"""Which image of the dataset a file is, by its content."""
+
+from typing import Any, Final
+
+from pymongo.asynchronous.database import AsyncDatabase
+
+from app.data import schema
+
+Document = dict[str, Any]
+
+# About 10 MB of memory; MedPix 2.0 has 2,050.
+_MOST: Final = 20_000
+_FIELDS: Final = {"U_id": 1, "split": 1, "file.sha256": 1}
+
+
+class Contents:
+    """The content hashes of the images.
+
+    Every prediction asks for one, and asking the database takes longer than all else that the event loop does
+    for it. So a dataset of ordinary size is kept in memory until the next seeding; of a larger one the
+    database is asked.
+
+    Args:
+        database: the seeded database.
+        max_time_ms: limit on each query.
+
+    Attributes:
+        seeded: names the seeding run whose images are known; None before the first.
+    """
+
+    def __init__(self, database: AsyncDatabase[Document], max_time_ms: int) -> None:
+        self._images = database[schema.IMAGES]
+        self._max_time_ms = max_time_ms
+        self.seeded: str | None = None
+        self._known: dict[str, Document] | None = None
+        self._reading = False
+
+    async def find(self, sha256: str, seeded: str | None) -> Document | None:
+        """The id, case and split of the image with a content hash; None if it is not of the dataset.
+
+        Args:
+            sha256: of the file.
+            seeded: names the last complete seeding run.
+        """
+        if seeded is not None and seeded != self.seeded and not self._reading:
+            await self._read(seeded)
+        if self._known is not None and seeded == self.seeded:
+            return self._known.get(sha256)
+        found = await self._images.find_one({"file.sha256": sha256}, _FIELDS, max_time_ms=self._max_time_ms)
+        return found and _described(found)
+
+    async def _read(self, seeded: str) -> None:
+        """Read all hashes; whoever asks meanwhile asks the database."""
+        self._reading = True
+        try:
+            found = await self._images.find({}, _FIELDS, max_time_ms=self._max_time_ms).limit(_MOST + 1).to_list()
+        finally:
+            self._reading = False
+        self._known = None
+        if len(found) <= _MOST:
+            self._known = {document["file"]["sha256"]: _described(document) for document in reversed(found)}
+        self.seeded = seeded
+
+
+def _described(document: Document) -> Document:
+    return {"image": document["_id"], "u_id": document["U_id"], "split": document["split"]}

@@ -1,0 +1,78 @@
+"""Threads that can be left behind: what hangs in a decoder or a driver cannot be stopped."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, Final, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_PATIENCE_S: Final = 5.0
+
+
+class Threads(Executor):
+    """A pool of daemon threads.
+
+    ``ThreadPoolExecutor`` makes the interpreter wait at its exit for whatever its threads do. These are
+    waited for some seconds, and only if asked.
+
+    Args:
+        count: of threads.
+        name: that theirs begin with.
+
+    Attributes:
+        count: of threads.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._closed = False
+        self.count = count
+        self._threads = [Thread(target=self._work, name=f"{name}_{index}", daemon=True) for index in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a function in one of the threads, in the order of submission.
+
+        Raises:
+            RuntimeError: the pool was shut down.
+        """
+        if self._closed:
+            raise RuntimeError("these threads were ended")
+        future: Future[T] = Future()
+        self._jobs.put((future, lambda: fn(*args, **kwargs)))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take nothing more; the threads end when their work is done.
+
+        Args:
+            wait: up to five seconds for that; whoever still hangs is left behind.
+            cancel_futures: drop what no thread has begun.
+        """
+        self._closed = True
+        with suppress(Empty):
+            while cancel_futures:
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    job[0].cancel()
+        for _ in self._threads:
+            self._jobs.put(None)
+        deadline = time.monotonic() + (_PATIENCE_S if wait else 0.0)
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, run = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(run())
+                except BaseException as error:  # noqa: BLE001 - it belongs to who waits for the result
+                    future.set_exception(error)
+            del job, future, run  # an image must not be kept until the next one comes

@@ -1,0 +1,63 @@
+"""Every model that sees an image can be served, by all addresses that ask a model."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import httpx
+import pytest
+
+from app.api.explain import ExplanationView
+from app.api.predictions import PredictionView
+from app.config import Settings
+from ml.records import Record
+from ml.registry import Registry
+from ml.train import PLANS
+from tests.api.asking import CAPTION, ask, ask_many
+from tests.service import is_ok, wait_for
+
+Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]
+
+WITHOUT_IMAGE = "caption-location"
+NAMES = [name for name in PLANS if name != WITHOUT_IMAGE]
+TASKS = ("modality", "location")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_that_sees_an_image_is_served(
+    every_model: Settings, serve: Serve, records: list[Record], png: bytes, name: str
+) -> None:
+    tasks = [task for task in TASKS if task in PLANS[name].tasks]
+    with serve(every_model.model_copy(update={f"model_{task}": name for task in tasks})) as client:
+        assert wait_for(client, "/health/ready", is_ok).status_code == 200
+        served = client.get(f"/models/{name}").json()
+        assert served["serves"] == sorted(tasks)
+        image = records[0].image
+        for task in tasks:
+            answer = ask(client, f"/predict/{task}", png, CAPTION)
+            prediction = PredictionView.model_validate(answer.json())
+            assert prediction.model.name == name
+            assert {entry.label for entry in prediction.probabilities} == set(served["card"]["tasks"][task])
+            wanted = (
+                ["image"] if task == "modality" or "caption" not in served["card"]["inputs"] else ["image", "caption"]
+            )
+            assert prediction.inputs_used == wanted
+            batch = ask_many(client, f"/predict/{task}/batch", [png, b"no image", png]).json()
+            assert [item["status"] for item in batch["items"]] == [200, 415, 200]
+            explained = ask(client, f"/explain/{task}?format=json", png, CAPTION)
+            assert ExplanationView.model_validate(explained.json()).explanation.label == prediction.label
+            assert ask(client, f"/explain/{task}", png, CAPTION).headers["content-type"] == "image/png"
+            for found in (
+                ask(client, f"/search/similar?limit=3&task={task}", png),
+                client.get(f"/images/{image}/similar?limit=3&task={task}"),
+            ):
+                assert len(found.json()["items"]) == 3, found.text
+        judged = client.get(f"/images/{image}/predict").json()
+        assert [judged[task]["prediction"]["model"]["name"] for task in tasks] == [name] * len(tasks)
+
+
+def test_the_model_of_captions_alone_is_the_only_one_that_sees_none(every_model: Settings, ml_database: Any) -> None:
+    database = ml_database.client["generated_every_model"]
+    cards = list(Registry(database, every_model.model_files_dir).list())
+    assert {card.name for card in cards} == set(PLANS)
+    assert [card.name for card in cards if "image" not in card.inputs] == [WITHOUT_IMAGE]
