@@ -26,7 +26,7 @@ _COMMON: Final = ("api", "dom")
 _MODULES: Final[Mapping[str, tuple[str, ...]]] = {
     "browse": (*_COMMON, "state", "catalogue", "result", "facets", "filters", "tiles"),
     "case": (*_COMMON, "state", "catalogue", "result", "viewer", "casetext", "flags", "prediction"),
-    "predict": (*_COMMON, "item", "explanation", "prediction", "snippets", "copy", "training"),
+    "predict": (*_COMMON, "item", "post", "explanation", "prediction", "snippets", "copy", "training"),
     "models": (*_COMMON, "training", "board", "card", "charts", "scores"),
     "about": (*_COMMON, "copy", "scores"),
     "missing": (),

@@ -1,7 +1,7 @@
 // What speaks for a class: the map of where a model looks, over the picture, and what each input says alone.
 
-import { postForm } from "./api.js";
 import { el, problemBox } from "./dom.js";
+import { postForm } from "./post.js";
 import { bars } from "./prediction.js";
 
 let count = 0;
@@ -41,7 +41,7 @@ async function explain(task, label, { formOf, address, signal, keep }) {
   const map = URL.createObjectURL(picture.answer);
   keep(map);
   const method = picture.headers.get("X-Explanation-Method") ?? "";
-  const words = `Red speaks most for “${label}” (${method === "grad-cam" ? "Grad-CAM" : method}, ${Math.round(picture.timing.total)} ms).`;
+  const words = `Red speaks most for “${label}” (${method === "grad-cam" ? "Grad-CAM" : method}, ${picture.timing.ms} ms).`;
   return [mapView(address, map, label, words), reasons && inputsView(reasons.answer.by_input)].filter(Boolean);
 }
 

@@ -1,9 +1,9 @@
 // One image on the predict page: its picture, its caption and what the models say of it.
 
-import { postForm } from "./api.js";
 import { el, problemBox, spoken } from "./dom.js";
 import { explainer } from "./explanation.js";
-import { predictionView, whereabouts } from "./prediction.js";
+import { postForm } from "./post.js";
+import { predictionView } from "./prediction.js";
 import { snippetsView } from "./snippets.js";
 
 export const TASKS = ["modality", "location"];
@@ -12,6 +12,19 @@ const MAX_CAPTION = 5000;
 const size = (bytes) => (bytes < 1024 ** 2 ? `${Math.ceil(bytes / 1024)} KiB` : `${(bytes / 1024 ** 2).toFixed(1)} MiB`);
 
 let count = 0;
+
+/** Where the uploaded file stands in the dataset, in a sentence with a link. */
+function whereabouts({ image, u_id: uId, split }) {
+  const training = split === "train" ? " The model has seen it with its answer, so this proves nothing." : "";
+  const chosen = split === "dev" ? " The model was chosen with it, so this proves little." : "";
+  return el(
+    "p",
+    { class: split === "test" ? "notice" : "notice warn" },
+    `This image is in the ${split === "train" ? "training" : split} split of the dataset: `,
+    el("a", { href: `/pages/case/${encodeURIComponent(uId)}#${encodeURIComponent(image)}`, text: image }),
+    `.${training}${chosen}`,
+  );
+}
 
 export class Item {
   /** `example`: the record of an image of the dataset; `onRemove` is told when the user removes this. */

@@ -1,8 +1,9 @@
 // The predict page: images come by drop, paste, file dialogue or as an example of the dataset, and are judged at once.
 
-import { getBlob, getJson } from "./api.js";
+import { getJson } from "./api.js";
 import { byId, el, number, plural, problemBox, searchOnSlash } from "./dom.js";
 import { Item, TASKS } from "./item.js";
+import { getBlob } from "./post.js";
 import { watchTraining } from "./training.js";
 
 const AT_ONCE = 4;

@@ -3,7 +3,6 @@
 import { bar, el, percent, plural, spoken } from "./dom.js";
 
 const FIRST = 5;
-const STAGES = { decode: "reading the image", queue: "waiting", run: "the model", cache: "looking up an earlier answer", explain: "explaining" };
 
 /** Bars of the classes, the most probable first. `truth`: the class that the dataset names. */
 export function bars(probabilities, truth = null) {
@@ -16,19 +15,6 @@ export function bars(probabilities, truth = null) {
   const list = (entries) => el("ul", { class: "bars" }, entries.map(row));
   const more = rest.length > 0 && el("details", {}, el("summary", { text: `${plural(rest.length, "other class", "other classes")}` }), list(rest));
   return el("div", {}, list(probabilities.slice(0, FIRST)), more);
-}
-
-/** Where the uploaded file stands in the dataset, in a sentence with a link. */
-export function whereabouts({ image, u_id: uId, split }) {
-  const training = split === "train" ? " The model has seen it with its answer, so this proves nothing." : "";
-  const chosen = split === "dev" ? " The model was chosen with it, so this proves little." : "";
-  return el(
-    "p",
-    { class: split === "test" ? "notice" : "notice warn" },
-    `This image is in the ${split === "train" ? "training" : split} split of the dataset: `,
-    el("a", { href: `/pages/case/${encodeURIComponent(uId)}#${encodeURIComponent(image)}`, text: image }),
-    `.${training}${chosen}`,
-  );
 }
 
 function verdict(prediction) {
@@ -52,12 +38,9 @@ function facts(prediction, timing) {
     ["Image hash", prediction.image.sha256],
     ["Request", prediction.request_id],
   ];
-  if (timing) {
-    const stages = timing.stages.map(([stage, ms]) => `${STAGES[stage] ?? stage} ${ms} ms`).join(", ");
-    rows.push(["Time", `${Math.round(timing.total)} ms in all${stages ? `; of these ${stages}` : ""}`]);
-  }
+  if (timing) rows.push(["Time", timing.words]);
   const list = rows.flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value, class: /hash|Request/.test(name) ? "mono" : null })]);
-  const title = timing ? `${Math.round(timing.total)} ms by ${model.name}` : `By ${model.name}`;
+  const title = timing ? `${timing.ms} ms by ${model.name}` : `By ${model.name}`;
   return el("details", {}, el("summary", { text: title }), el("dl", { class: "facts small" }, list));
 }
 
