@@ -69,7 +69,7 @@ def _explained(page: Page) -> None:
 
 def _refused(page: Page) -> None:
     _settle(page, "/pages/predict")
-    page.get_by_label("Choose images").set_input_files([{"name": "a.png", "mimeType": "image/png", "buffer": b"text"}])
+    page.get_by_label("Choose images").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"text"})
     expect(page.locator("#status")).to_have_text("1 image without an answer.")
 
 

@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.web.conftest import Training
-from tests.web.looks import jumps, watch_layout
+from tests.web.looks import jumps, shoot, watch_layout
 
 pytestmark = pytest.mark.browser
 
@@ -18,7 +18,7 @@ def test_the_predict_page_shows_it_live_and_then_uses_the_model(page: Page, trai
     _tell(page, "compact is being trained for modality and location. 40% done, about 30 s left.")
     # One training of one model is shown once.
     expect(page.locator("#training progress")).to_have_count(1)
-    page.get_by_label("Choose images").set_input_files([{"name": "a.png", "mimeType": "image/png", "buffer": png}])
+    page.get_by_label("Choose images").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": png})
     slot = page.locator(".slot[data-task=modality]")
     expect(slot).to_contain_text("The model for modality is not ready yet. The page asks again by itself.")
     expect(slot.locator(".error, button")).to_have_count(0)
@@ -29,7 +29,7 @@ def test_the_predict_page_shows_it_live_and_then_uses_the_model(page: Page, trai
     training.finish()
     # Nobody presses anything: the page asks again as soon as there is a model.
     expect(page.locator(".prediction")).to_have_count(2, timeout=30_000)
-    expect(page.locator("#training")).to_be_empty()
+    expect(page.locator("#training")).to_be_empty(timeout=30_000)
 
 
 def test_the_models_page_shows_it_live_and_then_the_model(page: Page, training: Training) -> None:
@@ -43,7 +43,7 @@ def test_the_models_page_shows_it_live_and_then_the_model(page: Page, training: 
     _tell(page, "80% done")
     training.finish()
     expect(page.get_by_role("table", name="Modality (2 classes)")).to_be_visible(timeout=30_000)
-    expect(page.locator("#training")).to_be_empty()
+    expect(page.locator("#training")).to_be_empty(timeout=30_000)
 
 
 def test_a_case_waits_for_its_model(page: Page, training: Training) -> None:
@@ -65,3 +65,4 @@ def test_the_layout_does_not_jump_meanwhile(page: Page, training: Training, path
     page.locator("#training .notice, #case[aria-busy=false]").first.wait_for()
     page.locator("#examples a, #board p, #similar").first.wait_for()
     assert jumps(page) < 0.1
+    shoot(page, f"training-{path.split('/')[2]}-{width}")
