@@ -64,6 +64,9 @@ function add(files, options = {}) {
   const made = fresh.map((file) => new Item(file, { ...options, onRemove: remove }));
   for (const item of made) items.add(item);
   byId("items").prepend(...made.map((item) => item.node));
+  const status = byId("status");
+  // Below the examples of a narrow screen nobody would see that something happens.
+  if (made.length && status.getBoundingClientRect().top > innerHeight * 0.6) status.scrollIntoView();
   // In their order, so that the first answers stand at the top.
   for (const item of made) enqueue(item);
   return made;
