@@ -39,6 +39,7 @@ class Recipe:
             images does not count thirty times: 0 for none, 1 for equal cases.
         task_weights: weight of each task in the loss; tasks that are not named are not trained.
         augment: random changes of the images.
+        mixed: whether to compute in half precision where the device does it in hardware.
     """
 
     epochs: int = 45
@@ -56,6 +57,7 @@ class Recipe:
         default_factory=lambda: {"modality": 1.0, "location": 1.0, "location_category": 1.0}
     )
     augment: Augment = field(default_factory=Augment)
+    mixed: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -191,7 +193,7 @@ class _Trainer:
         self.network, self.parallel, self.optimizer = network, team.wrap(network), optimizer
         self.recipe, self.team, self.normalise = recipe, team, normalise
         self.device = next(network.parameters()).device
-        self.half = half_type(self.device)
+        self.half = half_type(self.device) if recipe.mixed else None
         self.scaler = torch.amp.GradScaler(enabled=self.half == torch.float16)
         self.average = {name: value.clone() for name, value in network.state_dict().items()}
 

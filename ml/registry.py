@@ -3,7 +3,6 @@
 import logging
 import shutil
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,22 +14,13 @@ from app.data import schema
 from ml.card import FORMAT_VERSION, ModelCard, ModelFile
 from ml.files import DamagedFileError, read_json, replaced, replaced_folder, sha256_of, write_json
 from ml.models.base import ServedModel
+from ml.models.families import family_class
 from ml.reference import REFERENCE_FILE, Reference
 
 _LOG = logging.getLogger(__name__)
 _CARD_FILE: Final = "card.json"
 _PINNED: Final = "pinned_tasks"
 _KEPT_VERSIONS: Final = 2
-# Class by family; imported when first needed, because transformers alone takes seconds.
-_FAMILIES: Final = {
-    "compact": ("ml.models.compact", "CompactModel"),
-    "caption": ("ml.models.caption", "CaptionModel"),
-    "fusion": ("ml.models.fusion", "FusedModel"),
-    "texture-knn": ("ml.models.texture_knn", "TextureModel"),
-    "texture-svm": ("ml.models.texture_svm", "TextureSumModel"),
-    "resnet": ("ml.models.resnet", "ResNetModel"),
-    "clip": ("ml.models.clip", "ClipModel"),
-}
 
 
 class RegistryError(MendableError):
@@ -235,10 +225,10 @@ def load_model(card: ModelCard, models_dir: Path) -> ServedModel:
             )
         if sha256_of(path) != file.sha256:
             raise RegistryError(f"{card.name}: {file.name} is not what was registered; train it again")
-    if card.family not in _FAMILIES:
-        raise RegistryError(f"{card.name}: unknown model family {card.family!r}; update this software")
-    module, kind = _FAMILIES[card.family]
-    family: type[ServedModel] = getattr(import_module(module), kind)
+    try:
+        family = family_class(card.family)
+    except KeyError:
+        raise RegistryError(f"{card.name}: unknown model family {card.family!r}; update this software") from None
     try:
         return family.load(folder, card)
     except DamagedFileError as error:

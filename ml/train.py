@@ -43,8 +43,12 @@ class Plan(NamedTuple):
 _BOTH_LOCATIONS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
 PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
     {
-        "compact": Plan("compact", "train", tuple(labels.TASKS)),
+        "efficientnet": Plan("efficientnet", "train", tuple(labels.TASKS)),
         "caption-location": Plan("caption", "train", _BOTH_LOCATIONS),
+        "fused-efficientnet": Plan(
+            "fusion", "train_efficientnet", _BOTH_LOCATIONS, ("efficientnet", "caption-location")
+        ),
+        "compact": Plan("compact", "train", tuple(labels.TASKS)),
         "fused-location": Plan("fusion", "train", _BOTH_LOCATIONS, ("compact", "caption-location")),
         "knn-texture": Plan("texture_knn", "train_texture", (labels.MODALITY,)),
         "knn-colour": Plan("texture_knn", "train_colour", (labels.MODALITY,)),
@@ -57,7 +61,7 @@ PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
 )
 # What `medpix train modality` and `medpix train location` train, in this order.
 DEFAULTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {"modality": ("compact",), "location": ("caption-location", "fused-location")}
+    {"modality": ("efficientnet",), "location": ("caption-location", "fused-efficientnet")}
 )
 _OOD_QUANTILE: Final = 0.99
 

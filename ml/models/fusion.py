@@ -17,11 +17,13 @@ from ml.metrics import Targets, negative_log_likelihood
 from ml.models import caption, compact
 from ml.models.base import Floats, Outputs, ServedModel, has_caption, log, need_image, softmax
 from ml.models.caption import CaptionModel
-from ml.models.compact import CompactModel
+from ml.models.families import family_class
+from ml.models.image import ImageModel
 from ml.predict import captions_of, run_images
 from ml.records import targets
 
 NAME: Final = "fused-location"
+EFFICIENTNET_NAME: Final = "fused-efficientnet"
 FAMILY: Final = "fusion"
 TASKS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
 
@@ -57,7 +59,7 @@ class FusedModel(ServedModel):
     def __init__(
         self,
         card: ModelCard,
-        image_model: CompactModel,
+        image_model: ImageModel,
         caption_model: CaptionModel,
         prior: Mapping[str, NDArray[np.float64]],
     ) -> None:
@@ -98,7 +100,9 @@ class FusedModel(ServedModel):
     @classmethod
     def load(cls, folder: Path, card: ModelCard) -> Self:
         """The model that ``save`` wrote."""
-        image_model = CompactModel.load(folder, _half_card(card, "image"))
+        half = _half_card(card, "image")
+        image_model = family_class(half.family).load(folder, half)
+        assert isinstance(image_model, ImageModel)
         caption_model = CaptionModel.load(folder, _half_card(card, "caption"))
         prior = {task: np.array(values) for task, values in card.settings["log_prior"].items()}
         return cls(card, image_model, caption_model, prior)
@@ -151,13 +155,14 @@ def choose_weights(
 
 
 def _half_card(card: ModelCard, half: str) -> ModelCard:
-    settings: dict[str, Any] = card.settings["halves"][half]
+    settings: dict[str, Any] = {"family": compact.FAMILY} | card.settings["halves"][half]
     return card.model_copy(update=settings)
 
 
 def _describe_half(card: ModelCard) -> dict[str, Any]:
     return {
         "name": card.name,
+        "family": card.family,
         "version": card.version,
         "tasks": card.tasks,
         "temperature": card.temperature,
@@ -167,7 +172,7 @@ def _describe_half(card: ModelCard) -> dict[str, Any]:
 
 def _choose_on_dev(
     context: Context,
-    image_model: CompactModel,
+    image_model: ImageModel,
     caption_model: CaptionModel,
     prior: Mapping[str, NDArray[np.float64]],
 ) -> dict[str, dict[str, float]]:
@@ -191,19 +196,33 @@ def _choose_on_dev(
 
 
 def train(context: Context) -> FusedModel:
-    """Join the registered image and caption models; only the weights are chosen here, on dev.
+    """Join the compact and the caption model, both trained from nothing.
 
     Raises:
         ml.registry.UnknownModelError: one of the two is not registered.
     """
-    image_model = context.registry.load(compact.NAME)
+    return _join(context, NAME, compact.NAME)
+
+
+def train_efficientnet(context: Context) -> FusedModel:
+    """Join EfficientNet and the caption model.
+
+    Raises:
+        ml.registry.UnknownModelError: one of the two is not registered.
+    """
+    return _join(context, EFFICIENTNET_NAME, "efficientnet")
+
+
+def _join(context: Context, name: str, image_name: str) -> FusedModel:
+    """Join registered models; only the weights are chosen here, on dev."""
+    image_model = context.registry.load(image_name)
     caption_model = context.registry.load(caption.NAME)
-    assert isinstance(image_model, CompactModel)
+    assert isinstance(image_model, ImageModel)
     assert isinstance(caption_model, CaptionModel)
     prior = {task: log_prior(context.train, task) for task in TASKS}
     fusion = _choose_on_dev(context, image_model, caption_model, prior)
     card = context.draft_card(
-        NAME,
+        name,
         FAMILY,
         tasks=TASKS,
         inputs=("image", "caption"),
@@ -216,5 +235,7 @@ def train(context: Context) -> FusedModel:
                 "caption": _describe_half(caption_model.card),
             },
         },
+        init=image_model.card.init,
+        weights_source=image_model.card.weights_source,
     )
     return FusedModel(card, image_model, caption_model, prior)

@@ -70,16 +70,16 @@ def test_a_task_means_its_default_models(database: Database[Document], tmp_path:
     def names(*wanted: str) -> list[str]:
         return models_to_train(wanted, database, tmp_path)
 
-    assert names("modality") == ["compact"]
-    assert names("location") == ["caption-location", "compact", "fused-location"]
-    assert names("modality", "location") == ["compact", "caption-location", "fused-location"]
+    assert names("modality") == ["efficientnet"]
+    assert names("location") == ["caption-location", "efficientnet", "fused-efficientnet"]
+    assert names("modality", "location") == ["efficientnet", "caption-location", "fused-efficientnet"]
     assert set(names("all")) == set(PLANS)
     with pytest.raises(UnknownModelError, match="'colour' is neither a model nor a task; known are: modality"):
         names("colour")
 
 
 def test_what_is_registered_is_not_trained_again_to_help(models_dir: Path, ml_database: Database[Document]) -> None:
-    assert models_to_train(["location"], ml_database, models_dir) == ["caption-location", "fused-location"]
+    assert models_to_train(["fused-location"], ml_database, models_dir) == ["fused-location"]
 
 
 def test_waiting_models_are_noted(database: Database[Document]) -> None:
@@ -104,7 +104,7 @@ def test_a_failed_run_is_reported_and_registers_nothing(database: Database[Docum
 def test_unknown_and_unready_models_are_named(
     ml_database: Database[Document], images_dir: Path, tmp_path: Path, database: Database[Document]
 ) -> None:
-    with pytest.raises(UnknownModelError, match="unknown model 'vgg'; known are: compact"):
+    with pytest.raises(UnknownModelError, match="unknown model 'vgg'; known are: efficientnet"):
         train_model("vgg", database=ml_database, images_dir=images_dir, models_dir=tmp_path)
     from app.data.seed import seed
 

@@ -67,7 +67,7 @@ def test_models_are_trained_anew_with_what_they_need(records: list[Record], tmp_
 
 
 def test_a_model_without_recipe_is_named(records: list[Record], tmp_path: Path) -> None:
-    with pytest.raises(UnknownModelError, match="vgg cannot be trained anew; known are: compact"):
+    with pytest.raises(UnknownModelError, match="vgg cannot be trained anew; known are: efficientnet"):
         cross_validate(
             ["vgg"], records, device=torch.device("cpu"), scratch=tmp_path, reporter=print, options=Options()
         )
