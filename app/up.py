@@ -1,4 +1,4 @@
-"""Everything with one command: database, data, service, and the training of what is missing."""
+"""Everything with one command: database, data, service, training of what is missing, evaluation."""
 
 import contextlib
 import logging
@@ -19,6 +19,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from app.config import MendableError, Settings
+from app.data.schema import EVALUATION_RUN
+from app.inference.training import Progress as TrainingProgress
 from app.inference.training import read_progress
 from app.server import run_server
 
@@ -52,7 +54,7 @@ def check_port(settings: Settings) -> None:
 
 
 def serve_and_train(settings: Settings, database: Database[Document], *, train: bool) -> None:
-    """Serve until SIGINT or SIGTERM; meanwhile a process of its own trains the missing default models."""
+    """Serve until SIGINT or SIGTERM; meanwhile a process of its own trains the missing models and evaluates all."""
     console = Console(stderr=True)
     if console.is_terminal:  # log lines must not tear the bars
         logging.getLogger().handlers = [RichHandler(console=console, show_path=False, markup=False)]
@@ -74,7 +76,7 @@ def _training_process(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     }
     with log_file.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli", "train", "--missing"],
+            [sys.executable, "-m", "app.cli", "train", "--missing", "--evaluate"],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -125,14 +127,14 @@ def _progress_bars(
 def _follow_with_bars(
     console: Console, database: Database[Document], process: subprocess.Popen[bytes], ended: threading.Event
 ) -> None:
-    columns = (TextColumn("training {task.fields[model]}"), BarColumn(), TextColumn("{task.description}"))
+    columns = (TextColumn("{task.fields[model]}"), BarColumn(), TextColumn("{task.description}"))
     bars: dict[str, TaskID] = {}
     with Progress(*columns, console=console, transient=True) as progress:
         while not ended.wait(_POLL_S) and process.poll() is None:
             for run in _runs(database):
                 if run.name not in bars:
                     bars[run.name] = progress.add_task("", total=1.0, model=run.name)
-                progress.update(bars[run.name], completed=run.fraction, description=run.describe())
+                progress.update(bars[run.name], completed=run.fraction, description=_sentence(run))
     _say_end(process, ended)
 
 
@@ -145,11 +147,17 @@ def _follow_with_lines(
             step = (run.state, int(run.fraction * 20))
             if said.get(run.name) != step:
                 said[run.name] = step
-                logger.info("%s", run.describe())
+                logger.info("%s", _sentence(run))
     _say_end(process, ended)
 
 
-def _runs(database: Database[Document]) -> list[Any]:
+def _sentence(run: TrainingProgress) -> str:
+    if run.name == EVALUATION_RUN:
+        return f"The evaluation is {run.fraction:.0%} done."
+    return run.describe()
+
+
+def _runs(database: Database[Document]) -> list[TrainingProgress]:
     try:
         return [run for run in read_progress(database) if run.state in ("queued", "running")]
     except PyMongoError:
@@ -160,6 +168,6 @@ def _say_end(process: subprocess.Popen[bytes], ended: threading.Event) -> None:
     if ended.is_set():
         return
     if process.returncode == 0:
-        logger.info("The training is done; the models are being served.")
+        logger.info("Training and evaluation are done; the models are being served.")
     else:
-        logger.error("The training ended with code %s; its log has the cause.", process.returncode)
+        logger.error("Training or evaluation ended with code %s; its log has the cause.", process.returncode)

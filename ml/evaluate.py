@@ -5,25 +5,29 @@ This is the one place that looks at the labels of the test split.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from pymongo.database import Database
 
+from app.data import schema
 from ml import labels
 from ml.card import ModelCard, environment, now
-from ml.context import Options, log_prior
+from ml.context import Options
 from ml.device import DeviceName, pick_device
-from ml.evaluation import probes, splits
-from ml.evaluation.asking import Asked, Pictures, as_answers, move_to
+from ml.evaluation import splits
+from ml.evaluation.anew import Scratch
+from ml.evaluation.asking import Asked, Pictures, move_to
 from ml.evaluation.audit import disagreements
-from ml.evaluation.folds import FOLDS, cross_validate
 from ml.evaluation.quoted import quoted_for
+from ml.evaluation.repeats import Repeats
 from ml.evaluation.resampling import RESAMPLES
-from ml.evaluation.scoring import Answers, calibration, compare, describe, measure
+from ml.evaluation.rows import majority, model_row, presence, untrained
+from ml.evaluation.scoring import Answers, compare, measure
+from ml.metrics import NoLabelsError
 from ml.progress import Reporter, Run, silent
 from ml.records import Record, load_records
 from ml.registry import Registry, UnknownModelError
@@ -44,7 +48,9 @@ def evaluate(
     device: DeviceName = "auto",
     register: bool = True,
     cv: bool = False,
+    seeds: int = 0,
     options: Options | None = None,
+    scratch: Scratch | None = None,
     reporter: Reporter = silent,
 ) -> Results:
     """Score models on a split.
@@ -56,34 +62,44 @@ def evaluate(
         names: of registered models and of tasks, or "all".
         split: test or dev.
         device: auto, cpu, cuda or mps.
-        register: put the figures of the test split, and of the folds, on the models' cards.
+        register: put the figures of the test split, of the folds and of the seeds on the models' cards.
         cv: also train every model anew on each of five folds of all cases; takes five trainings.
-        options: of these trainings.
+        seeds: also train every model anew with so many seeds, counted from that of the options.
+        options: of these trainings; ``weights`` "auto" is what the registered model began from.
+        scratch: keeps the checkpoints of these trainings until the caller clears it.
         reporter: told about progress.
 
     Returns:
         JSON values: ``split`` (what was scored), ``models`` (figures per model and task), ``tasks``
-        (majority row, quoted rows, paired differences, label audit), ``leakage``, ``cv``,
-        ``bootstrap``, ``environment``, ``created_at``. Thumbnails of the audit are data URIs.
+        (majority row, models that are not trained, quoted rows, paired differences, label audit),
+        ``leakage``, ``cv`` and ``seeds`` (of now, or as they stand on the cards), ``bootstrap``,
+        ``environment``, ``code``, ``created_at``. Thumbnails of the audit are data URIs.
 
     Raises:
-        UnknownModelError: a model is not registered.
+        UnknownModelError: a model is not registered, or is trained anew and has no recipe.
         ml.records.RecordsError: database or images are missing or damaged.
         ml.registry.RegistryError: model files are missing or damaged, or a card could not be written.
-        ml.evaluation.splits.SplitError: these are not the test images of the published dataset.
+        ml.metrics.NoLabelsError: no image of the split has a label for a task of the models.
+        ml.evaluation.splits.SplitError: this is not the test split of the published dataset.
+        ml.evaluation.folds.FoldError: there are too few cases for folds.
+        OSError: a checkpoint could not be written.
     """
     registry = Registry(database, models_dir)
     where = pick_device(device)
-    with Run("evaluate", (), reporter) as run:
+    with Run(schema.EVALUATION_RUN, (), reporter) as run:
         cards = chosen_cards(names, registry)
+        # All at once: a damaged file must not show after the others were asked.
+        models = [(card, registry.load(card.name)) for card in cards]
         run.update(0.0, "reading the records")
         by_split = {name: load_records(database, images_dir, (name,)) for name in _SPLITS}
         records = by_split[split]
+        _check_labels(cards, records, split)
         results: Results = {
             "created_at": now().isoformat(),
             "split": splits.identity(database, split, records),
             "bootstrap": {"resamples": RESAMPLES, "unit": "case", "level": 0.95},
             "environment": environment(str(where), torch.get_num_threads()).model_dump(),
+            "code": code_identity(),
         }
         run.update(0.02, "looking for images that are known from training")
         results["leakage"] = splits.leakage(by_split, split)
@@ -91,19 +107,60 @@ def evaluate(
         answers: dict[str, dict[str, Answers]] = {MAJORITY: majority(by_split["train"], records)}
         results["models"] = {}
         pictures = Pictures()
-        for index, card in enumerate(cards):
+        for index, (card, model) in enumerate(models):
             run.update(0.15 + 0.75 * index / len(cards), f"asking {card.name}")
-            asked = Asked.ask(move_to(registry.load(card.name), where), records, pictures)
+            asked = Asked.ask(move_to(model, where), records, pictures)
             answers[card.name] = asked.answers()
-            results["models"][card.name] = _model(card, asked, answers[card.name], pictures, suspects)
+            results["models"][card.name] = model_row(card, asked, answers[card.name], pictures, suspects)
         run.update(0.9, "comparing")
-        results["tasks"] = _tasks(cards, answers, records)
-        results["cv"] = None
-    if cv:
-        results["cv"] = _cross_validate(cards, by_split, where, models_dir, reporter, options or Options())
-    if register:
-        _register(registry, cards, results)
+        registered = {card.name: card for card in registry.list()}
+        results["tasks"] = _tasks(cards, answers, records, registered, exact=results["split"]["exact"])
+        if register and split == "test":
+            for card in cards:
+                own = results["models"][card.name]["tasks"]
+                registry.set_metrics(card, "test", {task: found["scores"] for task, found in own.items()})
+    repeats = Repeats(
+        by_split, registered, where, scratch or Scratch(models_dir / ".training"), reporter, options or Options()
+    )
+    chosen = [card.name for card in cards]
+    results["cv"] = repeats.on_cards(chosen, "cv") | (repeats.folds(chosen) if cv else {})
+    results["seeds"] = repeats.on_cards(chosen, "seeds") if split == "test" else {}
+    if register and cv:
+        _put_on_cards(registry, registered, "cv", results["cv"])
+    if seeds:
+        results["seeds"] |= repeats.seeds(chosen, split, seeds)
+        if register and split == "test":
+            _put_on_cards(registry, registered, "seeds", results["seeds"])
     return results
+
+
+def _put_on_cards(registry: Registry, registered: Mapping[str, ModelCard], kind: str, found: Results) -> None:
+    """Figures of quick tries, or of another recipe than the registered model's, are left out."""
+    for name, tasks in found.items():
+        official = {task: figures for task, figures in tasks.items() if figures["run"]["official"]}
+        if official and name in registered:
+            registry.set_metrics(registered[name], kind, official)
+
+
+def code_identity() -> dict[str, str]:
+    """The version of this software, and a sha256 over the sources of the training package."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return {"version": version("medpix-service"), "sha256": digest.hexdigest()}
+
+
+def covers(results: Mapping[str, Any], cards: Sequence[ModelCard], dataset_version: str | None) -> bool:
+    """Whether an evaluation is of these versions of the models, on the test split of these data, by this code."""
+    try:
+        return bool(
+            results["split"]["split"] == "test"
+            and results["split"]["dataset_version"] == dataset_version
+            and results["code"] == code_identity()
+            and {name: row["version"] for name, row in results["models"].items()} == {c.name: c.version for c in cards}
+        )
+    except (KeyError, TypeError):
+        return False  # of another version of this software
 
 
 def chosen_cards(names: Sequence[str], registry: Registry) -> list[ModelCard]:
@@ -132,45 +189,23 @@ def chosen_cards(names: Sequence[str], registry: Registry) -> list[ModelCard]:
     return [registered[name] for name in dict.fromkeys(wanted)]
 
 
-def majority(train: Sequence[Record], records: Sequence[Record]) -> dict[str, Answers]:
-    """What answers the frequencies of the classes in training, and so always the same class."""
-    rows = {
-        task: np.tile(np.exp(log_prior(train, task)).astype(np.float32), (len(records), 1)) for task in labels.TASKS
-    }
-    return as_answers(rows, records)
-
-
-def _model(
-    card: ModelCard, asked: Asked, answers: Mapping[str, Answers], pictures: Pictures, suspects: Sequence[str]
-) -> Results:
-    before, ablated = asked.before_temperature(), probes.ablations(asked)
-    shortcut = probes.shortcuts(asked, pictures)
-    facts = card.model_dump(
-        mode="json",
-        include={"version", "init", "weights_source", "inputs", "parameters", "seconds", "seed", "preprocess_hash"},
-    )
-    return facts | {
-        "sha256": card.sha256,
-        "trained_at": card.created_at.isoformat(),
-        "tasks": {
-            task: {
-                "scores": measure(found),
-                "dev": card.metrics.get("dev", {}).get(task),
-                "temperature": card.temperature[task],
-                "calibration": calibration(before[task], found),
-                **describe(found, tuple(card.tasks[task])),
-                "subgroups": probes.subgroups(found, asked.records),
-                "ablations": ablated.get(task, {}),
-                "shortcuts": shortcut.get(task, {}),
-                "without_suspect_cases": splits.without(found, suspects),
-            }
-            for task, found in answers.items()
-        },
-    }
+def _check_labels(cards: Sequence[ModelCard], records: Sequence[Record], split: str) -> None:
+    for card in cards:
+        for task in card.tasks:
+            if not presence(records, task)[0]:
+                raise NoLabelsError(
+                    f"no image of the split {split!r} has a label for {task}, so {card.name} cannot be scored on it; "
+                    "name models of another task, or another split"
+                )
 
 
 def _tasks(
-    cards: Sequence[ModelCard], answers: Mapping[str, Mapping[str, Answers]], records: Sequence[Record]
+    cards: Sequence[ModelCard],
+    answers: Mapping[str, Mapping[str, Answers]],
+    records: Sequence[Record],
+    registered: Mapping[str, ModelCard],
+    *,
+    exact: bool,
 ) -> Results:
     found: Results = {}
     for task in labels.TASKS:
@@ -179,50 +214,22 @@ def _tasks(
             continue
         best = max(doing, key=lambda card: card.score(task) or 0.0)
         rows = [MAJORITY, *(card.name for card in doing)]
+        present, absent = presence(records, task)
         found[task] = {
             "classes": list(labels.TASKS[task]),
+            "present": present,
+            "absent": absent,
             "majority": measure(answers[MAJORITY][task])
             | {"class": labels.TASKS[task][int(answers[MAJORITY][task].probabilities[0].argmax())]},
             "models": [card.name for card in doing],
-            "quoted": quoted_for(task),
+            "best_on_dev": best.name,
+            "untrained": untrained(task, registered),
+            # They were measured on the published test images, and say nothing beside others.
+            "quoted": quoted_for(task) if exact else [],
             "pairs": [
                 {"first": first, "second": second} | compare(answers[first][task], answers[second][task])
                 for first, second in permutations(rows, 2)
             ],
-            "audit": {
-                "model": best.name,
-                "items": disagreements(answers[best.name][task], best.tasks[task], records),
-            },
+            "audit": {"model": best.name} | disagreements(answers[best.name][task], best.tasks[task], records),
         }
     return found
-
-
-def _cross_validate(
-    cards: Sequence[ModelCard],
-    by_split: Mapping[str, Sequence[Record]],
-    device: torch.device,
-    models_dir: Path,
-    reporter: Reporter,
-    options: Options,
-) -> Results:
-    records = [record for members in by_split.values() for record in members]
-    # Checkpoints of other records or options must not be taken up.
-    key = hashlib.sha256(f"{splits.names_hash(records)} {options}".encode()).hexdigest()[:12]
-    found = cross_validate(
-        [card.name for card in cards],
-        records,
-        device=device,
-        scratch=models_dir / ".training" / f"cv-{key}",
-        reporter=reporter,
-        options=options,
-    )
-    return {"folds": FOLDS, "images": len(records), "seed": options.seed, "models": found}
-
-
-def _register(registry: Registry, cards: Sequence[ModelCard], results: Results) -> None:
-    for card in cards:
-        if results["split"]["split"] == "test":
-            figures = {task: found["scores"] for task, found in results["models"][card.name]["tasks"].items()}
-            registry.set_metrics(card, "test", figures)
-        if results["cv"] is not None:
-            registry.set_metrics(card, "cv", results["cv"]["models"][card.name])

@@ -1,6 +1,6 @@
 """Scores of predictions, with intervals that respect that images of one case are alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
+from app.config import MendableError
 from ml.labels import IGNORED
 
 Probabilities = NDArray[np.float32]
 Targets = NDArray[np.int64]
 BINS = 15
+
+
+class NoLabelsError(MendableError):
+    """There is nothing to score: no row has a label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,13 @@ def scores(probabilities: Probabilities, targets: Targets, groups: NDArray[np.st
     Returns:
         n, cases, accuracy with its interval over cases, balanced_accuracy, macro_f1 and weighted_f1
         over the classes present in ``targets``, classes_present, ece, nll.
+
+    Raises:
+        NoLabelsError: no row has a label.
     """
     probabilities, targets, groups = labelled(probabilities, targets, groups)
+    if not len(targets):
+        raise NoLabelsError("nothing can be scored: none of these images has a label for the task")
     predicted = probabilities.argmax(axis=1)
     present = np.unique(targets).tolist()
     correct = (predicted == targets).astype(np.float64)
@@ -73,7 +83,7 @@ def balanced_accuracy(predicted: Targets, targets: Targets) -> float:
 def negative_log_likelihood(probabilities: Probabilities, targets: Targets) -> float:
     """The mean of -log of the probability of the true class, in nats."""
     chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
-    return float(-np.log(np.maximum(chosen, 1e-9)).mean())
+    return float(-np.log(np.clip(chosen, 1e-9, 1.0)).mean()) + 0.0  # never -0.0
 
 
 def brier(probabilities: Probabilities, targets: Targets) -> float:
@@ -113,38 +123,17 @@ def risk_coverage(probabilities: Probabilities, targets: Targets) -> NDArray[np.
     return np.stack([count / len(targets), np.cumsum(correct) / count], axis=1)
 
 
-def resamples(groups: NDArray[np.str_], count: int, seed: int) -> list[NDArray[np.int64]]:
-    """Bootstrap samples of whole groups: the rows of as many groups as there are, drawn with repeats."""
-    names, inverse = np.unique(groups, return_inverse=True)
-    rows = [np.flatnonzero(inverse == index) for index in range(len(names))]
-    random = np.random.default_rng(seed)
-    return [np.concatenate([rows[index] for index in random.integers(0, len(names), len(names))]) for _ in range(count)]
-
-
-def bootstrap(
-    statistic: Callable[[NDArray[np.int64]], float],
-    groups: NDArray[np.str_],
-    *,
-    count: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """The 95% percentile interval of a statistic of rows, resampling whole groups.
-
-    Args:
-        statistic: from row indices to a number.
-        groups: group of each row, (N,); row numbers as text for the naive bootstrap.
-        count: number of resamples.
-        seed: of the resampling.
-    """
-    values = [statistic(rows) for rows in resamples(groups, count, seed)]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return Interval(float(low), float(high))
-
-
 def bootstrap_mean(
     values: NDArray[np.float64], groups: NDArray[np.str_], *, count: int = 2000, seed: int = 0
 ) -> Interval:
-    """The 95% interval of a mean over rows, resampling whole groups; as ``bootstrap``, but at once."""
+    """The 95% percentile interval of a mean over rows, resampling whole groups.
+
+    Args:
+        values: one per row, (N,).
+        groups: group of each row, (N,); row numbers as text for the naive bootstrap over rows.
+        count: number of resamples.
+        seed: of the resampling.
+    """
     names, inverse = np.unique(groups, return_inverse=True)
     sums = np.bincount(inverse, weights=values)
     sizes = np.bincount(inverse).astype(np.float64)

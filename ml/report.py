@@ -2,22 +2,29 @@
 
 import base64
 import copy
+import json
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from app.config import MendableError
-from ml.card import INTENDED_USE, LIMITS
+from ml.card import INTENDED_USE
 from ml.evaluate import MAJORITY, Results
-from ml.evaluation.plots import accuracy_plot, calibration_plot, confusion_plot
+from ml.evaluation.cards import as_markdown, model_card
+from ml.evaluation.plots import accuracy_plot, confusion_plot, coverage_plot, reliability_plot
+from ml.evaluation.splits import NEAR
 from ml.evaluation.terminal import span
-from ml.files import replaced, write_json
+from ml.files import sync
 
 RESULTS_FILE: Final = "results.json"
 REPORT_FILE: Final = "report.html"
+CARD_SUFFIX: Final = "model-card.md"
+_WRITING: Final = ".writing-"
 
 
 class ReportError(MendableError):
@@ -39,32 +46,67 @@ def make_folder(folder: Path) -> None:
 
 
 def write_report(results: Results, folder: Path) -> Path:
-    """Write results.json, report.html, which needs no other file, and the plots as PNG.
+    """Write results.json, report.html, which needs no other file, the plots as PNG and the model cards.
+
+    All files are written before the first one takes its place; files of the report before that are
+    not among them are removed, other files stay.
 
     Args:
         results: from ``ml.evaluate.evaluate``.
-        folder: made if it is not there; files of the same names are replaced.
+        folder: made if it is not there.
 
     Returns:
         The path of the report.
 
     Raises:
-        ReportError: the folder cannot be written.
+        ReportError: the folder cannot be written; the report that was there is as it was.
     """
     make_folder(folder)
     plots = make_plots(results)
-    page = render(results, plots)
+    files = {REPORT_FILE: render(results, plots).encode()} | plots
+    for name in results["models"]:
+        files[f"{name}-{CARD_SUFFIX}"] = as_markdown(name, model_card(name, results)).encode()
+    content = without_thumbnails(results) | {"files": sorted([*files, RESULTS_FILE])}
+    # The last one to take its place: the service reads it.
+    files[RESULTS_FILE] = (json.dumps(content, indent=1) + "\n").encode()
     try:
-        for name, data in plots.items():
-            with replaced(folder / name) as path:
+        _remove_half_written(folder)
+        before = _files_of(folder)
+        with TemporaryDirectory(prefix=_WRITING, dir=folder) as temporary:
+            for name, data in files.items():
+                path = Path(temporary) / name
                 path.write_bytes(data)
-        with replaced(folder / RESULTS_FILE) as path:
-            write_json(path, without_thumbnails(results))
-        with replaced(folder / REPORT_FILE) as path:
-            path.write_text(page, encoding="utf-8", newline="\n")
+                sync(path)
+            for name in files:
+                (Path(temporary) / name).replace(folder / name)
+        for name in before - files.keys():
+            (folder / name).unlink(missing_ok=True)
+        sync(folder)
     except OSError as error:
         raise ReportError(f"the report could not be written to {folder}: {error}") from error
     return folder / REPORT_FILE
+
+
+def _remove_half_written(folder: Path) -> None:
+    """What a kill left; a report takes seconds to write."""
+    for path in folder.glob(f"{_WRITING}*"):
+        if time.time() - path.stat().st_mtime > 3600:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def read_results(folder: Path) -> Results | None:
+    """What ``write_report`` wrote as results.json, None where there is none that can be read."""
+    try:
+        found = json.loads((folder / RESULTS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _files_of(folder: Path) -> set[str]:
+    """The files of the report that is in a folder, as far as it says so: plain names."""
+    names = (read_results(folder) or {}).get("files", [])
+    return {name for name in names if isinstance(name, str) and name == Path(name).name not in ("", "..")}
 
 
 def make_plots(results: Results) -> dict[str, bytes]:
@@ -76,7 +118,8 @@ def make_plots(results: Results) -> dict[str, bytes]:
         plots[f"{task}-accuracy.png"] = accuracy_plot(task, rows, found["quoted"])
         for name in found["models"]:
             own = results["models"][name]["tasks"][task]
-            plots[f"{name}-{task}-calibration.png"] = calibration_plot(own["calibration"], own["risk_coverage"])
+            plots[f"{name}-{task}-reliability.png"] = reliability_plot(own["calibration"])
+            plots[f"{name}-{task}-coverage.png"] = coverage_plot(own["risk_coverage"], own["confident"])
             plots[f"{name}-{task}-confusion.png"] = confusion_plot(**own["confusion"])
     return plots
 
@@ -90,10 +133,11 @@ def render(results: Results, plots: Mapping[str, bytes]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(span=span, three=_three, signed=_signed)
+    environment.filters.update(span=span, three=_three, signed=_signed, spoken=lambda task: task.replace("_", " "))
     images = {name: "data:image/png;base64," + base64.b64encode(data).decode("ascii") for name, data in plots.items()}
-    template = environment.get_template("report.html")
-    return template.render(r=results, images=images, majority=MAJORITY, intended_use=INTENDED_USE, limits=LIMITS)
+    cards = {name: model_card(name, results) for name in results["models"]}
+    environment.globals.update(majority=MAJORITY, near=NEAR, intended_use=INTENDED_USE)
+    return environment.get_template("report.html").render(r=results, images=images, cards=cards)
 
 
 def without_thumbnails(results: Results) -> Results:
@@ -110,4 +154,4 @@ def _three(value: float | None) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}"
+    return f"{value:+.3f}".replace("-", "−")

@@ -37,9 +37,11 @@ def running_service(settings: Settings, app: FastAPI | None = None) -> Iterator[
         listener.close()
 
 
-def wait_for(client: httpx.Client, path: str, done: Callable[[httpx.Response], bool]) -> httpx.Response:
-    """Ask until the answer is as wanted; returns the last one, after 60 seconds at most."""
-    deadline = time.monotonic() + 60
+def wait_for(
+    client: httpx.Client, path: str, done: Callable[[httpx.Response], bool], *, seconds: float = 60
+) -> httpx.Response:
+    """Ask until the answer is as wanted; returns the last one, after so many seconds at most."""
+    deadline = time.monotonic() + seconds
     while not done(answer := client.get(path)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return answer

@@ -126,6 +126,21 @@ def test_mounted_files_are_there_and_data_stay_in_named_volumes() -> None:
     assert api == ["cache:/var/lib/medpix/cache"]
 
 
+def test_the_training_leaves_its_evaluation_where_the_api_reads_it() -> None:
+    services = _compose()["services"]
+    assert services["train"]["command"] == ["medpix", "train", "--missing", "--evaluate"]
+    assert "evaluation:/var/lib/medpix/evaluation" in services["train"]["volumes"]
+    assert "evaluation:/var/lib/medpix/evaluation:ro" in services["api"]["volumes"]
+    variables = [value for kind, value in _instructions() if kind == "ENV"]
+    assert any("MEDPIX_HOME=/var/lib/medpix " in f"{value} " for value in variables)
+    # A named volume takes over the owner of the folder that it covers.
+    folders = next(value for kind, value in _instructions() if kind == "RUN" and "useradd" in value).split()
+    for service in services.values():
+        for mount in service["volumes"]:
+            target = mount.split(":")[-1 if not mount.endswith(":ro") else -2]
+            assert not target.startswith("/var/lib/medpix") or target in folders, mount
+
+
 def test_the_gpu_file_adds_a_reservation_and_nothing_else() -> None:
     services = _compose("docker-compose.gpu.yml")["services"]
     assert set(services) == {"train", "api"}

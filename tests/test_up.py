@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pymongo.database import Database
 
+from app.data import schema
+from app.data.seed import seed
+from ml.train import DEFAULTS
+from tests.conftest import Document, database_address
 from tests.ports import free_port
 from tests.service import is_ok, wait_for
 
@@ -24,14 +30,16 @@ def _environment(home: Path, port: int) -> dict[str, str]:
 
 
 @contextmanager
-def _up(home: Path, data: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def _up(
+    home: Path, data: Path, *options: str, **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     port = free_port()
     command = [sys.executable, "-m", "app.cli", "up", "--data", str(data), *options]
     with (home.parent / "up.log").open("a") as log:
         before = signal.signal(
             signal.SIGINT, signal.SIG_DFL
         )  # a shell's background jobs ignore it; a terminal's do not
-        process = subprocess.Popen(command, env=_environment(home, port), stdout=log, stderr=log, text=True)
+        process = subprocess.Popen(command, env=_environment(home, port) | variables, stdout=log, stderr=log, text=True)
         signal.signal(signal.SIGINT, before)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
@@ -107,6 +115,32 @@ def test_it_trains_what_is_missing_and_ends_the_training_with_itself(tmp_path: P
         assert process.wait(40) == 0
     assert not any(_is_running(child) for child in children)
     assert "The training was stopped" in (home / "run" / "train.log").read_text()
+
+
+def test_when_nothing_is_missing_the_models_are_evaluated(
+    tmp_path: Path,
+    generated_dataset: Path,
+    ml_database: Database[Document],
+    models_dir: Path,
+    database: Database[Document],
+    mongo_server: str,
+) -> None:
+    home, models = tmp_path / "home", tmp_path / "models"
+    seed(database, generated_dataset)
+    # The quickest model there is, under the name of each default model.
+    trained = ml_database[schema.MODELS].find_one({"_id": "caption-location"})
+    assert trained is not None
+    for name in {name for names in DEFAULTS.values() for name in names}:
+        database[schema.MODELS].insert_one(trained | {"_id": name, "name": name})
+        shutil.copytree(models_dir / "caption-location", models / name)
+    address = database_address(mongo_server, database.name)
+    with _up(home, generated_dataset, MEDPIX_MONGO_URI=address, MEDPIX_MODELS_DIR=str(models)) as (process, client):
+        found = wait_for(client, "/evaluation", is_ok, seconds=240).json()
+        registered = {item["card"]["name"]: item["card"]["version"] for item in client.get("/models").json()["items"]}
+        assert {name: row["version"] for name, row in found["models"].items()} == registered
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(40) == 0
+    assert "The evaluation is " in (tmp_path / "up.log").read_text()
 
 
 def test_a_kill_loses_nothing(tmp_path: Path, generated_dataset: Path) -> None:

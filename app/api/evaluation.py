@@ -23,15 +23,17 @@ class EvaluationView(BaseModel):
 
     created_at: str
     split: dict[str, Any] = Field(description="What was scored, and how that was checked")
-    tasks: dict[str, Any] = Field(description="Per task: classes, models, figures quoted from others, label audit")
-    models: dict[str, Any] = Field(description="Per model and task: every figure")
+    tasks: dict[str, Any] = Field(
+        description="Per task: classes, models, models that are not trained, figures quoted from others, label audit"
+    )
+    models: dict[str, Any] = Field(description="Per model: its card, and every figure per task")
 
 
 @router.get(
     "/evaluation", response_model=EvaluationView, responses=documented(404, 503), summary="Read the last evaluation"
 )
 async def read_evaluation(request: Request, settings: Annotated[Settings, Depends(get_settings)]) -> Response:
-    """The report of the last `medpix evaluate`: the same content as its results.json."""
+    """The last evaluation of all models on the test split: the same content as its results.json."""
     try:
         report = await asyncio.to_thread(read_report, settings.home)
     except FaultyReportError as error:

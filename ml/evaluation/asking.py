@@ -18,21 +18,23 @@ from ml.records import Record, groups, targets
 
 @dataclass(slots=True)
 class Pictures:
-    """The prepared images of records, decoded once per recipe."""
+    """The prepared images of records, decoded once for all models of one recipe that follow each other."""
 
-    _known: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    _recipe: str = ""
+    _known: dict[tuple[Edit | None, str], NDArray[np.uint8]] = field(default_factory=dict)
 
     def of(self, records: Sequence[Record], preprocess: Preprocess, edit: Edit | None = None) -> NDArray[np.uint8]:
-        """uint8 array (N, channels, size, size); edited images are not kept.
+        """uint8 array (N, channels, size, size), of images that were edited first.
 
         Raises:
             ml.records.RecordsError: a file is missing, changed or not an image.
         """
-        if edit is not None:
-            return load_images(records, preprocess, edit=edit)
-        key = preprocess.hash + "".join(record.image for record in records)
+        if preprocess.hash != self._recipe:
+            self._recipe = preprocess.hash
+            self._known.clear()
+        key = (edit, "".join(record.image for record in records))
         if key not in self._known:
-            self._known[key] = load_images(records, preprocess)
+            self._known[key] = load_images(records, preprocess, edit=edit)
         return self._known[key]
 
 

@@ -12,13 +12,13 @@ from ml.evaluation.scoring import Answers
 from ml.preprocess import Preprocess
 from ml.records import Record
 
-LIMIT: Final = 12
-_SIDE: Final = 160
+LIMIT: Final = 24
+_SIDE: Final = 224
 
 
 def disagreements(
     answers: Answers, classes: Sequence[str], records: Sequence[Record], limit: int = LIMIT
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """Wrong answers, the surest first, at most one of each case and answer.
 
     Args:
@@ -28,30 +28,31 @@ def disagreements(
         limit: how many.
 
     Returns:
-        image, u_id, label, answer, probability of both, caption, and a thumbnail as data URI.
+        found: how many there are; items: the first ``limit`` of them, each with image, u_id, label,
+        answer, probability of both, caption, and a thumbnail as data URI.
     """
     by_image = {record.image: record for record in records}
-    predicted, sure = answers.probabilities.argmax(axis=1), answers.probabilities.max(axis=1)
+    predicted, sure = answers.predicted, answers.probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != answers.targets)
-    found: list[dict[str, Any]] = []
-    seen = set()
+    rows: dict[tuple[str, int], int] = {}
     for row in wrong[np.argsort(-sure[wrong], kind="stable")].tolist():
+        rows.setdefault((by_image[str(answers.images[row])].u_id, int(predicted[row])), row)
+    items = []
+    for row in [*rows.values()][:limit]:
         record = by_image[str(answers.images[row])]
-        if len(found) < limit and (record.u_id, predicted[row]) not in seen:
-            seen.add((record.u_id, predicted[row]))
-            found.append(
-                {
-                    "image": record.image,
-                    "u_id": record.u_id,
-                    "label": classes[answers.targets[row]],
-                    "answer": classes[predicted[row]],
-                    "probability": float(sure[row]),
-                    "probability_of_label": float(answers.probabilities[row, answers.targets[row]]),
-                    "caption": record.caption,
-                    "thumbnail": thumbnail(record),
-                }
-            )
-    return found
+        items.append(
+            {
+                "image": record.image,
+                "u_id": record.u_id,
+                "label": classes[answers.targets[row]],
+                "answer": classes[predicted[row]],
+                "probability": float(sure[row]),
+                "probability_of_label": float(answers.probabilities[row, answers.targets[row]]),
+                "caption": record.caption,
+                "thumbnail": thumbnail(record),
+            }
+        )
+    return {"found": len(rows), "items": items}
 
 
 def thumbnail(record: Record) -> str:

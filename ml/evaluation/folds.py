@@ -1,27 +1,20 @@
-"""Grouped cross-validation over all cases: every image is scored by a model that never saw its case."""
+"""Grouped cross-validation over all cases: every image is scored by a model that never saw its patient."""
 
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from app.config import MendableError
-from ml.context import Context, Options
-from ml.device import Team
-from ml.evaluation.asking import Asked, Pictures
+from ml.card import ModelCard
+from ml.evaluation.anew import Surroundings, train_and_ask
+from ml.evaluation.patients import patients
 from ml.evaluation.scoring import Answers, measure
-from ml.models.base import ServedModel
-from ml.progress import Reporter, Run
-from ml.records import Record, groups
-from ml.registry import UnknownModelError
-from ml.train import PLANS, calibrate, trainer
+from ml.records import Record
 
 FOLDS: Final = 5
 # Cases of each fold's training part that it chooses and calibrates on, as dev is of the dataset.
@@ -34,36 +27,15 @@ class FoldError(MendableError):
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """The records of one fold; no case is in two of its parts."""
+    """The records of one fold; no patient is in two of its parts."""
 
     train: list[Record]
     dev: list[Record]
     held_out: list[Record]
 
 
-class TrainedModels:
-    """The models of one fold, kept in memory for those that build on them."""
-
-    def __init__(self) -> None:
-        self._models: dict[str, ServedModel] = {}
-
-    def add(self, name: str, model: ServedModel) -> None:
-        """Keep a model."""
-        self._models[name] = model
-
-    def load(self, name: str) -> ServedModel:
-        """A model that was kept.
-
-        Raises:
-            UnknownModelError: it was not.
-        """
-        if name not in self._models:
-            raise UnknownModelError(f"no model {name!r} was trained in this fold")
-        return self._models[name]
-
-
 def make_folds(records: Sequence[Record], count: int = FOLDS, seed: int = 0) -> Iterator[Fold]:
-    """Divide all cases into folds with much the same locations.
+    """Divide all cases into folds with much the same locations; the cases of one patient stay together.
 
     Args:
         records: of every split.
@@ -73,7 +45,7 @@ def make_folds(records: Sequence[Record], count: int = FOLDS, seed: int = 0) -> 
     Raises:
         FoldError: there are fewer cases than folds need.
     """
-    cases = groups(records)
+    cases = patients(records)
     if len(np.unique(cases)) < 2 * count:
         raise FoldError(f"{count} folds need at least {2 * count} cases, there are {len(np.unique(cases))}")
     places = np.array([record.location or "" for record in records], dtype=np.str_)
@@ -100,68 +72,37 @@ def _without_warnings(
 
 
 def cross_validate(
-    names: Sequence[str],
-    records: Sequence[Record],
-    *,
-    device: torch.device,
-    scratch: Path,
-    reporter: Reporter,
-    options: Options,
-    count: int = FOLDS,
-) -> dict[str, dict[str, dict[str, Any]]]:
+    names: Sequence[str], records: Sequence[Record], around: Surroundings, *, seed: int = 0, count: int = FOLDS
+) -> dict[str, tuple[ModelCard, dict[str, dict[str, Any]]]]:
     """Train models anew in every fold with their own recipes and score them on the held-out cases.
 
-    A run that was stopped goes on from the checkpoints in ``scratch``.
+    A run that was stopped goes on from the checkpoints in the scratch folder, which is left there.
 
     Args:
-        names: keys of ``ml.train.PLANS``; what they need is trained too, and scored.
+        names: keys of ``ml.train.PLANS``, each after those that it builds on.
         records: of every split.
-        device: where to train.
-        scratch: folder for checkpoints, removed at the end.
-        reporter: told about progress.
-        options: as in training.
+        around: device, folder, options.
+        seed: of the division into folds.
         count: number of folds.
 
     Returns:
-        Per model and task what ``scoring.measure`` gives for all records, and the accuracy of each
-        fold with mean and standard deviation.
+        By name the card of the first fold, and per task what ``scoring.measure`` gives for all
+        records, and the accuracy of each fold with mean and standard deviation.
 
     Raises:
         FoldError: there are too few cases.
-        UnknownModelError: a model has no recipe.
     """
-    order = _with_needs(names)
-    shared: dict[str, dict[str, NDArray[np.uint8]]] = {}
-    found: dict[str, dict[str, list[Answers]]] = {name: {} for name in order}
-    for number, fold in enumerate(make_folds(records, count, options.seed), start=1):
-        trained, pictures = TrainedModels(), Pictures()
-        for name in order:
-            with Run(f"{name}, fold {number} of {count}", PLANS[name].tasks, reporter) as run:
-                context = Context(
-                    train=fold.train,
-                    dev=fold.dev,
-                    registry=trained,
-                    device=device,
-                    team=Team(),
-                    run=run,
-                    options=options,
-                    scratch=scratch / f"fold-{number}" / name,
-                    _images=shared,
-                )
-                model = trainer(name)(context)
-                calibrate(model, context)
-                trained.add(name, model)
-                for task, answers in Asked.ask(model, fold.held_out, pictures).answers().items():
-                    found[name].setdefault(task, []).append(answers)
-    shutil.rmtree(scratch, ignore_errors=True)
-    return {name: {task: _pool(parts) for task, parts in tasks.items()} for name, tasks in found.items()}
-
-
-def _with_needs(names: Sequence[str]) -> list[str]:
-    unknown = [name for name in names if name not in PLANS]
-    if unknown:
-        raise UnknownModelError(f"{', '.join(unknown)} cannot be trained anew; known are: {', '.join(PLANS)}")
-    return list(dict.fromkeys(step for name in names for step in (*PLANS[name].needs, name)))
+    parts: dict[str, dict[str, list[Answers]]] = {name: {} for name in names}
+    cards: dict[str, ModelCard] = {}
+    for number, fold in enumerate(make_folds(records, count, seed), start=1):
+        found = train_and_ask(
+            names, train=fold.train, dev=fold.dev, asked=fold.held_out, around=around, part=f"fold {number} of {count}"
+        )
+        for name, (card, answers) in found.items():
+            cards.setdefault(name, card)
+            for task, own in answers.items():
+                parts[name].setdefault(task, []).append(own)
+    return {name: (cards[name], {task: _pool(own) for task, own in tasks.items()}) for name, tasks in parts.items()}
 
 
 def _pool(parts: Sequence[Answers]) -> dict[str, Any]:
@@ -172,9 +113,10 @@ def _pool(parts: Sequence[Answers]) -> dict[str, Any]:
             for name in ("probabilities", "targets", "groups", "images")
         )
     )
-    accuracies = [float(part.correct.mean()) for part in parts]
+    accuracies = [float(part.correct.mean()) if len(part.targets) else None for part in parts]
+    known = [value for value in accuracies if value is not None]
     return measure(together) | {
         "folds": accuracies,
-        "folds_mean": float(np.mean(accuracies)),
-        "folds_sd": float(np.std(accuracies, ddof=1)),
+        "folds_mean": float(np.mean(known)),
+        "folds_sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
     }

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 _BLUE: Final = "#1f5fa8"
 _GREY: Final = "#8a8f98"
-_DPI: Final = 110
+_DPI: Final = 130
+_HALF: Final = (4.7, 3.9)
 
 
 def _png(figure: Figure) -> bytes:
@@ -56,26 +57,38 @@ def accuracy_plot(
     return _png(figure)
 
 
-def calibration_plot(calibration: Mapping[str, Any], curve: Sequence[Sequence[float]]) -> bytes:
-    """The reliability diagram before and after temperature, beside accuracy by coverage."""
-    figure = Figure(figsize=(9, 3.7), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
+def reliability_plot(calibration: Mapping[str, Any]) -> bytes:
+    """The reliability diagram before and after temperature."""
+    figure = Figure(figsize=_HALF, layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
     for name, colour in (("before", _GREY), ("after", _BLUE)):
         bins = calibration[name]["reliability"]
         confidence, accuracy = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
         label = f"{name} temperature: ECE {calibration[name]['ece']:.3f}"
-        left.plot(confidence, accuracy, color=colour, linewidth=1, label=label)
-        left.scatter(confidence, accuracy, [10 + 2 * b["n"] for b in bins], color=colour, alpha=0.7)
-    left.set_xlim(0, 1.02)
-    left.set_ylim(-0.02, 1.04)
-    left.legend(loc="upper left", fontsize=8, frameon=False)
-    _frame(left, "Reliability; area of a mark is its number of images", "confidence", "accuracy")
+        axes.plot(confidence, accuracy, color=colour, linewidth=1, label=label)
+        axes.scatter(confidence, accuracy, [10 + 2 * b["n"] for b in bins], color=colour, alpha=0.7)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(-0.02, 1.04)
+    # Above the axes: every corner of the diagram may hold a mark.
+    figure.legend(loc="outside upper left", fontsize=9, frameon=False, ncols=2, handlelength=1.2, columnspacing=1)
+    _frame(axes, "Reliability; area of a mark: its images", "confidence", "accuracy")
+    return _png(figure)
+
+
+def coverage_plot(curve: Sequence[Sequence[float]], confident: Mapping[str, Any]) -> bytes:
+    """Accuracy by the share of images that are answered, and where the model's threshold lies."""
+    figure = Figure(figsize=_HALF, layout="constrained")
+    axes = figure.subplots()
     coverage = np.array(curve)
-    right.plot(coverage[:, 0], coverage[:, 1], color=_BLUE, linewidth=1.5)
-    right.set_xlim(0, 1.02)
-    right.set_ylim(min(0.5, float(coverage[:, 1].min())) - 0.02, 1.02)
-    _frame(right, "Answering only the surest", "share answered", "accuracy among them")
+    axes.plot(coverage[:, 0], coverage[:, 1], color=_BLUE, linewidth=1.5)
+    if confident["n"]:
+        label = f"confident ({confident['threshold']:.2f} or more)"
+        axes.plot(confident["coverage"], confident["accuracy"], "o", color=_BLUE, label=label)
+        figure.legend(loc="outside upper left", fontsize=9, frameon=False)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(min(0.5, float(coverage[:, 1].min())) - 0.02, 1.02)
+    _frame(axes, "Answering only the surest", "share answered", "accuracy among them")
     return _png(figure)
 
 

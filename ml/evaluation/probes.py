@@ -1,4 +1,4 @@
-"""Where answers come from: inputs taken away, burned-in text blanked, subgroups apart."""
+"""Where answers come from: inputs taken away, burned-in text blanked, files changed, subgroups apart."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -11,9 +11,12 @@ from PIL import Image
 from ml.evaluation.asking import Asked, Pictures, as_answers
 from ml.evaluation.scoring import Answers, compare, short
 from ml.images import Edit
-from ml.models.base import Floats, InputError, ServedModel, has_caption
+from ml.models.base import Floats, ServedModel, has_caption
 from ml.models.fusion import FusedModel
-from ml.records import Record
+from ml.models.network import ServingNetwork
+from ml.models.texture_svm import TextureSumModel
+from ml.predict import run_images
+from ml.records import Record, groups
 
 # MedPix burns its mark into the top and a banner with names and dates into the bottom of an image:
 # shares of the height, from 10 and 14 of 128 rows.
@@ -45,16 +48,37 @@ def _bands(image: Image.Image) -> tuple[Image.Image, int, int]:
 EDITS: Final[Mapping[str, Edit]] = MappingProxyType({"text bands blanked": blank_bands, "text bands alone": only_bands})
 
 
-def caption_of_another_case(groups: NDArray[np.str_], seed: int = SHUFFLE_SEED) -> NDArray[np.int64]:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image without an alpha channel or a palette."""
+    return image.convert("RGB")
+
+
+def as_grey(image: Image.Image) -> Image.Image:
+    """The image without an alpha channel, a palette or colours."""
+    return image.convert("L")
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    """The image with an alpha channel; opaque where it had none."""
+    return image.convert("RGBA")
+
+
+# Ways to save the same picture: CT and MR images of MedPix come in different ones, which is no anatomy.
+FILE_MODES: Final[Mapping[str, Edit]] = MappingProxyType(
+    {"all as RGB": as_rgb, "all as grey": as_grey, "all with an alpha channel": with_alpha}
+)
+
+
+def caption_of_another_case(cases: NDArray[np.str_], seed: int = SHUFFLE_SEED) -> NDArray[np.int64]:
     """For each row the index of a row of another case, drawn at random, (N,).
 
     Raises:
         ValueError: all rows are of one case.
     """
-    if len(np.unique(groups)) < 2:
+    if len(np.unique(cases)) < 2:
         raise ValueError("a caption of another case needs two cases")
     random = np.random.default_rng(seed)
-    return np.array([random.choice(np.flatnonzero(groups != own)) for own in groups], dtype=np.int64)
+    return np.array([random.choice(np.flatnonzero(cases != own)) for own in cases], dtype=np.int64)
 
 
 def ablations(asked: Asked) -> dict[str, dict[str, Any]]:
@@ -62,21 +86,24 @@ def ablations(asked: Asked) -> dict[str, dict[str, Any]]:
 
     Returns:
         Per task and kind of input: n, cases, accuracy and interval over cases, and how much better
-        "both" is, paired by case. Caption only is scored on the rows that have a caption. Empty for
-        a model with one input.
+        "both" is, paired by case. Caption only is scored on the rows that have a caption, and left
+        out where none has one, as is the caption of another case where there is but one case. Empty
+        for a model with one input.
     """
     image_out, caption_out, model = asked.image_out, asked.caption_out, asked.model
     if image_out is None or caption_out is None:
         return {}
     both = asked.answers()
-    groups = np.array([record.u_id for record in asked.records], dtype=np.str_)
-    wrong = model.combine(image_out, caption_out[caption_of_another_case(groups)])
     kinds = {
         "image and caption": both,
         "image only": as_answers(model.combine(image_out, None), asked.records),
-        "caption only": _from_captions(model, caption_out, asked.records),
-        "image, caption of another case": as_answers(wrong, asked.records),
     }
+    if has_caption(caption_out, len(asked.records)).any():
+        kinds["caption only"] = _from_captions(model, caption_out, asked.records)
+    cases = groups(asked.records)
+    if len(np.unique(cases)) > 1:
+        wrong = model.combine(image_out, caption_out[caption_of_another_case(cases)])
+        kinds["image, caption of another case"] = as_answers(wrong, asked.records)
     return {
         task: {kind: short(answers[task]) | _gain(both[task], answers[task]) for kind, answers in kinds.items()}
         for task in both
@@ -92,8 +119,6 @@ def _from_captions(model: ServedModel, caption_out: Floats, records: Sequence[Re
     known = has_caption(caption_out, len(records))
     with_caption = [record for record, given in zip(records, known, strict=True) if given]
     half = model.caption_model if isinstance(model, FusedModel) else model
-    if not with_caption:
-        raise InputError(f"no record of the split has a caption to ask {model.card.name} about")
     return as_answers(half.combine(None, caption_out[known]), with_caption)
 
 
@@ -113,6 +138,72 @@ def shortcuts(asked: Asked, pictures: Pictures) -> dict[str, dict[str, Any]]:
         for task, answers in edited.items():
             found[task][name] = short(answers) | {"whole_is_better_by": compare(whole[task], answers)}
     return found
+
+
+def file_modes(asked: Asked, pictures: Pictures) -> dict[str, dict[str, Any]]:
+    """What a model answers when the same pictures are saved in another mode: RGB, grey, with alpha.
+
+    Returns:
+        Per task and mode: n, cases, accuracy and interval, changed_inputs (images that reach the
+        model with other pixels), changed_answers, and the largest_change of a probability. Empty
+        for a model without image.
+    """
+    if asked.image_out is None or asked.model.preprocess is None:
+        return {}
+    plain = pictures.of(asked.records, asked.model.preprocess)
+    known = asked.answers()
+    found: dict[str, dict[str, Any]] = {task: {} for task in known}
+    for name, edit in FILE_MODES.items():
+        pixels = pictures.of(asked.records, asked.model.preprocess, edit)
+        changed = np.flatnonzero((pixels != plain).any(axis=(1, 2, 3)))
+        image_out = dict(asked.image_out)
+        if len(changed):  # equal pixels get equal answers
+            anew = run_images(asked.model, pixels[changed])
+            assert anew is not None
+            for key, values in anew.items():
+                image_out[key] = image_out[key].copy()
+                image_out[key][changed] = values
+        answers = as_answers(asked.model.combine(image_out, asked.caption_out), asked.records)
+        for task, now in answers.items():
+            before = known[task]
+            found[task][name] = short(now) | {
+                "changed_inputs": len(changed),
+                "changed_answers": int(np.sum(now.predicted != before.predicted)),
+                "largest_change": float(np.abs(now.probabilities - before.probabilities).max()),
+            }
+    return found
+
+
+def mirror(asked: Asked, pictures: Pictures) -> dict[str, dict[str, Any]]:
+    """What the mirrored view adds, of a model that averages over the image and its mirror image.
+
+    Returns:
+        Per task: n, cases, accuracy and interval with_mirror and without_mirror, and
+        mirror_is_better_by, paired by case. Empty for a model that looks once.
+    """
+    network = _viewer(asked.model)
+    if network is None or not network.flip:
+        return {}
+    both = asked.answers()
+    network.flip = False
+    try:
+        once = Asked.ask(asked.model, asked.records, pictures).answers()
+    finally:
+        network.flip = True
+    return {
+        task: {
+            "with_mirror": short(both[task]),
+            "without_mirror": short(once[task]),
+            "mirror_is_better_by": compare(both[task], once[task]),
+        }
+        for task in both
+    }
+
+
+def _viewer(model: ServedModel) -> ServingNetwork | None:
+    """The part of a model that decides how often it looks at an image."""
+    owner = model.image_model if isinstance(model, FusedModel | TextureSumModel) else model
+    return owner.network if isinstance(owner.network, ServingNetwork) else None
 
 
 def age_band(age: int | None) -> str:
@@ -140,10 +231,11 @@ SUBGROUPS: Final[Mapping[str, Callable[[Record], str]]] = MappingProxyType(
 
 
 def subgroups(answers: Answers, records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """n, cases, accuracy and interval of each subgroup, by attribute and value."""
+    """n, cases, accuracy and interval of each subgroup, by attribute and value; placeholders even if there are none."""
     by_image = {record.image: record for record in records}
     found = {}
     for attribute, value_of in SUBGROUPS.items():
         values = np.array([value_of(by_image[image]) for image in answers.images.tolist()], dtype=np.str_)
         found[attribute] = {value: short(answers.only(values == value)) for value in np.unique(values).tolist()}
+    found["caption"].setdefault("placeholder", short(answers.only(np.zeros(len(answers.images), dtype=np.bool_))))
     return found

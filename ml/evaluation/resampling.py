@@ -93,6 +93,6 @@ def resample_scores(probabilities: Probabilities, targets: Targets, bootstrap: C
         balanced_accuracy=np.where(present, hits / np.maximum(support, 1), 0).sum(axis=1) / shown,
         macro_f1=np.where(present, 2 * hits / np.maximum(support + claimed, 1), 0).sum(axis=1) / shown,
         ece=np.abs(gaps).sum(axis=1) / total,
-        nll=bootstrap.means(-np.log(np.maximum(chosen, 1e-9))),
+        nll=bootstrap.means(-np.log(np.clip(chosen, 1e-9, 1.0))),
         brier=bootstrap.means(((probabilities - true) ** 2).sum(axis=1)),
     )

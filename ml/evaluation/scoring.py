@@ -49,9 +49,14 @@ class Answers:
         return Answers(self.probabilities[chosen], self.targets[chosen], self.groups[chosen], self.images[chosen])
 
     @property
+    def predicted(self) -> NDArray[np.int64]:
+        """The index of the most probable class, (N,)."""
+        return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
+
+    @property
     def correct(self) -> NDArray[np.float64]:
         """1 where the most probable class is the true one, else 0, (N,)."""
-        return np.asarray(self.probabilities.argmax(axis=1) == self.targets, dtype=np.float64)
+        return np.asarray(self.predicted == self.targets, dtype=np.float64)
 
 
 def pair(found: Interval) -> list[float]:
@@ -89,6 +94,16 @@ def short(answers: Answers) -> dict[str, Any]:
     }
 
 
+def confident(answers: Answers, threshold: float) -> dict[str, Any]:
+    """How many answers reach a model's threshold of confidence, and how good these are.
+
+    Returns:
+        threshold, coverage (the share of the images), and n, cases, accuracy and interval of them.
+    """
+    sure = answers.probabilities.max(axis=1) >= threshold
+    return {"threshold": threshold, "coverage": float(sure.mean())} | short(answers.only(sure))
+
+
 def calibration(before: Answers, after: Answers) -> dict[str, Any]:
     """NLL, Brier, ECE with intervals and the reliability curve, before and after temperature."""
     found: dict[str, Any] = {}
@@ -112,7 +127,7 @@ def calibration(before: Answers, after: Answers) -> dict[str, Any]:
 
 def describe(answers: Answers, classes: tuple[str, ...]) -> dict[str, Any]:
     """Per-class table, confusion matrix, top confusions and the risk-coverage curve."""
-    predicted = answers.probabilities.argmax(axis=1)
+    predicted = answers.predicted
     every = list(range(len(classes)))
     precision, recall, f1, support = precision_recall_fscore_support(
         answers.targets, predicted, labels=every, zero_division=0

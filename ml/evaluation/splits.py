@@ -4,7 +4,6 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
 
@@ -15,11 +14,13 @@ from pymongo.database import Database
 
 from app.config import MendableError
 from app.data import schema
+from ml import labels
+from ml.evaluation.patients import torn_patients
 from ml.evaluation.scoring import Answers, short
 from ml.records import Record
 
-# sha256 over the sorted names of the 200 test images of MedPix 2.0, one a line.
-TEST_IMAGES_SHA256: Final = "ec592229225f01c7dc387c400c56cb8eed5b6f9996fe84560fc992c7b02fdc4b"
+# ``content_hash`` of the published test split of MedPix 2.0: 200 images of 69 cases with their labels.
+TEST_CONTENT_SHA256: Final = "99612ffba8613ac8f2173a1e2abdc0ec1dc764ede9f6bba003248dd092248301"
 _THUMBNAIL: Final = 32
 NEAR: Final = 0.97
 
@@ -28,33 +29,17 @@ class SplitError(MendableError):
     """The evaluated set is not what it should be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Twins:
-    """Two cases of one patient in different splits, found by viewing and reading them.
+def content_hash(records: Sequence[Record]) -> str:
+    """sha256 over name, file hash and labels of each record, in the order of the names.
 
-    Attributes:
-        first: a case.
-        second: the other.
-        why: what shows it.
+    One line for each: image name, sha256 of the file, and the labels of all tasks in the order of
+    ``ml.labels.TASKS`` ("" where there is none), with tabulators between them.
     """
-
-    first: str
-    second: str
-    why: str
-
-
-SAME_PATIENT: Final = (
-    Twins("MPX1139", "MPX2540", "malrotation with appendicitis, the same slices, ages 67 and 62"),
-    Twins("MPX2385", "MPX1460", "mucus plug, the same scan in another window, ages 56 and 26; probable"),
-    Twins("MPX1683", "MPX1135", "phaeochromocytoma, man of 30, the same scan; locations Abdomen and Endocrine"),
-    Twins("MPX1601", "MPX2518", "HSV encephalitis, man of 21, the same slice; two different locations"),
-    Twins("MPX2046", "MPX2531", "Citrobacter koseri discitis, man of 52, nearly the same text"),
-)
-
-
-def names_hash(records: Sequence[Record]) -> str:
-    """sha256 over the sorted image names, one a line."""
-    return hashlib.sha256("".join(f"{name}\n" for name in sorted(r.image for r in records)).encode()).hexdigest()
+    lines = [
+        "\t".join([record.image, record.sha256, *(record.label(task) or "" for task in labels.TASKS)]) + "\n"
+        for record in sorted(records, key=lambda record: record.image)
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def identity(database: Database[dict[str, Any]], split: str, records: Sequence[Record]) -> dict[str, Any]:
@@ -65,24 +50,29 @@ def identity(database: Database[dict[str, Any]], split: str, records: Sequence[R
         split: name of the evaluated split.
         records: of the evaluated split.
 
+    Returns:
+        split, images, cases, content_sha256, published, exact (whether these are the published 200
+        test images with their labels), dataset_version, checked (the same in words).
+
     Raises:
-        SplitError: the dataset was seeded as the published one, but these are not its test images.
+        SplitError: the dataset was seeded as the published one, but this is not its test split.
     """
     run = database[schema.SEED_RUNS].find_one({"state": "complete"}, sort=[("finished_at", -1)]) or {}
     published = bool(run.get("published"))
-    found = names_hash(records)
-    exact = split == "test" and found == TEST_IMAGES_SHA256
+    found = content_hash(records)
+    exact = published and split == "test" and found == TEST_CONTENT_SHA256
     if published and split == "test" and not exact:
         raise SplitError(
-            f"the database holds {len(records)} test images with the hash {found[:12]}, which are not the 200 "
-            "published ones; run `medpix seed` again"
+            f"the database holds {len(records)} test images whose names, files and labels (hash {found[:12]}) are not "
+            f"those of the published test split ({TEST_CONTENT_SHA256[:12]}); run `medpix seed` again"
         )
     return {
         "split": split,
         "images": len(records),
         "cases": len({record.u_id for record in records}),
-        "images_sha256": found,
+        "content_sha256": found,
         "published": published,
+        "exact": exact,
         "dataset_version": run.get("dataset_version"),
         "checked": (
             "exactly the 200 published test images of MedPix 2.0"
@@ -115,7 +105,7 @@ def leakage(splits: Mapping[str, Sequence[Record]], evaluated: str) -> dict[str,
         split_of[record.u_id].add(record.split)
     shared_cases = sorted(u_id for u_id, found in split_of.items() if len(found) > 1)
     names = Counter(record.image for record in records)
-    patients = _same_patients(split_of)
+    patients = torn_patients(split_of)
     for group in (*same_files, *same_pixels):
         suspects |= {item["u_id"] for item in group if item["split"] == evaluated}
     for twins in patients:
@@ -126,7 +116,7 @@ def leakage(splits: Mapping[str, Sequence[Record]], evaluated: str) -> dict[str,
             split: {
                 "images": len(members),
                 "cases": len({record.u_id for record in members}),
-                "images_sha256": names_hash(members),
+                "content_sha256": content_hash(members),
             }
             for split, members in splits.items()
         },
@@ -143,19 +133,6 @@ def leakage(splits: Mapping[str, Sequence[Record]], evaluated: str) -> dict[str,
 def without(answers: Answers, cases: Sequence[str]) -> dict[str, Any]:
     """n, cases, accuracy and interval of the answers about other cases."""
     return short(answers.only(~np.isin(answers.groups, list(cases))))
-
-
-def _same_patients(split_of: Mapping[str, set[str]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "first": twins.first,
-            "second": twins.second,
-            "splits": [min(split_of[twins.first]), min(split_of[twins.second])],
-            "why": twins.why,
-        }
-        for twins in SAME_PATIENT
-        if twins.first in split_of and twins.second in split_of and split_of[twins.first] != split_of[twins.second]
-    ]
 
 
 def _shared(hashes: Sequence[str], records: Sequence[Record]) -> list[list[dict[str, str]]]:

@@ -1,5 +1,6 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,15 +9,20 @@ from pymongo.database import Database
 from app.data import schema
 from app.data.seed import seed
 from ml.context import Options
-from ml.evaluate import MAJORITY, Results, chosen_cards, evaluate, majority
-from ml.evaluation.quoted import QUOTED
+from ml.evaluate import MAJORITY, Results, chosen_cards, covers, evaluate
+from ml.evaluation import splits
+from ml.evaluation.anew import Scratch
+from ml.evaluation.quoted import QUOTED, quoted_for
+from ml.evaluation.rows import majority
+from ml.evaluation.splits import content_hash
 from ml.images import load_images
 from ml.labels import TASKS
-from ml.metrics import negative_log_likelihood
+from ml.metrics import NoLabelsError, negative_log_likelihood
 from ml.predict import captions_of, run_captions, run_images
 from ml.progress import Progress
 from ml.records import Record, RecordsError, targets
 from ml.registry import Registry, RegistryError, UnknownModelError, read_card
+from ml.train import PLANS
 from tests.ml.conftest import Document
 
 
@@ -113,6 +119,65 @@ def test_foreign_figures_are_marked() -> None:
     assert (rows["resnet50-location"].accuracy, rows["resnet50-location"].macro_f1) == (0.57, 0.31)
 
 
+def test_foreign_figures_stand_beside_the_published_test_split_alone(
+    database: Database[Document],
+    images_dir: Path,
+    own_models: Path,
+    test_records: list[Record],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def quoted(split: str) -> list[Document]:
+        found = evaluate(
+            database, images_dir, own_models, ["caption-location"], split=split, device="cpu", register=False
+        )
+        return list(found["tasks"]["location"]["quoted"])
+
+    assert quoted("test") == [], "a dataset that is not MedPix 2.0"
+    database[schema.SEED_RUNS].update_one({}, {"$set": {"published": True}})
+    monkeypatch.setattr(splits, "TEST_CONTENT_SHA256", content_hash(test_records))
+    assert quoted("test") == quoted_for("location")
+    assert quoted("dev") == []
+
+
+def test_models_that_are_not_registered_are_rows_of_the_leaderboard(results: Results) -> None:
+    for task, found in results["tasks"].items():
+        names = {row["name"] for row in found["untrained"]} | set(found["models"])
+        assert names == {name for name, plan in PLANS.items() if task in plan.tasks}
+
+
+def test_a_split_without_labels_is_named(database: Database[Document], images_dir: Path, own_models: Path) -> None:
+    database[schema.IMAGES].update_many({"split": "test"}, {"$set": {"norm.location": None}})
+    with pytest.raises(NoLabelsError, match=r"no image of the split 'test' has a label for location, so compact"):
+        evaluate(database, images_dir, own_models, ["compact"], device="cpu")
+
+
+def test_a_damaged_model_is_named_before_any_is_asked(
+    database: Database[Document], images_dir: Path, own_models: Path
+) -> None:
+    heard: list[Progress] = []
+    path = next((own_models / "fused-location").rglob("network.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(RegistryError, match=r"fused-location: network\.safetensors is not what was registered"):
+        evaluate(database, images_dir, own_models, ["all"], device="cpu", reporter=heard.append)
+    assert not [progress for progress in heard if "asking" in progress.message]
+
+
+def test_an_evaluation_covers_the_models_data_and_code_it_was_made_of(
+    results: Results, ml_database: Database[Document], models_dir: Path
+) -> None:
+    cards = list(Registry(ml_database, models_dir).list())
+    known = results["split"]["dataset_version"]
+    assert known is not None
+    assert covers(results, cards, known)
+    assert not covers(results, cards[1:], known)
+    assert not covers(results, [cards[0].model_copy(update={"version": "another"}), *cards[1:]], known)
+    assert not covers(results, cards, "another")
+    assert not covers(results | {"code": {"version": "0", "sha256": ""}}, cards, known)
+    assert not covers(results | {"split": results["split"] | {"split": "dev"}}, cards, known)
+    assert not covers({}, cards, known)
+    assert not covers({"split": None}, cards, known)
+
+
 def test_the_figures_go_on_the_cards_and_replace_former_ones(
     database: Database[Document], images_dir: Path, own_models: Path, results: Results
 ) -> None:
@@ -142,13 +207,65 @@ def test_without_register_and_on_dev_no_card_changes(
     assert found["split"]["split"] == "dev"
 
 
-def test_cross_validation_goes_on_the_card(database: Database[Document], images_dir: Path, own_models: Path) -> None:
-    found = evaluate(database, images_dir, own_models, ["caption-location"], device="cpu", cv=True, options=Options())
-    assert found["cv"]["folds"] == 5
-    assert found["cv"]["images"] == database[schema.IMAGES].count_documents({})
+def test_folds_and_seeds_go_on_the_card_and_into_later_evaluations(
+    database: Database[Document], images_dir: Path, own_models: Path, tmp_path: Path
+) -> None:
+    scratch = Scratch(tmp_path / "scratch")
+
+    def run(**more: Any) -> Results:
+        return evaluate(database, images_dir, own_models, ["caption-location"], device="cpu", scratch=scratch, **more)
+
+    first = run(cv=True, seeds=2, options=Options(seed=3))
     card = Registry(database, own_models).get("caption-location")
-    assert card.metrics["cv"]["location"]["folds"] == found["cv"]["models"]["caption-location"]["location"]["folds"]
-    assert len(card.metrics["cv"]["location"]["folds"]) == 5
+    folds, seeds = card.metrics["cv"]["location"], card.metrics["seeds"]["location"]
+    assert len(folds["folds"]) == 5
+    assert folds["run"]["images"] == database[schema.IMAGES].count_documents({})
+    assert (folds["run"]["official"], folds["run"]["options"]["seed"]) == (True, 3)
+    assert seeds["seeds"] == [3, 4]
+    assert first["cv"]["caption-location"]["location"] == folds
+    assert first["seeds"]["caption-location"]["location"] == seeds
+    later = run()
+    assert (later["cv"], later["seeds"]) == (first["cv"], first["seeds"])
+    assert run(split="dev")["seeds"] == {}, "they were scored on test"
+    image = database[schema.IMAGES].find_one({"split": "train"})
+    assert image is not None
+    database[schema.IMAGES].update_one({"_id": image["_id"]}, {"$set": {"norm.caption": "other data"}})
+    assert (run()["cv"], run()["seeds"]) == ({}, {}), "of other data"
+
+
+def test_quick_tries_go_on_no_card(database: Database[Document], images_dir: Path, own_models: Path) -> None:
+    before = Registry(database, own_models).get("caption-location")
+    found = evaluate(
+        database,
+        images_dir,
+        own_models,
+        ["caption-location"],
+        device="cpu",
+        cv=True,
+        seeds=2,
+        options=Options(epochs=1),
+    )
+    card = Registry(database, own_models).get("caption-location")
+    assert card.metrics.keys() - before.metrics.keys() == {"test"}
+    assert card.version == before.version
+    for kind in ("cv", "seeds"):
+        run = found[kind]["caption-location"]["location"]["run"]
+        assert (run["official"], run["options"]["epochs"]) == (False, 1)
+
+
+def test_trainings_anew_begin_as_the_registered_model_did(
+    database: Database[Document], images_dir: Path, own_models: Path
+) -> None:
+    def weights(**more: Any) -> str:
+        found = evaluate(
+            database, images_dir, own_models, ["caption-location"], device="cpu", seeds=2, register=False, **more
+        )
+        return str(found["seeds"]["caption-location"]["location"]["run"]["options"]["weights"])
+
+    assert weights() == "scratch"
+    database[schema.MODELS].update_one({"_id": "caption-location"}, {"$set": {"init": "pretrained"}})
+    assert weights() == "pretrained"
+    assert weights(options=Options(weights="scratch")) == "scratch"
 
 
 def test_models_are_named_by_task_or_name(ml_database: Database[Document], models_dir: Path) -> None:

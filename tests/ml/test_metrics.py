@@ -69,19 +69,19 @@ def test_the_bootstrap_over_cases_is_wider_than_over_images() -> None:
     by_image = metrics.bootstrap_mean(right, np.arange(400).astype(str))
     assert by_case.high - by_case.low > 2 * (by_image.high - by_image.low)
     assert by_case.low < right.mean() < by_case.high
-    general = metrics.bootstrap(lambda rows: float(right[rows].mean()), cases.astype(str), count=2000)
-    assert general.low == pytest.approx(by_case.low, abs=0.02)
-    assert general.high == pytest.approx(by_case.high, abs=0.02)
-
-
-def test_resamples_keep_cases_whole() -> None:
-    cases = np.array(["a", "a", "b", "b", "b", "c"])
-    for rows in metrics.resamples(cases, 20, seed=0):
-        picked = np.bincount(rows, minlength=6)
-        assert picked[0] == picked[1]
-        assert picked[2] == picked[3] == picked[4]
 
 
 def test_top_confusions_are_sorted() -> None:
     targets, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([1, 1, 0, 2, 1, 2])
     assert metrics.top_confusions(predicted, targets, ("x", "y", "z")) == [("x", "y", 2), ("y", "z", 1)]
+
+
+def test_rows_without_any_label_are_refused_in_words() -> None:
+    rows = np.full((2, 2), 0.5, dtype=np.float32)
+    with pytest.raises(metrics.NoLabelsError, match="none of these images has a label"):
+        metrics.scores(rows, np.full(2, IGNORED), np.array(["a", "b"]))
+
+
+def test_the_loss_of_sure_and_right_answers_has_no_sign() -> None:
+    sure = np.array([[1.0000001, 0.0]], dtype=np.float32)
+    assert str(metrics.negative_log_likelihood(sure, np.array([0]))) == "0.0"

@@ -6,23 +6,32 @@ from typing import Self
 import numpy as np
 import pytest
 from PIL import Image
+from pymongo.database import Database
 
 from ml import labels
 from ml.card import ModelCard
+from ml.evaluation import probes
 from ml.evaluation.asking import Asked, Pictures
 from ml.evaluation.probes import (
     ablations,
     age_band,
+    as_grey,
+    as_rgb,
     blank_bands,
     caption_of_another_case,
+    file_modes,
+    mirror,
     only_bands,
     shortcuts,
     subgroups,
+    with_alpha,
 )
 from ml.models.base import Floats, InputError, Outputs, ServedModel
+from ml.models.network import ServingNetwork
 from ml.preprocess import Preprocess
 from ml.records import Record
-from tests.ml.conftest import MakeContext
+from ml.registry import Registry
+from tests.ml.conftest import Document, MakeContext
 
 
 class Reader(ServedModel):
@@ -102,6 +111,65 @@ def test_a_model_with_one_input_has_no_ablation(asked: Asked) -> None:
     assert shortcuts(replace(asked, image_out=None), Pictures()) == {}
 
 
+def test_what_cannot_be_asked_is_left_out(asked: Asked, records: list[Record]) -> None:
+    none = [replace(record, caption="") for record in records]
+    kinds = ablations(Asked.ask(asked.model, none, Pictures()))[labels.LOCATION_CATEGORY]
+    assert set(kinds) == {"image and caption", "image only", "image, caption of another case"}
+    one_case = [replace(record, u_id="MPX1") for record in records]
+    kinds = ablations(Asked.ask(asked.model, one_case, Pictures()))[labels.LOCATION_CATEGORY]
+    assert set(kinds) == {"image and caption", "image only", "caption only"}
+
+
+def test_file_modes_change_the_mode_and_nothing_else() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    for image in (Image.fromarray(colours), Image.fromarray(colours).convert("P"), Image.fromarray(colours[..., 0])):
+        plain = np.asarray(image.convert("RGB"))
+        assert (as_rgb(image).mode, as_grey(image).mode, with_alpha(image).mode) == ("RGB", "L", "RGBA")
+        assert (np.asarray(as_rgb(image)) == plain).all()
+        assert (np.asarray(with_alpha(image)) == np.dstack([plain, np.full((8, 8), 255)])).all()
+
+
+def test_file_modes_change_no_answer_of_a_model_that_sees_pixels(asked: Asked) -> None:
+    for kind in file_modes(asked, Pictures())[labels.LOCATION_CATEGORY].values():
+        assert (kind["changed_inputs"], kind["changed_answers"], kind["largest_change"]) == (0, 0, 0.0)
+        assert kind["accuracy"] == pytest.approx(5 / 6)
+
+
+def test_file_modes_show_a_model_that_sees_something_else(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    def black(image: Image.Image) -> Image.Image:
+        return Image.new("L", image.size)
+
+    monkeypatch.setattr(probes, "FILE_MODES", {"black": black})
+    found = file_modes(asked, Pictures())[labels.LOCATION_CATEGORY]["black"]
+    assert (found["changed_inputs"], found["changed_answers"], found["largest_change"]) == (6, 6, 1.0)
+    assert found["accuracy"] == 0.0
+    assert file_modes(replace(asked, image_out=None), Pictures()) == {}
+
+
+def test_the_mirror_is_measured_against_one_view(
+    ml_database: Database[Document], models_dir: Path, test_records: list[Record]
+) -> None:
+    registry = Registry(ml_database, models_dir)
+    for name in ("compact", "fused-location"):
+        model = registry.load(name)
+        network = model.network
+        assert isinstance(network, ServingNetwork)
+        whole = Asked.ask(model, test_records, Pictures())
+        found = mirror(whole, Pictures())
+        assert network.flip, "the model is as it was"
+        network.flip = False
+        once = Asked.ask(model, test_records, Pictures())
+        for task, answers in once.answers().items():
+            assert not np.array_equal(answers.probabilities, whole.answers()[task].probabilities)
+            assert found[task]["without_mirror"]["accuracy"] == answers.correct.mean()
+            assert found[task]["with_mirror"]["accuracy"] == whole.answers()[task].correct.mean()
+        assert mirror(once, Pictures()) == {}, "it looks once"
+
+
+def test_a_model_without_views_has_no_mirror(asked: Asked) -> None:
+    assert mirror(asked, Pictures()) == {}
+
+
 def test_the_shortcut_probe_shows_edited_images(asked: Asked) -> None:
     found = shortcuts(asked, Pictures())[labels.LOCATION_CATEGORY]
     assert set(found) == {"text bands blanked", "text bands alone"}
@@ -135,6 +203,9 @@ def test_subgroups_split_the_rows_and_score_each(asked: Asked, records: list[Rec
     changed = [replace(record, plane="Transverse", sex=None, modality="CT") for record in records]
     changed[0] = replace(changed[0], plane="Coronal", modality="MR")
     found = subgroups(asked.answers()[labels.LOCATION_CATEGORY], changed)
+    given = [*records[:-1], replace(records[-1], caption="a")]
+    empty = subgroups(asked.answers()[labels.LOCATION_CATEGORY], given)["caption"]["placeholder"]
+    assert empty == {"n": 0, "cases": 0, "accuracy": None, "accuracy_95": None}
     for values in found.values():
         assert sum(value["n"] for value in values.values()) == 6
     assert {plane: value["n"] for plane, value in found["plane"].items()} == {"Axial": 5, "Coronal": 1}

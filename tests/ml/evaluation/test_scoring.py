@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ml.evaluation.scoring import Answers, calibration, compare, describe, measure, short
+from ml.evaluation.scoring import Answers, calibration, compare, confident, describe, measure, short
 from ml.labels import IGNORED
 from ml.metrics import Probabilities
 
@@ -97,3 +97,19 @@ def test_calibration_before_and_after() -> None:
     assert found["after"]["nll"] < found["before"]["nll"]
     (only,) = found["before"]["reliability"]
     assert only == {"confidence": pytest.approx(0.95), "accuracy": 0.75, "n": 4}
+
+
+def test_confident_answers_reach_the_threshold() -> None:
+    mixed = answers([True, True, False, False], "abcd")
+    mixed.probabilities[:3] = mixed.probabilities[:3] * 0.5 + np.array([0, 0, 0.5], dtype=np.float32)
+    mixed.probabilities[0] = (0.9, 0.1, 0.0)
+    found = confident(mixed, 0.8)
+    assert (found["n"], found["coverage"], found["accuracy"], found["threshold"]) == (2, 0.5, 0.5, 0.8)
+    assert confident(mixed, 1.0) == {
+        "threshold": 1.0,
+        "coverage": 0.0,
+        "n": 0,
+        "cases": 0,
+        "accuracy": None,
+        "accuracy_95": None,
+    }

@@ -9,8 +9,10 @@ from pymongo.database import Database
 
 from app.data import schema
 from app.data.seed import seed
+from ml.evaluation import splits as splits_module
+from ml.evaluation.patients import SAME_PATIENT
 from ml.evaluation.scoring import Answers
-from ml.evaluation.splits import SAME_PATIENT, SplitError, identity, leakage, names_hash, without
+from ml.evaluation.splits import SplitError, content_hash, identity, leakage, without
 from ml.records import Record, load_records
 from tests.ml.conftest import Document
 
@@ -86,16 +88,39 @@ def test_other_data_are_called_so_and_wrong_published_ones_refused(
     records = load_records(database, dataset_copy / "images", ("test",))
     found = identity(database, "test", records)
     assert found["checked"] == "the split 'test' of a dataset that is not MedPix 2.0, as it is"
-    assert (found["images"], found["cases"], found["published"]) == (len(records), 8, False)
+    assert (found["images"], found["cases"], found["published"], found["exact"]) == (len(records), 8, False, False)
     database[schema.SEED_RUNS].update_one({}, {"$set": {"published": True}})
-    with pytest.raises(SplitError, match=rf"holds {len(records)} test images .* not the 200 published ones"):
+    with pytest.raises(SplitError, match=rf"holds {len(records)} test images .* not those of the published test split"):
         identity(database, "test", records)
     assert "'dev' of MedPix 2.0" in identity(database, "dev", records)["checked"]
 
 
-def test_the_hash_of_names_ignores_their_order(test_records: list[Record]) -> None:
-    assert names_hash(test_records) == names_hash(test_records[::-1])
-    assert names_hash(test_records) != names_hash(test_records[1:])
+def test_the_hash_is_of_names_files_and_labels_in_any_order(test_records: list[Record]) -> None:
+    known, first = content_hash(test_records), test_records[0]
+    assert content_hash(test_records[::-1]) == known
+    assert content_hash(test_records[1:]) != known
+    changed = (
+        replace(first, image="MPX1_synpic1"),
+        replace(first, sha256="0" * 64),
+        replace(first, modality="CT" if first.modality == "MR" else "MR"),
+        replace(first, location="Vascular"),
+        replace(first, location_category="Thorax" if first.location_category == "Head" else "Head"),
+    )
+    for record in changed:
+        assert content_hash([record, *test_records[1:]]) != known, record
+    assert content_hash([replace(first, path=Path("elsewhere")), *test_records[1:]]) == known
+
+
+def test_the_right_content_of_a_dataset_that_is_not_published_is_not_exact(
+    dataset_copy: Path, database: Database[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed(database, dataset_copy)
+    records = load_records(database, dataset_copy / "images", ("test",))
+    monkeypatch.setattr(splits_module, "TEST_CONTENT_SHA256", content_hash(records))
+    assert not identity(database, "test", records)["exact"]
+    database[schema.SEED_RUNS].update_one({}, {"$set": {"published": True}})
+    assert identity(database, "test", records)["exact"]
+    assert not identity(database, "dev", records)["exact"]
 
 
 @pytest.mark.medpix
@@ -103,12 +128,9 @@ def test_the_published_test_split_is_recognised(medpix_database: Database[Docume
     records = load_records(medpix_database, medpix_dir / "images", ("test",))
     found = identity(medpix_database, "test", records)
     assert found["checked"] == "exactly the 200 published test images of MedPix 2.0"
+    assert found["exact"]
+    wrong = [replace(records[0], location="Spine" if records[0].location != "Spine" else "Vascular"), *records[1:]]
+    with pytest.raises(SplitError, match="holds 200 test images whose names, files and labels"):
+        identity(medpix_database, "test", wrong)
     with pytest.raises(SplitError, match="holds 199 test images"):
         identity(medpix_database, "test", records[1:])
-
-
-@pytest.mark.medpix
-def test_the_named_patients_are_in_different_splits(medpix_database: Database[Document]) -> None:
-    for twins in SAME_PATIENT:
-        pair = medpix_database[schema.CASES].find({"_id": {"$in": [twins.first, twins.second]}})
-        assert len({case["split"] for case in pair}) == 2, twins

@@ -1,0 +1,227 @@
+"""A model card per model, after Mitchell et al. 2018 (arXiv 1810.03993), for the report and as Markdown."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Final
+
+from ml.train import PLANS
+
+_NOT_FOR: Final = (
+    "Diagnosis, triage, or any other decision about a patient.",
+    "Other kinds of images than CT and MR: there is no answer for them, so one of the known classes is given.",
+    "Original DICOM studies of a hospital: it has seen 8-bit pictures of a teaching file, cropped by their authors.",
+)
+_LICENCE: Final = (
+    "The code is under the MIT licence. The data have terms of their own: beside the files of MedPix 2.0 "
+    "(Siragusa et al., arXiv 2407.02994) no licence is stated, and the pictures and texts are those of MedPix."
+)
+_METRICS: Final = (
+    "Accuracy; balanced accuracy (mean recall) and macro F1, both over the classes present; ECE over 15 bins of "
+    "confidence. Intervals are 95% percentile intervals over resamples of whole cases, because images of one case "
+    "are alike. Temperature and threshold were set on the dev split."
+)
+# Fewer images say nothing about a subgroup.
+_LEAST_OF_SUBGROUP: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a model card.
+
+    Attributes:
+        title: of the part.
+        text: paragraphs or points.
+        facts: names and values.
+        head: of the table, empty where there is none.
+        rows: of the table.
+    """
+
+    title: str
+    text: Sequence[str] = ()
+    facts: Sequence[tuple[str, str]] = ()
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = field(default_factory=list)
+
+
+def model_card(name: str, results: Mapping[str, Any]) -> list[Section]:
+    """The card of one evaluated model.
+
+    Args:
+        name: of the model.
+        results: from ``ml.evaluate.evaluate``.
+    """
+    row = results["models"][name]
+    card = row["card"]
+    return [
+        Section("Model", [_kind(name)], _details(row)),
+        Section("Intended use", [card["intended_use"]]),
+        Section("Not for", _not_for(row)),
+        Section("Data", [_LICENCE], _data(row, results)),
+        Section("Metrics", [_METRICS], head=_HEAD, rows=list(_figures(name, results))),
+        Section("Limits", [*_own_limits(row, results), *card["limits"]]),
+        Section("Training", (), _training(row)),
+    ]
+
+
+def as_markdown(name: str, sections: Sequence[Section]) -> str:
+    """The card as a Markdown file."""
+    lines = [f"# {name}"]
+    for section in sections:
+        lines += ["", f"## {section.title}", ""]
+        lines += [f"- {text}" for text in section.text] if len(section.text) > 1 else section.text
+        if section.facts:
+            lines += ["", "| | |", "|---|---|", *(f"| {_cell(key)} | {_cell(value)} |" for key, value in section.facts)]
+        if section.head:
+            lines += ["", f"| {' | '.join(section.head)} |", "|---" * len(section.head) + "|"]
+            lines += [f"| {' | '.join(map(_cell, cells))} |" for cells in section.rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _kind(name: str) -> str:
+    """What the module of a model says it is."""
+    if name not in PLANS:
+        return name
+    return (import_module(f"ml.models.{PLANS[name].module}").__doc__ or name).strip().splitlines()[0]
+
+
+def _details(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    card = row["card"]
+    classes = ", ".join(f"{_spoken(task)} ({len(names)} classes)" for task, names in card["tasks"].items())
+    return [
+        ("Answers", classes),
+        ("Takes", " and ".join(row["inputs"])),
+        ("Version", row["version"]),
+        ("Began from", row["weights_source"] if row["init"] == "pretrained" else "nothing pretrained"),
+        ("Trained values", f"{row['parameters']:,}"),
+        ("Temperature", _by_task({task: own["temperature"] for task, own in row["tasks"].items()})),
+        ("Confident from", _by_task(card["thresholds"])),
+        *_unlike(card["ood_threshold"]),
+        ("sha256 of the model", row["sha256"]),
+        *((f"sha256 of {file['name']}", file["sha256"]) for file in card["files"]),
+    ]
+
+
+def _unlike(threshold: float | None) -> list[tuple[str, str]]:
+    if threshold is None:
+        return []
+    return [("Unlike the dataset", f"above a cosine distance of {threshold:.3f} to the nearest training image")]
+
+
+def _by_task(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{_spoken(task)} {value:.3f}" for task, value in values.items())
+
+
+def _spoken(task: str) -> str:
+    return task.replace("_", " ")
+
+
+def _not_for(row: Mapping[str, Any]) -> list[str]:
+    if "image" in row["inputs"]:
+        return list(_NOT_FOR)
+    return [*_NOT_FOR, "Images: it reads the caption alone."]
+
+
+def _data(row: Mapping[str, Any], results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    data, split = row["card"]["data"], results["split"]
+    learned = (f"{split}: {count:,} images of {data['cases'][split]} cases" for split, count in data["images"].items())
+    preprocess = row["card"]["preprocess"]
+    return [
+        ("Learned from", f"{data['name']}; {'; '.join(learned)}"),
+        ("sha256 of these records", data["snapshot"]),
+        ("Scored on", f"{split['checked']}: {split['images']} images of {split['cases']} cases"),
+        ("sha256 of the scored split", split["content_sha256"]),
+        ("Dataset version", split["dataset_version"] or "unknown"),
+        ("Preprocessing", "none: it takes no image" if preprocess is None else json.dumps(preprocess)),
+    ]
+
+
+_HEAD: Final = ("Task", "Measured on", "Images", "Accuracy", "Macro F1", "ECE")
+
+
+def _figures(name: str, results: Mapping[str, Any]) -> Iterator[list[str]]:
+    for task, own in results["models"][name]["tasks"].items():
+        split = results["split"]["split"]
+        yield [_spoken(task), split, str(own["scores"]["n"]), *(_figure(own["scores"], key) for key in _SHOWN)]
+        sure = own["confident"]
+        if sure["n"]:
+            share = f"{split}, the {sure['coverage']:.0%} it is confident of"
+            yield [_spoken(task), share, str(sure["n"]), _figure(sure, "accuracy"), "", ""]
+        if own["dev"] and split != "dev":
+            yield [_spoken(task), "dev", str(own["dev"]["n"]), *(_figure(own["dev"], key) for key in _SHOWN)]
+        folds = results["cv"].get(name, {}).get(task)
+        if folds:
+            where = f"{len(folds['folds'])} folds of all cases" + ("" if folds["run"]["official"] else ", quick try")
+            yield [_spoken(task), where, str(folds["n"]), *(_figure(folds, key) for key in _SHOWN)]
+        seeds = results["seeds"].get(name, {}).get(task)
+        if seeds:
+            where = f"{split}, mean and SD of {len(seeds['seeds'])} seeds"
+            where += "" if seeds["run"]["official"] else ", quick try"
+            spread = (seeds["figures"][key] for key in _SHOWN)
+            yield [_spoken(task), where, str(seeds["n"]), *(f"{s['mean']:.3f} ± {s['sd']:.3f}" for s in spread)]
+
+
+_SHOWN: Final = ("accuracy", "macro_f1", "ece")
+
+
+def _figure(scores: Mapping[str, Any], key: str) -> str:
+    span = scores.get(f"{key}_95")
+    return f"{scores[key]:.3f}" + (f" [{span[0]:.2f}, {span[1]:.2f}]" if span else "")
+
+
+def _own_limits(row: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[str]:
+    """What the figures say against this model."""
+    for remark in row["remarks"]:
+        yield remark[0].upper() + remark[1:] + "."
+    for task, own in row["tasks"].items():
+        found = results["tasks"][task]
+        for limit in (*_unknown_classes(own, found["absent"]), *_weakest_group(own), *_needed_inputs(own, found)):
+            yield f"{_spoken(task).capitalize()}: {limit}."
+
+
+def _unknown_classes(own: Mapping[str, Any], absent: Sequence[str]) -> Iterator[str]:
+    missed = [f"{c['class']} ({c['support']})" for c in own["per_class"] if c["support"] and not c["recall"]]
+    if missed:
+        yield f"never right about {'; '.join(missed)} (images scored)"
+    if absent:
+        yield f"nothing is known about {'; '.join(absent)}, which do not occur in the scored split"
+
+
+def _weakest_group(own: Mapping[str, Any]) -> Iterator[str]:
+    groups = [
+        (s["accuracy"], f"{attribute} {value}", s)
+        for attribute, values in own["subgroups"].items()
+        for value, s in values.items()
+        if s["n"] >= _LEAST_OF_SUBGROUP
+    ]
+    if groups:
+        accuracy, group, scores = min(groups, key=lambda found: (found[0], found[1]))
+        yield (
+            f"the weakest subgroup of {_LEAST_OF_SUBGROUP} or more images is {group}, "
+            f"{accuracy:.3f} on {scores['n']} images of {scores['cases']} cases"
+        )
+
+
+def _needed_inputs(own: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    if kinds := own["ablations"]:
+        alone = kinds["image only"]["accuracy"]
+        yield f"without a caption accuracy is {alone:.3f} instead of {own['scores']['accuracy']:.3f}"
+    elif own["shortcuts"]:
+        alone, always = own["shortcuts"]["text bands alone"]["accuracy"], found["majority"]["accuracy"]
+        yield (f"from the bands with burned-in text alone accuracy is {alone:.3f}; the majority class has {always:.3f}")
+
+
+def _training(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    card, env = row["card"], row["card"]["environment"]
+    return [
+        ("Trained", f"{row['trained_at'][:19].replace('T', ' ')} UTC, in {row['seconds']:.0f} s"),
+        ("Seed", str(row["seed"])),
+        ("Environment", f"Python {env['python']} on {env['platform']}, {env['device']}, {env['threads']} threads"),
+        ("Packages", ", ".join(f"{name} {version}" for name, version in env["packages"].items())),
+        ("Settings", json.dumps(card["settings"])),
+    ]
