@@ -37,6 +37,17 @@ def test_without_an_evaluation_the_dev_figures_are_shown_as_such(page: Page, ml_
     expect(page.locator("#board .notice")).to_contain_text("the models were chosen on it")
 
 
+def test_an_evaluation_that_ends_meanwhile_is_shown(page: Page, request: pytest.FixtureRequest) -> None:
+    page.clock.install()
+    page.goto("/pages/models")
+    table = page.get_by_role("table", name="Modality (2 classes)")
+    expect(table.locator(".accuracy .tag")).to_have_text("dev")
+    request.getfixturevalue("evaluated")
+    page.clock.run_for(31_000)
+    expect(table.locator(".accuracy .tag")).to_have_count(0)
+    expect(page.get_by_role("img", name="Reliability diagram")).to_be_visible()
+
+
 def test_an_evaluation_becomes_a_leaderboard(page: Page, evaluated: Path, web_results: Results) -> None:
     assert evaluated.is_dir()
     page.goto("/pages/models")

@@ -9,6 +9,8 @@ import { watchTraining } from "./training.js";
 
 let items = [];
 let report = null;
+let timer = 0;
+const LOOK_AGAIN_MS = 30_000;
 // The state of the trainings stands above the tables: they are shown with it, so that they need not move.
 const training = new Promise((resolve) => watchTraining(byId("training"), { onKnown: resolve, onChange: load }));
 
@@ -26,6 +28,19 @@ async function load() {
     byId("details").hidden = true;
   }
   byId("board").setAttribute("aria-busy", "false");
+  lookAgain();
+}
+
+/** An evaluation follows a training: as long as figures are missing, its report is looked for. */
+function lookAgain() {
+  clearTimeout(timer);
+  const isWhole = items.every(({ card }) => report?.models[card.name]?.version === card.version);
+  if (isWhole) return;
+  timer = setTimeout(async () => {
+    const found = await lastReport().catch(() => null);
+    if (found && found.created_at !== report?.created_at) load();
+    else lookAgain();
+  }, LOOK_AGAIN_MS);
 }
 
 /** The cards are shown without a report as well. */
