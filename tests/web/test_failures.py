@@ -161,7 +161,10 @@ def test_models_that_cannot_be_listed_are_asked_for_again(page: Page, fault: str
 
 def test_a_slow_list_of_models_says_that_it_loads(page: Page) -> None:
     held = hold(page, api("models"))
-    page.goto("/pages/models", wait_until="commit")
+    with page.expect_request(api("models")):
+        page.goto("/pages/models", wait_until="commit")
+    while not held:
+        page.wait_for_timeout(50)
     expect(page.locator("#board")).to_contain_text("Loading the models")
     expect(page.locator("#board")).to_have_attribute("aria-busy", "true")
     for route in held:
