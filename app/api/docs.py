@@ -18,11 +18,16 @@ _PAGE: Final = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>MedPix service: API reference</title>
+<link rel="icon" href="/static/icon.svg" type="image/svg+xml">
 <link rel="stylesheet" href="/docs/assets/swagger-ui.css">
+<link rel="stylesheet" href="/static/docs.css">
 <script src="/docs/assets/swagger-ui-bundle.js" defer></script>
 <script src="/static/docs.js" defer></script>
 </head>
-<body><main id="swagger-ui"></main></body>
+<body>
+<nav class="back" aria-label="Pages"><a href="/">Back to the cases and images</a></nav>
+<main id="swagger-ui"></main>
+</body>
 </html>
 """
 

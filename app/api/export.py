@@ -7,9 +7,9 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.api.annotations import annotation_filter
+from app.api.annotations import annotation_filter, annotation_order
 from app.api.answers import data_response
-from app.api.deps import PicturesDep, RepositoryDep, case_filter, image_filter
+from app.api.deps import PicturesDep, RepositoryDep, SortText, case_filter, case_order, image_filter, image_order
 from app.data.filters import ParameterError, ParameterProblem
 from app.data.repository import NotFoundError, Repository
 from app.errors import Responses, documented
@@ -36,6 +36,12 @@ _FILTERS: Final = {
     "cases": case_filter,
     "annotations": annotation_filter,
 }
+_ORDERS: Final = {
+    "images": image_order,
+    "records": image_order,
+    "cases": case_order,
+    "annotations": annotation_order,
+}
 _FILES: Responses = {
     200: {"description": "The file", "content": {kind.partition(";")[0]: {} for kind in MEDIA_TYPES.values()}}
 }
@@ -57,15 +63,16 @@ async def export(
         bool | None,
         Query(description="The dataset's own records; default: true for json and jsonl, which alone can hold them"),
     ] = None,
+    sort: SortText = None,
 ) -> Response:
-    """Everything that the filters of `/images` (or of `/cases`, with `of=cases`) select, as one file.
+    """Everything that the filters of `/images` (or of `/cases`, with `of=cases`) select, as one file in any order.
 
     The jsonl of a split holds exactly the records of the dataset's file. The zip has a folder per
     split with a metadata.jsonl, as `load_dataset("imagefolder")` reads it.
     """
-    selection = await _FILTERS[of](request)
+    selection, order = await _FILTERS[of](request), await _ORDERS[of](sort)
     try:
-        parts = export_parts(repository, pictures, selection, of=of, file_format=file_format, raw=raw)
+        parts = export_parts(repository, pictures, selection, of=of, file_format=file_format, raw=raw, order=order)
     except ExportError as error:
         raise ParameterError([ParameterProblem(error.parameter, str(error))]) from error
     body = await _started(parts)

@@ -153,10 +153,14 @@ class Repository:
         """The cases with these ids, by id."""
         return {document["_id"]: document for document in await self.get_many(CASES, keys)}
 
-    async def stream(self, collection: Collection, selection: Filter) -> AsyncIterator[Document]:
-        """Every document that passes a filter, by id; a batch at a time is held in memory."""
+    async def stream(
+        self, collection: Collection, selection: Filter, order: SortOrder | None = None
+    ) -> AsyncIterator[Document]:
+        """Every document that passes a filter, by id or in another order; a batch at a time is held in memory."""
         target = self._database[collection.name]
-        found = target.find(selection.query, batch_size=_STREAM_BATCH, max_time_ms=_STREAM_TIME_MS).sort("_id")
+        found = target.find(selection.query, batch_size=_STREAM_BATCH, max_time_ms=_STREAM_TIME_MS)
+        # A large selection in an order without an index is sorted on the server's disk.
+        found = found.sort(order.mongo).allow_disk_use(True) if order else found.sort("_id")
         async with found:
             async for document in found:
                 yield document

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
+from app.data.cursor import SortOrder
 from app.data.filters import Filter
 from app.data.pictures import PictureStore
 from app.data.repository import ANNOTATIONS, CASES, IMAGES, Repository
@@ -30,7 +31,14 @@ class ExportError(ValueError):
 
 
 def export_parts(
-    repository: Repository, pictures: PictureStore, selection: Filter, *, of: str, file_format: str, raw: bool | None
+    repository: Repository,
+    pictures: PictureStore,
+    selection: Filter,
+    *,
+    of: str,
+    file_format: str,
+    raw: bool | None,
+    order: SortOrder | None = None,
 ) -> AsyncIterator[bytes]:
     """The file of a selection, in parts.
 
@@ -41,6 +49,7 @@ def export_parts(
         of: one of ``KINDS``; records are images joined with their cases.
         file_format: one of ``FORMATS``.
         raw: the dataset's own records; None: where the format can hold them.
+        order: of the rows; None: by id.
 
     Raises:
         ExportError: the format cannot hold what was asked for.
@@ -51,14 +60,15 @@ def export_parts(
     if file_format == "zip" and of not in ("images", "records"):
         raise ExportError("of", "a zip holds images; use of=images or of=records")
     if file_format == "zip":
-        return _in_parts(_archive(repository, pictures, selection, of))
-    return _in_parts(_table(_writer(file_format, of), _rows(repository, selection, of, as_source=as_source)))
+        return _in_parts(_archive(repository, pictures, selection, of, order))
+    rows = _rows(repository, selection, of, order, as_source=as_source)
+    return _in_parts(_table(_writer(file_format, of), rows))
 
 
 def table_parts(repository: Repository, of: str) -> AsyncIterator[bytes]:
     """The normalised JSON Lines table of everything."""
     everything = Filter({}, "", scans=False)
-    return _in_parts(_table(JsonLines(), _rows(repository, everything, of, as_source=False)))
+    return _in_parts(_table(JsonLines(), _rows(repository, everything, of, None, as_source=False)))
 
 
 def _writer(file_format: str, of: str) -> Writer:
@@ -71,8 +81,10 @@ def _writer(file_format: str, of: str) -> Writer:
     return makers[file_format]()
 
 
-async def _rows(repository: Repository, selection: Filter, of: str, *, as_source: bool) -> AsyncIterator[Row]:
-    async for document, case in _documents(repository, selection, of):
+async def _rows(
+    repository: Repository, selection: Filter, of: str, order: SortOrder | None, *, as_source: bool
+) -> AsyncIterator[Row]:
+    async for document, case in _documents(repository, selection, of, order):
         if not as_source:
             yield flat_row(document, case, of)
         elif case is None:
@@ -82,10 +94,10 @@ async def _rows(repository: Repository, selection: Filter, of: str, *, as_source
 
 
 async def _documents(
-    repository: Repository, selection: Filter, of: str
+    repository: Repository, selection: Filter, of: str, order: SortOrder | None
 ) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any] | None]]:
     """The selected documents; for joined records each with its case, looked up for many at a time."""
-    stream = repository.stream(_COLLECTIONS.get(of, IMAGES), selection)
+    stream = repository.stream(_COLLECTIONS.get(of, IMAGES), selection, order)
     if of != "records":
         async for document in stream:
             yield document, None
@@ -110,10 +122,12 @@ async def _table(writer: Writer, rows: AsyncIterator[Row]) -> AsyncIterator[byte
     yield writer.end()
 
 
-async def _archive(repository: Repository, pictures: PictureStore, selection: Filter, of: str) -> AsyncIterator[bytes]:
+async def _archive(
+    repository: Repository, pictures: PictureStore, selection: Filter, of: str, order: SortOrder | None
+) -> AsyncIterator[bytes]:
     archive = ImageArchive()
     numbers = {name for name, field in columns(of).items() if field.kind == "integer"}
-    async for document, case in _documents(repository, selection, of):
+    async for document, case in _documents(repository, selection, of, order):
         row = flat_row(document, case, of)
         yield await asyncio.to_thread(archive.add, row, numbers, pictures.path(document["file"]))
     for part in archive.end():

@@ -5,10 +5,11 @@
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from http import HTTPStatus
+from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI, Path, Response
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -23,17 +24,20 @@ _TEMPLATES: Final = Environment(
 # The modules that a page's own script imports, so that the browser asks for all of them at once.
 _COMMON: Final = ("api", "dom")
 _MODULES: Final[Mapping[str, tuple[str, ...]]] = {
-    "browse": (*_COMMON, "state", "catalogue", "result", "facets", "filters"),
-    "case": (*_COMMON, "state", "catalogue", "result", "viewer", "flags", "prediction"),
-    "predict": (*_COMMON, "item", "prediction", "snippets", "training"),
-    "models": (*_COMMON, "training", "charts"),
-    "about": _COMMON,
+    "browse": (*_COMMON, "state", "catalogue", "result", "facets", "filters", "tiles"),
+    "case": (*_COMMON, "state", "catalogue", "result", "viewer", "casetext", "flags", "prediction"),
+    "predict": (*_COMMON, "item", "post", "explanation", "prediction", "snippets", "copy", "training"),
+    "models": (*_COMMON, "training", "board", "card", "charts", "scores"),
+    "about": (*_COMMON, "copy", "scores"),
+    "missing": (),
 }
+# The longest id of a case that there could be, and room for a mistyped one.
+_MAX_ID: Final = 40
 
 
-def _page(name: str, **values: Any) -> HTMLResponse:
+def _page(name: str, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> HTMLResponse:
     html = _TEMPLATES.get_template(f"{name}.html").render(page=name, modules=_MODULES[name], **values)
-    return HTMLResponse(html, headers={"Cache-Control": _CACHE_CONTROL})
+    return HTMLResponse(html, status, headers={"Cache-Control": _CACHE_CONTROL})
 
 
 @router.get("/")
@@ -43,8 +47,10 @@ async def browse() -> HTMLResponse:
 
 
 @router.get("/pages/case/{u_id}")
-async def case(u_id: Annotated[str, Path(max_length=40)]) -> HTMLResponse:
+async def case(u_id: str) -> HTMLResponse:
     """One case; whether there is such a case is said by the API."""
+    if len(u_id) > _MAX_ID:
+        return _page("missing", HTTPStatus.NOT_FOUND)
     return _page("case", u_id=u_id)
 
 
@@ -64,6 +70,14 @@ async def models() -> HTMLResponse:
 async def about() -> HTMLResponse:
     """What the data and the models are."""
     return _page("about")
+
+
+@router.get("/pages/{address:path}", response_model=None)
+async def missing(address: str) -> Response:
+    """Any other address below /pages: a person reads the answer."""
+    if address.endswith("/") and address.strip("/"):
+        return RedirectResponse(f"/pages/{address.strip('/')}")
+    return _page("missing", HTTPStatus.NOT_FOUND)
 
 
 class _Assets(StaticFiles):

@@ -75,6 +75,23 @@ def test_values_can_be_normalised(api: httpx.Client) -> None:
     assert all(row[name] == item[name] for row, item in zip(rows, items, strict=True) for name in row)
 
 
+@pytest.mark.parametrize("sort", ["-age", "location,-image"])
+def test_an_order_holds_as_in_the_list(api: httpx.Client, sort: str) -> None:
+    rows = _lines(_export(api, format="jsonl", raw="false", modality="CT", sort=sort).text)
+    listed = api.get("/images", params={"modality": "CT", "sort": sort, "limit": "100"}).json()["items"]
+    assert [row["image"] for row in rows][:100] == [item["image"] for item in listed]
+    assert len({row["image"] for row in rows}) == len(rows) >= len(listed) > 10
+    cases = _lines(_export(api, format="jsonl", raw="false", of="cases", sort="-image_count").text)
+    counts = [case["image_count"] for case in cases]
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_an_order_that_cannot_be_is_refused(api: httpx.Client) -> None:
+    answer = api.get("/export", params={"sort": "caption"})
+    assert answer.status_code == 422
+    assert "cannot sort by 'caption'" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize("of", ["images", "cases", "records"])
 def test_csv_and_parquet_hold_the_same_table(api: httpx.Client, of: str, tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(_export(api, format="csv", of=of).text, newline="")))

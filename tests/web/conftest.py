@@ -1,21 +1,28 @@
 """Fixtures of the tests of the pages: a real Chromium and pages that may not complain."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from pymongo import MongoClient
 from pymongo.database import Database
 
-from app.config import Settings
+from app.config import Settings, load_settings
+from app.data.schema import MODELS
 from app.data.seed import seed
 from ml.evaluate import Results, evaluate
+from ml.progress import DatabaseReporter, Progress
+from ml.report import write_report
+from tests.conftest import database_address
+from tests.service import is_ok, running_service, wait_for
+from tests.web import looks
 
 Document = dict[str, Any]
 
@@ -66,15 +73,8 @@ def page(browser: Browser, site: str, complaints: list[str]) -> Iterator[Page]:
 
 @pytest.fixture
 def shoot(page: Page) -> Callable[[str], None]:
-    """Saves what the page shows as NAME.png in the folder $MEDPIX_SCREENSHOTS, if that is set."""
-    folder = os.environ.get("MEDPIX_SCREENSHOTS")
-
-    def save(name: str) -> None:
-        if folder:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
-
-    return save
+    """Saves what the page shows, see ``looks.shoot``."""
+    return lambda name: looks.shoot(page, name)
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +88,84 @@ def web_results(ml_database: Database[Document], generated_dataset: Path, models
     """An evaluation of the models that the service answers with."""
     names = ("compact", "caption-location", "fused-location")
     return evaluate(ml_database, generated_dataset / "images", models_dir, names, device="cpu", register=False)
+
+
+@pytest.fixture
+def evaluated(web_results: Results, predict_settings: Settings) -> Iterator[Path]:
+    """The folder of a real evaluation, where the service looks for it."""
+    folder = predict_settings.home / "evaluation"
+    folder.mkdir()
+    write_report(web_results, folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A service whose first model is in training.
+
+    Attributes:
+        site: its address.
+        report: tells it how far the training is.
+        finish: registers the models.
+    """
+
+    site: str
+    report: Callable[[float, float], None]
+    finish: Callable[[], None]
+
+
+@pytest.fixture
+def training(
+    settings: Settings,
+    database: Database[Document],
+    ml_database: Database[Document],
+    generated_dataset: Path,
+    models_dir: Path,
+    serve: Callable[[Settings], AbstractContextManager[httpx.Client]],
+) -> Iterator[Training]:
+    """A service without models; of one it knows that 40 % of its training for both tasks is done."""
+    seed(database, generated_dataset)
+    tell = DatabaseReporter(database, every=0)
+    tasks = ("modality", "location")
+
+    def report(fraction: float, eta_s: float) -> None:
+        tell(Progress("compact", tasks, "running", fraction, eta_s=eta_s))
+
+    def finish() -> None:
+        database[MODELS].insert_many(ml_database[MODELS].find())
+        tell(Progress("compact", tasks, "done", 1.0))
+
+    report(0.4, 30.0)
+    with serve(settings.model_copy(update={"data_dir": generated_dataset, "models_dir": models_dir})) as client:
+        wait_for(client, "/models", lambda answer: answer.json()["tasks"]["modality"]["state"] == "running")
+        yield Training(str(client.base_url).rstrip("/"), report, finish)
+
+
+@pytest.fixture(scope="package")
+def medpix_site(
+    mongo_client: MongoClient[Document],
+    mongo_server: str,
+    ml_database: Database[Document],
+    models_dir: Path,
+    medpix_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """The address of a service over the real dataset, with models that learned from the generated one."""
+    database = mongo_client["medpix_web"]
+    seed(database, medpix_dir)
+    database[MODELS].insert_many(ml_database[MODELS].find())
+    settings = load_settings(
+        home=tmp_path_factory.mktemp("medpix-web"),
+        mongo_uri=database_address(mongo_server, database.name),
+        data_dir=medpix_dir,
+        models_dir=models_dir,
+        device="cpu",
+        precision="fp32",
+    )
+    with running_service(settings) as client:
+        wait_for(client, "/health/ready", is_ok)
+        yield str(client.base_url).rstrip("/")
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import httpx
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from tests.web.looks import fits, is_inside
+
 pytestmark = pytest.mark.browser
 
 
@@ -89,6 +91,48 @@ def test_a_sort_order_holds(page: Page, predict_api: httpx.Client) -> None:
     assert _names(page) == [image["image"] for image in expected]
 
 
+def test_a_sorted_search_still_marks_the_words(page: Page) -> None:
+    page.goto("/?q=ureter+stone&sort=-age")
+    expect(page.locator(".tile").first).to_be_visible()
+    for tile in page.locator(".tile").all():
+        expect(tile.locator("mark").first).to_have_text(re.compile("ureter|stone", re.IGNORECASE))
+
+
+def test_one_band_of_ages_can_be_chosen(page: Page, predict_api: httpx.Client) -> None:
+    page.goto("/")
+    band = predict_api.get("/facets").json()["facets"]["age_band"][0]
+    ages = page.get_by_role("group", name="Age")
+    expect(ages.get_by_role("checkbox")).to_have_count(0)
+    expect(ages.get_by_role("radio", name="any")).to_be_checked()
+    ages.get_by_role("radio", name=re.compile(f"^{band['value'].replace('-', '–')} ")).check()
+    _found(page, band["count"])
+    expect(ages.get_by_role("radio", name="any")).not_to_be_checked()
+    ages.get_by_role("radio", name="any").check()
+    _found(page, predict_api.get("/facets").json()["total"])
+
+
+def test_unknown_says_that_it_stands_alone(page: Page, predict_api: httpx.Client) -> None:
+    page.goto("/?sex=male")
+    page.get_by_role("group", name="Sex").get_by_role("checkbox", name=re.compile("^only unknown ")).check()
+    _found(page, predict_api.get("/facets", params={"sex__isnull": "true"}).json()["total"])
+    expect(page.get_by_role("checkbox", name=re.compile("^male "))).not_to_be_checked()
+
+
+def test_conditions_are_those_that_make_sense(page: Page, predict_api: httpx.Client) -> None:
+    page.goto("/")
+    expect(page.locator("#filter-field option")).not_to_have_count(0)
+    page.get_by_label("Field").select_option("sex")
+    words = page.get_by_label("Condition").locator("option").all_inner_texts()
+    assert "is at least" not in words
+    page.get_by_label("Field").select_option("modality")
+    assert "is unknown" not in page.get_by_label("Condition").locator("option").all_inner_texts()
+    page.get_by_label("Field").select_option("sex")
+    page.get_by_label("Condition").select_option("is known")
+    page.get_by_role("button", name="Add filter").click()
+    expect(page.locator("#chips")).to_contain_text("Sex is known")
+    _found(page, predict_api.get("/facets", params={"sex__isnull": "false"}).json()["total"])
+
+
 def test_any_field_can_be_a_filter(page: Page, predict_api: httpx.Client) -> None:
     page.goto("/")
     page.get_by_label("Field").select_option("history")
@@ -126,16 +170,43 @@ def test_back_from_a_case_finds_the_place_that_was_left(page: Page) -> None:
     expect(tile).to_be_in_viewport()
 
 
-def test_an_export_holds_exactly_what_is_shown(page: Page, tmp_path: Path) -> None:
-    page.goto("/?q=ureter&modality=CT")
+@pytest.mark.parametrize("way", ["link", "Escape"])
+def test_the_way_back_from_a_case_leads_to_its_place(page: Page, way: str) -> None:
+    page.goto("/?sort=-age")
+    page.get_by_role("button", name="Show more").click()
+    expect(page.locator(".tile")).to_have_count(80)
+    names = _names(page)
+    page.locator(".tile").nth(60).click()
+    expect(page.locator("#place")).to_contain_text("61 of")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#place")).to_contain_text("62 of")
+    if way == "link":
+        page.get_by_role("link", name="Back to the result").click()
+    else:
+        page.keyboard.press("Escape")
+    expect(page.locator(".tile")).to_have_count(80)
+    assert _names(page) == names
+    expect(page.locator(".tile").nth(61)).to_be_in_viewport()
+    expect(page.locator(".tile").nth(61)).to_be_focused()
+
+
+@pytest.mark.parametrize("query", ["q=ureter&modality=CT", "modality=CT&sort=-age"])
+def test_an_export_holds_exactly_what_is_shown(page: Page, tmp_path: Path, query: str) -> None:
+    page.goto(f"/?{query}")
     expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    while page.get_by_role("button", name="Show more").is_visible():
+        shown = page.locator(".tile").count()
+        page.get_by_role("button", name="Show more").click()
+        expect(page.locator(".tile").nth(shown)).to_be_visible()
     with page.expect_download() as download:
         page.locator("#exports").get_by_role("link", name="CSV").click()
     file = tmp_path / "export.csv"
     download.value.save_as(file)
     with file.open(encoding="utf-8-sig", newline="") as rows:
-        exported = {row["image"] for row in csv.DictReader(rows)}
-    assert exported == set(_names(page))
+        exported = [row["image"] for row in csv.DictReader(rows)]
+    is_ranked = "q=" in query
+    expect(page.locator("#exports")).to_contain_text("Export, by case" if is_ranked else "Export")
+    assert exported == (sorted(_names(page)) if is_ranked else _names(page))
     assert page.locator("#exports a").evaluate_all("links => links.map((link) => link.dataset.format)") == [
         *("json", "jsonl", "csv", "parquet", "zip")
     ]
@@ -147,6 +218,25 @@ def test_an_empty_result_says_what_to_do(page: Page) -> None:
     for hint in ("Use fewer or other words", "Leave out the quotation marks", "Remove a filter"):
         expect(page.locator("#results")).to_contain_text(hint)
     expect(page.locator("#exports a")).to_have_count(0)
+    page.get_by_role("button", name="Remove all filters").click()
+    expect(page.locator("#chips button")).to_have_count(0)
+    page.get_by_role("button", name="Clear the search").click()
+    expect(page.locator(".tile")).to_have_count(40)
+
+
+@pytest.mark.parametrize(("query", "hint"), [("the", "are not looked for"), ("-brain", "only leaves cases out")])
+def test_a_search_without_a_word_to_look_for_is_explained(page: Page, query: str, hint: str) -> None:
+    page.goto(f"/?q={query}")
+    expect(page.locator("#results")).to_contain_text(hint)
+    expect(page.locator("#results")).not_to_contain_text("fewer or other words")
+
+
+@pytest.mark.parametrize("address", ["/?sort=nothing", "/?age__gte=old&modality=CT"])
+def test_what_cannot_be_asked_can_be_left(page: Page, address: str) -> None:
+    page.goto(address)
+    page.get_by_role("button", name="Start again without filters").click()
+    expect(page.locator(".tile")).to_have_count(40)
+    assert page.url.endswith("/")
 
 
 def test_a_condition_that_cannot_be_used_is_explained(page: Page) -> None:
@@ -219,13 +309,38 @@ def test_a_narrow_screen_shows_all_without_scrolling_sideways(
     page.emulate_media(color_scheme="light" if scheme == "light" else "dark")
     page.goto("/?q=ureter")
     expect(page.locator(".tile").first).to_be_visible()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert fits(page)
     toggle = page.get_by_role("button", name="Filters", exact=True)
     expect(page.get_by_role("checkbox", name=re.compile("^CT "))).to_be_hidden()
     toggle.click()
     expect(page.get_by_role("checkbox", name=re.compile("^CT "))).to_be_visible()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert fits(page)
     shoot(f"browse-narrow-{scheme}")
+    # One heading is enough, the count of the filters stands on the toggle, and there is a way back to the images.
+    expect(page.get_by_role("heading", name="Filters")).to_be_hidden()
+    page.get_by_role("checkbox", name=re.compile("^CT ")).check()
+    expect(page.get_by_role("button", name="Filters (1)")).to_be_visible()
+    done = page.locator("#filters-done")
+    expect(done).to_be_in_viewport()
+    expect(done).to_have_text(re.compile(r"^Show \d+ images$"))
+    done.click()
+    expect(page.get_by_role("checkbox", name=re.compile("^CT "))).to_be_hidden()
+    expect(page.locator("#status")).to_be_in_viewport()
+
+
+def test_a_long_filter_can_be_removed_on_a_narrow_screen(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(f"/?caption__contains={'verylong' * 20}")
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    assert is_inside(page, page.locator(".chips .x"))
+    assert fits(page)
+
+
+def test_a_picture_that_cannot_be_had_is_said_in_its_place(page: Page) -> None:
+    page.route("**/thumbnail?*", lambda route: route.abort())
+    page.goto("/")
+    expect(page.locator(".tile").first).to_contain_text("no picture")
+    expect(page.locator(".tile img")).to_have_count(0)
 
 
 def test_markup_in_data_and_address_stays_text(page: Page, hostile_site: str) -> None:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.web.looks import fits
 from tests.web.network import hold
 
 pytestmark = pytest.mark.browser
@@ -129,6 +130,13 @@ def test_zoom_and_full_screen_by_keys_and_buttons(page: Page, many: Document) ->
     full.click()
     expect(full).to_have_attribute("aria-pressed", "false")
 
+    page.keyboard.press("f")
+    expect(full).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("Escape")
+    expect(full).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#place")).to_contain_text("of")
+    assert "/pages/case/" in page.url
+
 
 def test_a_placeholder_has_a_badge_that_explains_itself(page: Page, predict_api: httpx.Client) -> None:
     image = predict_api.get("/images", params={"quality_flags": "caption_placeholder"}).json()["items"][0]
@@ -138,6 +146,8 @@ def test_a_placeholder_has_a_badge_that_explains_itself(page: Page, predict_api:
     badge.locator("summary").click()
     expect(badge).to_contain_text("placeholder here instead of a text")
     expect(badge.locator("q")).to_have_text(raw["Description"]["Caption"])
+    # The value ends with its own full stop.
+    assert not badge.inner_text().endswith("..")
 
 
 def test_every_flag_of_the_data_is_explained(page: Page, predict_api: httpx.Client) -> None:
@@ -234,7 +244,11 @@ def test_a_narrow_screen_shows_all_without_scrolling_sideways(
     page.goto(f"/pages/case/{many['u_id']}")
     page.get_by_role("button", name="Predict this image").click()
     expect(page.locator(".prediction")).to_have_count(2)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert fits(page)
+    middles = "parts => parts.map((part) => part.offsetTop + part.offsetHeight / 2)"
+    tops = page.locator(".tools > :visible").evaluate_all(middles)
+    assert max(tops) - min(tops) < 4, "the tools stand in more than one row"
+    assert page.locator("#place").evaluate("place => place.scrollWidth <= place.clientWidth")
     shoot(f"case-narrow-{scheme}")
 
 
@@ -252,7 +266,7 @@ def test_markup_in_data_and_address_stays_text(page: Page, hostile_site: str) ->
 def test_a_real_case_with_many_images_is_walked(page: Page, medpix_api: httpx.Client) -> None:
     page.goto(f"{medpix_api.base_url}/pages/case/MPX2175")
     expect(page.locator("#strip a")).to_have_count(31)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert fits(page)
     page.locator("#strip a").last.click()
     expect(page.locator("#place")).to_have_text(re.compile(r"^[\d,]+ of 2,050$"))
     # Without a model the page says so, and how to get one.

@@ -1,6 +1,5 @@
 """The models page and the about page in a real Chromium."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -8,25 +7,12 @@ import pytest
 from playwright.sync_api import Page, expect
 from pymongo.database import Database
 
-from app.config import Settings
 from ml.evaluate import Results
 from ml.registry import Registry
-from ml.report import write_report
 from tests.conftest import Document
+from tests.web.looks import fits, is_inside
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture
-def evaluated(web_results: Results, predict_settings: Settings) -> Iterator[Path]:
-    """The folder of a real evaluation, where the service looks for it."""
-    folder = predict_settings.home / "evaluation"
-    folder.mkdir()
-    write_report(web_results, folder)
-    yield folder
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
 
 
 def test_without_an_evaluation_it_says_how_to_get_one(page: Page, ml_database: Database[Document]) -> None:
@@ -36,6 +22,30 @@ def test_without_an_evaluation_it_says_how_to_get_one(page: Page, ml_database: D
         expect(page.locator("#board")).to_contain_text(name)
     expect(page.locator("#board")).to_contain_text("medpix evaluate")
     expect(page.locator("#detail")).to_contain_text("Not a medical device")
+    assert "`" not in page.locator("main").inner_text()
+
+
+def test_without_an_evaluation_the_dev_figures_are_shown_as_such(page: Page, ml_database: Database[Document]) -> None:
+    page.goto("/pages/models")
+    cards = {card.name: card for card in Registry(ml_database, Path()).list()}
+    table = page.get_by_role("table", name="Location (21 classes)")
+    for name in ("compact", "caption-location", "fused-location"):
+        scores = cards[name].metrics["dev"]["location"]
+        row = table.get_by_role("row", name=name)
+        expect(row.locator(".accuracy")).to_have_text(f"{scores['accuracy']:.3f}dev")
+        expect(row).to_contain_text(f"{scores['accuracy_95'][0]:.2f} to {scores['accuracy_95'][1]:.2f}")
+    expect(page.locator("#board .notice")).to_contain_text("the models were chosen on it")
+
+
+def test_an_evaluation_that_ends_meanwhile_is_shown(page: Page, request: pytest.FixtureRequest) -> None:
+    page.clock.install()
+    page.goto("/pages/models")
+    table = page.get_by_role("table", name="Modality (2 classes)")
+    expect(table.locator(".accuracy .tag")).to_have_text("dev")
+    request.getfixturevalue("evaluated")
+    page.clock.run_for(31_000)
+    expect(table.locator(".accuracy .tag")).to_have_count(0)
+    expect(page.get_by_role("img", name="Reliability diagram")).to_be_visible()
 
 
 def test_an_evaluation_becomes_a_leaderboard(page: Page, evaluated: Path, web_results: Results) -> None:
@@ -46,7 +56,23 @@ def test_an_evaluation_becomes_a_leaderboard(page: Page, evaluated: Path, web_re
     row = table.get_by_role("row", name="compact")
     expect(row).to_contain_text(f"{scores['accuracy']:.3f}")
     expect(row).to_contain_text(f"{scores['accuracy_95'][0]:.2f} to {scores['accuracy_95'][1]:.2f}")
-    expect(table).to_contain_text("baseline")
+    expect(table.get_by_role("row", name="always")).to_contain_text(
+        f"{web_results['tasks']['modality']['majority']['accuracy']:.3f}"
+    )
+    expect(page.locator("#board")).not_to_contain_text("dev")
+    lefts = page.locator("#board td.chart").evaluate_all("cells => cells.map((cell) => cell.offsetLeft)")
+    assert len(set(lefts)) == 1, "the lines of the tables do not stand below each other"
+
+
+def test_a_narrow_leaderboard_hides_nothing(page: Page, evaluated: Path) -> None:
+    assert evaluated.is_dir()
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto("/pages/models")
+    row = page.get_by_role("table", name="Location (21 classes)").locator("tr.served")
+    for part in (".tag", "svg", ".accuracy", ".interval", ".more >> nth=0", ".more >> nth=1"):
+        expect(row.locator(part)).to_be_visible()
+        assert is_inside(page, row.locator(part)), part
+    assert fits(page)
 
 
 def test_one_model_is_shown_in_detail(page: Page, evaluated: Path, web_results: Results) -> None:
@@ -61,10 +87,49 @@ def test_one_model_is_shown_in_detail(page: Page, evaluated: Path, web_results: 
     page.locator("#model").select_option("compact")
     expect(page.get_by_role("img", name="Training loss")).to_be_visible()
     assert "model=compact" in page.url
+    page.go_back()
+    expect(page.locator("#model")).to_have_value("fused-location")
+    expect(page.locator("#task")).to_have_value("location_category")
+    page.go_forward()
+    expect(page.locator("#model")).to_have_value("compact")
+    page.reload()
+    expect(page.locator("#model")).to_have_value("compact")
     audit = page.get_by_role("region", name="Label audit").get_by_role("link")
     if audit.count():
         audit.first.click()
         expect(page).to_have_url("**/pages/case/MPX*")
+
+
+def test_a_card_says_all_that_the_api_knows(page: Page, predict_api: httpx.Client) -> None:
+    card = predict_api.get("/models/compact").json()["card"]
+    page.goto("/pages/models?model=compact&task=location")
+    detail = page.locator("#detail")
+    size = card["preprocess"]["size"]
+    threshold, scores = card["thresholds"]["location"], card["metrics"]["dev"]["location"]
+    for words in (
+        card["version"],
+        f"{size} × {size} pixels, grey",
+        f"temperature {card['temperature']['location']:.3f}",
+        f"below a probability of {100 * threshold:.1f}%",
+        f"{scores['macro_f1']:.3f}",
+        *card["limits"],
+    ):
+        expect(detail).to_contain_text(words)
+    detail.get_by_text("21 classes").click()
+    for name in card["tasks"]["location"]:
+        expect(detail).to_contain_text(name)
+    detail.get_by_text("files with SHA-256").click()
+    for file in card["files"]:
+        expect(detail).to_contain_text(file["sha256"])
+    expect(detail.get_by_role("link", name="/models/compact")).to_be_visible()
+
+
+def test_a_model_of_the_leaderboard_leads_to_its_card(page: Page) -> None:
+    page.goto("/pages/models")
+    page.get_by_role("table", name="Location (21 classes)").get_by_role("button", name="caption-location").click()
+    expect(page.get_by_role("heading", name="One model in detail")).to_be_focused()
+    expect(page.locator("#detail h3").first).to_have_text("caption-location")
+    expect(page.locator("#task")).to_have_value("location")
 
 
 def test_a_damaged_evaluation_is_said_in_a_sentence(page: Page, evaluated: Path) -> None:
@@ -80,3 +145,28 @@ def test_the_about_page_counts_what_is_there(page: Page, predict_api: httpx.Clie
     expect(page.locator("#counts")).to_contain_text(f"{facets['total']} images of {facets['cases']} cases")
     expect(page.get_by_role("main")).to_contain_text("Not a medical device")
     expect(page.get_by_role("link", name="arXiv 2407.02994")).to_be_visible()
+
+
+def test_the_about_page_says_how_good_the_models_are(page: Page, evaluated: Path, web_results: Results) -> None:
+    assert evaluated.is_dir()
+    page.goto("/pages/about")
+    scores = web_results["models"]["compact"]["tasks"]["modality"]["scores"]
+    expect(page.locator("#figures")).to_contain_text(
+        f"Modality: compact is right on {100 * scores['accuracy']:.1f}% of the test images (95 % interval"
+    )
+
+
+def test_the_about_page_without_an_evaluation_names_the_split(page: Page) -> None:
+    page.goto("/pages/about")
+    expect(page.locator("#figures")).to_contain_text("of the dev images")
+    expect(page.locator("#figures")).to_contain_text("not evaluated on the test split yet")
+
+
+def test_the_citation_can_be_copied(page: Page) -> None:
+    page.goto("/pages/about")
+    page.get_by_role("button", name="Copy the BibTeX entry").click()
+    expect(page.get_by_role("status").filter(has_text="Copied.")).to_be_visible()
+    entry = page.evaluate("navigator.clipboard.readText()")
+    assert entry.startswith("@misc{")
+    assert "2407.02994" in entry
+    assert "2024" in entry

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,11 @@ import httpx
 import numpy as np
 import pytest
 from playwright.sync_api import FilePayload, Page, expect
-from pymongo.database import Database
 
-from app.config import Settings
-from app.data.schema import MODELS
-from app.data.seed import seed
-from ml.progress import DatabaseReporter, Progress
 from tests.api.asking import ask
 from tests.inference.dicoms import dicom
 from tests.inference.hostile import accepted, refused
-from tests.service import wait_for
+from tests.web.looks import fits
 from tests.web.network import hold
 
 pytestmark = pytest.mark.browser
@@ -70,12 +64,19 @@ def test_an_uploaded_image_is_judged_with_all_that_qualifies_it(
         expect(view.locator(".bars").first.locator("> li")).to_have_count(min(5, len(expected["probabilities"])))
         share = f"{100 * expected['probabilities'][0]['probability']:.1f}%"
         expect(view.locator(".bars .count").first).to_have_text(share)
-        expect(view).to_contain_text("This image is in the training split of the dataset")
-        expect(view.get_by_role("link", name=image["image"])).to_be_visible()
         view.locator("summary", has_text="ms by").click()
         expect(view).to_contain_text(expected["model"]["sha256"])
         expect(view).to_contain_text(re.compile(r"Time.*\d+ ms in all"))
     expect(page.locator("[data-task=location] .region")).to_contain_text("Body region")
+    # Said once for the image, not once for each question.
+    expect(page.get_by_text("This image is in the training split of the dataset")).to_have_count(1)
+    expect(page.get_by_role("link", name=image["image"])).to_have_count(1)
+    # The same question again is answered from memory, and called that.
+    page.get_by_role("button", name="Predict again").click()
+    _judged(page, "1 image judged.")
+    modality = page.locator(".prediction[data-task=modality]")
+    modality.locator("summary", has_text="ms by").click()
+    expect(modality).to_contain_text("looking up an earlier answer")
     shoot("predict")
 
 
@@ -98,7 +99,14 @@ def test_doubt_is_said_plainly(page: Page, predict_api: httpx.Client) -> None:
     doubted = next(name for name, decision in decisions.items() if decision == "uncertain")
     page.goto("/pages/predict")
     _choose(page, _file("scan.png", accepted()[doubted]))
-    expect(page.locator("[data-task=location] .doubt")).to_contain_text("not sure enough to answer")
+    doubt = page.locator("[data-task=location] .doubt")
+    expect(doubt).to_contain_text("not sure enough to answer")
+    # And why: by the dev split, or by a note on the image.
+    is_unlike = page.locator("[data-task=location] .notes", has_text="unlike every image").count() > 0
+    if is_unlike:
+        expect(doubt).not_to_contain_text("Among the dev images")
+    else:
+        expect(doubt).to_contain_text("Among the dev images")
 
 
 def test_the_map_fades_and_each_input_has_its_say(
@@ -112,8 +120,8 @@ def test_the_map_fades_and_each_input_has_its_say(
     page.get_by_role("button", name="Predict again").click()
     location = page.locator(".prediction[data-task=location]")
     expect(location.locator(".notes")).to_have_count(0)
-    location.get_by_role("button", name="Show what speaks for").click()
-    heat = page.locator(".heat")
+    location.get_by_role("button", name="Explain").click()
+    heat = location.locator(".heat")
     expect(heat).to_be_visible(timeout=20_000)
     expect(heat).to_have_js_property("complete", value=True)
     assert heat.evaluate("image => image.naturalWidth") > 0
@@ -128,9 +136,38 @@ def test_the_map_fades_and_each_input_has_its_say(
     # Any class can be asked for, not only the one that was answered.
     other = answer["prediction"]["probabilities"][3]["label"]
     location.get_by_label("Class of the location to explain").select_option(other)
-    location.get_by_role("button", name="Show what speaks for").click()
-    expect(page.get_by_text(f"Red speaks most for “{other}”")).to_be_visible(timeout=20_000)
+    location.get_by_role("button", name="Explain").click()
+    expect(location.get_by_text(f"Red speaks most for “{other}”")).to_be_visible(timeout=20_000)
     shoot("predict-explained")
+
+
+def test_a_map_goes_with_the_answer_that_it_explains(page: Page, png: bytes) -> None:
+    page.goto("/pages/predict")
+    _choose(page, _file("scan.png", png))
+    _judged(page, "1 image judged.")
+    for task in ("modality", "location"):
+        view = page.locator(f".prediction[data-task={task}]")
+        view.get_by_role("button", name="Explain").click()
+        expect(view.locator(".heat")).to_be_visible(timeout=20_000)
+        expect(view.locator("figcaption")).to_contain_text("Red speaks most for")
+    page.get_by_label("Caption").fill("Stone in the left ureter.")
+    page.keyboard.press("Enter")
+    expect(page.locator("[data-task=location] .notes")).to_have_count(0)
+    expect(page.locator(".heat")).to_have_count(0)
+    expect(page.get_by_text("Red speaks most for")).to_have_count(0)
+    expect(page.get_by_label("Opacity of the map")).to_have_count(0)
+
+
+def test_on_a_narrow_screen_the_map_is_beside_its_button(page: Page, png: bytes) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto("/pages/predict")
+    _choose(page, _file("scan.png", png))
+    _judged(page, "1 image judged.")
+    expect(page.locator("#status")).to_be_in_viewport()
+    page.locator(".prediction[data-task=location]").get_by_role("button", name="Explain").click()
+    heat = page.locator("[data-task=location] .heat")
+    expect(heat).to_be_visible(timeout=20_000)
+    expect(heat).to_be_in_viewport()
 
 
 def test_an_example_of_the_dataset_is_one_click_and_an_address(page: Page, predict_api: httpx.Client) -> None:
@@ -201,7 +238,7 @@ def test_a_dicom_file_is_judged_without_a_preview(page: Page) -> None:
     _choose(page, _file("scan.dcm", dicom(pixels), "application/dicom"))
     _judged(page, "1 image judged.")
     expect(page.get_by_text("The browser cannot show this file.")).to_be_visible()
-    page.get_by_role("button", name="Show what speaks for").first.click()
+    page.get_by_role("button", name="Explain").first.click()
     expect(page.locator(".heat")).to_be_visible(timeout=20_000)
 
 
@@ -213,6 +250,13 @@ def test_every_hostile_file_is_refused_in_a_sentence(page: Page, name: str) -> N
     for task in ("modality", "location"):
         expect(page.locator(f".slot[data-task={task}] .notice.error")).to_contain_text(words, timeout=20_000)
     expect(page.locator(".prediction")).to_have_count(0)
+    _judged(page, "1 image without an answer.")
+
+
+def test_what_became_of_many_images_is_counted(page: Page, png: bytes) -> None:
+    page.goto("/pages/predict")
+    _choose(page, _file("good.png", png), _file("bad.png", b"no picture"), _file("worse.png", b""))
+    _judged(page, "1 image judged, 2 without an answer.")
 
 
 def test_a_name_that_is_markup_stays_text(page: Page, png: bytes) -> None:
@@ -241,7 +285,7 @@ def test_the_copied_request_gives_the_same_answer(page: Page, png: bytes, title:
     location.get_by_text("Copy as curl or Python").click()
     copy = location.get_by_role("button", name=f"Copy as {title}")
     copy.click()
-    expect(copy).to_have_text("Copied")
+    expect(location.get_by_role("status").filter(has_text="Copied.")).to_be_visible()
     text = page.evaluate("navigator.clipboard.readText()")
     command = ["bash", "-c", text] if title == "curl" else [sys.executable, "-c", text]
     environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
@@ -275,37 +319,6 @@ def test_on_a_slow_network_the_page_says_that_it_waits(page: Page, png: bytes) -
     _judged(page, "1 image judged.")
 
 
-def test_a_training_is_shown_live_and_then_used(
-    page: Page,
-    settings: Settings,
-    database: Database[Document],
-    ml_database: Database[Document],
-    generated_dataset: Path,
-    models_dir: Path,
-    png: bytes,
-    serve: Callable[[Settings], AbstractContextManager[httpx.Client]],
-) -> None:
-    seed(database, generated_dataset)
-    report = DatabaseReporter(database, every=0)
-    tasks = ("modality", "location")
-    report(Progress("compact", tasks, "running", 0.4, eta_s=30.0))
-    with serve(settings.model_copy(update={"data_dir": generated_dataset, "models_dir": models_dir})) as client:
-        wait_for(client, "/models", lambda answer: answer.json()["tasks"]["modality"]["state"] == "running")
-        page.goto(f"{client.base_url}/pages/predict")
-        training = page.locator("#training")
-        expect(training).to_contain_text("compact is being trained for modality: 40% done, about 30 s left.")
-        _choose(page, _file("scan.png", png))
-        expect(page.locator(".slot[data-task=modality]")).to_contain_text("40% done")
-        report(Progress("compact", tasks, "running", 0.8, eta_s=10.0))
-        expect(training).to_contain_text("80% done", timeout=20_000)
-        expect(training.get_by_role("progressbar").first).to_have_js_property("value", 0.8)
-        database[MODELS].insert_many(ml_database[MODELS].find())
-        report(Progress("compact", tasks, "done", 1.0))
-        # Nobody presses anything: the page asks again as soon as there is a model.
-        expect(page.locator(".prediction")).to_have_count(2, timeout=30_000)
-        expect(training).to_be_empty()
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_screen_shows_all_without_scrolling_sideways(
     page: Page, png: bytes, scheme: str, shoot: Callable[[str], None]
@@ -317,5 +330,5 @@ def test_a_narrow_screen_shows_all_without_scrolling_sideways(
     _judged(page, "1 image judged.")
     for summary in page.locator(".item summary").all():
         summary.click()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert fits(page)
     shoot(f"predict-narrow-{scheme}")

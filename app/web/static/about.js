@@ -1,28 +1,37 @@
 // The about page: its counts and figures are asked for, so that they are those of this service.
 
 import { getJson } from "./api.js";
-import { byId, plural, spoken } from "./dom.js";
+import { copyButton } from "./copy.js";
+import { byId, el, percent, plural, searchOnSlash, spoken } from "./dom.js";
+import { lastReport, scoresOf } from "./scores.js";
 
 async function counts() {
   const { facets, total, cases } = await getJson("/facets");
   const modalities = facets.modality.map(({ value, count }) => plural(count, `${value} image`)).join(" and ");
-  const caseCount = cases === undefined ? "" : ` of ${plural(cases, "case")}`;
-  byId("counts").textContent = `This service holds ${plural(total, "image")}${caseCount} of MedPix 2.0: ${modalities}.`;
+  byId("counts").textContent = `This service holds ${plural(total, "image")} of ${plural(cases, "case")} of MedPix 2.0: ${modalities}.`;
+}
+
+/** How good a model is, in a sentence. */
+function sentence(card, task, { split, accuracy, accuracy_95: interval }) {
+  const range = interval ? ` (95 % interval ${interval.map((end) => percent(end, 0)).join(" to ")})` : "";
+  const caution = split === "dev" ? "; it was chosen on these, and is not evaluated on the test split yet" : "";
+  return `${spoken(task)}: ${card.name} is right on ${percent(accuracy)} of the ${split} images${range}${caution}.`;
 }
 
 async function figures() {
-  const { items } = await getJson("/models");
+  const [{ items }, report] = await Promise.all([getJson("/models"), lastReport()]);
   const lines = [];
   for (const { card, serves } of items) {
     for (const task of serves) {
-      const scores = card.metrics.test?.[task];
-      if (!scores) continue;
-      const interval = scores.accuracy_95 ? ` (95 % interval ${scores.accuracy_95.map((value) => value.toFixed(2)).join(" to ")})` : "";
-      lines.push(`${spoken(task)}: ${card.name} is right on ${(100 * scores.accuracy).toFixed(1)} % of the test images${interval}.`);
+      const scores = scoresOf(card, task, report);
+      if (scores) lines.push(el("li", { text: sentence(card, task, scores) }));
     }
   }
-  if (lines.length) byId("figures").prepend(`${lines.join(" ")} `);
+  byId("figures").replaceChildren(...lines);
 }
 
+searchOnSlash();
+const bibtex = byId("bibtex");
+byId("copy-bibtex").replaceChildren(copyButton("the BibTeX entry", bibtex.textContent, bibtex));
 // What stands in the page without them stays true.
 await Promise.allSettled([counts(), figures()]);

@@ -11,7 +11,8 @@ export class Problem extends Error {
 
 const UNREACHABLE = "The service cannot be reached. Check that it is running, then try again.";
 
-async function ask(address, options) {
+/** The response to a request, if it is a success. */
+export async function ask(address, options) {
   let response;
   try {
     response = await fetch(address, options);
@@ -43,26 +44,12 @@ export async function getJson(path, params = [], options = {}) {
   return read(await ask(query ? `${path}?${query}` : path, options), "json");
 }
 
-async function read(response, as) {
+/** The body of a response. `as`: json or blob. */
+export async function read(response, as) {
   try {
     return await response[as]();
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem("The answer of the service was cut off. Try again.");
   }
-}
-
-/** What a POST of a form answers (`as`: json or blob), with its headers and the milliseconds of each stage. */
-export async function postForm(path, form, { as = "json", ...options } = {}) {
-  const started = performance.now();
-  const response = await ask(path, { method: "POST", body: form, ...options });
-  const answer = await read(response, as);
-  const stages = [...(response.headers.get("Server-Timing") ?? "").matchAll(/([\w-]+);dur=([\d.]+)/g)];
-  const timing = { total: performance.now() - started, stages: stages.map(([, name, ms]) => [name, Number(ms)]) };
-  return { answer, timing, headers: response.headers };
-}
-
-/** The bytes at an address. */
-export async function getBlob(path) {
-  return read(await ask(path, {}), "blob");
 }

@@ -4,13 +4,13 @@ import { byId, el, isTyping, number, plural, problemBox, spoken } from "./dom.js
 import { loadFacets, renderFacets } from "./facets.js";
 import { renderChips, setUpFieldFilter } from "./filters.js";
 import { MAX_CASES, Result, rememberWalk } from "./result.js";
-import { caseAddress, readState, writeState } from "./state.js";
+import { nameInAddress, readState, writeState } from "./state.js";
+import { emptyView, hitView, skeleton, tile } from "./tiles.js";
 
 const PAGE = 40;
-const THUMBNAIL = 256;
 const FORMATS = [["json", "JSON"], ["jsonl", "JSONL"], ["csv", "CSV"], ["parquet", "Parquet"], ["zip", "ZIP of images"]];
 
-const [results, status, problem, more] = ["results", "status", "problem", "more"].map(byId);
+const [box, results, status, problem, more, moreProblem] = ["q", "results", "status", "problem", "more", "more-problem"].map(byId);
 let state = readState(location.search);
 let current = null;
 let stop = new AbortController();
@@ -19,148 +19,125 @@ async function show() {
   stop.abort();
   stop = new AbortController();
   const { signal } = stop;
-  const result = new Result(state, { signal });
-  current = { result, images: [], signal };
-  byId("q").value = state.q;
+  const mine = { result: new Result(state, { signal }), images: [], signal, isShown: false, counts: null };
+  current = mine;
+  box.value = state.q;
   setSort();
-  renderChips(byId("chips"), state.filters, (filters) => go({ filters }));
+  showFilters();
   problem.replaceChildren();
+  moreProblem.replaceChildren();
   more.hidden = true;
   results.setAttribute("aria-busy", "true");
   status.textContent = state.q ? "Searching …" : "Loading the images …";
   if (!results.childElementCount) results.replaceChildren(skeleton());
+  showCounts(mine);
   try {
-    const counted = showCounts(result, signal);
-    counted.catch(() => {}); // heard of below; the images may fail first
-    const groups = await result.next(Math.max(PAGE, state.shown));
+    const groups = await mine.result.next(Math.max(PAGE, state.shown));
     if (signal.aborted) return;
     results.replaceChildren();
+    mine.isShown = true;
     append(groups);
-    if (history.state?.top) scrollTo(0, history.state.top);
-    await counted;
+    say();
+    comeBack();
+    showExports(mine);
   } catch (error) {
     fail(error, signal);
   }
 }
 
+/** What stood here was of another state: nothing of it stays beside a sentence about this one. */
 function fail(error, signal) {
   if (signal.aborted || error.name === "AbortError") return;
+  current.isShown = false;
   results.setAttribute("aria-busy", "false");
-  results.querySelector(".skeleton")?.remove();
+  results.replaceChildren();
+  byId("exports").replaceChildren();
   status.textContent = "";
   more.hidden = true;
-  const box = problemBox(error, show);
-  if (state.filters.length || state.q) {
+  const notice = problemBox(error, show);
+  if (state.filters.length || state.q || state.sort) {
     const reset = el("button", { type: "button", text: "Start again without filters" });
     reset.addEventListener("click", () => go({ q: "", filters: [], sort: "" }));
-    box.append(reset);
+    notice.append(reset);
   }
-  problem.replaceChildren(box);
+  problem.replaceChildren(notice);
 }
 
-async function showCounts(result, signal) {
-  const counts = await loadFacets(result, { signal });
-  if (signal.aborted) return;
-  renderFacets(byId("facets"), counts, state.filters, (filters) => go({ filters }));
-  byId("facets").setAttribute("aria-busy", "false");
-  const found = `${plural(counts.total, "image")} of ${plural(counts.cases, "case")}`;
-  const cut = result.truncated ? ` The best ${number(MAX_CASES)} cases are counted; add words or filters for fewer.` : "";
-  status.textContent = counts.total ? `${found}${state.q ? ` for “${state.q}”` : ""}.${cut}` : "Nothing found.";
-  current.total = counts.total;
-  if (counts.total) await showExports(result);
-  else byId("exports").replaceChildren();
+function showFilters() {
+  const count = state.filters.length;
+  byId("filters-toggle").textContent = count ? `Filters (${count})` : "Filters";
+  renderChips(byId("chips"), state.filters, (filters) => go({ filters }), status);
+}
+
+/** The counts beside the images. Without them there still are images, so their failure is said in their place. */
+async function showCounts(mine) {
+  const target = byId("facets");
+  target.setAttribute("aria-busy", "true");
+  try {
+    const counts = await loadFacets(mine.result, { signal: mine.signal });
+    if (mine.signal.aborted) return;
+    mine.counts = counts;
+    renderFacets(target, counts, state.filters, (filters) => go({ filters }));
+  } catch (error) {
+    if (mine.signal.aborted || error.name === "AbortError") return;
+    const isRefused = error.status >= 400 && error.status < 429; // so are the images, whose sentence stands above
+    target.replaceChildren(isRefused ? "" : problemBox({ message: `The counts are missing. ${error.message}` }, () => showCounts(mine)));
+  }
+  target.setAttribute("aria-busy", "false");
+  say();
   remember();
 }
 
-async function showExports(result) {
-  const params = (await result.query()) ?? [];
+function say() {
+  const { isShown, images, counts, result } = current;
+  if (!isShown) return;
+  const query = state.q ? ` for “${state.q}”` : "";
+  const cut = result.truncated ? ` The best ${number(MAX_CASES)} cases are counted; add words or filters for fewer.` : "";
+  let found = result.total === null ? `${plural(images.length, "image")} shown` : plural(result.total, "image");
+  if (counts) found = `${plural(counts.total, "image")} of ${plural(counts.cases, "case")}`;
+  status.textContent = images.length ? `${found}${query}.${cut}` : "Nothing found.";
+  byId("filters-done").textContent = images.length ? `Show ${found.split(" of ")[0].replace(" shown", "")}` : "Nothing found: back";
+}
+
+async function showExports({ images, result, signal }) {
+  const target = byId("exports");
+  if (!images.length) return target.replaceChildren();
+  let params;
+  try {
+    params = (await result.query()) ?? [];
+  } catch (error) {
+    if (!signal.aborted) target.replaceChildren(el("span", { class: "muted", text: `No export: ${error.message}` }));
+    return null;
+  }
+  if (signal.aborted) return null;
+  if (state.sort) params.push(["sort", state.sort]);
   const links = FORMATS.map(([format, text]) => {
     const query = new URLSearchParams([...params, ["format", format]]);
     return el("a", { href: `/export?${query}`, download: "", text, data: { format } });
   });
-  byId("exports").replaceChildren(el("span", { class: "muted", text: "Export" }), ...links);
+  // An export knows no order by score.
+  return target.replaceChildren(el("span", { class: "muted", text: result.isRanked ? "Export, by case" : "Export" }), ...links);
 }
 
 function remember() {
-  const { images, result, total } = current;
-  if (images.length) rememberWalk(state, images, result.done, total ?? result.total);
+  const { images, result, counts } = current;
+  if (images.length) rememberWalk(state, images, result.done, counts?.total ?? result.total);
 }
 
 function append(groups) {
   results.setAttribute("aria-busy", "false");
+  const { images, result } = current;
+  const isLazy = images.length > 0;
   const fresh = groups.flatMap((group) => group.images);
-  current.images.push(...fresh.map((image) => image.image));
-  if (!current.images.length) results.replaceChildren(empty());
-  else if (current.result.isRanked) results.append(...groups.map(hitView));
+  images.push(...fresh.map((image) => image.image));
+  if (!images.length) results.replaceChildren(emptyView(state, go));
+  else if (result.isRanked) results.append(...groups.map((group) => hitView(group, state)));
   else {
     const grid = results.querySelector(".grid") ?? results.appendChild(el("ul", { class: "grid" }));
-    grid.append(...groups.flatMap((group) => group.images).map(tile));
+    grid.append(...fresh.map((image, index) => tile(image, state, { hit: result.hits.get(image.u_id), isLazy: isLazy || index >= PAGE })));
   }
-  more.hidden = current.result.done;
+  more.hidden = result.done;
   remember();
-}
-
-function empty() {
-  const hints = [];
-  if (state.q) hints.push("Use fewer or other words. A search looks for word stems: “ureters” finds “ureter”.");
-  if (state.q.includes('"')) hints.push("Leave out the quotation marks: words in them must stand side by side.");
-  if (state.filters.length) hints.push("Remove a filter; those that are active stand above.");
-  return el(
-    "div",
-    { class: "notice" },
-    el("p", { text: "No image fits." }),
-    el("ul", {}, hints.map((text) => el("li", { text }))),
-  );
-}
-
-function skeleton() {
-  return el("ul", { class: "grid skeleton", "aria-hidden": "true" }, Array.from({ length: 15 }, () => el("li")));
-}
-
-function tile(image) {
-  const scale = THUMBNAIL / Math.max(image.width, image.height);
-  const picture = el("img", {
-    src: `/images/${encodeURIComponent(image.image)}/thumbnail?width=${THUMBNAIL}`,
-    width: Math.max(1, Math.round(image.width * Math.min(1, scale))),
-    height: Math.max(1, Math.round(image.height * Math.min(1, scale))),
-    alt: "",
-    loading: current.images.length > PAGE ? "lazy" : "eager",
-    decoding: "async",
-  });
-  const line = [image.modality, image.plane ?? "plane unknown", image.location ?? "location unknown"];
-  const caption = image.caption
-    ? el("span", { class: "caption", text: image.caption })
-    : el("span", { class: "caption muted", text: "no caption" });
-  const words = el("span", { class: "line" }, el("b", { text: line[0] }), ` ${line[1]}, ${line[2]}`);
-  const link = el("a", { class: "tile", href: caseAddress(image.image, state) });
-  link.append(el("span", { class: "frame" }, picture), words, caption);
-  return el("li", {}, link);
-}
-
-function hitView({ hit, images }) {
-  const matches = [...hit.matches, ...hit.images.flatMap((image) => image.matches)].slice(0, 3);
-  const title = el("a", { href: caseAddress(images[0].image, state), text: hit.case.title ?? hit.case.u_id });
-  return el(
-    "article",
-    { class: "hit" },
-    el("h3", {}, title, el("span", { class: "muted small", text: ` ${hit.case.u_id}` })),
-    matches.map(snippet),
-    el("ul", { class: "grid" }, images.map(tile)),
-  );
-}
-
-function snippet(match) {
-  const line = el("p", { class: "snippet small" }, el("span", { class: "muted", text: `${spoken(match.field)}: ` }));
-  // The API counts characters, JavaScript counts UTF-16 units: they differ outside of the basic plane.
-  const characters = [...match.snippet];
-  let position = 0;
-  for (const [start, end] of match.ranges) {
-    line.append(characters.slice(position, start).join(""));
-    line.append(el("mark", { text: characters.slice(start, end).join("") }));
-    position = end;
-  }
-  line.append(characters.slice(position).join(""));
-  return line;
 }
 
 function setSort() {
@@ -182,6 +159,16 @@ function keepPlace() {
   history.replaceState({ top: scrollY }, "");
 }
 
+/** The place that was left, or the image that the address names. */
+function comeBack() {
+  if (history.state?.top) return scrollTo(0, history.state.top);
+  const name = nameInAddress();
+  const found = name && results.querySelector(`.tile[data-image="${CSS.escape(name)}"]`);
+  if (!found) return null;
+  found.scrollIntoView({ block: "center" });
+  return found.focus({ preventScroll: true });
+}
+
 function go(change) {
   keepPlace();
   state = { ...state, shown: 0, ...change };
@@ -193,17 +180,19 @@ async function showMore() {
   const { result, signal } = current;
   more.disabled = true;
   more.textContent = "Loading …";
+  moreProblem.replaceChildren();
   try {
     const before = current.images.length;
     const groups = await result.next(PAGE);
     if (signal.aborted) return;
     append(groups);
+    say();
     state = { ...state, shown: current.images.length };
     history.replaceState(null, "", `/${writeState(state)}`);
     // The keyboard goes on with the first new image.
     results.querySelectorAll(".tile")[before]?.focus({ preventScroll: true });
   } catch (error) {
-    fail(error, signal);
+    if (!signal.aborted && error.name !== "AbortError") moreProblem.replaceChildren(problemBox(error));
   } finally {
     more.disabled = false;
     more.textContent = "Show more";
@@ -226,24 +215,35 @@ function neighbour(tiles, from, key) {
   return inRow.reduce((best, other) => (distance(other) < distance(best) ? other : best));
 }
 
+/** Where an arrow key leads; into the grid from the search box with ↓, and with → while nothing has the focus. */
+function target(key) {
+  const tiles = [...results.querySelectorAll(".tile")];
+  const from = document.activeElement;
+  if (from?.classList.contains("tile")) return neighbour(tiles, from, key);
+  const enters = (from === box && key === "ArrowDown") || (from === document.body && key === "ArrowRight");
+  return enters ? tiles.find((each) => each.getBoundingClientRect().top >= 0) : null;
+}
+
 function onKey(event) {
-  if (event.key === "Escape" && event.target === byId("q")) {
-    byId("q").blur();
-    if (state.q && !byId("q").value) go({ q: "" });
-    return;
-  }
-  if (isTyping(event)) return;
-  if (event.key === "/") {
+  if (event.target === box && event.key === "Escape") {
+    // The browser would empty the box, while its words go on to be searched for.
     event.preventDefault();
-    byId("q").focus();
-    byId("q").select();
-  } else if (/^Arrow/.test(event.key) && document.activeElement?.classList.contains("tile")) {
-    const target = neighbour([...results.querySelectorAll(".tile")], document.activeElement, event.key);
-    if (target) {
-      event.preventDefault();
-      target.focus();
-    }
+    box.value = state.q;
+    box.blur();
+  } else if (event.key === "/" && !isTyping(event)) {
+    event.preventDefault();
+    searchFor();
+  } else if (/^Arrow/.test(event.key) && (event.target === box || !isTyping(event))) {
+    const next = target(event.key);
+    if (!next) return;
+    event.preventDefault();
+    next.focus();
   }
+}
+
+function searchFor() {
+  box.focus();
+  box.select();
 }
 
 function fillSort(catalogue) {
@@ -253,26 +253,34 @@ function fillSort(catalogue) {
   setSort();
 }
 
+function openFilters(isOpen) {
+  byId("filters-toggle").setAttribute("aria-expanded", String(isOpen));
+  byId("filters").classList.toggle("open", isOpen);
+}
+
 function start() {
   byId("sort").append(el("option", { value: "", text: "by case" }));
   byId("search").addEventListener("submit", (event) => {
     event.preventDefault();
-    go({ q: byId("q").value.trim() });
+    go({ q: box.value.trim() });
   });
   byId("sort").addEventListener("change", () => go({ sort: byId("sort").value }));
   more.addEventListener("click", showMore);
   results.addEventListener("click", keepPlace);
-  const toggle = byId("filters-toggle");
-  toggle.addEventListener("click", () => {
-    const isOpen = toggle.getAttribute("aria-expanded") !== "true";
-    toggle.setAttribute("aria-expanded", String(isOpen));
-    byId("filters").classList.toggle("open", isOpen);
+  byId("filters-toggle").addEventListener("click", (event) => openFilters(event.currentTarget.getAttribute("aria-expanded") !== "true"));
+  byId("filters-done").addEventListener("click", () => {
+    openFilters(false);
+    status.focus({ preventScroll: true });
+    byId("filters-toggle").scrollIntoView();
   });
   addEventListener("popstate", () => {
-    state = readState(location.search);
+    const wanted = readState(location.search);
+    if (writeState(wanted) === writeState(state)) return; // a link inside of the page
+    state = wanted;
     show();
   });
   document.addEventListener("keydown", onKey);
+  if (nameInAddress() === "q") searchFor();
   const shown = show();
   const addFilter = (filter) => go({ filters: [...state.filters.filter(([name]) => name !== filter[0]), filter] });
   setUpFieldFilter(addFilter).then(fillSort).catch(() => {

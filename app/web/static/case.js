@@ -2,18 +2,15 @@
 // the result that the address names. The image stands in the fragment, the result in the query.
 
 import { getJson, Problem } from "./api.js";
-import { loadCatalogue } from "./catalogue.js";
-import { byId, el, isTyping, number, plural, problemBox, spoken, webLink } from "./dom.js";
-import { Flags } from "./flags.js";
+import { caseLine, caseText, imageCaption, imageFacts } from "./casetext.js";
+import { byId, el, isTyping, number, problemBox, searchOnSlash, spoken } from "./dom.js";
 import { predictionView } from "./prediction.js";
 import { place } from "./result.js";
-import { caseAddress, readState, writeState } from "./state.js";
+import { caseAddress, nameInAddress, readState, resultAddress } from "./state.js";
 import { Viewer } from "./viewer.js";
 
-const TEXTS = ["history", "exam", "findings", "differential_diagnosis", "diagnosis", "diagnosis_by", "treatment_follow_up", "discussion", "media"];
-const TOPIC = ["category", "acr_code", "keywords", "disease_discussion", "reference"];
-const LONG = 1500;
 const SIMILAR = 8;
+const PAGE = 40; // of the browse page
 
 const viewer = new Viewer(byId("viewer"));
 let state = readState(location.search);
@@ -22,16 +19,8 @@ let image = null; // of the case
 let walk = { previous: null, next: null };
 let stop = new AbortController();
 
-const nameInAddress = () => decodeURIComponent(location.hash.slice(1));
 const caseInAddress = () => decodeURIComponent(location.pathname.split("/").at(-1));
 const path = (name) => `/images/${encodeURIComponent(name)}`;
-
-/** The value of a field as it is in the dataset, found by what the catalogue says of its source. */
-async function recorded(kind, address, field) {
-  const [catalogue, raw] = await Promise.all([loadCatalogue(), getJson(address, [["raw", "true"]])]);
-  const source = catalogue[kind].get(field)?.source ?? "";
-  return source.split(".").reduce((value, key) => value?.[key], raw);
-}
 
 async function show() {
   stop.abort();
@@ -52,6 +41,10 @@ async function show() {
     const found = shown.images.find((each) => each.image.toLowerCase() === wanted) ?? shown.images[0];
     if (!found) throw new Problem("This case has no images.");
     showImage(found, signal);
+    byId("loading").hidden = true;
+    byId("case").hidden = false;
+    byId("case").classList.remove("unknown");
+    byId("case").setAttribute("aria-busy", "false");
   } catch (error) {
     fail(error, signal);
   }
@@ -62,55 +55,17 @@ function fail(error, signal) {
   const box = problemBox(error, show);
   box.append(el("a", { href: "/", class: "button", text: "Browse all images" }));
   byId("problem").replaceChildren(box);
+  byId("loading").hidden = true;
   byId("case").hidden = shown?.u_id.toLowerCase() !== caseInAddress().toLowerCase();
 }
 
 function showCase() {
   const title = shown.title ?? shown.u_id;
   document.title = `${title} · MedPix service`;
-  byId("case").hidden = false;
-  byId("case").setAttribute("aria-busy", "false");
   byId("title").textContent = title;
-  const patient = [shown.age !== null && `${shown.age} years`, shown.sex].filter(Boolean).join(", ");
-  const parts = [`Case ${shown.u_id}`, `${shown.split} split`, plural(shown.images.length, "image"), shown.location, patient];
-  const flags = new Flags(shown.quality_flags, "case", (field) => recorded("cases", shown.links.self, field));
-  byId("case-line").replaceChildren(parts.filter(Boolean).join(" · "), ...flags.of("title"));
+  byId("case-line").replaceChildren(...caseLine(shown));
   byId("strip").replaceChildren(...(shown.images.length > 1 ? shown.images.map(stripItem) : []));
-  byId("text").replaceChildren(...caseText(flags));
-}
-
-function caseText(flags) {
-  const absent = [];
-  const block = (heading, name, value) => {
-    if (!value?.length && !flags.has(name)) absent.push(spoken(name.replace("topic.", "topic ")).toLowerCase());
-    else return textBlock(heading, name, value, flags.of(name));
-    return null;
-  };
-  const texts = TEXTS.map((name) => block(spoken(name), name, shown[name]));
-  const { topic } = shown;
-  const ofTopic = TOPIC.map((name) => block(spoken(name).replace("Acr", "ACR"), `topic.${name}`, topic[name]));
-  const links = topic.external_links.map((link) => el("li", {}, webLink(link)));
-  const about = flags.of("");
-  return [
-    el("div", { class: "card" }, el("h2", { text: "Case" }), texts),
-    el(
-      "div",
-      { class: "card" },
-      el("h2", {}, "Topic", topic.title && `: ${topic.title}`),
-      ofTopic,
-      links.length > 0 && el("div", { class: "block" }, el("h3", {}, "Links ", flags.of("topic.external_links")), el("ul", {}, links)),
-    ),
-    absent.length > 0 && el("p", { class: "muted small", text: `Not in the dataset: ${absent.join(", ")}.` }),
-    about.length > 0 && el("p", { class: "muted small" }, "About these texts: ", about),
-  ].filter(Boolean);
-}
-
-function textBlock(heading, name, value, badges) {
-  const text = value && el("p", { class: "long", text: value });
-  const body = value?.length > LONG && name !== "discussion"
-    ? el("details", {}, el("summary", { text: `Read ${number(value.length)} characters` }), text)
-    : text;
-  return el("div", { class: "block", data: { field: name } }, el("h3", {}, heading, " ", badges), body);
+  byId("text").replaceChildren(...caseText(shown));
 }
 
 function stripItem(each) {
@@ -135,7 +90,8 @@ function showImage(found, signal) {
     else link.removeAttribute("aria-current");
   }
   byId("strip").querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
-  showFacts();
+  byId("caption").replaceChildren(...imageCaption(image));
+  byId("image-facts").replaceChildren(...imageFacts(image));
   showPlace(signal);
   if (isSame) return;
   byId("predict").disabled = false;
@@ -147,39 +103,13 @@ function showImage(found, signal) {
   sight.observe(byId("similar"));
 }
 
-function showFacts() {
-  const flags = new Flags(image.quality_flags, "image", (field) => recorded("images", image.links.self, field));
-  const caption = image.caption ? image.caption : el("span", { class: "muted", text: "No caption." });
-  byId("caption").replaceChildren(caption, " ", ...flags.of("caption"));
-  const known = (value) => (value === null || value === undefined ? "unknown" : String(value));
-  const source = [["source_url", "image"], ["article_url", "case"]].filter(([name]) => image[name]);
-  const rows = [
-    ["modality_detail", "Modality", `${image.modality} (${image.modality_detail})`],
-    ["plane", "Plane", known(image.plane)],
-    ["location", "Location", `${known(image.location)} (${image.location_category})`],
-    ["age", "Age", known(image.age)],
-    ["sex", "Sex", known(image.sex)],
-    ["acr_codes", "ACR codes", known(image.acr_codes)],
-    image.figure_part && ["figure_part", "Figure part", image.figure_part],
-    ["split", "Split", image.split],
-    ["image", "File", el("a", { href: image.links.file, download: `${image.image}.png`, text: `${image.image}.png` })],
-    ["size", "Size", `${image.width} × ${image.height} pixels`],
-    ["source_url", "Source", source.length ? source.map(([name, text]) => [webLink(image[name], text), " "]).flat() : "unknown"],
-    ["links", "API", el("a", { href: image.links.self, text: image.links.self })],
-  ];
-  const cells = rows.filter(Boolean).flatMap(([field, name, value]) => [el("dt", { text: name }), el("dd", { data: { field } }, value, " ", flags.of(field))]);
-  byId("image-facts").replaceChildren(...cells);
-}
-
 /** Where the image stands in the result; outside of one the images of its case are walked. */
 async function showPlace(signal) {
   const name = image.image;
   const own = shown.images.map((each) => each.image);
   const index = own.indexOf(name);
   const ofCase = { index, total: own.length, previous: own[index - 1] ?? null, next: own[index + 1] ?? null, isCase: true };
-  const isResult = Boolean(state.q || state.sort || state.filters.length);
-  byId("back").href = `/${writeState(state)}`;
-  byId("back").textContent = isResult ? "Back to the result" : "All images";
+  byId("back").textContent = state.q || state.sort || state.filters.length ? "Back to the result" : "All images";
   setWalk(ofCase);
   let problem = "";
   const found = await place(state, name).catch((error) => {
@@ -195,8 +125,11 @@ function setWalk(next) {
   walk = next;
   byId("previous").disabled = !walk.previous;
   byId("next").disabled = !walk.next;
-  const total = walk.total === null ? "" : ` of ${number(walk.total)}`;
-  byId("place").textContent = `${number(walk.index + 1)}${total}${walk.isCase ? " in this case" : ""}`;
+  const position = number(walk.index + 1);
+  byId("place").replaceChildren(walk.total === null ? `Image ${position}` : `${position} of ${number(walk.total)}`, walk.isCase ? el("span", { class: "of-case", text: " in this case" }) : "");
+  // Back where this image stands, with as many before it as there are.
+  const many = walk.isCase || walk.index < PAGE ? 0 : Math.ceil((walk.index + 1) / PAGE) * PAGE;
+  byId("back").href = resultAddress({ ...state, shown: many }, image.image);
 }
 
 function go(name) {
@@ -209,26 +142,37 @@ function go(name) {
   });
 }
 
+/** A sentence about what failed. What is only not ready yet is asked for again, as long as its image is shown. */
+function problemOf(error, again) {
+  if (error.status !== 503) return problemBox(error, again);
+  const asked = image;
+  const seconds = Math.max(5, Math.min(60, error.retryAfter || error.body.training?.eta_s || 15));
+  const box = el("p", { class: "notice", text: `${error.message} The page asks again by itself.` });
+  setTimeout(() => asked === image && box.isConnected && again(), 1000 * seconds);
+  return box;
+}
+
 async function predict() {
   const target = byId("prediction");
   const [asked, { signal }] = [image, stop];
   byId("predict").disabled = true;
-  target.replaceChildren(el("p", { class: "muted", text: "Asking the models …" }));
+  if (!target.querySelector(".notice:not(.error)")) target.replaceChildren(el("p", { class: "muted", text: "Asking the models …" }));
   try {
     const params = [["caption", String(byId("with-caption").checked)]];
     const answer = await getJson(`${asked.links.self}/predict`, params, { signal });
     if (image !== asked) return;
     target.replaceChildren(...["modality", "location"].map((task) => judgedView(task, answer[task])));
   } catch (error) {
-    if (image === asked && error.name !== "AbortError") target.replaceChildren(problemBox(error, predict));
+    if (image === asked && error.name !== "AbortError") target.replaceChildren(problemOf(error, predict));
   } finally {
     byId("predict").disabled = false;
   }
 }
 
 function judgedView(task, judged) {
-  if (judged.prediction) return predictionView(judged.prediction, { judged, isKnown: true });
-  return el("section", { class: "prediction" }, el("h3", { text: spoken(task) }), problemBox(new Problem(judged.problem.detail, judged.status), predict));
+  if (judged.prediction) return predictionView(judged.prediction, { judged, withSplit: true });
+  const problem = new Problem(judged.problem.detail, judged.status, judged.problem);
+  return el("section", { class: "prediction" }, el("h3", { text: spoken(task) }), problemOf(problem, predict));
 }
 
 async function showSimilar() {
@@ -245,7 +189,7 @@ async function showSimilar() {
   } catch (error) {
     if (image !== asked) return;
     target.dataset.image = "";
-    target.replaceChildren(problemBox(error, showSimilar));
+    target.replaceChildren(problemOf(error, showSimilar));
   } finally {
     if (image === asked) target.setAttribute("aria-busy", "false");
   }
@@ -267,16 +211,14 @@ const sight = new IntersectionObserver((entries) => entries.some((entry) => entr
 function onKey(event) {
   if (isTyping(event)) return;
   if (viewer.onKey(event)) event.preventDefault();
-  else if (event.key === "/") {
-    event.preventDefault();
-    location.assign(`/${writeState(state)}`);
-  } else if (event.shiftKey) return;
+  else if (event.shiftKey) return;
   else if (event.key === "ArrowLeft") go(walk.previous);
   else if (event.key === "ArrowRight") go(walk.next);
   else if (event.key === "Escape") location.assign(byId("back").href);
 }
 
 document.addEventListener("keydown", onKey);
+searchOnSlash(() => resultAddress(state, ""));
 byId("previous").addEventListener("click", () => go(walk.previous));
 byId("next").addEventListener("click", () => go(walk.next));
 byId("predict").addEventListener("click", predict);

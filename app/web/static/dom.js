@@ -46,13 +46,26 @@ export function bar(fraction, className = "") {
   return el("span", { class: `bar ${className}`, "aria-hidden": "true" }, fill);
 }
 
-/** Whether a key press belongs to a form field and not to the page. */
+/** Whether a key press belongs to a form field and not to the page; a box to be checked takes no text. */
 export function isTyping(event) {
-  const target = event.target;
   return (
     event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.defaultPrevented ||
-    (target instanceof HTMLElement && (target.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName)))
+    (event.target instanceof HTMLElement && event.target.matches("input:not([type=checkbox], [type=radio]), textarea, select"))
   );
+}
+
+// A picture that cannot be had is said in its place, on every page.
+document.addEventListener("error", ({ target }) => {
+  if (target.matches?.(".tile img, .strip img")) target.replaceWith(el("span", { class: "no-picture", text: "no picture" }));
+}, true);
+
+/** Let "/" lead to the search box of the browse page, from any other page. */
+export function searchOnSlash(address = () => "/") {
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || isTyping(event)) return;
+    event.preventDefault();
+    location.assign(`${address()}#q`);
+  });
 }
 
 /** A web address as a link if it is one, else as text: data may hold any scheme. */

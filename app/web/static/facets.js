@@ -48,6 +48,7 @@ function toggled(name, entry, entries, filters) {
   const wasChosen = isChosen(name, entry, filters);
   const condition = conditionOf(name, entry);
   const isPlain = condition.length === 1 && condition[0][0] === name;
+  // “Unknown” and a value cannot both be asked for, nor two ranges of ages: the last choice holds.
   if (!isPlain) return wasChosen ? rest : [...rest, ...condition];
   const values = entries
     .filter((other) => other.value !== null && (other === entry ? !wasChosen : isChosen(name, other, filters)))
@@ -65,16 +66,31 @@ export function renderFacets(target, { facets }, filters, change) {
   if (focused) document.getElementById(focused)?.focus();
 }
 
+/** The choice that takes the filters of age away. */
+function anyAge(filters, change) {
+  const names = parametersOf("age_band");
+  const box = el("input", { type: "radio", name: "age_band", id: "facet-age_band", checked: !of(filters, names).length });
+  box.addEventListener("change", () => change(filters.filter(([key]) => !names.includes(key))));
+  return el("label", {}, box, el("span", { class: "grow", text: "any" }));
+}
+
+/** Boxes of which several mean any of them; of ages, which are filtered by one range, one can be chosen. */
 function facet(name, entries, filters, change) {
+  const isSingle = name === "age_band";
+  const words = (value) => {
+    if (value === null) return isSingle ? "unknown" : "only unknown";
+    return isSingle ? String(value).replace("-", "–") : String(value);
+  };
   const rows = entries.map((entry, index) => {
     const checked = isChosen(name, entry, filters);
     const id = `facet-${name}-${String(entry.value).replace(/\W+/g, "-")}`;
-    const box = el("input", { type: "checkbox", id, checked });
+    const box = el("input", { type: isSingle ? "radio" : "checkbox", name: isSingle ? name : null, id, checked });
     box.addEventListener("change", () => change(toggled(name, entry, entries, filters)));
-    const text = el("span", { class: "grow", text: entry.value === null ? "unknown" : String(entry.value) });
+    const text = el("span", { class: "grow", text: words(entry.value) });
     const label = el("label", {}, box, text, el("span", { class: "count", text: number(entry.count) }));
     return el("li", { hidden: index >= FEW && !checked && !opened.has(name) }, label);
   });
+  if (isSingle) rows.unshift(el("li", {}, anyAge(filters, change)));
   const list = el("ul", {}, rows);
   const hidden = rows.filter((row) => row.hidden).length;
   const more = hidden > 0 && el("button", { type: "button", class: "link", id: `more-${name}`, text: `${hidden} more` });

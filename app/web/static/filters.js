@@ -10,6 +10,7 @@ const OPERATORS = {
   gte: "is at least",
   lte: "is at most",
   isnull: "is unknown",
+  known: "is known",
   regex: "matches the regular expression",
 };
 const CHIP_WORDS = { "": ":", in: "one of", contains: "contains", gte: "≥", lte: "≤", regex: "matches" };
@@ -19,16 +20,31 @@ export function describe([parameter, value]) {
   const [name, operator = ""] = parameter.split("__");
   if (operator === "isnull") return `${spoken(name)} ${value === "false" ? "is known" : "is unknown"}`;
   const word = CHIP_WORDS[operator] ?? operator;
-  return `${spoken(name)}${word === ":" ? ": " : ` ${word} `}${value.replaceAll("|", ", ")}`;
+  return `${spoken(name)}${word === ":" ? ": " : ` ${word} `}${operator === "in" ? value.replaceAll("|", ", ") : value}`;
 }
 
-/** Put the active filters into `target`; `change` takes the new filters. */
-export function renderChips(target, filters, change) {
+/** The conditions that make sense for a field: an order of words helps nobody, and not every value can be unknown. */
+function operatorsOf(field) {
+  const known = field.operators.map((name) => name.split("__")[1] ?? "").filter((name) => {
+    if (name === "isnull") return field.nullable;
+    return field.kind === "integer" || (name !== "gte" && name !== "lte");
+  });
+  // Texts are looked into; nobody types a whole one.
+  const first = field.kind === "text" ? "contains" : "";
+  return [first, ...known.filter((name) => name !== first)].flatMap((name) => (name === "isnull" ? [name, "known"] : [name]));
+}
+
+/**
+ * Put the active filters into `target`; `change` takes the new filters. Who removed one with the keyboard goes on
+ * with the next, or with `after` behind the last.
+ */
+export function renderChips(target, filters, change, after) {
+  const focused = [...target.querySelectorAll("button")].indexOf(document.activeElement);
   const chips = filters.map((filter) => {
     const text = describe(filter);
     const remove = () => change(filters.filter((other) => other !== filter));
     const button = el("button", { type: "button", "aria-label": `Remove the filter ${text}`, on: { click: remove } });
-    button.append(text, el("span", { class: "x", "aria-hidden": "true", text: "×" }));
+    button.append(el("span", { class: "text", text }), el("span", { class: "x", "aria-hidden": "true", text: "×" }));
     return el("li", {}, button);
   });
   if (filters.length > 1) {
@@ -37,6 +53,9 @@ export function renderChips(target, filters, change) {
     chips.push(el("li", {}, clear));
   }
   target.replaceChildren(...chips);
+  if (focused < 0) return;
+  const buttons = target.querySelectorAll("button");
+  (buttons[Math.min(focused, buttons.length - 1)] ?? after).focus();
 }
 
 /** Fill the form with the fields there are; `add` takes the new filter. */
@@ -53,19 +72,15 @@ export async function setUpFieldFilter(add) {
 
   const showField = () => {
     const field = current();
-    const known = field.operators.map((name) => name.split("__")[1] ?? "");
-    // Texts are looked into; nobody types a whole one.
-    const first = field.kind === "text" ? "contains" : "";
-    const order = [first, ...known.filter((operator) => operator !== first)];
-    operators.replaceChildren(...order.map((name) => el("option", { value: name, text: OPERATORS[name] ?? name })));
+    operators.replaceChildren(...operatorsOf(field).map((name) => el("option", { value: name, text: OPERATORS[name] ?? name })));
     byId("filter-values").replaceChildren(...(field.values ?? []).map((item) => el("option", { value: item })));
     byId("filter-about").textContent = field.about;
     showOperator();
   };
   const showOperator = () => {
-    const isUnknown = operators.value === "isnull";
-    value.closest("label").hidden = isUnknown;
-    value.required = !isUnknown;
+    const takesValue = !["isnull", "known"].includes(operators.value);
+    value.closest("label").hidden = !takesValue;
+    value.required = takesValue;
     value.inputMode = current().kind === "integer" ? "numeric" : "text";
   };
   fields.addEventListener("change", showField);
@@ -73,7 +88,8 @@ export async function setUpFieldFilter(add) {
   byId("field-filter").addEventListener("submit", (event) => {
     event.preventDefault();
     const operator = operators.value;
-    add([operator ? `${fields.value}__${operator}` : fields.value, operator === "isnull" ? "true" : value.value.trim()]);
+    if (operator === "known") add([`${fields.value}__isnull`, "false"]);
+    else add([operator ? `${fields.value}__${operator}` : fields.value, operator === "isnull" ? "true" : value.value.trim()]);
     value.value = "";
   });
   fields.value = "caption";

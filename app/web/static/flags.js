@@ -2,7 +2,7 @@
 
 import { el, spoken } from "./dom.js";
 
-const PLACEHOLDER = ["not filled in", "The dataset holds a placeholder here instead of a text; the service answers null."];
+const PLACEHOLDER = ["not filled in", "The dataset holds a placeholder here instead of a text."];
 const UNKNOWN_CODE = ["not coded", "The dataset has the code -1.-1 here, which stands for no code."];
 
 // Flag: the field that it is about, the badge, the explanation.
@@ -46,7 +46,7 @@ function badge([, label, explanation], recorded) {
     if (!details.open || !recorded || details.dataset.asked) return;
     details.dataset.asked = "yes";
     const value = await recorded().catch(() => undefined);
-    if (typeof value === "string") text.append(" Recorded: ", el("q", { text: value.slice(0, 200) }), ".");
+    if (typeof value === "string") text.append(" Recorded: ", el("q", { text: value.length > 200 ? `${value.slice(0, 200)}…` : value }));
   });
   return details;
 }

@@ -1,18 +1,22 @@
 // The predict page: images come by drop, paste, file dialogue or as an example of the dataset, and are judged at once.
 
-import { getBlob, getJson } from "./api.js";
-import { byId, el, isTyping, number, plural, problemBox } from "./dom.js";
+import { getJson } from "./api.js";
+import { byId, el, number, plural, problemBox, searchOnSlash } from "./dom.js";
 import { Item, TASKS } from "./item.js";
+import { getBlob } from "./post.js";
 import { watchTraining } from "./training.js";
 
 const AT_ONCE = 4;
 const MOST = 200;
 const EXAMPLES = 6;
+// Seconds until the page asks again by itself, where the service does not say when to come.
+const [LEAST_S, MOST_S] = [5, 60];
 
 const items = new Set();
 const queue = [];
 let running = 0;
 let isWatching = false;
+let rounds = 0; // of asking again in vain
 
 function enqueue(item, tasks = TASKS) {
   queue.push([item, tasks]);
@@ -27,12 +31,23 @@ async function work() {
   await item.predict(tasks);
   running -= 1;
   if (item.waiting.size) watch();
+  else rounds = 0;
   return work();
 }
 
+/** What became of the images: "2 images judged, 1 without an answer." */
+function outcome() {
+  const all = [...items];
+  const waiting = all.filter((item) => item.waiting.size).length;
+  const judged = all.filter((item) => item.answered.size === TASKS.length).length;
+  const parts = [[judged, "judged"], [all.length - judged - waiting, "without an answer"], [waiting, "waiting for a model"]];
+  const words = parts.filter(([count]) => count).map(([count, what], index) => `${index ? number(count) : plural(count, "image")} ${what}`);
+  return `${words.join(", ")}.`;
+}
+
 function say() {
-  const waiting = queue.length + running;
-  const text = waiting ? `Judging ${plural(items.size, "image")}, ${number(items.size - waiting)} done …` : `${plural(items.size, "image")} judged.`;
+  const open = queue.length + running;
+  const text = open ? `Judging ${plural(items.size, "image")}, ${number(items.size - open)} done …` : outcome();
   byId("status").textContent = items.size ? text : "";
   byId("clear").hidden = items.size < 2;
 }
@@ -45,9 +60,13 @@ function add(files, options = {}) {
   if (fresh.length < list.length) {
     problem.append(el("div", { class: "notice warn" }, el("p", { text: `This page holds ${MOST} images; ${list.length - fresh.length} were left out. For more, use the API.` })));
   }
+  byId("below").hidden = false;
   const made = fresh.map((file) => new Item(file, { ...options, onRemove: remove }));
   for (const item of made) items.add(item);
   byId("items").prepend(...made.map((item) => item.node));
+  const status = byId("status");
+  // Below the examples of a narrow screen nobody would see that something happens.
+  if (made.length && status.getBoundingClientRect().top > innerHeight * 0.6) status.scrollIntoView();
   // In their order, so that the first answers stand at the top.
   for (const item of made) enqueue(item);
   return made;
@@ -137,10 +156,19 @@ async function watch() {
   const askAgain = (isMeant) => {
     for (const item of items) for (const task of item.waiting.keys()) if (isMeant(task)) enqueue(item, [task]);
   };
-  await watchTraining(byId("training"), (changed) => askAgain((task) => task === changed));
-  // Served already, so the service had too much to do: it says when to come again.
-  const seconds = Math.max(...[...items].flatMap((item) => [...item.waiting.values()]));
-  if (seconds > 0) await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+  await watchTraining(byId("training"), {
+    onKnown: () => (byId("below").hidden = false),
+    onChange: (changed) => askAgain((task) => task === changed),
+  });
+  // Served already, so the service had too much to do, or something before it answers for it.
+  const asked = [...items].flatMap((item) => [...item.waiting.values()]);
+  if (asked.length) {
+    const seconds = Math.max(...asked, Math.min(MOST_S, LEAST_S * 2 ** rounds));
+    rounds += 1;
+    await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+  } else {
+    rounds = 0;
+  }
   isWatching = false;
   askAgain(() => true);
 }
@@ -173,11 +201,7 @@ function setUpFiles() {
 }
 
 byId("clear").addEventListener("click", () => [...items].forEach(remove));
-document.addEventListener("keydown", (event) => {
-  if (event.key !== "/" || isTyping(event)) return;
-  event.preventDefault();
-  location.assign("/");
-});
+searchOnSlash();
 addEventListener("popstate", showExample);
 setUpFiles();
 watch();

@@ -3,7 +3,6 @@
 import { bar, el, percent, plural, spoken } from "./dom.js";
 
 const FIRST = 5;
-const STAGES = { decode: "reading the image", queue: "waiting", run: "the model", cache: "answered before", explain: "explaining" };
 
 /** Bars of the classes, the most probable first. `truth`: the class that the dataset names. */
 export function bars(probabilities, truth = null) {
@@ -18,25 +17,14 @@ export function bars(probabilities, truth = null) {
   return el("div", {}, list(probabilities.slice(0, FIRST)), more);
 }
 
-/** Where the uploaded file stands in the dataset, in a sentence with a link. */
-function whereabouts({ image, u_id: uId, split }) {
-  const training = split === "train" ? " The model has seen it with its answer, so this proves nothing." : "";
-  const chosen = split === "dev" ? " The model was chosen with it, so this proves little." : "";
-  return el(
-    "p",
-    { class: split === "test" ? "notice" : "notice warn" },
-    `This image is in the ${split === "train" ? "training" : split} split of the dataset: `,
-    el("a", { href: `/pages/case/${encodeURIComponent(uId)}#${encodeURIComponent(image)}`, text: image }),
-    `.${training}${chosen}`,
-  );
-}
-
 function verdict(prediction) {
   const best = prediction.probabilities[0].probability;
   const isSure = prediction.decision === "confident";
   const tag = el("span", { class: `tag ${isSure ? "good" : "warn"}`, text: prediction.decision });
   const line = el("p", { class: "verdict" }, el("strong", { text: prediction.label }), ` ${percent(best)} `, tag);
-  const doubt = "The model is not sure enough to answer: take this as a guess and look at the other classes.";
+  const isUnlike = prediction.notes.some((note) => note.includes("unlike every image"));
+  const reason = isUnlike ? "" : " Among the dev images too many answers that were no surer than this were wrong.";
+  const doubt = `The model is not sure enough to answer: take this as a guess and look at the other classes.${reason}`;
   return [line, !isSure && el("p", { class: "doubt", text: doubt })];
 }
 
@@ -50,12 +38,9 @@ function facts(prediction, timing) {
     ["Image hash", prediction.image.sha256],
     ["Request", prediction.request_id],
   ];
-  if (timing) {
-    const stages = timing.stages.map(([stage, ms]) => `${STAGES[stage] ?? stage} ${ms} ms`).join(", ");
-    rows.push(["Time", `${Math.round(timing.total)} ms in all${stages ? `; of these ${stages}` : ""}`]);
-  }
+  if (timing) rows.push(["Time", timing.words]);
   const list = rows.flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value, class: /hash|Request/.test(name) ? "mono" : null })]);
-  const title = timing ? `${Math.round(timing.total)} ms by ${model.name}` : `By ${model.name}`;
+  const title = timing ? `${timing.ms} ms by ${model.name}` : `By ${model.name}`;
   return el("details", {}, el("summary", { text: title }), el("dl", { class: "facts small" }, list));
 }
 
@@ -68,11 +53,13 @@ function comparison(prediction, truth, correct) {
   return el("p", {}, "True label: ", el("strong", { text: truth }), " ", mark);
 }
 
-/** A prediction. `judged`: `truth` and `correct` where the dataset knows; `timing`: of postForm; `isKnown`: of the dataset, said elsewhere. */
-export function predictionView(prediction, { judged = null, timing = null, isKnown = false } = {}) {
-  const known = !isKnown && prediction.in_dataset;
-  // The API says the same of images of the training and dev splits in a note.
-  const notes = prediction.notes.filter((note) => !(known && note.includes(known.image)));
+/**
+ * A prediction. `judged`: `truth` and `correct` where the dataset knows; `timing`: of postForm; `withSplit`: whether to
+ * repeat what the API notes of images of the training and dev splits, which `whereabouts` says as well.
+ */
+export function predictionView(prediction, { judged = null, timing = null, withSplit = false } = {}) {
+  const known = prediction.in_dataset;
+  const notes = prediction.notes.filter((note) => withSplit || !(known && note.includes(known.image)));
   const region = prediction.location_category;
   return el(
     "section",
@@ -82,25 +69,7 @@ export function predictionView(prediction, { judged = null, timing = null, isKno
     judged && comparison(prediction, judged.truth, judged.correct),
     bars(prediction.probabilities, judged?.truth),
     region && el("p", { class: "region" }, "Body region: ", el("strong", { text: region.label }), ` ${percent(region.probabilities[0].probability)}`),
-    known && whereabouts(known),
     notes.length > 0 && el("ul", { class: "notes small" }, notes.map((note) => el("li", { text: note }))),
     facts(prediction, timing),
-  );
-}
-
-/** What each input alone would have said. */
-export function inputsView(byInput) {
-  const column = (name, ranking, missing) =>
-    el(
-      "div",
-      { class: "alone" },
-      el("h4", { text: `${name} alone` }),
-      ranking ? bars(ranking.probabilities.slice(0, 3)) : el("p", { class: "muted small", text: missing }),
-    );
-  return el(
-    "div",
-    { class: "inputs" },
-    column("Image", byInput.image, "This model does not answer by the image alone."),
-    column("Caption", byInput.caption, "No caption was given, or this model does not read it alone."),
   );
 }

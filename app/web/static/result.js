@@ -22,13 +22,14 @@ export class Result {
     this.signal = signal;
     this.done = false;
     this.truncated = false;
-    this.total = null;
+    this.total = null; // null where the API does not count to the end
     this.hits = new Map();
     this._ids = null;
     this._position = 0;
     this._cursor = null;
     this._started = null;
-    this._restOfIds = null;
+    this._offsets = [];
+    this._rest = null;
   }
 
   /** Cases in the order of their score stand in groups; an order of images knows no groups. */
@@ -39,13 +40,20 @@ export class Result {
   /** The next images: groups of a hit (null outside of a search) and its images. At least `size` if there are. */
   async next(size) {
     await this._start();
-    return this.isRanked ? this._nextRanked(size) : [{ hit: null, images: await this._nextPage(size) }];
+    const [position, cursor] = [this._position, this._cursor];
+    try {
+      return this.isRanked ? await this._nextRanked(size) : [{ hit: null, images: await this._nextPage(size) }];
+    } catch (error) {
+      // Whoever asks again is given the same images, and none is left out.
+      [this._position, this._cursor] = [position, cursor];
+      throw error;
+    }
   }
 
   /** The parameters that select all images of the result, for /facets and /export; null if it is empty. */
   async query(without = []) {
     await this._start();
-    await this._restOfIds;
+    await this._allIds();
     if (this._ids?.length === 0) return null;
     const params = this._ofImages.filter(([name]) => !without.includes(name));
     return [...params, ...this._idConditions(this._ids)];
@@ -65,33 +73,45 @@ export class Result {
     // Two filters of one name would mean either of them; the reader means both.
     const chosen = ofImages.filter(([name]) => name === "u_id__in").flatMap(([, value]) => value.split(/[|,]/));
     if (chosen.length) {
-      await this._restOfIds;
+      await this._allIds();
       this._ids = this._ids.filter((id) => chosen.includes(id));
       this._ofImages = ofImages.filter(([name]) => name !== "u_id__in");
     }
   }
 
   async _search(ofCases) {
-    const ask = (offset) => {
+    this._ask = (offset) => {
       const params = [["q", this.state.q], ...ofCases, ["fields", "u_id,title"], ["limit", PAGE], ["offset", offset]];
       return getJson("/search", params, { signal: this.signal });
     };
-    const take = ({ items }) => {
-      for (const hit of items) {
-        this.hits.set(hit.case.u_id, hit);
-        this._ids.push(hit.case.u_id);
-      }
-    };
-    const first = await ask(0);
+    const first = await this._ask(0);
     this._ids = [];
-    take(first);
+    this._take(first);
     this.truncated = first.total > MAX_CASES;
-    const offsets = [];
-    for (let offset = PAGE; offset < Math.min(first.total, MAX_CASES); offset += PAGE) offsets.push(offset);
-    this._restOfIds = Promise.all(offsets.map(ask)).then((pages) => pages.forEach(take));
+    for (let offset = PAGE; offset < Math.min(first.total, MAX_CASES); offset += PAGE) this._offsets.push(offset);
     // Whoever waits for the rest hears of a failure; nobody waiting is no failure.
-    this._restOfIds.catch(() => {});
-    if (!this.isRanked) await this._restOfIds;
+    const rest = this._allIds();
+    rest.catch(() => {});
+    if (!this.isRanked) await rest;
+  }
+
+  _take({ items }) {
+    for (const hit of items) {
+      this.hits.set(hit.case.u_id, hit);
+      this._ids.push(hit.case.u_id);
+    }
+  }
+
+  /** The ids behind the first page of a search; after a failure the next call asks again. */
+  _allIds() {
+    this._rest ??= Promise.all(this._offsets.map((offset) => this._ask(offset))).then(
+      (pages) => pages.forEach((page) => this._take(page)),
+      (error) => {
+        this._rest = null;
+        throw error;
+      },
+    );
+    return this._rest;
   }
 
   async _listCases(ofCases) {
@@ -146,7 +166,7 @@ export class Result {
     const groups = [];
     let count = 0;
     while (!this.done && count < size) {
-      if (this._position >= this._ids.length) await this._restOfIds;
+      if (this._position >= this._ids.length) await this._allIds();
       const ids = this._ids.slice(this._position, this._position + CASES_AT_ONCE);
       this._position += ids.length;
       if (!ids.length) {

@@ -1,5 +1,6 @@
 // The request that was just sent, as a command and as a program.
 
+import { copyButton } from "./copy.js";
 import { el } from "./dom.js";
 
 /** A text as one word of a POSIX shell. */
@@ -32,19 +33,12 @@ export function pythonSnippet(origin, task, name, caption) {
 
 function block(title, text) {
   const code = el("code", { text });
-  const copy = el("button", { type: "button", text: "Copy", "aria-label": `Copy as ${title}` });
-  copy.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(text);
-      copy.textContent = "Copied";
-    } catch {
-      // Browsers lend the clipboard to https and to this machine alone.
-      getSelection().selectAllChildren(code);
-      copy.textContent = "Press Ctrl+C";
-    }
-    setTimeout(() => (copy.textContent = "Copy"), 3000);
-  });
-  return el("div", { class: "snippet-box" }, el("div", { class: "row" }, el("h4", { class: "grow", text: title }), copy), el("pre", { tabindex: 0, "aria-label": title }, code));
+  return el(
+    "div",
+    { class: "snippet-box" },
+    el("div", { class: "row" }, el("h4", { class: "grow", text: title }), copyButton(`as ${title}`, text, code)),
+    el("pre", { tabindex: 0, "aria-label": title }, code),
+  );
 }
 
 /** The request of a task in both forms. */

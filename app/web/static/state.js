@@ -24,11 +24,23 @@ export function writeState({ q, sort, shown, filters }) {
   return text ? `?${text}` : "";
 }
 
+/** What the fragment of the address names; nothing if that is no text. */
+export function nameInAddress() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return "";
+  }
+}
+
 /** The address of an image on the page of its case, inside a result. */
 export function caseAddress(image, state) {
   const uId = image.split("_")[0];
   return `/pages/case/${encodeURIComponent(uId)}${writeState({ ...state, shown: 0 })}#${encodeURIComponent(image)}`;
 }
+
+/** The address of a result on the browse page, at the place of one of its images. */
+export const resultAddress = (state, image) => `/${writeState(state)}${image ? `#${encodeURIComponent(image)}` : ""}`;
 
 /** The name of a filter's field: "age" of "age__gte". */
 export const fieldOf = (parameter) => parameter.split("__")[0];

@@ -1,7 +1,7 @@
 // Shows how far the training of models is, until they serve.
 
 import { getJson } from "./api.js";
-import { el, percent, spoken } from "./dom.js";
+import { el, percent } from "./dom.js";
 
 const POLL_MS = 2000;
 
@@ -10,19 +10,34 @@ function remaining(seconds) {
   return `, about ${seconds < 100 ? `${seconds} s` : `${Math.round(seconds / 60)} min`} left`;
 }
 
-/** The state of a task in a sentence, by what /health/ready says of it; empty where there is nothing to say. */
-export function describeTask(task, { state, training, fault }) {
-  const meanwhile = state === "serving" ? " The present model answers meanwhile." : " Until then there are no answers.";
-  if (training?.state === "running") {
-    const share = percent(training.fraction, 0);
-    return `${training.model} is being trained for ${task}: ${share} done${remaining(training.eta_s)}.${meanwhile}`;
+/** What /health/ready says of the tasks, in sentences: one for each model in training, one for each task without. */
+export function describe(tasks) {
+  const rows = new Map();
+  for (const [task, status] of Object.entries(tasks)) {
+    const { state, training } = status;
+    const isTraining = ["running", "queued"].includes(training?.state);
+    if (state === "serving" && !isTraining) continue;
+    const row = rows.get(isTraining ? training.model : task) ?? { training: isTraining ? training : null, all: [], missing: [], status };
+    row.all.push(task);
+    if (state !== "serving") row.missing.push(task);
+    rows.set(isTraining ? training.model : task, row);
   }
-  if (training?.state === "queued") return `${training.model} waits for its training for ${task}.${meanwhile}`;
-  if (state === "serving") return "";
-  if (fault) return `The model for ${task} cannot be served: ${fault}`;
-  if (state === "loading") return `The model for ${task} is being loaded.`;
+  return new Map([...rows].map(([key, row]) => [key, { ...row, ...sentences(key, row) }]));
+}
+
+function sentences(key, { training, all, missing, status: { state, fault } }) {
+  if (training) {
+    const what = training.state === "running" ? "is being trained" : "waits for its training";
+    return {
+      text: `${key} ${what} for ${all.join(" and ")}.`,
+      share: training.state === "running" ? ` ${percent(training.fraction, 0)} done${remaining(training.eta_s)}.` : "",
+      then: missing.length ? ` Until then there are no answers about ${missing.join(" and ")}.` : " The present model answers meanwhile.",
+    };
+  }
+  if (fault) return { text: `The model for ${key} cannot be served: ${fault}` };
+  if (state === "loading") return { text: `The model for ${key} is being loaded.` };
   const reason = state === "failed" ? "Its training stopped" : "None is trained";
-  return `There is no model for ${task}. ${reason}; run “medpix train ${task}”.`;
+  return { text: `There is no model for ${key}. ${reason}; run “medpix train ${key}”.` };
 }
 
 /** What each task is served by or waits for; the service says so with status 503 as well, while data are missing. */
@@ -35,40 +50,49 @@ async function readTasks() {
   }
 }
 
-// Rows stay while they are shown, so that a screen reader hears of changes only.
+// Rows stay while they are shown, and what changes every moment is no status: a screen reader hears of news only.
 class Row {
-  constructor(task) {
-    this.progress = el("progress", { max: 1, "aria-label": `Training of the model for ${task}` });
-    this.text = el("p", { role: "status" });
-    this.node = el("div", { class: "notice" }, el("h3", { text: spoken(task) }), this.text, this.progress);
+  constructor(key) {
+    this.progress = el("progress", { max: 1, "aria-label": `Training of ${key}` });
+    [this.text, this.share, this.then] = [el("span", { role: "status" }), el("span", { class: "count" }), el("span")];
+    this.node = el("div", { class: "notice" }, el("p", {}, this.text, this.share, this.then), this.progress);
   }
 
-  show(text, { state, training }) {
+  show({ text, share = "", then = "", training, status }) {
     if (this.text.textContent !== text) this.text.textContent = text;
-    this.progress.hidden = training?.state !== "running" && training?.state !== "queued" && state !== "loading";
+    this.share.textContent = share;
+    this.then.textContent = then;
+    this.progress.hidden = !training && status.state !== "loading";
     if (training?.state === "running") this.progress.value = training.fraction;
     else this.progress.removeAttribute("value");
   }
 }
 
-/** Keep `target` at the state of the trainings until none is left; `onChange` hears of each task that has a new model. */
-export async function watchTraining(target, onChange = () => {}) {
+/**
+ * Keep `target` at the state of the trainings until none is left. `onKnown` is called once, when the first state is
+ * shown or could not be had; `onChange` hears of each task that has a new model.
+ */
+export async function watchTraining(target, { onKnown = () => {}, onChange = () => {} } = {}) {
   const rows = new Map();
   const fault = el("p", { class: "muted" });
   let before = null;
 
   const show = (tasks) => {
-    for (const [task, status] of Object.entries(tasks)) {
-      const text = describeTask(task, status);
-      const row = rows.get(task) ?? new Row(task);
-      row.show(text, status);
-      if (text && !rows.has(task)) target.append(row.node);
-      if (!text) row.node.remove();
-      if (text) rows.set(task, row);
-      else rows.delete(task);
-      if (before && status.version && status.version !== before[task]?.version) onChange(task);
+    const wanted = describe(tasks);
+    for (const [key, row] of rows) {
+      if (wanted.has(key)) continue;
+      row.node.remove();
+      rows.delete(key);
     }
+    for (const [key, words] of wanted) {
+      const row = rows.get(key) ?? new Row(key);
+      row.show(words);
+      if (!rows.has(key)) target.append(row.node);
+      rows.set(key, row);
+    }
+    const changed = Object.keys(tasks).filter((task) => before && tasks[task].version && tasks[task].version !== before[task]?.version);
     before = tasks;
+    changed.forEach(onChange);
   };
 
   do {
@@ -79,6 +103,8 @@ export async function watchTraining(target, onChange = () => {}) {
       fault.textContent = `${error.message} Asking again.`;
       target.append(fault);
     }
+    onKnown();
+    onKnown = () => {};
     if (rows.size || fault.isConnected) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   } while (rows.size || fault.isConnected);
 }

@@ -4,6 +4,8 @@ import { byId } from "./dom.js";
 
 const MOST = 10;
 const STEP = 1.4;
+// Some browsers leave full screen by themselves and hand the same press of Esc on to the page.
+const SAME_PRESS_MS = 300;
 
 export class Viewer {
   constructor(root) {
@@ -11,6 +13,7 @@ export class Viewer {
     [this.stage, this.image] = [byId("stage"), byId("picture")];
     this._level = byId("zoom-level");
     this._pointers = new Map();
+    this._left = -Infinity; // when full screen was left
     this._reset();
     byId("zoom-in").addEventListener("click", () => this.zoom(STEP));
     byId("zoom-out").addEventListener("click", () => this.zoom(1 / STEP));
@@ -70,8 +73,8 @@ export class Viewer {
 
   async toggleFull() {
     if (this.isFull) {
-      if (document.fullscreenElement) await document.exitFullscreen();
-      else this._showFull(false);
+      if (!document.fullscreenElement) this._showFull(false);
+      else await document.exitFullscreen().catch(() => {}); // the browser has left it meanwhile
       return;
     }
     try {
@@ -90,7 +93,8 @@ export class Viewer {
     else if (event.key === "-") this.zoom(1 / STEP);
     else if (event.key === "0") this.fit();
     else if (event.shiftKey && event.key in moves) this.pan(...moves[event.key]);
-    else if (event.key === "Escape" && this.isFull && !document.fullscreenElement) this._showFull(false);
+    else if (event.key === "Escape" && this.isFull) this.toggleFull();
+    else if (event.key === "Escape" && event.timeStamp - this._left < SAME_PRESS_MS) return true;
     else if (event.key === "Escape" && this.scale > 1) this.fit();
     else return false;
     return true;
@@ -107,6 +111,7 @@ export class Viewer {
   }
 
   _showFull(isFull) {
+    if (!isFull) this._left = performance.now();
     this.root.classList.toggle("full", isFull);
     byId("fullscreen").setAttribute("aria-pressed", String(isFull));
     this.fit();

@@ -1,0 +1,91 @@
+// The leaderboard: per task, the models by their accuracy with its interval.
+
+import { whisker } from "./charts.js";
+import { el, number, spoken } from "./dom.js";
+import { moment, scoresOf, TASKS } from "./scores.js";
+
+const decimals = (value) => value?.toFixed(3) ?? "";
+
+/** Figures of the test split before those of the dev split, which are too good: the models were chosen on it. */
+function byScore(a, b) {
+  const rank = ({ scores }) => ({ test: 2, dev: 1 })[scores?.split] ?? 0;
+  return rank(b) - rank(a) || (b.scores?.accuracy ?? 0) - (a.scores?.accuracy ?? 0);
+}
+
+function figures(scores) {
+  if (!scores) return [el("td", { class: "number accuracy", text: "–" }), el("td", { class: "muted interval", text: "no figures" }), el("td", { class: "chart" }), el("td", {}), el("td", {})];
+  const interval = scores.accuracy_95;
+  const cell = (label, value) => el("td", { class: "number more", data: { label }, text: decimals(value) });
+  return [
+    el("td", { class: "number accuracy" }, decimals(scores.accuracy), scores.split === "dev" && el("span", { class: "tag warn", text: "dev" })),
+    el("td", { class: "interval", text: interval ? interval.map((end) => end.toFixed(2)).join(" to ") : "" }),
+    el("td", { class: "chart" }, whisker(scores.accuracy, interval)),
+    cell("Macro F1", scores.macro_f1),
+    cell("ECE", scores.ece),
+  ];
+}
+
+function row({ card, serves, backend, scores }, choose) {
+  const where = backend ? `${backend.name}, ${backend.device}, ${backend.precision}` : null;
+  const name = el("button", { type: "button", class: "link", text: card.name, on: { click: () => choose(card.name) } });
+  const tag = serves && el("span", { class: "tag good", title: where, text: "answers now" });
+  return el("tr", { class: serves ? "served" : null }, el("th", { scope: "row" }, name, " ", tag), ...figures(scores));
+}
+
+function head() {
+  const axis = el("span", { class: "axis", "aria-hidden": "true" }, ["0", "0.5", "1"].map((text) => el("span", { text })));
+  const cells = [["Model", "model"], ["Accuracy", "number accuracy"], ["95 % interval", "interval"], ["", "chart"], ["Macro F1", "number more"], ["ECE", "number more"]];
+  return el("thead", {}, el("tr", {}, cells.map(([text, name]) => (text ? el("th", { scope: "col", class: name, text }) : el("td", { class: name }, axis)))));
+}
+
+function table(task, { items }, report, choose) {
+  const rows = items
+    .filter(({ card }) => task in card.tasks)
+    .map(({ card, serves, backend }) => ({ card, serves: serves.includes(task === "location_category" ? "location" : task), backend, scores: scoresOf(card, task, report) }))
+    .sort(byScore);
+  if (!rows.length) return null;
+  const majority = report?.tasks[task]?.majority;
+  return el(
+    "table",
+    { class: "board card" },
+    el("caption", {}, `${spoken(task)} `, el("span", { class: "muted", text: `(${rows[0].card.tasks[task].length} classes)` })),
+    head(),
+    el(
+      "tbody",
+      {},
+      rows.map((each) => row(each, (name) => choose(name, task))),
+      majority && el("tr", { class: "baseline" }, el("th", { scope: "row", text: `always ${majority.class}` }), ...figures(majority)),
+    ),
+  );
+}
+
+/** One sentence on where the figures come from. */
+function source({ items }, report) {
+  const isDev = items.some(({ card }) => Object.keys(card.tasks).some((task) => scoresOf(card, task, report)?.split === "dev"));
+  const parts = [];
+  if (report) parts.push(`Evaluated on ${moment(report.created_at)}, on ${report.split.checked}. `);
+  if (isDev) {
+    const dev = items.find(({ card }) => card.data.images.dev)?.card.data;
+    const size = dev ? `, ${number(dev.images.dev)} images of ${number(dev.cases.dev)} cases` : "";
+    parts.push(`Figures marked “dev” are of the dev split${size}: the models were chosen on it, so on new images expect less. Those of the test split follow with `, el("code", { text: "medpix evaluate" }), ".");
+  }
+  return el("p", { class: isDev ? "notice" : "muted small" }, parts);
+}
+
+/** What to show in place of a leaderboard while no model is registered. */
+function nothing(tasks) {
+  const isTraining = Object.values(tasks).some(({ training }) => ["running", "queued"].includes(training?.state));
+  if (isTraining) return el("p", { class: "muted", text: "No model is registered yet. The first one appears here when its training is done." });
+  return el("p", { class: "notice" }, "No model is registered yet. Train the default ones with ", el("code", { text: "medpix train modality location" }), ".");
+}
+
+/** The tables of all tasks. `choose` is given the name and the task of the model to show in detail. */
+export function board(models, report, choose) {
+  if (!models.items.length) return [nothing(models.tasks)];
+  const terms = "Macro F1 weighs rare and frequent classes alike. ECE is how far the stated probabilities are from what comes true; 0 is best.";
+  return [
+    source(models, report),
+    ...TASKS.map((task) => table(task, models, report, choose)).filter(Boolean),
+    el("p", { class: "muted small", text: terms }),
+  ];
+}

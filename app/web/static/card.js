@@ -1,0 +1,160 @@
+// One model in detail: its card, its figures and its charts.
+
+import { curves, reliability, riskCoverage } from "./charts.js";
+import { el, number, percent, plural } from "./dom.js";
+import { moment } from "./scores.js";
+
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+const duration = (seconds) => (seconds < 100 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`);
+
+/** Everything about a model for one task. `report`: the last evaluation or null. */
+export function detail({ card, backend }, task, report) {
+  const found = report?.models[card.name];
+  // Figures of an older version of a model say nothing about this one.
+  const scored = found?.version === card.version ? found.tasks[task] : null;
+  return [
+    absence(card, found, scored),
+    el("div", { class: "card pair" }, el("div", {}, facts(card, backend, task)), el("div", {}, figures(card, task, scored), words(card))),
+    charts(card, scored),
+    scored && el("div", { class: "pair" }, confusion(scored.confusion, card.name), perClass(scored.per_class)),
+    scored && audit(report.tasks[task].audit, card.name),
+  ].filter(Boolean);
+}
+
+/** Why there is no confusion matrix, no calibration and no audit. */
+function absence(card, found, scored) {
+  if (scored) return null;
+  const reason = found && found.version !== card.version ? "The last evaluation is of an earlier version of this model." : "This model has not been evaluated on the test split.";
+  return el("p", { class: "notice" }, `${reason} Its confusion matrix, calibration and label audit appear here after `, el("code", { text: "medpix evaluate" }), ".");
+}
+
+function recipe({ preprocess, preprocess_hash: hash }) {
+  if (!preprocess) return "none: it reads no image";
+  const { size, channels, interpolation } = preprocess;
+  return `${size} × ${size} pixels, ${channels === 1 ? "grey" : "colour"}, ${interpolation} (${hash.slice(0, 12)}…)`;
+}
+
+function facts(card, backend, task) {
+  const data = Object.keys(card.data.images).map((split) => `${split}: ${number(card.data.images[split])} images of ${number(card.data.cases[split])} cases`);
+  const [threshold, temperature] = [card.thresholds[task], card.temperature[task]];
+  const classes = card.tasks[task];
+  const rows = [
+    ["Version", card.version],
+    ["Registered", moment(card.created_at)],
+    ["Inputs", card.inputs.join(" and ")],
+    ["Classes", classes.length > 2 ? el("details", {}, el("summary", { text: plural(classes.length, "class", "classes") }), classes.join("; ")) : classes.join(" and ")],
+    ["Start", card.init === "pretrained" ? `pretrained: ${card.weights_source}` : "from random weights"],
+    ["Learned from", data.join("; ")],
+    ["Parameters", number(card.parameters)],
+    ["Training", `${duration(card.seconds)} on ${card.environment.device}, seed ${card.seed}`],
+    ["Preprocessing", recipe(card)],
+    ["Calibration", temperature === undefined ? "none" : `temperature ${temperature.toFixed(3)}, fitted on dev`],
+    ["Uncertain", threshold === undefined ? "never said" : `below a probability of ${percent(threshold)}, set on dev`],
+    card.ood_threshold !== null && ["Unlike all", `further than ${card.ood_threshold.toFixed(3)} (cosine distance) from every training image`],
+    ["Runs on", backend ? `${backend.name}, ${backend.device}, ${backend.precision}. ${backend.precision_reason ?? ""}` : "not in use now"],
+    ["As JSON", el("a", { href: `/models/${encodeURIComponent(card.name)}`, text: `/models/${card.name}` })],
+  ];
+  const cells = rows.filter(Boolean).flatMap(([name, value]) => [el("dt", { text: name }), el("dd", {}, value)]);
+  return [el("h3", { text: card.name }), el("dl", { class: "facts" }, cells)];
+}
+
+function figures(card, task, scored) {
+  const rows = [["dev", card.metrics.dev?.[task]], ["test", scored?.scores ?? card.metrics.test?.[task]]].filter(([, scores]) => scores);
+  if (!rows.length) return null;
+  const cells = ({ n, accuracy, accuracy_95: interval, macro_f1: f1, ece }) =>
+    [number(n), accuracy.toFixed(3), interval ? interval.map((end) => end.toFixed(2)).join(" to ") : "", f1?.toFixed(3) ?? "", ece?.toFixed(3) ?? ""].map((text) => el("td", { class: "number", text }));
+  return scroller(
+    `Figures of ${card.name}`,
+    el(
+      "table",
+      {},
+      el("thead", {}, el("tr", {}, ["Split", "Images", "Accuracy", "95 %", "Macro F1", "ECE"].map((text, index) => el("th", { scope: "col", class: index ? "number" : null, text })))),
+      el("tbody", {}, rows.map(([split, scores]) => el("tr", {}, el("th", { scope: "row", text: split }), cells(scores)))),
+    ),
+  );
+}
+
+function words(card) {
+  const file = ({ name, bytes, sha256 }) => el("li", {}, `${name}, ${megabytes(bytes)}`, el("br"), el("code", { text: sha256 }));
+  return [
+    el("h4", { text: "Intended use" }),
+    el("p", { text: card.intended_use }),
+    el("h4", { text: "Limits" }),
+    el("ul", { class: "list" }, card.limits.map((text) => el("li", { text }))),
+    el("details", { class: "files" }, el("summary", { text: `${plural(card.files.length, "file")} with SHA-256` }), el("ul", {}, card.files.map(file))),
+  ];
+}
+
+/** A table that may be wider than the screen: the keyboard can scroll it. */
+function scroller(name, table) {
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name }, table);
+}
+
+function figure(title, chart, caption) {
+  return el("figure", { class: "chart-box" }, el("h3", { text: title }), chart, el("figcaption", { text: caption }));
+}
+
+function charts(card, scored) {
+  const found = [];
+  if (scored) {
+    const { before, after } = scored.calibration;
+    found.push(figure("Reliability", reliability(after.reliability), `On the dashed line a probability means what it says; larger dots are more images. ECE ${after.ece.toFixed(3)}, before calibration ${before.ece.toFixed(3)}.`));
+    found.push(figure("Accuracy by coverage", riskCoverage(scored.risk_coverage), "How accurate the answers are if only the surest are given."));
+  }
+  if (card.history?.length) {
+    const parts = [...new Set(card.history.map((epoch) => epoch.part))];
+    const series = parts.map((part) => card.history.filter((epoch) => epoch.part === part).map((epoch) => epoch.loss));
+    found.push(figure("Training loss", curves(series, "Training loss"), `Mean loss of each epoch: ${parts.join(", dashed ")}.`));
+  }
+  return found.length ? el("div", { class: "charts" }, found) : null;
+}
+
+function confusion({ classes, matrix }, name) {
+  const present = classes.map((_, index) => index).filter((index) => matrix[index].some(Boolean) || matrix.some((row) => row[index]));
+  const cell = (row, column) => {
+    const count = matrix[row][column];
+    const share = count / Math.max(1, matrix[row].reduce((sum, value) => sum + value, 0));
+    const isRight = row === column;
+    const node = el("td", { class: isRight ? "right" : null, text: count ? String(count) : "" });
+    // No darker than the text can be read on.
+    if (count) node.style.background = `color-mix(in srgb, var(--${isRight ? "good" : "bad"}) ${Math.round(8 + 30 * share)}%, var(--surface))`;
+    return node;
+  };
+  const about = "One row per label of the dataset, one column per answer; classes that do not occur are left out.";
+  const table = el(
+    "table",
+    { class: "confusion" },
+    el("thead", {}, el("tr", {}, el("td", {}), present.map((column) => el("th", { scope: "col" }, el("span", { text: classes[column] }))))),
+    el("tbody", {}, present.map((row) => el("tr", {}, el("th", { scope: "row", text: classes[row] }), present.map((column) => cell(row, column))))),
+  );
+  return el("section", {}, el("h3", { text: "Confusion matrix" }), el("p", { class: "muted small", text: about }), scroller(`Confusion matrix of ${name}`, table));
+}
+
+function perClass(rows) {
+  const cells = (row) => [row.support, row.answered].map(String).concat([row.precision, row.recall, row.f1].map((value) => value?.toFixed(2) ?? "–"));
+  const table = el(
+    "table",
+    {},
+    el("thead", {}, el("tr", {}, ["Class", "Images", "Answered", "Precision", "Recall", "F1"].map((text, index) => el("th", { scope: "col", class: index ? "number" : null, text })))),
+    el("tbody", {}, rows.map((row) => el("tr", {}, el("th", { scope: "row", text: row.class }), cells(row).map((text) => el("td", { class: "number", text }))))),
+  );
+  return el("section", {}, el("h3", { text: "Figures per class" }), scroller("Figures per class", table));
+}
+
+function audit(found, name) {
+  if (found?.model !== name || !found.items.length) return null;
+  const tile = (item) => {
+    const picture = el("img", { src: `/images/${encodeURIComponent(item.image)}/thumbnail?width=256`, alt: "", width: 256, height: 256, loading: "lazy" });
+    const line = el("span", { class: "line" }, `label ${item.label}, `, el("b", { text: `answer ${item.answer}` }), ` (${percent(item.probability, 0)})`);
+    const link = el("a", { class: "tile", href: `/pages/case/${encodeURIComponent(item.u_id)}#${encodeURIComponent(item.image)}` });
+    link.append(el("span", { class: "frame" }, picture), line, el("span", { class: "caption", text: item.caption || "no caption" }));
+    return el("li", {}, link);
+  };
+  return el(
+    "section",
+    { "aria-label": "Label audit" },
+    el("h3", { text: "Label audit" }),
+    el("p", { class: "muted small", text: "The surest answers that differ from the dataset's label: either may be wrong." }),
+    el("ul", { class: "grid" }, found.items.map(tile)),
+  );
+}

@@ -1,0 +1,82 @@
+"""The pages by keyboard alone."""
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.mark.parametrize("path", ["/", "/pages/case/MPX1001", "/pages/predict", "/pages/models", "/pages/about"])
+def test_a_slash_leads_to_the_search_box(page: Page, path: str) -> None:
+    page.goto(path)
+    page.wait_for_load_state("networkidle")
+    page.keyboard.press("/")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    page.keyboard.type("ureter")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile(r"/\?q=ureter$"))
+
+
+def test_a_slash_on_a_case_keeps_the_result(page: Page) -> None:
+    page.goto("/pages/case/MPX1001?modality=CT")
+    expect(page.locator("#case")).to_have_attribute("aria-busy", "false")
+    page.keyboard.press("/")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    expect(page.locator("#chips")).to_contain_text("Modality: CT")
+
+
+def test_a_slash_after_a_box_was_checked_leads_to_the_search_box(page: Page) -> None:
+    page.goto("/")
+    page.get_by_role("checkbox", name=re.compile("^CT ")).check()
+    expect(page.locator("#chips")).to_contain_text("Modality: CT")
+    page.keyboard.press("/")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+
+
+def test_escape_leaves_the_box_as_the_result_is(page: Page) -> None:
+    page.goto("/?q=ureter")
+    expect(page.locator(".hit").first).to_be_visible()
+    page.keyboard.press("/")
+    page.keyboard.type("something else")
+    page.keyboard.press("Escape")
+    box = page.get_by_role("searchbox")
+    expect(box).not_to_be_focused()
+    expect(box).to_have_value("ureter")
+    expect(page.locator("#status")).to_contain_text("for “ureter”")
+    assert page.url.endswith("/?q=ureter")
+
+
+def test_arrows_enter_the_grid(page: Page) -> None:
+    page.goto("/")
+    tiles = page.locator(".tile")
+    expect(tiles).to_have_count(40)
+    page.keyboard.press("ArrowRight")
+    expect(tiles.first).to_be_focused()
+    page.keyboard.press("/")
+    page.keyboard.press("ArrowDown")
+    expect(tiles.first).to_be_focused()
+
+
+def test_who_removes_a_filter_goes_on_with_the_next(page: Page) -> None:
+    page.goto("/?modality=CT&split=train")
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    page.get_by_role("button", name="Remove the filter Modality: CT").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#chips button")).to_have_count(1)
+    expect(page.get_by_role("button", name="Remove the filter Split: train")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#chips button")).to_have_count(0)
+    expect(page.locator("#status")).to_be_focused()
+
+
+def test_the_filters_can_be_skipped(page: Page) -> None:
+    page.goto("/")
+    expect(page.locator(".tile")).to_have_count(40)
+    page.get_by_role("link", name="Skip the filters").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.locator("#exports a").first).to_be_focused()
+    # The result is not asked for again: the address only names a place in the page.
+    expect(page.locator(".tile")).to_have_count(40)
