@@ -101,16 +101,19 @@ def _details(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Trained values", f"{row['parameters']:,}"),
         ("Temperature", _by_task({task: own["temperature"] for task, own in row["tasks"].items()})),
         ("Confident from", _by_task(card["thresholds"])),
-        *_unlike(card["ood_threshold"]),
+        *_unlike(card["ood_threshold"], card["ood_distance"]),
         ("sha256 of the model", row["sha256"]),
         *((f"sha256 of {file['name']}", file["sha256"]) for file in card["files"]),
     ]
 
 
-def _unlike(threshold: float | None) -> list[tuple[str, str]]:
+def _unlike(threshold: float | None, distance: str) -> list[tuple[str, str]]:
     if threshold is None:
         return []
-    return [("Unlike the dataset", f"above a cosine distance of {threshold:.3f} to the nearest training image")]
+    words = "a cosine distance of {:.3f} to the nearest training image"
+    if distance == "mahalanobis":
+        words = "a Mahalanobis distance of {:.2f} from the training images"
+    return [("Unlike the dataset", f"above {words.format(threshold)}")]
 
 
 def _by_task(values: Mapping[str, float]) -> str:

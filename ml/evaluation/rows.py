@@ -22,6 +22,7 @@ _CARD = {
     "preprocess",
     "thresholds",
     "ood_threshold",
+    "ood_distance",
     "settings",
     "files",
     "data",

@@ -50,13 +50,18 @@ function facts(card, backend, task) {
     ["Preprocessing", recipe(card)],
     ["Calibration", temperature === undefined ? "none" : `temperature ${temperature.toFixed(3)}, fitted on dev`],
     ["Uncertain", threshold === undefined ? "never said" : `below a probability of ${percent(threshold)}, set on dev`],
-    card.ood_threshold !== null && ["Unlike all", `further than ${card.ood_threshold.toFixed(3)} (cosine distance) from every training image`],
+    card.ood_threshold !== null && ["Unlike all", unlike(card)],
     ["Runs on", backend ? `${backend.name}, ${backend.device}, ${backend.precision}. ${backend.precision_reason ?? ""}` : "not in use now"],
     ["As JSON", el("a", { href: `/models/${encodeURIComponent(card.name)}`, text: `/models/${card.name}` })],
   ];
   const cells = rows.filter(Boolean).flatMap(([name, value]) => [el("dt", { text: name }), el("dd", {}, value)]);
   return [el("h3", { text: card.name }), el("dl", { class: "facts" }, cells)];
 }
+
+const unlike = (card) =>
+  card.ood_distance === "mahalanobis"
+    ? `a Mahalanobis distance above ${card.ood_threshold.toFixed(2)} from the training images, set on dev`
+    : `a cosine distance above ${card.ood_threshold.toFixed(3)} from every training image, set on dev`;
 
 function figures(card, task, scored) {
   const rows = [["dev", card.metrics.dev?.[task]], ["test", scored?.scores ?? card.metrics.test?.[task]]].filter(([, scores]) => scores);
