@@ -22,12 +22,13 @@ from app.inference.recorded import SIZES
 from ml import labels
 from ml.card import DataSource, ModelCard, environment, now
 from ml.models.compact import CompactModel, CompactSettings
+from ml.models.efficientnet import EfficientNetModel, EfficientNetSettings
 from ml.models.image import ImageModel
 from ml.models.resnet import ResNetModel, ResNetSettings
 from ml.preprocess import Pixels, Preprocess
 from ml.records import Record
 
-MODELS: Final = ("resnet50-modality", "compact")
+MODELS: Final = ("resnet50-modality", "efficientnet", "compact")
 _WARM: Final = 5
 
 
@@ -38,6 +39,10 @@ def build(name: str) -> ImageModel:
         settings = CompactSettings()
         card = _card(name, "compact", tuple(labels.TASKS), settings.preprocess, settings.architecture())
         return CompactModel(card, [CompactModel.build(settings.architecture()) for _ in range(settings.members)])
+    if name == "efficientnet":
+        lite = EfficientNetSettings()
+        card = _card(name, "efficientnet", tuple(labels.TASKS), lite.preprocess, lite.architecture())
+        return EfficientNetModel(card, [EfficientNetModel.build(lite.architecture()) for _ in range(lite.members)])
     architecture: dict[str, Any] = {"tasks": ["modality"], "dropout": 0.2, "members": 1}
     card = _card(name, "resnet", ("modality",), ResNetSettings().preprocess, architecture)
     return ResNetModel(card, [ResNetModel.build(architecture)])
