@@ -84,12 +84,19 @@ def untrained(task: str, registered: Collection[str]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "waits_for": (weights := ORIGINAL_WEIGHTS.get(name)),
+            "waits_for": (weights := _original_weights(name)),
             "command": f"medpix train {name}" + (" --weights pretrained" if weights else ""),
         }
         for name, plan in PLANS.items()
         if task in plan.tasks and name not in registered
     ]
+
+
+def _original_weights(name: str) -> str | None:
+    """What the original of a model was fine-tuned from; variants such as clip-location-image start from the same."""
+    return next(
+        (weights for row, weights in ORIGINAL_WEIGHTS.items() if name == row or name.startswith(f"{row}-")), None
+    )
 
 
 def majority(train: Sequence[Record], records: Sequence[Record]) -> dict[str, Answers]:

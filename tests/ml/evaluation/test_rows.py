@@ -19,6 +19,8 @@ def test_models_that_are_not_registered_wait_or_are_not_trained() -> None:
     }
     assert rows["knn-texture"] == {"name": "knn-texture", "waits_for": None, "command": "medpix train knn-texture"}
     assert untrained(labels.MODALITY, PLANS) == []
+    waiting = {row["name"] for row in untrained(labels.LOCATION, set()) if row["waits_for"]}
+    assert waiting == {"resnet50-location", "clip-location", "clip-location-image", "clip-location-caption"}
 
 
 def test_a_scratch_row_is_not_comparable_with_a_fine_tuned_original(make_context: MakeContext) -> None:
