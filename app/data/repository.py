@@ -149,6 +149,10 @@ class Repository:
             seeded = self._contents.seeded  # what was there before is there still
         return await self._contents.find(sha256, seeded)
 
+    async def remember_contents(self) -> None:
+        """Read what ``image_with_content`` needs, so that the first upload does not wait for it."""
+        await self.image_with_content("")
+
     async def cases(self, keys: Sequence[str]) -> dict[str, Document]:
         """The cases with these ids, by id."""
         return {document["_id"]: document for document in await self.get_many(CASES, keys)}

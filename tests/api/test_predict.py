@@ -307,13 +307,14 @@ def test_predictions_go_on_while_the_database_is_down(
             own[MODELS].insert_many(ml_database[MODELS].find())
         service = running_service(settings)
         api = service.__enter__()
-        wait_for(api, "/health/ready", is_ok)
-        if known:
-            assert ask(api, "/predict/modality", png).json()["in_dataset"]["split"] == "test"
+        if known:  # a service that is ready has read which images there are
+            wait_for(api, "/health/ready", is_ok)
+        else:
+            wait_for(api, "/models", lambda found: found.json()["tasks"]["modality"]["state"] == "serving")
     try:
         answer = ask(api, "/predict/modality", png)
         assert answer.status_code == 200, answer.text
-        if known:  # it has read which images there are
+        if known:
             assert answer.json()["in_dataset"]["split"] == "test"
         else:
             assert answer.json()["in_dataset"] is None
