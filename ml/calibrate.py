@@ -9,7 +9,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import f1_score
 
 from ml.labels import IGNORED, LOCATION, LOCATION_CATEGORY, MODALITY
-from ml.metrics import Probabilities, Targets, labelled, negative_log_likelihood, risk_coverage
+from ml.metrics import Probabilities, Targets, labelled, negative_log_likelihood
 from ml.models.base import adjust, softmax
 
 # An answer is called confident where answers at least as sure were right this often on dev.
@@ -39,25 +39,35 @@ def fit_temperature(logits: NDArray[np.floating], targets: Targets) -> float:
     return float(np.exp(found.x))
 
 
-def decision_threshold(probabilities: Probabilities, targets: Targets, target_accuracy: float) -> float:
+def decision_threshold(
+    probabilities: Probabilities, targets: Targets, cases: NDArray[np.str_], target_accuracy: float
+) -> float:
     """The lowest confidence at which answers that sure, or surer, reach a target accuracy.
+
+    Every case counts once, however many images it has: its images share their label and mostly their fate, so that
+    one case with six images would otherwise decide alone what is called confident.
 
     Args:
         probabilities: calibrated, (N, classes).
         targets: (N,); rows with ``IGNORED`` are left out.
+        cases: case of each row, (N,).
         target_accuracy: wanted share of right answers among the confident ones.
 
     Returns:
         A probability; just above the highest one where no share of the answers reaches the target.
     """
-    probabilities, targets = labelled(probabilities, targets)
-    if not len(targets):
+    kept = targets != IGNORED
+    if not kept.any():
         return 0.5
-    confidence = np.sort(probabilities.max(axis=1))[::-1]
-    reached = np.flatnonzero(risk_coverage(probabilities, targets)[:, 1] >= target_accuracy)
+    confidence = probabilities[kept].max(axis=1)
+    correct = probabilities[kept].argmax(axis=1) == targets[kept]
+    _, case, sizes = np.unique(cases[kept], return_inverse=True, return_counts=True)
+    order = np.argsort(-confidence, kind="stable")
+    weights = (1.0 / sizes[case])[order]
+    reached = np.flatnonzero(np.cumsum(weights * correct[order]) >= target_accuracy * np.cumsum(weights))
     if not len(reached):
-        return float(min(1.0, confidence[0] + 1e-6))
-    return float(confidence[reached[-1]])
+        return float(min(1.0, confidence.max() + 1e-6))
+    return float(confidence[order[reached[-1]]])
 
 
 def choose_tau(logits: NDArray[np.floating], log_prior: NDArray[np.float64], targets: Targets) -> float:

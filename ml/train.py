@@ -269,7 +269,7 @@ def calibrate(model: ServedModel, context: Context) -> Mapping[str, np.ndarray[A
     card.temperature = {task: fit_temperature(log(raw[task]), targets(dev, task)) for task in raw}
     for task, probabilities in model.combine(outputs, encoded).items():
         wanted = targets(dev, task)
-        card.thresholds[task] = decision_threshold(probabilities, wanted, TARGET_ACCURACY[task])
+        card.thresholds[task] = decision_threshold(probabilities, wanted, groups(dev), TARGET_ACCURACY[task])
         card.metrics.setdefault("dev", {})[task] = scores(probabilities, wanted, groups(dev))
     return outputs
 

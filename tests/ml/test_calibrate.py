@@ -36,10 +36,19 @@ def test_threshold_reaches_the_target_on_the_answered_share() -> None:
     confidence = np.array([0.95, 0.9, 0.8, 0.7, 0.6], dtype=np.float32)
     probabilities = np.stack([confidence, 1 - confidence], axis=1)
     targets = np.array([0, 0, 1, 0, 1])
-    assert decision_threshold(probabilities, targets, 0.75) == pytest.approx(0.7)
-    assert decision_threshold(probabilities, targets, 1.0) == pytest.approx(0.9)
-    assert decision_threshold(probabilities, 1 - targets, 1.0) > 0.95
-    assert decision_threshold(probabilities, np.full(5, IGNORED), 1.0) == 0.5
+    cases = np.array(["a", "b", "c", "d", "e"])
+    assert decision_threshold(probabilities, targets, cases, 0.75) == pytest.approx(0.7)
+    assert decision_threshold(probabilities, targets, cases, 1.0) == pytest.approx(0.9)
+    assert decision_threshold(probabilities, 1 - targets, cases, 1.0) > 0.95
+    assert decision_threshold(probabilities, np.full(5, IGNORED), cases, 1.0) == 0.5
+
+
+def test_a_case_counts_once_for_the_threshold() -> None:
+    confidence = np.array([0.99, 0.98, 0.97, 0.9, 0.8, 0.7], dtype=np.float32)
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    targets = np.array([1, 1, 1, 0, 0, 0])
+    assert decision_threshold(probabilities, targets, np.array(list("aaabcd")), 0.75) == pytest.approx(0.7)
+    assert decision_threshold(probabilities, targets, np.array(list("abcdef")), 0.75) > 0.99
 
 
 def test_adjustment_favours_rare_classes() -> None:
