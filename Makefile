@@ -8,6 +8,8 @@ PYTHON ?= python3
 DATA ?=
 # Arguments of pytest, for example: make test ARGS="tests/api -x"
 ARGS ?=
+# Processes that run the tests, each with a mongod and models of its own.
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,7 +31,7 @@ install: $(VENV)/runtime.stamp
 
 # The tests leave a picture of every page in build/screenshots, to be looked at.
 test: check browser
-	MEDPIX_SCREENSHOTS=$(CURDIR)/build/screenshots $(BIN)/python -m pytest $(ARGS)
+	MEDPIX_SCREENSHOTS=$(CURDIR)/build/screenshots $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(VENV)/tests.stamp
 	$(BIN)/ruff check .

@@ -101,7 +101,7 @@ DEV, DEV_CASES = "descriptions_dev.jsonl", "data_dev.jsonl"
         (lambda folder: (folder / "splitted_dataset" / DEV).unlink(), f"{DEV}: the file is missing"),
         (lambda folder: (folder / "splitted_dataset" / DEV).write_bytes(b"\xff\xfe"), f"{DEV}: not UTF-8 text"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "edit",
 )
 def test_each_fault_is_named_by_file_and_line(dataset_copy: Path, edit: Edit, expected: str) -> None:
     edit(dataset_copy)
