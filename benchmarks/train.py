@@ -1,6 +1,7 @@
 """The training loop against the same network on tensors in memory, and the records against the files.
 
     python -m benchmarks.train --data ../shared/MedPix-2.0
+    python -m benchmarks.train --data ../shared/MedPix-2.0 --model compact
 
 The bare loop has the images normalised beforehand, the same precision, and does nothing but forward,
 loss, backward and the step of the optimiser: no augmentation, no moving average, no clipping and no
@@ -35,12 +36,33 @@ from app.data.seed import seed
 from ml.device import half_type
 from ml.images import load_images
 from ml.labels import IGNORED
-from ml.loop import Examples, fit
+from ml.loop import Examples, Recipe, fit
 from ml.models.compact import CompactModel, CompactSettings, examples_of
+from ml.models.efficientnet import EfficientNetModel, EfficientNetSettings
+from ml.preprocess import Preprocess
 from ml.records import load_records
 
 Document = dict[str, Any]
 _FILES = ("descriptions_{}.jsonl", "data_{}.jsonl")
+
+
+class Subject(NamedTuple):
+    """What is trained: random weights, since speed does not depend on them."""
+
+    build: Callable[[], nn.Module]
+    recipe: Recipe
+    preprocess: Preprocess
+
+
+def subject(name: str) -> Subject:
+    """A model by name, as it is trained on a CPU."""
+    if name == "compact":
+        settings = CompactSettings()
+        return Subject(lambda: CompactModel.build(settings.architecture()), settings.recipe, settings.preprocess)
+    lite = EfficientNetSettings()
+    return Subject(
+        lambda: EfficientNetModel.build(lite.architecture()), replace(lite.tune, mixed=False), lite.preprocess
+    )
 
 
 def read_files(data: Path, splits: tuple[str, ...]) -> list[tuple[Document, Document]]:
@@ -82,16 +104,16 @@ class Taken(NamedTuple):
         return type(self)(self.clock - before.clock, self.processor - before.processor)
 
 
-def our_epochs(settings: CompactSettings, examples: Examples, epochs: int, folder: Path) -> list[Taken]:
+def our_epochs(model: Subject, examples: Examples, epochs: int, folder: Path) -> list[Taken]:
     """What each epoch of the training loop takes; but for the first, with the checkpoint of the one before."""
-    network = CompactModel.build(settings.architecture())
+    network = model.build()
     marks = [Taken.now()]
     fit(
         network,
         examples,
-        replace(settings.recipe, epochs=epochs),
-        mean=settings.preprocess.mean,
-        std=settings.preprocess.std,
+        replace(model.recipe, epochs=epochs),
+        mean=model.preprocess.mean,
+        std=model.preprocess.std,
         seed=0,
         device=torch.device("cpu"),
         checkpoint=folder / "state.safetensors",
@@ -101,10 +123,10 @@ def our_epochs(settings: CompactSettings, examples: Examples, epochs: int, folde
     return [after.since(before) for before, after in itertools.pairwise(marks)]
 
 
-def bare_epochs(settings: CompactSettings, examples: Examples, ready: torch.Tensor, epochs: int) -> list[Taken]:
+def bare_epochs(model: Subject, examples: Examples, ready: torch.Tensor, epochs: int) -> list[Taken]:
     """What each epoch takes of the same network and optimiser on images that are ready."""
-    recipe = settings.recipe
-    network = CompactModel.build(settings.architecture()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    recipe = model.recipe
+    network = model.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     found = []
@@ -113,17 +135,21 @@ def bare_epochs(settings: CompactSettings, examples: Examples, ready: torch.Tens
         order = torch.randperm(len(examples))
         for step in range(len(examples) // recipe.batch):
             index = order[step * recipe.batch : (step + 1) * recipe.batch]
-            _step(
-                network, optimizer, ready[index], {task: examples.targets[task][index] for task in recipe.task_weights}
-            )
+            targets = {task: examples.targets[task][index] for task in recipe.task_weights}
+            _step(network, optimizer, ready[index], targets, mixed=recipe.mixed)
         found.append(Taken.now().since(started))
     return found
 
 
 def _step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, targets: dict[str, torch.Tensor]
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    targets: dict[str, torch.Tensor],
+    *,
+    mixed: bool,
 ) -> None:
-    half = half_type(images.device)
+    half = half_type(images.device) if mixed else None
     with torch.autocast(images.device.type, half, enabled=half is not None):
         logits = network(images.contiguous(memory_format=torch.channels_last))
     losses = [
@@ -143,32 +169,31 @@ def measure_records(database: Database[Document], data: Path) -> None:
     print(f"{count} records from the JSONL files, unchecked   {1000 * files:7.0f} ms   ratio {ours / files:.2f}")
 
 
-def measure_loop(database: Database[Document], data: Path, rounds: int, epochs: int, folder: Path) -> None:
-    settings = CompactSettings()
+def measure_loop(name: str, database: Database[Document], data: Path, rounds: int, epochs: int, folder: Path) -> None:
+    model = subject(name)
     records = load_records(database, data / IMAGE_FOLDER, ("train",))
-    batch = min(settings.recipe.batch, len(records))
-    settings = replace(settings, recipe=replace(settings.recipe, batch=batch))
+    batch = min(model.recipe.batch, len(records))
+    model = model._replace(recipe=replace(model.recipe, batch=batch))
     started = time.perf_counter()
-    pixels = load_images(records, settings.preprocess)
+    pixels = load_images(records, model.preprocess)
     decoding = time.perf_counter() - started
-    examples = examples_of(records, pixels, settings.recipe)
-    mean, std = (
-        torch.tensor(values).view(1, -1, 1, 1) for values in (settings.preprocess.mean, settings.preprocess.std)
-    )
+    examples = examples_of(records, pixels, model.recipe)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (model.preprocess.mean, model.preprocess.std))
     ready = (examples.pixels.float() / 255.0 - mean) / std
     ours: list[Taken] = []
     first: list[Taken] = []
     bare: list[Taken] = []
     for _ in range(rounds):
-        head, *rest = our_epochs(settings, examples, epochs, folder)
+        head, *rest = our_epochs(model, examples, epochs, folder)
         first.append(head)
         ours += rest
-        bare += bare_epochs(settings, examples, ready, epochs)[1:]
+        bare += bare_epochs(model, examples, ready, epochs)[1:]
     used = len(records) // batch * batch
     (own, own_processor), (plain, plain_processor), (head_clock, _) = (
         (statistics.median(values) for values in zip(*taken, strict=True)) for taken in (ours, bare, first)
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    print(f"{name}: images of {model.preprocess.size} pixels, batches of {batch}")
     print(f"decoding {len(records)} images once       {decoding:7.1f} s")
     print(f"training loop, later epochs       {used / own:7.0f} images/s")
     print(f"bare loop, later epochs           {used / plain:7.0f} images/s")
@@ -181,6 +206,7 @@ def measure_loop(database: Database[Document], data: Path, rounds: int, epochs: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="MedPix 2.0 folder")
+    parser.add_argument("--model", choices=("efficientnet", "compact"), default="efficientnet")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3, help="of each round and loop, two or more")
     options = parser.parse_args()
@@ -195,7 +221,7 @@ def main() -> None:
             database = client.get_default_database(DATABASE)
             seed(database, data)
             measure_records(database, data)
-            measure_loop(database, data, options.rounds, options.epochs, home)
+            measure_loop(options.model, database, data, options.rounds, options.epochs, home)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ def test_the_command_measures(generated_dataset: Path, tmp_path: Path) -> None:
     assert "insert_many" in found.stdout
 
 
-def test_the_training_loop_is_measured(generated_dataset: Path, tmp_path: Path) -> None:
-    options = ("--data", str(generated_dataset), "--rounds", "1", "--epochs", "2")
+@pytest.mark.parametrize("model", ["efficientnet", "compact"])
+def test_the_training_loop_is_measured(generated_dataset: Path, tmp_path: Path, model: str) -> None:
+    options = ("--data", str(generated_dataset), "--model", model, "--rounds", "1", "--epochs", "2")
     command = [sys.executable, "-m", "app.cli", "bench", "train", *options]
     found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
