@@ -361,5 +361,7 @@ def test_the_real_dataset_can_be_browsed(page: Page, medpix_api: httpx.Client) -
     page.get_by_role("searchbox").fill("ureter stone")
     page.keyboard.press("Enter")
     expect(page.locator(".hit mark").first).to_be_visible()
+    # Who is faster than the counts sees "Image 1" on the page of the case.
+    expect(page.locator("#status")).to_have_text(re.compile(r"^\d+ images of \d+ cases for "))
     page.locator(".hit h3 a").first.click()
     expect(page.locator("#place")).to_have_text(re.compile(r"^1 of \d+$"))
