@@ -20,7 +20,7 @@ from ml.context import Options
 from ml.device import DeviceName, pick_device
 from ml.evaluation import splits
 from ml.evaluation.anew import Scratch
-from ml.evaluation.asking import Asked, Pictures, move_to
+from ml.evaluation.asking import Asked, Pictures
 from ml.evaluation.audit import disagreements
 from ml.evaluation.quoted import quoted_for
 from ml.evaluation.repeats import Repeats
@@ -109,7 +109,7 @@ def evaluate(
         pictures = Pictures()
         for index, (card, model) in enumerate(models):
             run.update(0.15 + 0.75 * index / len(cards), f"asking {card.name}")
-            asked = Asked.ask(move_to(model, where), records, pictures)
+            asked = Asked.ask(model.to(where), records, pictures)
             answers[card.name] = asked.answers()
             results["models"][card.name] = model_row(card, asked, answers[card.name], pictures, suspects)
         run.update(0.9, "comparing")

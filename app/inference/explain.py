@@ -141,15 +141,14 @@ def grad_cam(network: ServingNetwork, pixels: NDArray[np.uint8], task: str, inde
         float32 (S, S), 0 where nothing speaks for the class.
     """
     size = pixels.shape[-1]
-    images = torch.from_numpy(pixels.astype(np.float32))[None]
-    normalised = (images - network.mean) / network.std
-    total = torch.zeros((size, size))
+    normalised = network.normalise(torch.from_numpy(pixels)[None].to(network.mean.device))
+    total = torch.zeros((size, size), device=normalised.device)
     for member in network.members:
         assert isinstance(member, MultiTaskNetwork)
         for mirrored in (False, True) if network.flip else (False,):
             heat = _member_cam(member, normalised.flip(3) if mirrored else normalised, task, index)
             total += heat.flip(1) if mirrored else heat
-    return np.asarray(total.numpy(), dtype=np.float32)
+    return np.asarray(total.cpu().numpy(), dtype=np.float32)
 
 
 def _member_cam(member: MultiTaskNetwork, images: Tensor, task: str, index: int) -> Tensor:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ml.evaluation.scoring import Answers
@@ -89,10 +88,3 @@ def as_answers(probabilities: dict[str, Floats], records: Sequence[Record]) -> d
     return {
         task: Answers.of(rows, targets(records, task), groups(records), images) for task, rows in probabilities.items()
     }
-
-
-def move_to(model: ServedModel, device: torch.device) -> ServedModel:
-    """The model with its network, if it has one, on a device."""
-    if model.network is not None:
-        model.network.to(device)
-    return model

@@ -86,22 +86,43 @@ class MultiTaskNetwork(nn.Module):
         return {task: head(dropped) for task, head in self.heads.items()} | {EMBEDDING: embedding}
 
 
-class ServingNetwork(nn.Module):
+class PixelNetwork(nn.Module):
+    """A network that takes pixels as they are in an image, 0 to 255, and normalises them itself.
+
+    Args:
+        part: a module of the network, whose device is that of the buffers too.
+        mean: per channel, in units of 0 to 1.
+        std: per channel, in units of 0 to 1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, part: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        # A network that was just trained is on the device of its training.
+        device = next(part.parameters()).device
+        self.register_buffer("mean", 255.0 * torch.tensor(mean, device=device).view(1, -1, 1, 1))
+        self.register_buffer("std", 255.0 * torch.tensor(std, device=device).view(1, -1, 1, 1))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Images (N, C, H, W), 0 to 255, as the weights expect them."""
+        return (pixels.float() - self.mean) / self.std
+
+
+class ServingNetwork(PixelNetwork):
     """Normalisation, test-time views and the mean of several networks in one traceable module.
 
     The probabilities of all members over all views are averaged; their logarithm is the logit. The
     embedding is that of every member on the unchanged image, each of length 1, side by side.
 
     Args:
-        members: networks that take normalised images.
+        members: networks that take normalised images, all on one device.
         tasks: the tasks to answer; other heads of the members are left out.
         mean: per channel, in units of 0 to 1.
         std: per channel, in units of 0 to 1.
         flip: average over the mirrored image too.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -112,16 +133,14 @@ class ServingNetwork(nn.Module):
         *,
         flip: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(members[0], mean, std)
         self.members = nn.ModuleList(members)
         self.tasks = tuple(tasks)
         self.flip = flip
-        self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", 255.0 * torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Images (N, C, H, W), 0 to 255, to log-probabilities per task and the embedding (N, D)."""
-        x = (pixels.float() - self.mean) / self.std
+        x = self.normalise(pixels)
         sums: dict[str, Tensor] = {}
         embeddings = []
         for member in self.members:
