@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from app.config import MendableError
+from app.core.settings import MendableError
 
 # What each one sets side by side; the modules are benchmarks/NAME.py.
 BENCHMARKS: Final = {

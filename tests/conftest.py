@@ -15,15 +15,15 @@ import torch
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from app.config import Settings, load_settings
+from app.core.settings import Settings, load_settings
 from app.data.client import connect
-from app.data.embedded import embedded_mongod, find_mongod
+from app.data.mongod import embedded_mongod, find_mongod
 from app.data.schema import DATABASE, MODELS
 from app.data.seed import seed
-from ml.context import Options
+from ml.dataset.records import Record, load_records
 from ml.models import resnet
-from ml.records import Record, load_records
-from ml.train import PLANS, train_model
+from ml.training.context import Options
+from ml.training.train import PLANS, train_model
 from tests.medpix_files import write_dataset
 from tests.service import is_ok, running_service, wait_for
 

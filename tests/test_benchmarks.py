@@ -21,7 +21,7 @@ def test_an_unknown_one_names_the_known() -> None:
 
 
 def test_the_command_measures(generated_dataset: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "app.cli", "bench", "seed", "--data", str(generated_dataset), "--rounds", "1"]
+    command = [sys.executable, "-m", "app.main", "bench", "seed", "--data", str(generated_dataset), "--rounds", "1"]
     found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert "insert_many" in found.stdout
@@ -30,7 +30,7 @@ def test_the_command_measures(generated_dataset: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["efficientnet", "compact"])
 def test_the_training_loop_is_measured(generated_dataset: Path, tmp_path: Path, model: str) -> None:
     options = ("--data", str(generated_dataset), "--model", model, "--rounds", "1", "--epochs", "2")
-    command = [sys.executable, "-m", "app.cli", "bench", "train", *options]
+    command = [sys.executable, "-m", "app.main", "bench", "train", *options]
     found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     for measured in ("from MongoDB, joined and checked", "training loop / bare loop", "peak memory"):

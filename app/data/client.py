@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 
-from app.config import MendableError, Settings
+from app.core.settings import MendableError, Settings
 
 Document = dict[str, Any]
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from app.config import MendableError
+from app.core.settings import MendableError
 
 SPLITS: Final = ("train", "dev", "test")
 SUBSPLITS: Final = ("train_1", "train_2")

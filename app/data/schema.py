@@ -13,7 +13,7 @@ from pymongo import IndexModel
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
-from app.config import MendableError
+from app.core.settings import MendableError
 
 Document = dict[str, Any]
 

@@ -14,10 +14,10 @@ from pymongo import ReplaceOne
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError
 
-from app.config import MendableError
+from app.core.settings import MendableError
 from app.data import dataset, schema
-from app.data.normalise import normalise_case, normalise_image
-from app.data.source import Problem, Source, SourceError, SourceRecord, read_source
+from app.data.normalize import normalise_case, normalise_image
+from app.data.reader import Problem, Source, SourceError, SourceRecord, read_source
 
 Document = dict[str, Any]
 

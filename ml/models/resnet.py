@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from ml import labels
-from ml.augment import Augment
-from ml.context import Context, adjustment
-from ml.loop import Recipe, fit, make_examples
+from ml.dataset import labels
+from ml.dataset.preprocess import Preprocess
+from ml.dataset.records import groups, targets
 from ml.models.image import ImageModel
 from ml.models.network import MultiTaskNetwork
-from ml.preprocess import Preprocess
-from ml.records import groups, targets
-from ml.weights import WeightsError, resnet50_state
+from ml.training.augment import Augment
+from ml.training.context import Context, adjustment
+from ml.training.loop import Recipe, fit, make_examples
+from ml.training.pretrained import WeightsError, resnet50_state
 
 FAMILY: Final = "resnet"
 _FEATURES: Final = 2048

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torchvision.models import resnet50
 
+from ml.dataset.preprocess import Preprocess
 from ml.models.resnet import ResNetBackbone, ResNetModel, ResNetSettings, train_location, train_modality
-from ml.preprocess import Preprocess
-from ml.weights import WeightsError
+from ml.training.pretrained import WeightsError
 from tests.ml.conftest import MakeContext
 
 THREE = {"channels": 3, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
