@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
 
-from app.core.settings import MendableError, Settings, get_settings
+from app.core.exceptions import UserError
+from app.core.settings import Settings, get_settings
 from app.data.client import connect, explain_refusal, redact
 from app.data.dataset import DatasetNotFoundError, find_dataset
 from app.data.download import URL
@@ -38,7 +39,7 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except MendableError as error:
+    except UserError as error:
         _fail(str(error))
     except ConnectionFailure as error:
         reason = str(error).partition(" (configured timeouts")[0]
@@ -256,19 +257,6 @@ def serve(data: DataOption = None) -> None:
     settings = _settings(data)
     with database_uri(settings) as uri:
         run_server(settings.model_copy(update={"mongo_uri": uri}))
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="data, drivers, scale, seed, serve or train")],
-    data: DataOption = None,
-) -> None:
-    """Measure the service beside its peers; further options go to the benchmark."""
-    from app.benchmarks import run_benchmark
-
-    folder = find_dataset(_settings(data).dataset_dir)
-    raise typer.Exit(run_benchmark(name, ["--data", str(folder.resolve()), *context.args]))
 
 
 if __name__ == "__main__":

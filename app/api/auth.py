@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from app.api.deps import SettingsDep
-from app.api.errors import UnauthorizedError
+from app.core.exceptions import UnauthorizedError
 from app.core.settings import Settings
 
 ANONYMOUS: Final = "anonymous"

@@ -10,7 +10,7 @@ from typing import Final
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
 
-from app.api.errors import RangeNotSatisfiableError
+from app.core.exceptions import RangeNotSatisfiableError
 from app.data.repository import NotFoundError
 
 _RANGE: Final = re.compile(r"bytes=\s*((\d+-\d*|-\d+)\s*(,\s*(\d+-\d*|-\d+)\s*)*)")

@@ -5,7 +5,7 @@ from typing import Any, Final
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
-from app.api.errors import ApiError, ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
+from app.core.exceptions import ApiError, ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
 from app.core.settings import Settings
 from app.serving.prediction import Upload
 

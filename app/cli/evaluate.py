@@ -12,7 +12,8 @@ from typing import Any, Literal
 from pymongo.database import Database
 from rich.console import Console
 
-from app.core.settings import MendableError, Settings
+from app.core.exceptions import UserError
+from app.core.settings import Settings
 from app.data import schema
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.data.evaluation_report import FOLDER
@@ -30,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 Document = dict[str, Any]
 
 
-class EvaluationError(MendableError):
+class EvaluationError(UserError):
     """The models could not be evaluated; the report that was there is as it was."""
 
 
@@ -63,7 +64,7 @@ def run_evaluation(
         options: of these trainings.
 
     Raises:
-        MendableError: says what is missing or wrong, and what to do.
+        UserError: says what is missing or wrong, and what to do.
     """
     signal.signal(signal.SIGTERM, _stop)
     registry = Registry(database, settings.model_files_dir)
@@ -102,7 +103,7 @@ def evaluate_if_due(settings: Settings, database: Database[Document], *, device:
     Of the processes of ``torchrun`` one alone does so.
 
     Raises:
-        MendableError: says what is missing or wrong, and what to do.
+        UserError: says what is missing or wrong, and what to do.
     """
     if os.environ.get("RANK", "0") != "0":
         return

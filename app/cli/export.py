@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from app.core.settings import MendableError, Settings
+from app.core.exceptions import UserError
+from app.core.settings import Settings
 from app.data.client import connect_async
 from app.data.fields import ANNOTATION_FIELDS, CASE_ALIASES, CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS, Field
 from app.data.filters import Filter, ParameterError, parse_filter
@@ -24,7 +25,7 @@ _CATALOGUES: Final[Mapping[str, tuple[Mapping[str, Field], Mapping[str, str]]]] 
 }
 
 
-class ExportFailedError(MendableError):
+class ExportFailedError(UserError):
     """The file could not be made; the message says what to change."""
 
 

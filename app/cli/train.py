@@ -11,7 +11,8 @@ from typing import Any
 
 from pymongo.database import Database
 
-from app.core.settings import MendableError, Settings
+from app.core.exceptions import UserError
+from app.core.settings import Settings
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 from ml.dataset.records import RecordsError
 from ml.registry.registry import RegistryError
@@ -24,7 +25,7 @@ Document = dict[str, Any]
 _LOG = logging.getLogger(__name__)
 
 
-class TrainingError(MendableError):
+class TrainingError(UserError):
     """A model could not be trained; the models that were registered before stay in use."""
 
 

@@ -19,7 +19,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from app.cli.serve import run_server
-from app.core.settings import MendableError, Settings
+from app.core.exceptions import UserError
+from app.core.settings import Settings
 from app.data.schema import EVALUATION_RUN
 from app.serving.training_status import Progress as TrainingProgress
 from app.serving.training_status import read_progress
@@ -32,7 +33,7 @@ _POLL_S: Final = 1.0
 _TRAINER_STOP_S: Final = 15.0
 
 
-class PortInUseError(MendableError):
+class PortInUseError(UserError):
     """Another program listens on the port."""
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.core.exceptions import UserError
+
 # An error message never repeats the values of these.
 _SECRET: Final = frozenset({"MEDPIX_API_KEYS", "MEDPIX_MONGO_URI"})
 _NAMED_KEY: Final = re.compile(r"([A-Za-z0-9_.-]{1,64}):(\S{16,256})")
@@ -38,11 +40,7 @@ def _named_keys(value: Any) -> Any:
 FolderPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
 
 
-class MendableError(Exception):
-    """A fault that a person can mend: the command line prints its message, without a traceback."""
-
-
-class ConfigurationError(MendableError):
+class ConfigurationError(UserError):
     """A setting has a value that cannot be used; the message names it and its range."""
 
 

@@ -10,7 +10,7 @@ from typing import IO, Final
 
 import httpx
 
-from app.core.settings import MendableError
+from app.core.exceptions import UserError
 from app.data import dataset
 
 Progress = Callable[[int, int | None], None]
@@ -21,7 +21,7 @@ _ATTEMPTS: Final = 5
 _WANTED: Final = (dataset.JSONL_FOLDER, dataset.IMAGE_FOLDER, dataset.OVERVIEW)
 
 
-class FetchError(MendableError):
+class FetchError(UserError):
     """The dataset could not be downloaded; what was received is kept for the next run."""
 
 

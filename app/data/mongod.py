@@ -23,7 +23,8 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from app.core.settings import MendableError, Settings
+from app.core.exceptions import UserError
+from app.core.settings import Settings
 from app.data.schema import DATABASE
 
 _START_TIMEOUT_S = 60.0
@@ -32,7 +33,7 @@ _ANSWER_TIMEOUT_S = 15.0
 _CACHE_GB = "0.5"
 
 
-class EmbeddedMongodError(MendableError):
+class EmbeddedMongodError(UserError):
     """No mongod could be found, started or stopped; the message says what to do."""
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
-from app.core.settings import MendableError
+from app.core.exceptions import UserError
 from app.data import dataset
 
 Document = dict[str, Any]
@@ -93,7 +93,7 @@ class Problem:
         return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
 
 
-class SourceError(MendableError):
+class SourceError(UserError):
     """The source files cannot be loaded; ``problems`` says why, one entry per place."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from app.api.errors import RETRY_AFTER_S, UnavailableError
+from app.core.exceptions import RETRY_AFTER_S, UnavailableError
 
 
 class Admission:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from app.api.errors import DeadlineExceededError
+from app.core.exceptions import DeadlineExceededError
 
 _LATE: Final = "The answer was not ready before the deadline. Try again, or allow more time in X-Request-Timeout."
 

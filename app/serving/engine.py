@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.api.errors import DeadlineExceededError, UnavailableError
+from app.core.exceptions import DeadlineExceededError, UnavailableError
 from app.serving.batch_tuning import BatchPlan
 from app.serving.daemon_pool import Threads
 from app.serving.latency import Pace

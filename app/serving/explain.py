@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from app.api.errors import UnavailableError, UnprocessableError
+from app.core.exceptions import UnavailableError, UnprocessableError
 from app.core.settings import Settings
 from app.serving.daemon_pool import Threads
 from app.serving.decode.image import decode

@@ -13,8 +13,8 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 from threadpoolctl import threadpool_limits
 
-from app.api.errors import UnavailableError
 from app.core.cpus import usable_cpus
+from app.core.exceptions import UnavailableError
 from app.core.settings import Settings
 from app.core.telemetry import Metrics
 from app.data.dataset import IMAGE_FOLDER, find_dataset

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pymongo.errors import PyMongoError
 
-from app.core.settings import MendableError, Settings
+from app.core.exceptions import UserError
+from app.core.settings import Settings
 from app.serving.backends.base import Backend, Precision, device_name, low_precision, make_backend, software
 from ml.dataset.image_loading import load_images
 from ml.dataset.records import Record, snapshot_hash
@@ -125,7 +126,7 @@ def select_backend(
         return full, Choice("fp32", "This device does not compute in bf16.")
     try:
         records = dev() if dev is not None else ()
-    except (MendableError, PyMongoError) as error:
+    except (UserError, PyMongoError) as error:
         return full, Choice("fp32", f"{lower} was not compared: the dev split cannot be read: {error}")
     if not records:
         return full, Choice("fp32", f"{lower} was not compared: there is no dev split.")
@@ -146,7 +147,7 @@ def _compared(model: ServedModel, full: Backend, low: Backend, records: Sequence
     if parity is None:
         try:
             parity = _measure(model, full, low, records)
-        except MendableError as error:
+        except UserError as error:
             return Choice("fp32", f"{low.precision} was not compared: {error}")
         with suppress(OSError):  # a disk that is full or read-only costs time, not the service
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.api.errors import UnprocessableError
+from app.core.exceptions import UnprocessableError
 from app.core.settings import Settings
 from app.core.telemetry import Metrics
 from app.serving.admission import Admission

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pymongo.database import Database
 
-from app.core.settings import MendableError
+from app.core.exceptions import UserError
 from app.data import schema
 from ml.dataset import labels
 
 Document = Mapping[str, Any]
 
 
-class RecordsError(MendableError):
+class RecordsError(UserError):
     """The records cannot be used; the message says what is missing and what to do about it."""
 
 

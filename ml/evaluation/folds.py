@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from app.core.settings import MendableError
+from app.core.exceptions import UserError
 from ml.dataset.records import Record
 from ml.evaluation.duplicate_patients import patients
 from ml.evaluation.retrain import Surroundings, train_and_ask
@@ -21,7 +21,7 @@ FOLDS: Final = 5
 DEV_SHARE: Final = 1 / 8
 
 
-class FoldError(MendableError):
+class FoldError(UserError):
     """The records cannot be divided into folds."""
 
 

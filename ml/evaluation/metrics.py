@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
-from app.core.settings import MendableError
+from app.core.exceptions import UserError
 from ml.dataset.labels import IGNORED
 
 Probabilities = NDArray[np.float32]
@@ -16,7 +16,7 @@ Targets = NDArray[np.int64]
 BINS = 15
 
 
-class NoLabelsError(MendableError):
+class NoLabelsError(UserError):
     """There is nothing to score: no row has a label."""
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from app.core.settings import MendableError
+from app.core.exceptions import UserError
 from ml.evaluation.cards import as_markdown, model_card
 from ml.evaluation.console_tables import span
 from ml.evaluation.evaluate import MAJORITY, Results
@@ -27,7 +27,7 @@ CARD_SUFFIX: Final = "model-card.md"
 _WRITING: Final = ".writing-"
 
 
-class ReportError(MendableError):
+class ReportError(UserError):
     """The report could not be written."""
 
 

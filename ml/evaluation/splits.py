@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pymongo.database import Database
 
-from app.core.settings import MendableError
+from app.core.exceptions import UserError
 from app.data import schema
 from ml.dataset import labels
 from ml.dataset.records import Record
@@ -25,7 +25,7 @@ _THUMBNAIL: Final = 32
 NEAR: Final = 0.97
 
 
-class SplitError(MendableError):
+class SplitError(UserError):
     """The evaluated set is not what it should be."""
 
 

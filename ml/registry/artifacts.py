@@ -15,14 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from app.core.settings import MendableError
+from app.core.exceptions import UserError
 
 
-class DamagedFileError(MendableError):
+class DamagedFileError(UserError):
     """A file is not what was written; the message names it."""
 
 
-class BusyError(MendableError):
+class BusyError(UserError):
     """Another process works on the same files."""
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pymongo.database import Database
 
-from app.core.settings import MendableError
+from app.core.exceptions import UserError
 from app.data import schema
 from ml.models.base import ServedModel
 from ml.models.families import family_class
@@ -24,7 +24,7 @@ _PINNED: Final = "pinned_tasks"
 _KEPT_VERSIONS: Final = 2
 
 
-class RegistryError(MendableError):
+class RegistryError(UserError):
     """A model cannot be registered, found or loaded; the message says why and what to do."""
 
 

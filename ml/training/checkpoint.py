@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from app.core.settings import MendableError
+from app.core.exceptions import UserError
 from ml.registry.artifacts import DamagedFileError, read_tensors, replaced, write_tensors
 from ml.training.progress import Run, silent
 
@@ -19,7 +19,7 @@ State = dict[str, Tensor]
 _LOG = logging.getLogger(__name__)
 
 
-class CheckpointError(MendableError):
+class CheckpointError(UserError):
     """A checkpoint could not be written; the message says where and what to do."""
 
 

@@ -11,7 +11,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, distributed, nn
 
-from app.core.settings import MendableError
+from app.core.exceptions import UserError
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 # Of malloc.h; the threshold is an int.
@@ -20,7 +20,7 @@ _MMAP_THRESHOLD: Final = -3
 _KEPT_BYTES: Final = 1 << 30
 
 
-class DeviceError(MendableError):
+class DeviceError(UserError):
     """A device was asked for that this machine does not have."""
 
 

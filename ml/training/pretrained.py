@@ -11,7 +11,7 @@ from huggingface_hub import constants, snapshot_download
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
-from app.core.settings import MendableError
+from app.core.exceptions import UserError
 from ml.registry.artifacts import DamagedFileError, read_tensors, sha256_of
 
 _LOG = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ _EFFICIENTNET_FILE: Final = "models/efficientnet-lite0-57934424.pth"
 _EFFICIENTNET_SHA256: Final = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
-class WeightsError(MendableError):
+class WeightsError(UserError):
     """The pretrained weights asked for cannot be had; the message says what to do."""
 
 

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from app.api.errors import UnavailableError
+from app.core.exceptions import UnavailableError
 from app.serving.admission import Admission, Room
 from app.serving.latency import Pace
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from app.api.errors import DeadlineExceededError, UnavailableError
+from app.core.exceptions import DeadlineExceededError, UnavailableError
 from app.serving.batch_tuning import BatchPlan, warm_up
 from app.serving.engine import Answer, Engine
 

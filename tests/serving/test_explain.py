@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from app.api.errors import UnavailableError, UnprocessableError
+from app.core.exceptions import UnavailableError, UnprocessableError
 from app.core.settings import load_settings
 from app.serving.explain import MAP_SIDE, Explainer, by_input, grad_cam
 from ml.dataset.preprocess import Preprocess

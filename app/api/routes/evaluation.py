@@ -8,8 +8,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.deps import get_settings
-from app.api.errors import UnavailableError, documented
+from app.api.errors import documented
 from app.api.files import matches
+from app.core.exceptions import UnavailableError
 from app.core.settings import Settings
 from app.data.evaluation_report import FaultyReportError, read_report
 

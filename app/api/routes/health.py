@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from pymongo.errors import PyMongoError
 
 from app.api.deps import ModelsDep, RepositoryDep
-from app.api.errors import RETRY_AFTER_S
+from app.core.exceptions import RETRY_AFTER_S
 
 router = APIRouter(tags=["health"], prefix="/health")
 

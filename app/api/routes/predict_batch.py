@@ -8,10 +8,11 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.api.errors import ApiError, Problem, problem_of
+from app.api.errors import Problem, problem_of
 from app.api.prediction_request import ASKING_ERRORS, TIMED_TOGETHER, Asking, AskingDep, timing_headers
 from app.api.schemas.predictions import PredictionView, Task
 from app.api.uploads import Uploads, batch_schema, read_batch
+from app.core.exceptions import ApiError
 from app.serving.prediction import Upload
 from app.serving.predictor import Predictor
 

@@ -13,7 +13,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 
-from app.api.errors import ApiError, ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
+from app.core.exceptions import ApiError, ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
 from app.core.settings import Settings
 from app.serving.decode.decoded_image import Picture, Source
 from app.serving.decode.jpeg import check_scans

@@ -7,7 +7,7 @@ from typing import Final
 
 from PIL import Image, UnidentifiedImageError
 
-from app.api.errors import ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
+from app.core.exceptions import ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
 from app.core.settings import Settings
 from app.serving.decode.decoded_image import Picture, Source
 from app.serving.decode.dicom import decode_dicom, is_dicom

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from app.api.errors import UnprocessableError
+from app.core.exceptions import UnprocessableError
 
 # Encoders write about ten scans; each one makes the decoder go through the whole image again.
 MAX_SCANS: Final = 100

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.api.errors import ApiError
+from app.core.exceptions import ApiError
 from app.core.settings import load_settings
 from app.serving.decode.decoded_image import Picture
 from app.serving.decode.image import decode

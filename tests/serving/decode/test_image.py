@@ -4,7 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from app.api.errors import ApiError
+from app.core.exceptions import ApiError
 from app.core.settings import load_settings
 from app.serving.decode.image import decode
 from tests.serving.hostile_files import GOOD_SIZE, accepted, png_bomb, refused

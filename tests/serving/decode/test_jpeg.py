@@ -3,7 +3,7 @@ import io
 import pytest
 from PIL import Image
 
-from app.api.errors import UnprocessableError
+from app.core.exceptions import UnprocessableError
 from app.serving.decode.jpeg import MAX_SCANS, check_scans
 from tests.serving.hostile_files import scan_bomb
 
