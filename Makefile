@@ -37,6 +37,7 @@ check: $(VENV)/tests.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Without Chromium the tests that drive it are skipped, and say so.
 browser:

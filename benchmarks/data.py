@@ -25,10 +25,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
-from app.config import load_settings
+from app.core.settings import load_settings
 from app.data.client import connect
 from app.data.dataset import find_dataset
-from app.data.embedded import embedded_mongod, find_mongod
+from app.data.mongod import embedded_mongod, find_mongod
 from app.data.schema import CASES, DATABASE, IMAGES
 from app.data.seed import seed
 
@@ -147,7 +147,7 @@ def measure(
             found.setdefault("empty", []).append(rate(address, ["/empty"], folder))
         for kind, megabytes in (("ours", None), ("uncached", 0)):
             port = free_port()
-            command = [sys.executable, "-m", "app.cli", "serve"]
+            command = [sys.executable, "-m", "app.main", "serve"]
             settings = {"MEDPIX_MONGO_URI": uri, "MEDPIX_PORT": str(port), "MEDPIX_HOME": str(folder / "home")}
             if megabytes is not None:
                 settings["MEDPIX_ANSWER_CACHE_MB"] = str(megabytes)

@@ -17,10 +17,10 @@ from typing import Any
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient
 
-from app.config import load_settings
+from app.core.settings import load_settings
 from app.data.client import connect
 from app.data.dataset import find_dataset
-from app.data.embedded import embedded_mongod, find_mongod
+from app.data.mongod import embedded_mongod, find_mongod
 from app.data.schema import CASES, DATABASE, IMAGES
 from app.data.seed import seed
 

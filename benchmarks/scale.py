@@ -23,10 +23,10 @@ import httpx
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from app.config import load_settings
+from app.core.settings import load_settings
 from app.data.client import connect
 from app.data.dataset import find_dataset
-from app.data.embedded import embedded_mongod, find_mongod
+from app.data.mongod import embedded_mongod, find_mongod
 from app.data.schema import CASES, DATABASE, IMAGES, SEED_RUNS, ensure_schema
 from app.data.seed import seed
 from tests.service import is_ok, running_service, wait_for

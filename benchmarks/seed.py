@@ -13,13 +13,13 @@ from typing import Any
 
 from pymongo.database import Database
 
-from app.config import load_settings
+from app.core.settings import load_settings
 from app.data.client import connect
 from app.data.dataset import find_dataset
-from app.data.embedded import embedded_mongod, find_mongod
+from app.data.mongod import embedded_mongod, find_mongod
+from app.data.reader import read_source
 from app.data.schema import CASES, IMAGES
 from app.data.seed import build_documents, seed
-from app.data.source import read_source
 
 Document = dict[str, Any]
 

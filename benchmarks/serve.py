@@ -19,19 +19,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from app.config import Settings, load_settings
+from app.core.settings import Settings, load_settings
 from app.data.client import connect
 from app.data.dataset import IMAGE_FOLDER, find_dataset
-from app.data.embedded import embedded_mongod, find_mongod
+from app.data.mongod import embedded_mongod, find_mongod
 from app.data.schema import DATABASE
 from app.data.seed import seed
 from benchmarks.load import closed_loop, open_loop, quantile, request_bytes
 from benchmarks.serve_goals import AT, Measured, goals
 from benchmarks.serve_models import MODELS, Bare, bare_loop, build
 from benchmarks.servers import PATHS, SERVERS, Running, server
+from ml.dataset.records import load_records
 from ml.models.image import ImageModel
-from ml.records import load_records
-from ml.registry import Registry
+from ml.registry.registry import Registry
 
 CLIENTS: Final = (1, 4, 16, 64)
 SHARES: Final = (0.5, 0.8, 1.2)

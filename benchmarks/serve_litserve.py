@@ -11,7 +11,7 @@ from fastapi import Request
 
 from benchmarks.serve_models import build
 from benchmarks.serve_plain import answer, prepare
-from ml.preprocess import Pixels
+from ml.dataset.preprocess import Pixels
 
 
 class Api(litserve.LitAPI):  # type: ignore[misc]

@@ -12,21 +12,21 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from app.config import Settings
-from app.cpus import usable_cpus
-from app.inference.backends import Backend
-from app.inference.decode import decode
-from app.inference.faster import accelerated
-from app.inference.precision import select_backend
-from app.inference.recorded import SIZES
-from ml import labels
-from ml.card import DataSource, ModelCard, environment, now
+from app.core.cpus import usable_cpus
+from app.core.settings import Settings
+from app.serving.autotune import accelerated
+from app.serving.backends.base import Backend
+from app.serving.backends.cuda_graphs import SIZES
+from app.serving.decode.image import decode
+from app.serving.precision import select_backend
+from ml.dataset import labels
+from ml.dataset.preprocess import Pixels, Preprocess
+from ml.dataset.records import Record
 from ml.models.compact import CompactModel, CompactSettings
 from ml.models.efficientnet import EfficientNetModel, EfficientNetSettings
 from ml.models.image import ImageModel
 from ml.models.resnet import ResNetModel, ResNetSettings
-from ml.preprocess import Pixels, Preprocess
-from ml.records import Record
+from ml.registry.model_card import DataSource, ModelCard, environment, now
 
 MODELS: Final = ("resnet50-modality", "efficientnet", "compact")
 _WARM: Final = 5

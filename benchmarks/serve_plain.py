@@ -11,9 +11,9 @@ from fastapi import FastAPI, File, UploadFile
 from PIL import Image
 
 from benchmarks.serve_models import build
+from ml.dataset.preprocess import Pixels
 from ml.models.base import softmax
 from ml.models.image import ImageModel
-from ml.preprocess import Pixels
 
 
 def prepare(model: ImageModel, data: bytes) -> Pixels:

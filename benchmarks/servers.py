@@ -15,13 +15,13 @@ from typing import Final
 
 import httpx
 
-from app.config import Settings
+from app.core.settings import Settings
 
 SERVERS: Final = ("service", "plain", "litserve")
 PATHS: Final = {"service": "/predict/modality", "plain": "/predict", "litserve": "/predict"}
 _READY: Final = {"service": "/health/ready", "plain": "/docs", "litserve": "/health"}
 _COMMANDS: Final = {
-    "service": ("app.cli", "serve"),
+    "service": ("app.main", "serve"),
     "plain": ("benchmarks.serve_plain",),
     "litserve": ("benchmarks.serve_litserve",),
 }

@@ -27,20 +27,20 @@ from pymongo.database import Database
 from torch import nn
 from torch.nn import functional
 
-from app.config import load_settings
+from app.core.settings import load_settings
 from app.data.client import connect
 from app.data.dataset import IMAGE_FOLDER, find_dataset
-from app.data.embedded import embedded_mongod, find_mongod
+from app.data.mongod import embedded_mongod, find_mongod
 from app.data.schema import DATABASE
 from app.data.seed import seed
-from ml.device import half_type
-from ml.images import load_images
-from ml.labels import IGNORED
-from ml.loop import Examples, Recipe, fit
+from ml.dataset.image_loading import load_images
+from ml.dataset.labels import IGNORED
+from ml.dataset.preprocess import Preprocess
+from ml.dataset.records import load_records
 from ml.models.compact import CompactModel, CompactSettings, examples_of
 from ml.models.efficientnet import EfficientNetModel, EfficientNetSettings
-from ml.preprocess import Preprocess
-from ml.records import load_records
+from ml.training.device import half_type
+from ml.training.loop import Examples, Recipe, fit
 
 Document = dict[str, Any]
 _FILES = ("descriptions_{}.jsonl", "data_{}.jsonl")

@@ -15,15 +15,15 @@ import torch
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from app.config import Settings, load_settings
+from app.core.settings import Settings, load_settings
 from app.data.client import connect
-from app.data.embedded import embedded_mongod, find_mongod
+from app.data.mongod import embedded_mongod, find_mongod
 from app.data.schema import DATABASE, MODELS
 from app.data.seed import seed
-from ml.context import Options
+from ml.dataset.records import Record, load_records
 from ml.models import resnet
-from ml.records import Record, load_records
-from ml.train import PLANS, train_model
+from ml.training.context import Options
+from ml.training.train import PLANS, train_model
 from tests.medpix_files import write_dataset
 from tests.service import is_ok, running_service, wait_for
 
@@ -215,7 +215,7 @@ def every_model(
     database[MODELS].delete_many({})
     database[MODELS].insert_many(ml_database[MODELS].find())
     missing = [name for name in PLANS if database[MODELS].find_one({"_id": name}) is None]
-    small = partial(resnet.ResNetSettings, preprocess=replace(resnet.ResNetSettings().preprocess, size=96))
+    small = partial(resnet.ResNetSettings, scratch_preprocess=replace(resnet.ResNetSettings().preprocess, size=96))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resnet, "ResNetSettings", small)  # quicker
         for name in missing:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
-from ml import files
+from ml.registry import artifacts
 
 CUDA: Final = torch.device("cuda", 0)
 # Of every element whose value is asked for; no probability, share or index of these tests is out of range with it.
@@ -34,7 +34,7 @@ def fake_cuda() -> Iterator[None]:
         mock.patch.object(FakeTensor, "tolist", lambda self: _array(self).tolist(), create=True),
         mock.patch.object(nn.Module, "_apply", _apply),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
-        mock.patch.object(files, "save_file", _save_file),
+        mock.patch.object(artifacts, "save_file", _save_file),
         mock.patch.object(Tensor, "backward", _backward),
         mock.patch("torch.autograd.grad", lambda _, inputs: [torch.empty_like(tensor) for tensor in inputs]),
         mock.patch("torch.cuda.is_bf16_supported", return_value=True),

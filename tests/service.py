@@ -10,8 +10,8 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from app.config import Settings
-from app.main import create_app
+from app.api.factory import create_app
+from app.core.settings import Settings
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 from ruamel.yaml import YAML
 
-from app.config import Settings
+from app.core.settings import Settings
 from app.data.dataset import JSONL_FOLDER
 from tests.conftest import REPOSITORY
 

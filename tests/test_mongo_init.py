@@ -17,11 +17,11 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
-from app.config import load_settings
+from app.core.settings import load_settings
 from app.data import schema
-from app.data.embedded import find_mongod
+from app.data.mongod import find_mongod
 from app.data.seed import seed
-from ml.progress import DatabaseReporter, Progress
+from ml.training.progress import DatabaseReporter, Progress
 from tests.conftest import REPOSITORY
 from tests.ports import free_port
 from tests.service import running_service
@@ -245,7 +245,7 @@ def test_the_command_line_says_what_is_wrong_with_a_user(
     server: _Server, generated_dataset: Path, tmp_path: Path, user: str, password: str, message: str
 ) -> None:
     address = {"MEDPIX_MONGO_URI": server.uri(user, password), "MEDPIX_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "app.cli", "seed", "--data", str(generated_dataset)]
+    command = [sys.executable, "-m", "app.main", "seed", "--data", str(generated_dataset)]
     done = subprocess.run(
         command, cwd=REPOSITORY, env=os.environ | address, capture_output=True, text=True, check=False
     )

@@ -15,9 +15,9 @@ import httpx
 import pytest
 from pymongo import MongoClient
 
-from app.config import load_settings
+from app.core.settings import load_settings
 from app.data.client import connect
-from app.data.embedded import find_mongod
+from app.data.mongod import find_mongod
 from app.data.schema import ANNOTATIONS
 from app.data.seed import seed
 from tests.ports import free_port

@@ -1,1 +1,1 @@
-"""One router per noun of the public API."""
+"""The HTTP API: application factory, routes, schemas, errors and middleware."""

@@ -7,8 +7,8 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from app.api.deps import SettingsDep
-from app.config import Settings
-from app.errors import UnauthorizedError
+from app.core.exceptions import UnauthorizedError
+from app.core.settings import Settings
 
 ANONYMOUS: Final = "anonymous"
 

@@ -5,13 +5,13 @@ from typing import Annotated, Final
 
 from fastapi import Depends, Path, Query, Request
 
-from app.config import Settings
-from app.data.cursor import SortOrder, parse_sort
+from app.core.settings import Settings
 from app.data.fields import CASE_ALIASES, CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS
 from app.data.filters import Filter, ParameterError, ParameterProblem, parse_filter
-from app.data.pictures import PictureStore
+from app.data.image_store import PictureStore
+from app.data.pagination import SortOrder, parse_sort
 from app.data.repository import Repository
-from app.inference.models import ModelServer
+from app.serving.model_manager import ModelServer
 
 MAX_LIMIT: Final = 100
 RESERVED: Final = frozenset({"limit", "cursor", "sort", "fields", "expand", "raw", "q", "offset", "of", "format"})

@@ -10,8 +10,8 @@ from typing import Final
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
 
+from app.core.exceptions import RangeNotSatisfiableError
 from app.data.repository import NotFoundError
-from app.errors import RangeNotSatisfiableError
 
 _RANGE: Final = re.compile(r"bytes=\s*((\d+-\d*|-\d+)\s*(,\s*(\d+-\d*|-\d+)\s*)*)")
 _CACHE_CONTROL: Final = "public, max-age=31536000, immutable"

@@ -10,8 +10,9 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ContentTooLargeError, problem_response
-from app.metrics import Metrics
+from app.api.errors import problem_response
+from app.core.exceptions import ContentTooLargeError
+from app.core.telemetry import Metrics
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

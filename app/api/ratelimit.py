@@ -9,8 +9,9 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.auth import key_name, offered_key
-from app.config import Settings
-from app.errors import TooManyRequestsError, problem_response
+from app.api.errors import problem_response
+from app.core.exceptions import TooManyRequestsError
+from app.core.settings import Settings
 
 # The oldest callers are forgotten: a flood of addresses must not fill the memory.
 _MAX_CALLERS: Final = 10_000

@@ -5,9 +5,9 @@ from typing import Any, Final
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
-from app.config import Settings
-from app.errors import ApiError, ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
-from app.inference.prediction import Upload
+from app.core.exceptions import ApiError, ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
+from app.core.settings import Settings
+from app.serving.prediction import Upload
 
 # Room for a caption at its longest allowed setting, four bytes a character.
 _MAX_PART_BYTES: Final = 512 * 1024

@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 
-from app.config import MendableError, Settings
+from app.core.exceptions import UserError
+from app.core.settings import Settings
 
 Document = dict[str, Any]
 
@@ -14,7 +15,7 @@ _UNAUTHORIZED: Final = 13
 _AUTHENTICATION_FAILED: Final = 18
 
 
-class DatabaseConfigurationError(MendableError):
+class DatabaseConfigurationError(UserError):
     """MEDPIX_MONGO_URI cannot be used."""
 
 

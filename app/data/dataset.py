@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from app.config import MendableError
+from app.core.exceptions import UserError
 
 SPLITS: Final = ("train", "dev", "test")
 SUBSPLITS: Final = ("train_1", "train_2")
@@ -27,7 +27,7 @@ CASE_COUNTS: Final = {"train": 535, "dev": 67, "test": 69}
 IMAGE_COUNTS: Final = {"train": 1653, "dev": 197, "test": 200}
 
 
-class DatasetNotFoundError(MendableError):
+class DatasetNotFoundError(UserError):
     """There is no MedPix 2.0 folder where one was expected."""
 
 

@@ -12,12 +12,13 @@ from pymongo import WriteConcern
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
-from app.data import cursor, schema
-from app.data.contents import Contents
-from app.data.cursor import SortOrder
+from app.data import pagination as cursor
+from app.data import schema
 from app.data.facets import MAX_VALUES, facets, statistics
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, Field
 from app.data.filters import Filter
+from app.data.image_hash_index import Contents
+from app.data.pagination import SortOrder
 from app.data.search import SearchResult, search
 
 Document = dict[str, Any]

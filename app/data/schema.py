@@ -13,7 +13,7 @@ from pymongo import IndexModel
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
-from app.config import MendableError
+from app.core.exceptions import UserError
 
 Document = dict[str, Any]
 
@@ -32,7 +32,7 @@ SEED_RUNS: Final = "Seed_runs"
 _UNAUTHORIZED: Final = 13
 
 
-class SchemaError(MendableError):
+class SchemaError(UserError):
     """The database has other validators than this version and its user may not change them."""
 
 

@@ -14,10 +14,10 @@ from pymongo import ReplaceOne
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError
 
-from app.config import MendableError
+from app.core.exceptions import UserError
 from app.data import dataset, schema
-from app.data.normalise import normalise_case, normalise_image
-from app.data.source import Problem, Source, SourceError, SourceRecord, read_source
+from app.data.normalize import normalise_case, normalise_image
+from app.data.reader import Problem, Source, SourceError, SourceRecord, read_source
 
 Document = dict[str, Any]
 
@@ -25,7 +25,7 @@ _BATCH = 500
 _DUPLICATE_KEY = 11000
 
 
-class SeedError(MendableError):
+class SeedError(UserError):
     """The load stopped or its result is not what the files say; the message names each fault."""
 
 

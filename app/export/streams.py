@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
-from app.data.cursor import SortOrder
 from app.data.filters import Filter
-from app.data.pictures import PictureStore
+from app.data.image_store import PictureStore
+from app.data.pagination import SortOrder
 from app.data.repository import ANNOTATIONS, CASES, IMAGES, Repository
 from app.export.archive import ImageArchive
 from app.export.rows import columns, flat_row, source_record

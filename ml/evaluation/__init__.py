@@ -1,1 +1,1 @@
-"""The parts of ``ml.evaluate``: what is computed, one module per question."""
+"""The parts of ``ml.evaluation.evaluate``: what is computed, one module per question."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Final
 
-from ml.train import PLANS
+from ml.training.train import PLANS
 
 _NOT_FOR: Final = (
     "Diagnosis, triage, or any other decision about a patient.",
@@ -50,7 +50,7 @@ def model_card(name: str, results: Mapping[str, Any]) -> list[Section]:
 
     Args:
         name: of the model.
-        results: from ``ml.evaluate.evaluate``.
+        results: from ``ml.evaluation.evaluate.evaluate``.
     """
     row = results["models"][name]
     card = row["card"]

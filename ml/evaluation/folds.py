@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from app.config import MendableError
-from ml.card import ModelCard
-from ml.evaluation.anew import Surroundings, train_and_ask
-from ml.evaluation.patients import patients
+from app.core.exceptions import UserError
+from ml.dataset.records import Record
+from ml.evaluation.duplicate_patients import patients
+from ml.evaluation.retrain import Surroundings, train_and_ask
 from ml.evaluation.scoring import Answers, measure
-from ml.records import Record
+from ml.registry.model_card import ModelCard
 
 FOLDS: Final = 5
 # Cases of each fold's training part that it chooses and calibrates on, as dev is of the dataset.
 DEV_SHARE: Final = 1 / 8
 
 
-class FoldError(MendableError):
+class FoldError(UserError):
     """The records cannot be divided into folds."""
 
 
@@ -79,7 +79,7 @@ def cross_validate(
     A run that was stopped goes on from the checkpoints in the scratch folder, which is left there.
 
     Args:
-        names: keys of ``ml.train.PLANS``, each after those that it builds on.
+        names: keys of ``ml.training.train.PLANS``, each after those that it builds on.
         records: of every split.
         around: device, folder, options.
         seed: of the division into folds.

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from ml.card import ModelCard
-from ml.context import Options
-from ml.evaluation.anew import Scratch, Surroundings, provenance, with_needs
+from ml.dataset.records import Record, snapshot_hash
 from ml.evaluation.folds import cross_validate
+from ml.evaluation.retrain import Scratch, Surroundings, provenance, with_needs
 from ml.evaluation.seeds import repeat
-from ml.progress import Reporter
-from ml.records import Record, snapshot_hash
+from ml.registry.model_card import ModelCard
+from ml.training.context import Options
+from ml.training.progress import Reporter
 
 Figures = dict[str, dict[str, Any]]
 

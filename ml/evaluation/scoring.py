@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from ml.evaluation.resampling import CaseBootstrap, interval, resample_scores
-from ml.metrics import (
+from ml.evaluation.bootstrap import CaseBootstrap, interval, resample_scores
+from ml.evaluation.metrics import (
     Interval,
     Probabilities,
     Targets,
@@ -68,7 +68,7 @@ def measure(answers: Answers) -> dict[str, Any]:
     """Every score with its 95% interval over cases, and that of accuracy over images.
 
     Returns:
-        What ``ml.metrics.scores`` gives, brier, and ``<score>_95`` beside each score.
+        What ``ml.evaluation.metrics.scores`` gives, brier, and ``<score>_95`` beside each score.
     """
     resampled = resample_scores(answers.probabilities, answers.targets, CaseBootstrap(answers.groups))
     found = scores(answers.probabilities, answers.targets, answers.groups)

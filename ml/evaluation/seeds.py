@@ -6,11 +6,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from ml.card import ModelCard
-from ml.evaluation.anew import Surroundings, train_and_ask
+from ml.dataset.records import Record
+from ml.evaluation.metrics import brier, scores
+from ml.evaluation.retrain import Surroundings, train_and_ask
 from ml.evaluation.scoring import Answers
-from ml.metrics import brier, scores
-from ml.records import Record
+from ml.registry.model_card import ModelCard
 
 FIGURES: Final = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll", "brier")
 
@@ -27,7 +27,7 @@ def repeat(
     A run that was stopped goes on from the checkpoints in the scratch folder, which is left there.
 
     Args:
-        names: keys of ``ml.train.PLANS``, each after those that it builds on.
+        names: keys of ``ml.training.train.PLANS``, each after those that it builds on.
         splits: records of every split.
         split: to score.
         seeds: at least two.

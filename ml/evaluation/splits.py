@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from pymongo.database import Database
 
-from app.config import MendableError
+from app.core.exceptions import UserError
 from app.data import schema
-from ml import labels
-from ml.evaluation.patients import torn_patients
+from ml.dataset import labels
+from ml.dataset.records import Record
+from ml.evaluation.duplicate_patients import torn_patients
 from ml.evaluation.scoring import Answers, short
-from ml.records import Record
 
 # ``content_hash`` of the published test split of MedPix 2.0: 200 images of 69 cases with their labels.
 TEST_CONTENT_SHA256: Final = "99612ffba8613ac8f2173a1e2abdc0ec1dc764ede9f6bba003248dd092248301"
@@ -25,7 +25,7 @@ _THUMBNAIL: Final = 32
 NEAR: Final = 0.97
 
 
-class SplitError(MendableError):
+class SplitError(UserError):
     """The evaluated set is not what it should be."""
 
 
@@ -33,7 +33,7 @@ def content_hash(records: Sequence[Record]) -> str:
     """sha256 over name, file hash and labels of each record, in the order of the names.
 
     One line for each: image name, sha256 of the file, and the labels of all tasks in the order of
-    ``ml.labels.TASKS`` ("" where there is none), with tabulators between them.
+    ``ml.dataset.labels.TASKS`` ("" where there is none), with tabulators between them.
     """
     lines = [
         "\t".join([record.image, record.sha256, *(record.label(task) or "" for task in labels.TASKS)]) + "\n"

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ml.card import ModelCard
-from ml.preprocess import Preprocess
+from ml.dataset.preprocess import Preprocess
+from ml.registry.model_card import ModelCard
 
 Floats = NDArray[np.float32]
 Outputs = Mapping[str, Floats]
@@ -139,7 +139,7 @@ class ServedModel(ABC):
         """The model that ``save`` wrote.
 
         Raises:
-            ml.files.DamagedFileError: a file is missing, cut or of another model.
+            ml.registry.artifacts.DamagedFileError: a file is missing, cut or of another model.
         """
 
     def count_parameters(self) -> int:

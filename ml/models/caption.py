@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ml import labels
-from ml.card import ModelCard
-from ml.context import Context, log_prior
-from ml.files import DamagedFileError, read_json, read_tensors, write_json, write_tensors
+from ml.dataset import labels
+from ml.dataset.records import Record, RecordsError, groups, targets
 from ml.models.base import Floats, InputError, Outputs, ServedModel, softmax
 from ml.models.text import LinearClassifier, TextFeatures
-from ml.records import Record, RecordsError, groups, targets
+from ml.registry.artifacts import DamagedFileError, read_json, read_tensors, write_json, write_tensors
+from ml.registry.model_card import ModelCard
+from ml.training.context import Context, log_prior
 
 NAME: Final = "caption-location"
 FAMILY: Final = "caption"

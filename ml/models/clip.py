@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from ml import labels
-from ml.card import ModelCard
-from ml.files import DamagedFileError, read_json, read_tensors, write_json, write_tensors
+from ml.dataset import labels
 from ml.models.base import (
     EMBEDDING,
     Floats,
@@ -23,6 +21,8 @@ from ml.models.base import (
     calibrated,
 )
 from ml.models.network import PixelNetwork
+from ml.registry.artifacts import DamagedFileError, read_json, read_tensors, write_json, write_tensors
+from ml.registry.model_card import ModelCard
 
 NAME: Final = "clip-location"
 FAMILY: Final = "clip"
@@ -47,7 +47,7 @@ class HeadSettings:
         rate: highest learning rate.
         weight_decay: of AdamW.
         smoothing: label smoothing.
-        case_weight: exponent, see ``ml.loop.Recipe``.
+        case_weight: exponent, see ``ml.training.loop.Recipe``.
         inputs: what it is trained on and answers from: "image", "caption" or both.
     """
 

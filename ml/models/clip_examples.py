@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ml import labels
-from ml.checkpoint import digest
-from ml.context import Context
-from ml.loop import make_examples
+from ml.dataset import labels
+from ml.dataset.records import Record, groups, targets
 from ml.models.clip import TASKS, ClipImageNetwork, HeadSettings, embed_texts
 from ml.models.clip_towers import Start
-from ml.records import Record, groups, targets
+from ml.training.checkpoint import digest
+from ml.training.context import Context
+from ml.training.loop import make_examples
 
 _BATCH: Final = 64
 
@@ -46,7 +46,7 @@ class ClipExamples:
         Args:
             context: records and device.
             start: the towers, which know how to prepare an image.
-            case_weight: exponent, see ``ml.loop.Recipe``.
+            case_weight: exponent, see ``ml.training.loop.Recipe``.
         """
         wanted = {task: targets(context.train, task) for task in TASKS}
         empty = np.zeros((len(context.train), 1, 1, 1), dtype=np.uint8)

@@ -7,10 +7,10 @@ from typing import Any, Final, Literal
 
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from ml.files import DamagedFileError, read_json
+from ml.dataset.preprocess import Preprocess
 from ml.models.clip import read_tokenizer
-from ml.preprocess import Preprocess
-from ml.weights import WeightsError, clip_folder
+from ml.registry.artifacts import DamagedFileError, read_json
+from ml.training.pretrained import WeightsError, clip_folder
 
 _MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 _STD: Final = (0.26862954, 0.26130258, 0.27577711)

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from ml import labels
-from ml.checkpoint import Checkpoint, Learner
-from ml.context import Context, adjustment
-from ml.device import format_name
-from ml.loop import schedule
+from ml.dataset import labels
 from ml.models.clip import FAMILY, NAME, TASKS, ClipHead, ClipImageNetwork, ClipModel, HeadSettings
 from ml.models.clip_examples import ClipExamples, embed, show
 from ml.models.clip_towers import SmallTowers, Start, start_from
 from ml.models.clip_tune import Tuner, TuneSettings
+from ml.training.checkpoint import Checkpoint, Learner
+from ml.training.context import Context, adjustment
+from ml.training.device import format_name
+from ml.training.loop import schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def train(context: Context, settings: ClipSettings | None = None) -> ClipModel:
     """Train the head on embeddings of pretrained towers, or small towers and head from nothing.
 
     Raises:
-        ml.weights.WeightsError: pretrained weights were asked for and cannot be had or read.
+        ml.training.pretrained.WeightsError: pretrained weights were asked for and cannot be had or read.
     """
     return _train(context, settings or ClipSettings(), NAME)
 

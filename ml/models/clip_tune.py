@@ -8,18 +8,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ml import labels
-from ml.augment import Augment
-from ml.checkpoint import Checkpoint, Learner
-from ml.context import Context
-from ml.device import format_name, half_type, keep_freed_memory
-from ml.loop import schedule
-from ml.metrics import negative_log_likelihood
+from ml.dataset import labels
+from ml.dataset.records import targets
+from ml.evaluation.metrics import negative_log_likelihood
 from ml.models.base import softmax
 from ml.models.clip import TASKS, ClipImageNetwork, HeadSettings, embed_texts
 from ml.models.clip_examples import ClipExamples, embed, show
 from ml.models.clip_towers import Start
-from ml.records import targets
+from ml.training.augment import Augment
+from ml.training.checkpoint import Checkpoint, Learner
+from ml.training.context import Context
+from ml.training.device import format_name, half_type, keep_freed_memory
+from ml.training.loop import schedule
 
 
 @dataclass(frozen=True, slots=True)

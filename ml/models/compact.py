@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ml import labels
-from ml.context import Context
-from ml.loop import Examples, Recipe, fit, make_examples
+from ml.dataset import labels
+from ml.dataset.preprocess import Preprocess
+from ml.dataset.records import Record, groups, targets
 from ml.models.image import ImageModel
 from ml.models.network import CompactBackbone, MultiTaskNetwork
-from ml.preprocess import Preprocess
-from ml.records import Record, groups, targets
+from ml.training.context import Context
+from ml.training.loop import Examples, Recipe, fit, make_examples
 
 NAME: Final = "compact"
 FAMILY: Final = "compact"
@@ -90,7 +90,7 @@ def train(context: Context, settings: CompactSettings | None = None) -> CompactM
         settings: architecture and recipe; the chosen ones by default.
 
     Raises:
-        ml.records.RecordsError: images are missing or damaged.
+        ml.dataset.records.RecordsError: images are missing or damaged.
     """
     settings = _with_options(settings or CompactSettings(), context)
     with context.run.stage(0.0, 0.04):

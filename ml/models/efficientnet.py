@@ -9,14 +9,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ml import labels
-from ml.context import Context
-from ml.loop import Examples, Recipe, fit
+from ml.dataset import labels
+from ml.dataset.preprocess import Preprocess
 from ml.models.compact import PLANE, PLANES, examples_of
 from ml.models.image import ImageModel
 from ml.models.network import MultiTaskNetwork
-from ml.preprocess import Preprocess
-from ml.weights import WeightsError, efficientnet_state
+from ml.training.context import Context
+from ml.training.loop import Examples, Recipe, fit
+from ml.training.pretrained import WeightsError, efficientnet_state
 
 NAME: Final = "efficientnet"
 FAMILY: Final = "efficientnet"
@@ -160,7 +160,7 @@ def train(context: Context, settings: EfficientNetSettings | None = None) -> Eff
     """Train the ensemble, one member after the other.
 
     Raises:
-        ml.records.RecordsError: images are missing or damaged.
+        ml.dataset.records.RecordsError: images are missing or damaged.
         WeightsError: the pretrained weights asked for cannot be had.
     """
     settings = _with_options(settings or EfficientNetSettings(), context)

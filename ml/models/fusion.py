@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ml import labels
-from ml.card import ModelCard
-from ml.context import Context, log_prior
-from ml.metrics import Targets, negative_log_likelihood
+from ml.dataset import labels
+from ml.dataset.records import targets
+from ml.evaluation.metrics import Targets, negative_log_likelihood
 from ml.models import caption, compact
 from ml.models.base import Floats, Outputs, ServedModel, adjust, has_caption, log, need_image, softmax
 from ml.models.caption import CaptionModel
 from ml.models.families import family_class
 from ml.models.image import ImageModel
-from ml.predict import captions_of, run_images
-from ml.records import targets
+from ml.models.predict_records import captions_of, run_images
+from ml.registry.model_card import ModelCard
+from ml.training.context import Context, log_prior
 
 NAME: Final = "fused-location"
 EFFICIENTNET_NAME: Final = "fused-efficientnet"
@@ -200,7 +200,7 @@ def train(context: Context) -> FusedModel:
     """Join the compact and the caption model, both trained from nothing.
 
     Raises:
-        ml.registry.UnknownModelError: one of the two is not registered.
+        ml.registry.registry.UnknownModelError: one of the two is not registered.
     """
     return _join(context, NAME, compact.NAME)
 
@@ -209,7 +209,7 @@ def train_efficientnet(context: Context) -> FusedModel:
     """Join EfficientNet and the caption model.
 
     Raises:
-        ml.registry.UnknownModelError: one of the two is not registered.
+        ml.registry.registry.UnknownModelError: one of the two is not registered.
     """
     return _join(context, EFFICIENTNET_NAME, "efficientnet")
 

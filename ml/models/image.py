@@ -7,10 +7,10 @@ from typing import Any, Final, Self
 
 from torch import nn
 
-from ml.card import ModelCard
-from ml.files import DamagedFileError, read_tensors, write_tensors
 from ml.models.base import Floats, Outputs, ServedModel, calibrated, need_image
 from ml.models.network import MultiTaskNetwork, ServingNetwork
+from ml.registry.artifacts import DamagedFileError, read_tensors, write_tensors
+from ml.registry.model_card import ModelCard
 
 WEIGHTS_FILE: Final = "network.safetensors"
 

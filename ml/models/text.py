@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ml.labels import IGNORED
+from ml.dataset.labels import IGNORED
 from ml.models.lexicon import LEXICON, RegionCounter
 
 _WORDS = {"ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": r"(?u)\b\w+\b", "dtype": np.float32}

@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
 
-from ml import labels
-from ml.card import ModelCard
-from ml.context import Context
-from ml.files import DamagedFileError, read_tensors, write_tensors
-from ml.metrics import negative_log_likelihood
+from ml.dataset import labels
+from ml.dataset.preprocess import Pixels, Preprocess
+from ml.dataset.records import targets
+from ml.evaluation.metrics import negative_log_likelihood
 from ml.models.base import EMBEDDING, Floats, Outputs, ServedModel, log, need_image, softmax
-from ml.preprocess import Pixels, Preprocess
-from ml.records import targets
+from ml.registry.artifacts import DamagedFileError, read_tensors, write_tensors
+from ml.registry.model_card import ModelCard
+from ml.training.context import Context
 
 FAMILY: Final = "texture-knn"
 WEIGHTS_FILE: Final = "neighbours.safetensors"

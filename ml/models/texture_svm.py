@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from sklearn.svm import SVC
 from torch import nn
 
-from ml import labels
-from ml.card import ModelCard
-from ml.context import Context
-from ml.files import DamagedFileError, read_tensors, write_tensors
-from ml.metrics import Targets, negative_log_likelihood
+from ml.dataset import labels
+from ml.dataset.preprocess import Preprocess
+from ml.dataset.records import RecordsError, targets
+from ml.evaluation.metrics import Targets, negative_log_likelihood
 from ml.models import compact
 from ml.models.base import EMBEDDING, Floats, Outputs, ServedModel, need_image, softmax
 from ml.models.compact import CompactModel
 from ml.models.texture_knn import describe
-from ml.preprocess import Preprocess
-from ml.records import RecordsError, targets
+from ml.registry.artifacts import DamagedFileError, read_tensors, write_tensors
+from ml.registry.model_card import ModelCard
+from ml.training.context import Context
 
 NAME: Final = "fused-modality"
 FAMILY: Final = "texture-svm"
@@ -179,8 +179,8 @@ def train(context: Context) -> TextureSumModel:
     """Train the machine, and join it with the registered image model; the weights are chosen on dev.
 
     Raises:
-        ml.registry.UnknownModelError: the image model is not registered.
-        ml.records.RecordsError: images are missing or damaged, or all show one modality.
+        ml.registry.registry.UnknownModelError: the image model is not registered.
+        ml.dataset.records.RecordsError: images are missing or damaged, or all show one modality.
     """
     image_model = context.load(compact.NAME)
     assert isinstance(image_model, CompactModel)

@@ -17,12 +17,12 @@ from typing import Final
 
 import httpx
 
-from app.config import load_settings
+from app.core.settings import load_settings
 from app.data.client import connect
-from app.data.embedded import embedded_mongod, find_mongod
+from app.data.mongod import embedded_mongod, find_mongod
 from app.data.schema import DATABASE, MODELS
 from app.data.seed import seed
-from tests.api.asking import CAPTION, ask, ask_many
+from tests.api.predict_client import CAPTION, ask, ask_many
 from tests.service import is_ok, running_service, wait_for
 
 _SET_FLAGS: Final = 0x8914  # SIOCSIFFLAGS

@@ -7,8 +7,8 @@ import httpx
 import pytest
 from pymongo.database import Database
 
-from app.api.annotations import AnnotationView
-from app.config import ConfigurationError, Settings, load_settings
+from app.api.routes.annotations import AnnotationView
+from app.core.settings import ConfigurationError, Settings, load_settings
 from app.data.seed import seed
 
 Document = dict[str, Any]

@@ -7,11 +7,11 @@ import httpx
 import pytest
 from pymongo.database import Database
 
-from app.api.schemas import CasePage, CaseSummary, CaseView
-from app.config import Settings
+from app.api.errors import Problem
+from app.api.schemas.records import CasePage, CaseSummary, CaseView
+from app.core.settings import Settings
 from app.data.schema import CASES
 from app.data.seed import seed
-from app.errors import Problem
 
 Document = dict[str, Any]
 Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]

@@ -17,10 +17,10 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from app.config import Settings, load_settings
-from app.main import create_app
-from ml.records import Record
-from tests.api.asking import CAPTION, ask, ask_many
+from app.api.factory import create_app
+from app.core.settings import Settings, load_settings
+from ml.dataset.records import Record
+from tests.api.predict_client import CAPTION, ask, ask_many
 from tests.service import is_ok, running_service, wait_for
 
 

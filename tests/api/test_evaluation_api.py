@@ -1,6 +1,6 @@
 """GET /evaluation: the last report, none, and a damaged one."""
 
-from app.config import Settings
+from app.core.settings import Settings
 from tests.service import running_service
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api.explain import ExplanationView
-from app.api.predictions import PredictionView
-from app.config import Settings
-from ml.records import Record
-from ml.registry import Registry
-from ml.train import PLANS
-from tests.api.asking import CAPTION, ask, ask_many
+from app.api.routes.explain import ExplanationView
+from app.api.schemas.predictions import PredictionView
+from app.core.settings import Settings
+from ml.dataset.records import Record
+from ml.registry.registry import Registry
+from ml.training.train import PLANS
+from tests.api.predict_client import CAPTION, ask, ask_many
 from tests.service import is_ok, wait_for
 
 Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]

@@ -4,10 +4,10 @@ import httpx
 import pytest
 from PIL import Image
 
-from app.api.explain import ExplanationView
-from ml import labels
-from tests.api.asking import CAPTION, ask, is_problem, stages
-from tests.inference.hostile import accepted, refused
+from app.api.routes.explain import ExplanationView
+from ml.dataset import labels
+from tests.api.predict_client import CAPTION, ask, is_problem, stages
+from tests.serving.hostile_files import accepted, refused
 
 
 @pytest.mark.parametrize("task", ["modality", "location"])

@@ -1,7 +1,7 @@
 import httpx
 import pytest
 
-from app.api.facets import Facets, FieldList, Statistics
+from app.api.routes.facets import Facets, FieldList, Statistics
 from app.data.facets import AGE_BAND, FACETS, TOPIC_CATEGORY
 
 

@@ -20,15 +20,15 @@ import numpy as np
 import pytest
 import uvicorn
 
-from app.config import Settings
-from app.inference.admission import Room
-from app.inference.decode import decode
-from app.inference.engine import Engine
-from app.inference.predictor import Predictor
-from app.main import create_app
-from tests.api.asking import ask, is_problem
-from tests.inference.dicoms import jpeg
+from app.api.factory import create_app
+from app.core.settings import Settings
+from app.serving.admission import Room
+from app.serving.decode.image import decode
+from app.serving.engine import Engine
+from app.serving.predictor import Predictor
+from tests.api.predict_client import ask, is_problem
 from tests.service import is_ok, running_server, running_service, wait_for
+from tests.serving.decode.dicom_files import jpeg
 
 
 @dataclass
@@ -200,7 +200,7 @@ def test_a_finished_image_does_not_wait_for_the_decoding_of_others(
             slow.wait(30)
         return decode(data, *arguments)
 
-    monkeypatch.setattr("app.inference.observer.decode", decode_slowly)
+    monkeypatch.setattr("app.serving.image_encoder.decode", decode_slowly)
     threads = held.predictor._pool._threads
     with ThreadPoolExecutor(1 + len(threads)) as pool:
         first = pool.submit(ask, held.client, "/predict/modality", png)
@@ -243,7 +243,7 @@ def test_a_decoder_that_hangs_does_not_keep_the_service_from_stopping(
 
     with running_service(predict_settings) as client:
         wait_for(client, "/health/ready", is_ok)
-        monkeypatch.setattr("app.inference.observer.decode", hang)
+        monkeypatch.setattr("app.serving.image_encoder.decode", hang)
         is_problem(ask(client, "/predict/modality", png + b"!", headers={"X-Request-Timeout": "0.3"}), 504)
     assert ended == []
     free.set()
@@ -275,7 +275,7 @@ def test_sigterm_under_load_loses_no_accepted_answer(predict_settings: Settings,
     environment = {f"MEDPIX_{name.upper()}": str(getattr(predict_settings, name)) for name in names}
     log = (tmp_path / "log").open("wb")
     service = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "serve"],
+        [sys.executable, "-m", "app.main", "serve"],
         env=os.environ | environment | {"MEDPIX_PORT": str(port)},
         stdout=log,
         stderr=log,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import httpx
 
-from app.config import Settings, load_settings
+from app.core.settings import Settings, load_settings
 from app.data.client import connect
-from app.data.embedded import embedded_mongod, find_mongod
+from app.data.mongod import embedded_mongod, find_mongod
 from app.data.seed import seed
 from tests.service import is_ok, wait_for
 

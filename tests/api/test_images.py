@@ -6,7 +6,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from app.api.schemas import ImagePage, ImageView, ImageWithCase
+from app.api.schemas.records import ImagePage, ImageView, ImageWithCase
 
 
 @pytest.fixture(scope="module")

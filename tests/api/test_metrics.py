@@ -1,7 +1,7 @@
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.api.asking import ask
+from tests.api.predict_client import ask
 
 
 def _value(client: httpx.Client, metric: str, /, **labels: str) -> float:

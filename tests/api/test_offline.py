@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pymongo.database import Database
 
-from app.config import Settings
+from app.core.settings import Settings
 from app.data.schema import MODELS
 from tests.conftest import REPOSITORY
 

@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 from pymongo.database import Database
 
-from app.config import Settings, load_settings
+from app.core.settings import Settings, load_settings
 from app.data.client import connect
-from app.data.embedded import embedded_mongod, find_mongod
+from app.data.mongod import embedded_mongod, find_mongod
 from app.data.schema import MODELS, TRAINING_RUNS
 from app.data.seed import seed
-from ml import labels
-from ml.card import ModelCard
-from ml.images import load_images
-from ml.predict import captions_of, run_captions, run_images
-from ml.records import Record
-from ml.registry import Registry, load_model
-from ml.train import queue
-from tests.api.asking import CAPTION, ask, is_problem, stages
+from ml.dataset import labels
+from ml.dataset.image_loading import load_images
+from ml.dataset.records import Record
+from ml.models.predict_records import captions_of, run_captions, run_images
+from ml.registry.model_card import ModelCard
+from ml.registry.registry import Registry, load_model
+from ml.training.train import queue
+from tests.api.predict_client import CAPTION, ask, is_problem, stages
 from tests.conftest import database_address
-from tests.inference.dicoms import PATIENT, dicom
-from tests.inference.hostile import accepted, refused
-from tests.inference.unlike import unlike
 from tests.service import is_ok, running_service, wait_for
+from tests.serving.decode.dicom_files import PATIENT, dicom
+from tests.serving.hostile_files import accepted, refused
+from tests.serving.ood_images import unlike
 
 Document = dict[str, Any]
 Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]

@@ -1,11 +1,11 @@
 import httpx
 import pytest
 
-from app.api.predict_batch import BatchAnswer
-from app.config import load_settings
-from ml.records import Record
-from tests.api.asking import CAPTION, ask, ask_many, is_problem, stages
-from tests.inference.hostile import accepted, refused
+from app.api.routes.predict_batch import BatchAnswer
+from app.core.settings import load_settings
+from ml.dataset.records import Record
+from tests.api.predict_client import CAPTION, ask, ask_many, is_problem, stages
+from tests.serving.hostile_files import accepted, refused
 
 HOSTILE = refused()
 

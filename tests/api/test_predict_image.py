@@ -8,12 +8,12 @@ import httpx
 import pytest
 from pymongo.database import Database
 
-from app.api.predict_image import JudgedImage
-from app.config import Settings
+from app.api.routes.predict_image import JudgedImage
+from app.core.settings import Settings
 from app.data.schema import MODELS
 from app.data.seed import seed
-from ml.records import Record
-from tests.api.asking import ask, is_problem, stages
+from ml.dataset.records import Record
+from tests.api.predict_client import ask, is_problem, stages
 from tests.service import wait_for
 
 Document = dict[str, Any]

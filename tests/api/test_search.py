@@ -3,7 +3,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api.search import SearchPage
+from app.api.routes.search import SearchPage
 
 
 def _search(client: httpx.Client, q: str, **parameters: str | int) -> Any:

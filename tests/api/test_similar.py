@@ -1,10 +1,10 @@
 import httpx
 import pytest
 
-from app.api.similar import SimilarImages
-from ml.records import Record
-from tests.api.asking import ask, is_problem, stages
-from tests.inference.hostile import accepted, refused
+from app.api.routes.similar import SimilarImages
+from ml.dataset.records import Record
+from tests.api.predict_client import ask, is_problem, stages
+from tests.serving.hostile_files import accepted, refused
 
 
 @pytest.mark.parametrize("task", ["modality", "location"])

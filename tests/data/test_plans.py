@@ -8,9 +8,9 @@ import pytest
 from pymongo.database import Database
 
 from app.data import schema
-from app.data.cursor import decode_cursor, encode_cursor, parse_sort
 from app.data.fields import CASE_ALIASES, CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS
 from app.data.filters import parse_filter
+from app.data.pagination import decode_cursor, encode_cursor, parse_sort
 from app.data.repository import case_pipeline
 
 Document = dict[str, Any]

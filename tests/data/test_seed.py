@@ -12,8 +12,8 @@ from pymongo.database import Database
 from pymongo.errors import WriteError
 
 from app.data import schema
+from app.data.reader import SourceError, read_source
 from app.data.seed import SeedError, seed
-from app.data.source import SourceError, read_source
 
 Document = dict[str, Any]
 
@@ -109,7 +109,7 @@ def test_a_killed_run_is_completed_by_the_next(
     address, _, options = mongo_server.partition("?")
     uri = f"{address.rpartition('/')[0]}/{database.name}?{options}"
     environment = {**os.environ, "MEDPIX_MONGO_URI": uri, "MEDPIX_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "app.cli", "seed", "--data", str(generated_dataset)]
+    command = [sys.executable, "-m", "app.main", "seed", "--data", str(generated_dataset)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for_first_write(database, process)
     time.sleep(delay_s)

@@ -11,14 +11,14 @@ from pymongo.database import Database
 from torchvision.models import resnet50
 from transformers import CLIPImageProcessorPil, CLIPProcessor
 
-from ml.context import Context, Options
-from ml.device import Team
-from ml.evaluate import Results, evaluate
+from ml.dataset.records import Record, load_records
+from ml.evaluation.evaluate import Results, evaluate
 from ml.models.clip_towers import build_small
-from ml.progress import Run, silent
-from ml.records import Record, load_records
-from ml.registry import Registry
-from tests.ml.killed import TOWERS
+from ml.registry.registry import Registry
+from ml.training.context import Context, Options
+from ml.training.device import Team
+from ml.training.progress import Run, silent
+from tests.ml.train_until_killed import TOWERS
 
 Document = dict[str, Any]
 MakeContext = Callable[..., Context]

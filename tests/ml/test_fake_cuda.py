@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ml.context import Context, Options
-from ml.evaluation.anew import Surroundings, TrainedModels, train_and_ask
+from ml.dataset.records import Record
+from ml.evaluation.retrain import Surroundings, TrainedModels, train_and_ask
 from ml.models import clip_train, efficientnet, resnet
 from ml.models.base import ServedModel
 from ml.models.clip_train import ClipSettings
-from ml.progress import silent
-from ml.records import Record
-from ml.train import calibrate, trainer
+from ml.training.context import Context, Options
+from ml.training.progress import silent
+from ml.training.train import calibrate, trainer
 from tests.fake_cuda import CUDA, fake_cuda
 from tests.ml.conftest import MakeContext
-from tests.ml.killed import TOWERS
-from tests.ml.small import CPU
+from tests.ml.small_options import CPU
+from tests.ml.train_until_killed import TOWERS
 
 # Only the CLIP models are trained in two ways besides from nothing.
 WAYS = [

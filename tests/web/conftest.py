@@ -14,15 +14,15 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from app.config import Settings, load_settings
+from app.core.settings import Settings, load_settings
 from app.data.schema import MODELS
 from app.data.seed import seed
-from ml.evaluate import Results, evaluate
-from ml.progress import DatabaseReporter, Progress
-from ml.report import write_report
+from ml.evaluation.evaluate import Results, evaluate
+from ml.evaluation.report import write_report
+from ml.training.progress import DatabaseReporter, Progress
 from tests.conftest import database_address
 from tests.service import is_ok, running_service, wait_for
-from tests.web import looks
+from tests.web import layout as looks
 
 Document = dict[str, Any]
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Response, expect
 
-from tests.web.looks import SCREENS, fits, jumps, shoot, watch_layout
+from tests.web.layout import SCREENS, fits, jumps, shoot, watch_layout
 
 pytestmark = pytest.mark.browser
 

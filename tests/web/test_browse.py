@@ -9,7 +9,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.web.looks import fits, is_inside
+from tests.web.layout import fits, is_inside
 
 pytestmark = pytest.mark.browser
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.web.looks import fits
+from tests.web.layout import fits
 from tests.web.network import hold
 
 pytestmark = pytest.mark.browser

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.web.looks import SCREENS, fits, jumps, shoot, watch_layout
+from tests.web.layout import SCREENS, fits, jumps, shoot, watch_layout
 
 pytestmark = [pytest.mark.browser, pytest.mark.medpix]
 

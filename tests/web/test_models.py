@@ -7,10 +7,10 @@ import pytest
 from playwright.sync_api import Page, expect
 from pymongo.database import Database
 
-from ml.evaluate import Results
-from ml.registry import Registry
+from ml.evaluation.evaluate import Results
+from ml.registry.registry import Registry
 from tests.conftest import Document
-from tests.web.looks import fits, is_inside
+from tests.web.layout import fits, is_inside
 
 pytestmark = pytest.mark.browser
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
-from tests.api.asking import ask
-from tests.inference.dicoms import dicom
-from tests.inference.hostile import accepted, refused
-from tests.web.looks import fits
+from tests.api.predict_client import ask
+from tests.serving.decode.dicom_files import dicom
+from tests.serving.hostile_files import accepted, refused
+from tests.web.layout import fits
 from tests.web.network import hold
 
 pytestmark = pytest.mark.browser

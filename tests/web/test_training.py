@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.web.conftest import Training
-from tests.web.looks import jumps, shoot, watch_layout
+from tests.web.layout import jumps, shoot, watch_layout
 
 pytestmark = pytest.mark.browser
 

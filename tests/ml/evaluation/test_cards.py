@@ -2,8 +2,8 @@ import copy
 
 import pytest
 
-from ml.evaluate import Results
 from ml.evaluation.cards import Section, as_markdown, model_card
+from ml.evaluation.evaluate import Results
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from ml.dataset.labels import IGNORED
+from ml.evaluation.metrics import Probabilities
 from ml.evaluation.scoring import Answers, calibration, compare, confident, describe, measure, short
-from ml.labels import IGNORED
-from ml.metrics import Probabilities
 
 
 def answers(right: list[bool], cases: str, confidence: float = 0.8) -> Answers:

@@ -9,11 +9,11 @@ from pymongo.database import Database
 
 from app.data import schema
 from app.data.seed import seed
+from ml.dataset.records import Record, load_records
 from ml.evaluation import splits as splits_module
-from ml.evaluation.patients import SAME_PATIENT
+from ml.evaluation.duplicate_patients import SAME_PATIENT
 from ml.evaluation.scoring import Answers
 from ml.evaluation.splits import SplitError, content_hash, identity, leakage, without
-from ml.records import Record, load_records
 from tests.ml.conftest import Document
 
 

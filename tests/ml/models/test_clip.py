@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from ml import labels
-from ml.context import Context
-from ml.files import DamagedFileError
-from ml.labels import LOCATION
+from ml.dataset import labels
+from ml.dataset.labels import LOCATION
+from ml.dataset.records import targets
 from ml.models.base import EMBEDDING, InputError
 from ml.models.clip import TASKS, ClipHead, ClipImageNetwork, ClipModel
 from ml.models.clip_examples import show
 from ml.models.clip_towers import start_from
 from ml.models.clip_train import ClipSettings, train, train_caption, train_image
 from ml.models.clip_tune import Tuner
-from ml.records import targets
-from ml.train import calibrate
-from ml.weights import WeightsError
+from ml.registry.artifacts import DamagedFileError
+from ml.training.context import Context
+from ml.training.pretrained import WeightsError
+from ml.training.train import calibrate
 from tests.ml.conftest import MakeContext
 from tests.ml.exported import run_openvino
-from tests.ml.killed import TOWERS
+from tests.ml.train_until_killed import TOWERS
 
 TrainClip = Callable[[Context, ClipSettings], ClipModel]
 CAPTIONS = ["Axial CT shows a nodule in the right upper lobe of the lung", None, ""]

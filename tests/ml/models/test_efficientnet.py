@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from ml import weights
+from ml.dataset.preprocess import Preprocess
 from ml.models import caption, fusion
 from ml.models.efficientnet import (
     EfficientNetBackbone,
@@ -18,9 +18,9 @@ from ml.models.efficientnet import (
     train,
 )
 from ml.models.fusion import FusedModel
-from ml.preprocess import Preprocess
-from ml.registry import Registry
-from ml.weights import WeightsError, efficientnet_state
+from ml.registry.registry import Registry
+from ml.training import pretrained as weights
+from ml.training.pretrained import WeightsError, efficientnet_state
 from tests.ml.conftest import MakeContext
 from tests.ml.exported import run_openvino
 

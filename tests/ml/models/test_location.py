@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from pymongo.database import Database
 
-from ml.labels import LOCATION, LOCATION_CATEGORY
+from ml.dataset.labels import LOCATION, LOCATION_CATEGORY
+from ml.dataset.records import Record, RecordsError
 from ml.models.base import InputError, ServedModel, softmax
 from ml.models.caption import CaptionModel, CaptionSettings, fit_text_model, training_texts
 from ml.models.fusion import FusedModel, FusionWeights, choose_weights, fuse
-from ml.records import Record, RecordsError
-from ml.registry import Registry
+from ml.registry.registry import Registry
 from tests.ml.conftest import Document
 
 CAPTIONS = ["Axial MR shows a tear of the anterior cruciate ligament of the knee.", None]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torchvision.models import resnet50
 
+from ml.dataset.preprocess import Preprocess
 from ml.models.resnet import ResNetBackbone, ResNetModel, ResNetSettings, train_location, train_modality
-from ml.preprocess import Preprocess
-from ml.weights import WeightsError
+from ml.training.pretrained import WeightsError
 from tests.ml.conftest import MakeContext
 
 THREE = {"channels": 3, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -17,7 +17,8 @@ THREE = {"channels": 3, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.2
 @pytest.fixture
 def small() -> ResNetSettings:
     """The real recipes, on images small enough for a test."""
-    settings = ResNetSettings(preprocess=Preprocess(size=32, **THREE))  # type: ignore[arg-type]
+    preprocess = Preprocess(size=32, **THREE)  # type: ignore[arg-type]
+    settings = ResNetSettings(preprocess=preprocess, scratch_preprocess=preprocess)
     return replace(settings, tune=replace(settings.tune, average=0.5))
 
 

@@ -3,7 +3,7 @@ import pytest
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
-from ml.labels import IGNORED
+from ml.dataset.labels import IGNORED
 from ml.models.base import softmax
 from ml.models.lexicon import LEXICON, REGIONS, RegionCounter
 from ml.models.text import LinearClassifier, TextFeatures

@@ -5,8 +5,8 @@ import pytest
 from pymongo.database import Database
 
 from ml.models.texture_knn import Neighbours, TextureModel, colour, describe, texture
-from ml.registry import Registry
-from ml.train import train_model
+from ml.registry.registry import Registry
+from ml.training.train import train_model
 from tests.ml.conftest import Document
 
 

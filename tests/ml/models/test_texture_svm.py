@@ -5,11 +5,11 @@ import pytest
 from pymongo.database import Database
 from sklearn.svm import SVC
 
-from ml.files import DamagedFileError
 from ml.models.base import InputError, softmax
 from ml.models.texture_svm import WEIGHTS_FILE, Machine, SumWeights, TextureSumModel, add, choose_weights, shrink
-from ml.registry import Registry
-from ml.train import train_model
+from ml.registry.artifacts import DamagedFileError
+from ml.registry.registry import Registry
+from ml.training.train import train_model
 from tests.ml.conftest import Document
 
 

@@ -1,0 +1,162 @@
+"""The one table from exception to answer: every error is an RFC 9457 problem document."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from pymongo.errors import (
+    AutoReconnect,
+    ConnectionFailure,
+    ExecutionTimeout,
+    NetworkTimeout,
+    OperationFailure,
+    PyMongoError,
+    WaitQueueTimeoutError,
+)
+from starlette.exceptions import HTTPException
+
+from app.core.exceptions import ApiError, DeadlineExceededError, ProblemItem, UnavailableError, UnprocessableError
+from app.data.filters import ParameterError
+from app.data.repository import NotFoundError
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE: Final = "application/problem+json"
+_INVALID_REGEX: Final = frozenset({2, 51091, 51108})
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(examples=["urn:medpix:problem:not-found"])
+    title: str = Field(examples=["Not Found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["There is no case MPX9999."])
+    instance: str = Field(examples=["/cases/MPX9999"])
+    request_id: str
+    errors: list[ProblemItem] | None = Field(default=None, description="Each unusable part of the request")
+
+
+def problem_response(request: Request, error: ApiError) -> JSONResponse:
+    """The answer to an error."""
+    return JSONResponse(_content(request, error), error.status, headers=error.headers, media_type=MEDIA_TYPE)
+
+
+def problem_of(request: Request, error: Exception) -> dict[str, Any]:
+    """The problem document of an exception, as a part of an answer; what nobody expected is logged."""
+    known = translate(error)
+    if known.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.error("a part of a request failed", exc_info=error)
+    return _content(request, known)
+
+
+def _content(request: Request, error: ApiError) -> dict[str, Any]:
+    problem = Problem(
+        type=f"urn:medpix:problem:{error.slug}",
+        title=HTTPStatus(error.status).phrase,
+        status=error.status,
+        detail=error.detail,
+        instance=request.url.path,
+        request_id=request.scope.get("state", {}).get("request_id", ""),
+        errors=error.errors,
+        **error.members,
+    )
+    return problem.model_dump(exclude_none=True)
+
+
+def translate(error: Exception) -> ApiError:
+    """The answer that an exception stands for."""
+    match error:
+        case ApiError():
+            return error
+        case NotFoundError():
+            return _with_status(404, "not-found", str(error))
+        case ParameterError():
+            items = [ProblemItem(parameter=p.parameter, message=p.message) for p in error.problems]
+            return UnprocessableError(f"The query cannot be used: {error}", errors=items)
+        case RequestValidationError():
+            return _invalid_request(error)
+        case HTTPException():
+            return _http_error(error)
+        case PyMongoError():
+            return _database_error(error)
+    return _with_status(500, "internal", "The service failed. The log holds the cause under this request_id.")
+
+
+def _with_status(
+    status: int, slug: str, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any
+) -> ApiError:
+    error = ApiError(detail, headers=headers, **members)
+    error.status, error.slug = status, slug
+    return error
+
+
+def _invalid_request(error: RequestValidationError) -> ApiError:
+    items = []
+    for problem in error.errors():
+        place = [str(part) for part in problem["loc"] if part not in ("query", "path", "body")]
+        items.append(ProblemItem(parameter=".".join(place), message=problem["msg"]))
+    detail = "; ".join(f"{item.parameter}: {item.message}" for item in items)
+    return UnprocessableError(f"The request cannot be used: {detail}", errors=items)
+
+
+def _http_error(error: HTTPException) -> ApiError:
+    phrase = HTTPStatus(error.status_code).phrase
+    slug = phrase.lower().replace(" ", "-")
+    detail = str(error.detail)
+    if error.status_code == HTTPStatus.NOT_FOUND and detail == phrase:
+        detail = "There is nothing at this address. /docs lists what there is."
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = f"This address does not take this method; it takes {(error.headers or {}).get('Allow', 'others')}."
+    return _with_status(error.status_code, slug, detail, headers=error.headers)
+
+
+def _database_error(error: PyMongoError) -> ApiError:
+    match error:
+        case ExecutionTimeout() | NetworkTimeout():
+            return DeadlineExceededError("The database did not answer in time. Ask for less, or use a simpler filter.")
+        case ConnectionFailure() | AutoReconnect() | WaitQueueTimeoutError():
+            return UnavailableError("The database cannot be reached at the moment. Try again shortly.")
+        case OperationFailure() if error.code in _INVALID_REGEX:
+            return UnprocessableError("The query cannot be used: the regular expression is not valid.")
+    if error.timeout:
+        return UnavailableError("The database did not answer in time. Try again shortly.")
+    logger.error("database error", exc_info=error)
+    return _with_status(500, "internal", "The database refused the query. The log holds the cause.")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every exception with a problem document."""
+
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        return problem_response(request, translate(error))
+
+    for kind in (
+        ApiError,
+        NotFoundError,
+        ParameterError,
+        RequestValidationError,
+        HTTPException,
+        PyMongoError,
+        Exception,
+    ):
+        app.add_exception_handler(kind, handle)
+
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def documented(*statuses: int) -> Responses:
+    """The ``responses`` of a route: these statuses answer a problem document."""
+    reference = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": reference}}}
+        for status in statuses
+    }

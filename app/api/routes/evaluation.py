@@ -1,0 +1,45 @@
+"""The last evaluation of the models, as `medpix evaluate` wrote it."""
+
+import asyncio
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.deps import get_settings
+from app.api.errors import documented
+from app.api.files import matches
+from app.core.exceptions import UnavailableError
+from app.core.settings import Settings
+from app.data.evaluation_report import FaultyReportError, read_report
+
+router = APIRouter(tags=["models"])
+
+
+class EvaluationView(BaseModel):
+    """Scores, confusion, calibration, subgroups, leakage and label audit of the evaluated models."""
+
+    model_config = ConfigDict(extra="allow")
+
+    created_at: str
+    split: dict[str, Any] = Field(description="What was scored, and how that was checked")
+    tasks: dict[str, Any] = Field(
+        description="Per task: classes, models, models that are not trained, figures quoted from others, label audit"
+    )
+    models: dict[str, Any] = Field(description="Per model: its card, and every figure per task")
+
+
+@router.get(
+    "/evaluation", response_model=EvaluationView, responses=documented(404, 503), summary="Read the last evaluation"
+)
+async def read_evaluation(request: Request, settings: Annotated[Settings, Depends(get_settings)]) -> Response:
+    """The last evaluation of all models on the test split: the same content as its results.json."""
+    try:
+        report = await asyncio.to_thread(read_report, settings.home)
+    except FaultyReportError as error:
+        raise UnavailableError(str(error)) from error
+    headers = {"ETag": report.etag, "Cache-Control": "no-cache"}
+    if matches(request.headers.get("if-none-match"), report.etag):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    return Response(report.body, headers=headers, media_type="application/json")

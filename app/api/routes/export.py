@@ -1,0 +1,122 @@
+"""Downloads of whatever a filter selects, streamed."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from app.api.deps import PicturesDep, RepositoryDep, SortText, case_filter, case_order, image_filter, image_order
+from app.api.errors import Responses, documented
+from app.api.responses import data_response
+from app.api.routes.annotations import annotation_filter, annotation_order
+from app.data.filters import ParameterError, ParameterProblem
+from app.data.repository import NotFoundError, Repository
+from app.export.croissant import Table, describe
+from app.export.rows import columns
+from app.export.streams import ExportError, export_parts, table_parts
+
+router = APIRouter(tags=["export"])
+
+Kind = Literal["images", "cases", "records", "annotations"]
+Format = Literal["json", "jsonl", "csv", "parquet", "zip"]
+Row = dict[str, Any]
+
+MEDIA_TYPES: Final = {
+    "json": "application/json",
+    "jsonl": "application/x-ndjson",
+    "csv": "text/csv; charset=utf-8; header=present",
+    "parquet": "application/vnd.apache.parquet",
+    "zip": "application/zip",
+}
+_FILTERS: Final = {
+    "images": image_filter,
+    "records": image_filter,
+    "cases": case_filter,
+    "annotations": annotation_filter,
+}
+_ORDERS: Final = {
+    "images": image_order,
+    "records": image_order,
+    "cases": case_order,
+    "annotations": annotation_order,
+}
+_FILES: Responses = {
+    200: {"description": "The file", "content": {kind.partition(";")[0]: {} for kind in MEDIA_TYPES.values()}}
+}
+
+
+@router.get(
+    "/export",
+    response_class=StreamingResponse,
+    responses={**_FILES, **documented(404, 422, 503, 504)},
+    summary="Export",
+)
+async def export(
+    request: Request,
+    repository: RepositoryDep,
+    pictures: PicturesDep,
+    file_format: Annotated[Format, Query(alias="format", description="zip holds the image files")] = "json",
+    of: Annotated[Kind, Query(description="records are images joined with their cases")] = "images",
+    raw: Annotated[
+        bool | None,
+        Query(description="The dataset's own records; default: true for json and jsonl, which alone can hold them"),
+    ] = None,
+    sort: SortText = None,
+) -> Response:
+    """Everything that the filters of `/images` (or of `/cases`, with `of=cases`) select, as one file in any order.
+
+    The jsonl of a split holds exactly the records of the dataset's file. The zip has a folder per
+    split with a metadata.jsonl, as `load_dataset("imagefolder")` reads it.
+    """
+    selection, order = await _FILTERS[of](request), await _ORDERS[of](sort)
+    try:
+        parts = export_parts(repository, pictures, selection, of=of, file_format=file_format, raw=raw, order=order)
+    except ExportError as error:
+        raise ParameterError([ParameterProblem(error.parameter, str(error))]) from error
+    body = await _started(parts)
+    headers = {"Content-Disposition": f'attachment; filename="medpix-{of}.{file_format}"', "Cache-Control": "no-cache"}
+    version = await repository.dataset_version()
+    if version:
+        headers["X-Dataset-Version"] = version
+    return StreamingResponse(body, headers=headers, media_type=MEDIA_TYPES[file_format])
+
+
+async def _started(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes, the first part made already: what fails at once is answered with its own status."""
+    first = await anext(parts, b"")
+
+    async def resumed() -> AsyncIterator[bytes]:
+        yield first
+        async for part in parts:
+            yield part
+
+    return resumed()
+
+
+@router.get(
+    "/export/croissant",
+    response_model=dict[str, Any],
+    responses=documented(404, 503, 504),
+    summary="Croissant metadata",
+)
+async def read_croissant(request: Request, repository: RepositoryDep) -> Response:
+    """What the exported tables hold, with their hashes, as MLCommons' Croissant describes datasets."""
+    seed_run = await repository.latest_seed()
+    if seed_run is None:
+        raise NotFoundError("The database holds no dataset yet. Run `medpix seed`.")
+    home = str(request.base_url)
+    tables = [await _table_of(repository, of, home) for of in ("images", "cases")]
+    published = seed_run["finished_at"].date().isoformat()
+    content = describe(tables, home=home, dataset_version=seed_run["dataset_version"], published=published)
+    return await data_response(request, repository, content)
+
+
+async def _table_of(repository: Repository, of: str, home: str) -> Table:
+    """A table with the hash of its bytes: it is written once without being sent."""
+    digest, size = hashlib.sha256(), 0
+    async for part in table_parts(repository, of):
+        digest.update(part)
+        size += len(part)
+    return Table(of, columns(of), f"{home}export?of={of}&format=jsonl&raw=false", digest.hexdigest(), size)

@@ -1,0 +1,65 @@
+"""Health: whether the process answers, and whether it can do its work."""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from pymongo.errors import PyMongoError
+
+from app.api.deps import ModelsDep, RepositoryDep
+from app.core.exceptions import RETRY_AFTER_S
+
+router = APIRouter(tags=["health"], prefix="/health")
+
+
+class Liveness(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class DatabaseHealth(BaseModel):
+    """What the database holds; the counts are null while it cannot be reached."""
+
+    reachable: bool
+    seeded: bool
+    cases: int | None
+    images: int | None
+    dataset_version: str | None
+
+
+class Readiness(BaseModel):
+    """Whether the service can do its work, and what each task of it is waiting for."""
+
+    status: Literal["ready", "not ready"]
+    database: DatabaseHealth
+    models: dict[str, Any] = Field(description="Per task: the model that serves it, or how far its training is")
+
+
+@router.get("/live", response_model=Liveness, summary="Is the process alive")
+async def live() -> Response:
+    """Answers as long as the process does."""
+    return JSONResponse({"status": "alive"})
+
+
+@router.get(
+    "/ready",
+    response_model=Readiness,
+    responses={503: {"model": Readiness, "description": "Not ready; the body says why"}},
+    summary="Can the service do its work",
+)
+async def ready(repository: RepositoryDep, models: ModelsDep) -> Response:
+    """Ready when the data are there and every registered model is loaded; a model in training does not count."""
+    database: dict[str, Any] = dict.fromkeys(("cases", "images", "dataset_version"))
+    try:
+        seed_run = await repository.latest_seed()
+        database |= {"reachable": True, "seeded": seed_run is not None, **await repository.counts()}
+        database["dataset_version"] = seed_run["dataset_version"] if seed_run else None
+        await repository.remember_contents()
+    except PyMongoError:
+        database |= {"reachable": False, "seeded": False}
+    is_ready = database["seeded"] and models.healthy
+    content = {"status": "ready" if is_ready else "not ready", "database": database, "models": models.status()}
+    headers = {} if is_ready else {"Retry-After": str(RETRY_AFTER_S)}
+    return JSONResponse(content, status_code=200 if is_ready else 503, headers=headers)

@@ -1,0 +1,74 @@
+"""The registered models: their cards, and which one answers each task."""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from app.api.deps import ModelsDep
+from app.api.errors import documented
+from app.data.repository import NotFoundError
+from app.serving.model_manager import ModelServer
+from app.serving.predictor import Predictor
+from ml.registry.model_card import ModelCard
+
+router = APIRouter(tags=["models"])
+
+
+class BackendView(BaseModel):
+    """Where a network runs."""
+
+    name: Literal["torch", "openvino"]
+    device: Literal["cpu", "cuda"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    precision_reason: str = Field(description="Why it computes in this precision")
+
+
+class ModelView(BaseModel):
+    """A model card, with what the model does in this service."""
+
+    card: ModelCard
+    serves: list[str] = Field(description="Tasks that this model answers here")
+    backend: BackendView | None = Field(description="Where its network runs; null where none runs here")
+
+
+class ModelList(BaseModel):
+    """All registered models."""
+
+    items: list[ModelView]
+    tasks: dict[str, Any] = Field(description="Per task: the model that serves it, or how far its training is")
+
+
+@router.get("/models", response_model=ModelList, summary="List models")
+async def list_models(models: ModelsDep) -> Response:
+    """Every registered model with its card."""
+    items = [_view(card, models) for card in models.cards]
+    return JSONResponse({"items": items, "tasks": models.status()})
+
+
+@router.get("/models/{name}", response_model=ModelView, responses=documented(404), summary="Read a model card")
+async def read_model(name: str, models: ModelsDep) -> Response:
+    """One model: classes, preprocessing, metrics with intervals, files with their hashes, limits."""
+    for card in models.cards:
+        if card.name == name:
+            return JSONResponse(_view(card, models))
+    raise NotFoundError(f"There is no model {name[:80]!r}. GET /models lists those that are registered.")
+
+
+def _view(card: ModelCard, models: ModelServer) -> dict[str, Any]:
+    serving = {task: p for task, p in models.serving.items() if p.card.version == card.version}
+    backend = next((_backend_view(predictor) for predictor in serving.values()), None)
+    return {"card": card.model_dump(mode="json"), "serves": sorted(serving), "backend": backend}
+
+
+def _backend_view(predictor: Predictor) -> dict[str, str] | None:
+    backend, choice = predictor.backend, predictor.precision
+    if backend is None or choice is None:
+        return None
+    return {
+        "name": backend.name,
+        "device": backend.device,
+        "precision": backend.precision,
+        "precision_reason": choice.reason,
+    }

@@ -1,0 +1,1 @@
+"""Response models: what each endpoint answers, for FastAPI and OpenAPI."""

@@ -1,0 +1,109 @@
+"""A prediction as the API answers it."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from app.serving.decode.decoded_image import Source
+from app.serving.prediction import Prediction
+from ml.registry.model_card import ModelCard
+
+Task = Literal["modality", "location"]
+
+
+class Probability(BaseModel):
+    """One class and its calibrated probability."""
+
+    label: str
+    probability: float = Field(ge=0, le=1)
+
+
+class Ranking(BaseModel):
+    """All classes of a question."""
+
+    label: str = Field(description="The most probable class")
+    probabilities: list[Probability] = Field(description="Most probable first")
+
+
+class ModelStamp(BaseModel):
+    """Which model answered."""
+
+    name: str
+    version: str
+    sha256: str = Field(description="One hash over the names and hashes of all files of the model")
+    init: Literal["pretrained", "scratch"]
+
+
+class ImageStamp(BaseModel):
+    """Which image was judged."""
+
+    sha256: str
+    width: int
+    height: int
+    mode: str = Field(examples=["L"])
+
+
+class DatasetImage(BaseModel):
+    """The image of the dataset that has exactly the uploaded bytes."""
+
+    image: str
+    u_id: str
+    split: Literal["train", "dev", "test"]
+
+
+class PredictionView(Ranking):
+    """A prediction with all that is needed to trace it."""
+
+    task: Task
+    decision: Literal["confident", "uncertain"]
+    inputs_used: list[Literal["image", "caption"]]
+    location_category: Ranking | None = Field(default=None, description="Body region; for location only")
+    model: ModelStamp
+    image: ImageStamp
+    in_dataset: DatasetImage | None = Field(description="Set when the uploaded file is an image of the dataset")
+    notes: list[str] = Field(description="What a reader should know, in sentences")
+    request_id: str
+
+
+def prediction_view(prediction: Prediction) -> dict[str, Any]:
+    """All of a ``PredictionView`` but what the dataset and the request add."""
+    task = prediction.task
+    answer = {
+        "task": task,
+        **ranking(prediction.probabilities[task]),
+        "decision": "confident" if prediction.confident else "uncertain",
+        "inputs_used": list(prediction.inputs_used),
+        "model": model_stamp(prediction.card),
+        "image": image_stamp(prediction.source),
+    }
+    if task == "location" and "location_category" in prediction.probabilities:
+        answer["location_category"] = ranking(prediction.probabilities["location_category"])
+    return answer
+
+
+def prediction_notes(prediction: Prediction) -> list[str]:
+    """What a reader of a prediction should know."""
+    notes = list(prediction.source.notes)
+    if prediction.unusual:
+        notes.append("The image is unlike every image that the model was trained on.")
+    if prediction.task == "location" and "caption" not in prediction.inputs_used:
+        notes.append("Judged by the image alone: there was no caption.")
+    return notes
+
+
+def ranking(probabilities: Mapping[str, float]) -> dict[str, Any]:
+    """Classes with their probabilities, the most probable first."""
+    ordered = sorted(probabilities.items(), key=lambda pair: -pair[1])
+    ranked = [{"label": label, "probability": round(probability, 6)} for label, probability in ordered]
+    return {"label": ordered[0][0], "probabilities": ranked}
+
+
+def model_stamp(card: ModelCard) -> dict[str, str]:
+    """Which model answered."""
+    return {"name": card.name, "version": card.version, "sha256": card.sha256, "init": card.init}
+
+
+def image_stamp(source: Source) -> dict[str, Any]:
+    """Which file was judged."""
+    return {"sha256": source.sha256, "width": source.width, "height": source.height, "mode": source.mode}

@@ -1,0 +1,1 @@
+"""The commands of `medpix`, one module each."""

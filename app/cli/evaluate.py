@@ -1,0 +1,149 @@
+"""`medpix evaluate`: scores registered models, prints the table and writes the report."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from pymongo.database import Database
+from rich.console import Console
+
+from app.core.exceptions import UserError
+from app.core.settings import Settings
+from app.data import schema
+from app.data.dataset import IMAGE_FOLDER, find_dataset
+from app.data.evaluation_report import FOLDER
+from ml.dataset.labels import UnknownLabelError
+from ml.evaluation.console_tables import remarks, tables
+from ml.evaluation.evaluate import Results, chosen_cards, covers, evaluate
+from ml.evaluation.report import make_folder, read_results, write_report
+from ml.evaluation.retrain import Scratch
+from ml.registry.registry import Registry
+from ml.training.context import Options
+from ml.training.device import DeviceName
+from ml.training.progress import DatabaseReporter, Progress, Reporter, console_reporter, to_all
+
+_LOG = logging.getLogger(__name__)
+Document = dict[str, Any]
+
+
+class EvaluationError(UserError):
+    """The models could not be evaluated; the report that was there is as it was."""
+
+
+def run_evaluation(
+    settings: Settings,
+    database: Database[Document],
+    names: Sequence[str],
+    out: Path | None = None,
+    *,
+    split: Literal["test", "dev"] = "test",
+    device: DeviceName = "auto",
+    register: bool = True,
+    cv: bool = False,
+    seeds: int = 0,
+    options: Options | None = None,
+) -> None:
+    """Evaluate, print one table per task, write the report.
+
+    Args:
+        settings: where the data and the model files are.
+        database: the seeded database.
+        names: of models and tasks, or "all".
+        out: folder for the report. By default the one that the service shows, if the evaluation is of
+            all registered models on the test split, else one of its own below it.
+        split: what to score.
+        device: auto, cpu, cuda or mps.
+        register: put the figures on the models' cards.
+        cv: also train every model anew on five folds of all cases.
+        seeds: also train every model anew with so many seeds.
+        options: of these trainings.
+
+    Raises:
+        UserError: says what is missing or wrong, and what to do.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+    registry = Registry(database, settings.model_files_dir)
+    whole = split == "test" and {c.name for c in chosen_cards(names, registry)} == {c.name for c in registry.list()}
+    shown = settings.home / FOLDER
+    folder = out or (shown if whole else shown / f"{split}-{'+'.join(sorted(set(names)))}")
+    make_folder(folder)
+    scratch = Scratch(settings.model_files_dir / ".training")
+    try:
+        with console_reporter() as reporter:
+            results = evaluate(
+                database,
+                find_dataset(settings.dataset_dir) / IMAGE_FOLDER,
+                settings.model_files_dir,
+                names,
+                split=split,
+                device=device,
+                register=register,
+                cv=cv,
+                seeds=seeds,
+                options=options,
+                scratch=scratch,
+                reporter=to_all([reporter, _of_the_evaluation(DatabaseReporter(database))]),
+            )
+    except (OSError, UnknownLabelError) as error:
+        advice = "; started again, it goes on from the checkpoints of its trainings" if cv or seeds else ""
+        raise EvaluationError(f"the evaluation could not be finished: {error}{advice}") from error
+    report = write_report(results, folder)
+    scratch.clear()  # only now: the trainings took hours, and the disk may have been full
+    _show(results, report, is_shown=folder.resolve() == shown.resolve(), shown=shown)
+
+
+def evaluate_if_due(settings: Settings, database: Database[Document], *, device: DeviceName = "auto") -> None:
+    """Evaluate all registered models, unless the last evaluation is of these versions, data and code.
+
+    Of the processes of ``torchrun`` one alone does so.
+
+    Raises:
+        UserError: says what is missing or wrong, and what to do.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    cards = list(Registry(database, settings.model_files_dir).list())
+    run = database[schema.SEED_RUNS].find_one({"state": "complete"}, sort=[("finished_at", -1)]) or {}
+    if covers(read_results(settings.home / FOLDER) or {}, cards, run.get("dataset_version")):
+        _LOG.info("the last evaluation is of the registered models; nothing to evaluate")
+        return
+    run_evaluation(settings, database, ["all"], device=device)
+
+
+def _of_the_evaluation(reporter: Reporter) -> Reporter:
+    """Leaves out the trainings of folds and seeds: they are of no model that will be served."""
+
+    def report(progress: Progress) -> None:
+        if progress.name == schema.EVALUATION_RUN:
+            reporter(progress)
+
+    return report
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM unwinds the run, so that it is reported as stopped."""
+    sys.exit("The evaluation was stopped; the report that was there is as it was, and checkpoints of trainings stay.")
+
+
+def _show(results: Results, report: Path, *, is_shown: bool, shown: Path) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a table in a log must not be folded
+    console.print(f"Scored: {results['split']['checked']}", highlight=False, soft_wrap=True)
+    for table in tables(results):
+        console.print(table)
+    for remark in remarks(results):
+        console.print(remark, highlight=False, soft_wrap=True)
+    console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+    if not is_shown:
+        console.print(
+            f"The report of all models in {shown}, which the service shows, is as it was; "
+            "`medpix evaluate` makes it anew.",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,1 @@
+"""Settings, errors and helpers that every layer may use."""

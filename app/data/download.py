@@ -1,0 +1,150 @@
+"""Downloads the MedPix 2.0 archive at its pinned commit; a broken download goes on where it stopped."""
+
+import hashlib
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import IO, Final
+
+import httpx
+
+from app.core.exceptions import UserError
+from app.data import dataset
+
+Progress = Callable[[int, int | None], None]
+
+URL: Final = f"https://codeload.github.com/CHILab1/MedPix-2.0/tar.gz/{dataset.COMMIT}"
+FOLDER: Final = "MedPix-2-0"
+_ATTEMPTS: Final = 5
+_WANTED: Final = (dataset.JSONL_FOLDER, dataset.IMAGE_FOLDER, dataset.OVERVIEW)
+
+
+class FetchError(UserError):
+    """The dataset could not be downloaded; what was received is kept for the next run."""
+
+
+def fetch(target: Path, *, url: str = URL, progress: Progress | None = None) -> Path:
+    """Download and unpack the dataset into a folder, unless it is there and whole.
+
+    Args:
+        target: folder that will hold ``MedPix-2-0/``.
+        url: of the gzipped tar archive.
+        progress: called with bytes received and bytes in all (None where the server does not say).
+
+    Returns:
+        The folder of the dataset.
+
+    Raises:
+        FetchError: no connection, not enough space, or files that are not the published ones.
+    """
+    with suppress(dataset.DatasetNotFoundError):
+        present = dataset.find_dataset(target)
+        _check(present)
+        return present
+    archive = target / "archive.tar.gz.part"
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        _download(url, archive, progress or _silent)
+        folder = _unpack(archive, target)
+    except OSError as error:
+        raise FetchError(f"The dataset cannot be written to {target}: {error}") from error
+    archive.unlink()
+    return folder
+
+
+def _silent(_done: int, _total: int | None) -> None:
+    pass
+
+
+def _download(url: str, archive: Path, progress: Progress) -> None:
+    tag_file = archive.with_suffix(".etag")
+    failure: Exception | None = None
+    with httpx.Client(follow_redirects=True, timeout=30) as client:
+        for _ in range(_ATTEMPTS):
+            try:
+                _receive(client, url, archive, tag_file, progress)
+            except httpx.HTTPStatusError as error:
+                raise FetchError(f"{url} answers {error.response.status_code}. Is the address right?") from error
+            except httpx.TransportError as error:
+                failure = error
+            else:
+                tag_file.unlink(missing_ok=True)
+                return
+    received = archive.stat().st_size if archive.exists() else 0
+    raise FetchError(
+        f"The download from {httpx.URL(url).host} broke off {_ATTEMPTS} times ({failure or 'no answer'}); "
+        f"{received / 1e6:.0f} MB are kept. Run `medpix fetch` again to go on, or give a folder with --data."
+    ) from failure
+
+
+def _receive(client: httpx.Client, url: str, archive: Path, tag_file: Path, progress: Progress) -> None:
+    """Go on from what is there if the server still has the same archive, else start over."""
+    have = archive.stat().st_size if archive.exists() else 0
+    headers = {"Accept-Encoding": "identity"}
+    if have and tag_file.exists():
+        headers |= {"Range": f"bytes={have}-", "If-Range": tag_file.read_text()}
+    with client.stream("GET", url, headers=headers) as answer:
+        if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # everything was received; unpacking will tell
+        answer.raise_for_status()
+        resumed = answer.status_code == httpx.codes.PARTIAL_CONTENT
+        have = have if resumed else 0
+        length = answer.headers.get("content-length")
+        total = have + int(length) if length else None
+        if tag := answer.headers.get("etag"):
+            tag_file.write_text(tag)
+        with archive.open("ab" if resumed else "wb") as file:
+            for chunk in answer.iter_raw():
+                file.write(chunk)
+                have += len(chunk)
+                progress(have, total)
+
+
+def _unpack(archive: Path, target: Path) -> Path:
+    """Unpack beside the final place, check, and only then move there."""
+    unpacked = target / f"{FOLDER}.part"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for inside, content in _contents(tar):
+                path = unpacked / inside
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as file:
+                    shutil.copyfileobj(content, file)
+        _check(unpacked)
+    except (tarfile.TarError, EOFError, FetchError) as error:
+        shutil.rmtree(unpacked, ignore_errors=True)
+        archive.unlink()
+        raise FetchError(f"The archive is damaged or not MedPix 2.0 and was removed: {error}") from error
+    return unpacked.rename(target / FOLDER)
+
+
+def _contents(tar: tarfile.TarFile) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+    """The dataset's files, with paths from the dataset folder on; other parts of the repository stay out.
+
+    Only plain files with plain paths come out, so nothing can be written elsewhere. The filters of
+    ``tarfile`` would do that too, but the Python 3.11.2 of Debian 12 has none.
+    """
+    for member in tar:
+        parts = PurePosixPath(member.name).parts
+        if FOLDER in parts and ".." not in parts and member.isfile():
+            inside = PurePosixPath(*parts[parts.index(FOLDER) + 1 :])
+            content = tar.extractfile(member)
+            if inside.parts and inside.parts[0] in _WANTED and content is not None:
+                yield inside, content
+
+
+def _check(folder: Path) -> None:
+    """Compare the text files with the published hashes.
+
+    Raises:
+        FetchError: a file is missing or differs.
+    """
+    for name, expected in dataset.SHA256.items():
+        path = folder / dataset.JSONL_FOLDER / name
+        if not path.is_file():
+            raise FetchError(f"{path} is missing.")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise FetchError(f"{path} is not the published file. Remove the folder and run `medpix fetch` again.")

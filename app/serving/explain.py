@@ -1,0 +1,247 @@
+"""Where a model looked: a map of what speaks for a class, and what each input alone would have said."""
+
+import asyncio
+import copy
+import io
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
+from typing import Any, Final, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from app.core.exceptions import UnavailableError, UnprocessableError
+from app.core.settings import Settings
+from app.serving.daemon_pool import Threads
+from app.serving.decode.image import decode
+from ml.dataset.preprocess import Preprocess
+from ml.models.base import Floats, InputError, ServedModel
+from ml.models.network import MultiTaskNetwork, ServingNetwork
+
+T = TypeVar("T")
+Method = Literal["grad-cam", "occlusion"]
+
+MAP_SIDE: Final = 32
+_OVERLAY_SIDE: Final = 1024
+_GRID: Final = 7
+_CHUNK: Final = 7
+# Dark blue, cyan, yellow, red: what speaks most for the class is red.
+_COLOURS: Final = np.array([[0, 0, 128], [0, 200, 255], [255, 230, 0], [220, 0, 0]], dtype=np.float32)
+
+
+Inputs = Mapping[str, Mapping[str, float] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What speaks for a class.
+
+    Attributes:
+        label: the class.
+        method: how the map was made.
+        heat: 0 to 1, (h, w), stretched over the whole picture; the longer side is ``MAP_SIDE``.
+        overlay: the picture with the map on it, as PNG.
+    """
+
+    label: str
+    method: Method
+    heat: Floats
+    overlay: bytes
+
+
+class Explainer:
+    """Explains the answers of one model, one at a time, in a thread of its own.
+
+    Args:
+        model: whose answers to explain.
+        settings: limits.
+        shared: whether another thread runs the same network with PyTorch; a copy is then made for this
+            one when it is first needed, since hooks and devices must not cross.
+    """
+
+    def __init__(self, model: ServedModel, settings: Settings, *, shared: bool) -> None:
+        self._model = model
+        self._settings = settings
+        self._shared = shared
+        self._network: ServingNetwork | None = None
+        self._waiting = 0
+        self._thread = Threads(1, f"explain-{model.card.name}")
+
+    async def explain(self, task: str, data: bytes, label: str) -> Explanation:
+        """What in an image speaks for a class.
+
+        Args:
+            task: one of the model's tasks.
+            data: of an image file that was decoded before.
+            label: one of the task's classes.
+
+        Raises:
+            UnavailableError: too many explanations wait.
+            UnprocessableError: the model does not look at images.
+        """
+        if self._waiting >= self._settings.max_explain:
+            raise UnavailableError("Too many explanations are being made. Try again later.", retry_after_s=5)
+        self._waiting += 1
+        try:
+            return await self._in_thread(self._explain, task, data, label)
+        finally:
+            self._waiting -= 1
+
+    def stop(self) -> None:
+        """End the thread when its work is done."""
+        self._thread.shutdown(wait=False)
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def _explain(self, task: str, data: bytes, label: str) -> Explanation:
+        preprocess = self._model.preprocess
+        if preprocess is None:
+            raise UnprocessableError(f"The model {self._model.card.name} does not look at images.")
+        image = decode(data, self._settings).image
+        pixels = preprocess.apply(image)
+        index = self._model.tasks[task].index(label)
+        if self._model.cam_layer is not None and isinstance(self._model.network, ServingNetwork):
+            method: Method = "grad-cam"
+            square = grad_cam(self._cam_network(), pixels, task, index)
+        else:
+            method = "occlusion"
+            square = occlusion(self._model, pixels, task, index)
+        size = ImageOps.exif_transpose(image).size
+        heat = _resized(_cropped(square, preprocess.size, size), _fitted(size, MAP_SIDE))
+        heat = heat / max(float(heat.max()), 1e-12)
+        return Explanation(label, method, heat, _overlay(image, heat))
+
+    def _cam_network(self) -> ServingNetwork:
+        if self._network is None:
+            network = self._model.network
+            assert isinstance(network, ServingNetwork)
+            self._network = copy.deepcopy(network).cpu() if self._shared else network
+            self._network.requires_grad_(requires_grad=False)
+        return self._network
+
+
+def grad_cam(network: ServingNetwork, pixels: NDArray[np.uint8], task: str, index: int) -> Floats:
+    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391), averaged over all members and test-time views.
+
+    The gradient is that of the logit, not of the probability: where the model is sure, the latter is zero.
+
+    Args:
+        network: members with a ``backbone``.
+        pixels: uint8, (C, S, S).
+        task: one of the network's tasks.
+        index: of the class.
+
+    Returns:
+        float32 (S, S), 0 where nothing speaks for the class.
+    """
+    size = pixels.shape[-1]
+    normalised = network.normalise(torch.from_numpy(pixels)[None].to(network.mean.device))
+    total = torch.zeros((size, size), device=normalised.device)
+    for member in network.members:
+        assert isinstance(member, MultiTaskNetwork)
+        for mirrored in (False, True) if network.flip else (False,):
+            heat = _member_cam(member, normalised.flip(3) if mirrored else normalised, task, index)
+            total += heat.flip(1) if mirrored else heat
+    return np.asarray(total.cpu().numpy(), dtype=np.float32)
+
+
+def _member_cam(member: MultiTaskNetwork, images: Tensor, task: str, index: int) -> Tensor:
+    maps: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        maps.append(output.detach().requires_grad_())  # the gradient ends here: the rest is not needed
+        return maps[0]
+
+    handle = member.backbone.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            logit = member(images)[task][0, index]
+    finally:
+        handle.remove()
+    [gradient] = torch.autograd.grad(logit, maps)
+    weighted = (gradient.mean(dim=(2, 3), keepdim=True) * maps[0].detach()).sum(dim=1, keepdim=True).relu()
+    size = tuple(images.shape[2:])
+    return nn.functional.interpolate(weighted, size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def occlusion(model: ServedModel, pixels: NDArray[np.uint8], task: str, index: int) -> Floats:
+    """How much the log-odds of a class fall when a part of the image is hidden; for any model.
+
+    Returns:
+        float32 (S, S), constant over each cell of a 7 x 7 grid.
+    """
+    size = pixels.shape[-1]
+    edges = np.linspace(0, size, _GRID + 1).round().astype(int)
+    spans = [slice(start, end) for start, end in pairwise(edges)]
+    cells = list(product(spans, spans))
+    hidden = np.repeat(pixels[None], len(cells) + 1, axis=0)
+    for copy_, (rows, columns) in zip(hidden[1:], cells, strict=True):
+        copy_[:, rows, columns] = 0
+    chunks = [model.encode_images(hidden[start : start + _CHUNK]) for start in range(0, len(hidden), _CHUNK)]
+    share = np.concatenate([model.combine(chunk, None)[task][:, index] for chunk in chunks])
+    share = np.clip(share.astype(np.float64), 1e-7, 1 - 1e-7)
+    odds = np.log(share / (1 - share))
+    heat = np.zeros((size, size), dtype=np.float32)
+    for fall, (rows, columns) in zip(odds[0] - odds[1:], cells, strict=True):
+        heat[rows, columns] = max(0.0, float(fall))
+    return heat
+
+
+def by_input(model: ServedModel, task: str, outputs: dict[str, Any] | None, caption: str | None) -> Inputs:
+    """What image and caption would each have said alone: class to probability; None where it cannot be asked."""
+    encoded = None if caption is None else model.encode_captions([caption])
+    return {"image": _alone(model, task, outputs, None), "caption": _alone(model, task, None, encoded)}
+
+
+def _alone(
+    model: ServedModel, task: str, image: dict[str, Any] | None, caption: Floats | None
+) -> Mapping[str, float] | None:
+    """The answer from one input; where the model refuses, from its half for captions, if it has one."""
+    if image is None and caption is None:
+        return None
+    for half in (model, getattr(model, "caption_model", None)):
+        if isinstance(half, ServedModel):
+            with suppress(InputError):
+                return dict(zip(half.tasks[task], map(float, half.combine(image, caption)[task][0]), strict=True))
+    return None
+
+
+def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
+    scale = side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _cropped(square: NDArray[Any], side: int, size: tuple[int, int]) -> NDArray[Any]:
+    """The part of a padded square (…, side, side) that holds the picture of a size (width, height)."""
+    width, height = _fitted(size, side)
+    left, top = (side - width) // 2, (side - height) // 2
+    return square[..., top : top + height, left : left + width]
+
+
+def _resized(heat: Floats, size: tuple[int, int]) -> Floats:
+    image = Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.float32)
+
+
+def _overlay(image: Image.Image, heat: Floats) -> bytes:
+    """The picture, no longer than 1024 pixels, with a map on it, as PNG."""
+    size = ImageOps.exif_transpose(image).size
+    side = max(8, min(_OVERLAY_SIDE, max(size)))
+    recipe = replace(Preprocess(), size=side, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    picture = _cropped(recipe.apply(image), side, size).transpose(1, 2, 0).astype(np.float32)
+    strength = np.clip(_resized(heat, (picture.shape[1], picture.shape[0])), 0.0, 1.0)
+    place = strength * (len(_COLOURS) - 1)
+    below = np.minimum(place.astype(int), len(_COLOURS) - 2)
+    rest = (place - below)[..., None]
+    colour = _COLOURS[below] * (1 - rest) + _COLOURS[below + 1] * rest
+    opacity = 0.6 * strength[..., None]
+    mixed = picture * (1 - opacity) + colour * opacity
+    buffer = io.BytesIO()
+    Image.fromarray(mixed.round().astype(np.uint8)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,176 @@
+"""Whether a model may compute in bf16 or fp16: only if its answers on the dev split are those of fp32."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pymongo.errors import PyMongoError
+
+from app.core.exceptions import UserError
+from app.core.settings import Settings
+from app.serving.backends.base import Backend, Precision, device_name, low_precision, make_backend, software
+from ml.dataset.image_loading import load_images
+from ml.dataset.records import Record, snapshot_hash
+from ml.models.base import Floats, Outputs, ServedModel
+from ml.models.predict_records import captions_of
+from ml.registry.artifacts import replaced, write_json
+
+logger = logging.getLogger(__name__)
+
+LoadRecords = Callable[[], Sequence[Record]]
+
+MAX_SHIFT: Final = 0.02
+# Classes this close in fp32 are as good as equal: which of them comes first is chance.
+_TIE: Final = 0.001
+_BATCH: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a model computes in, and why.
+
+    Attributes:
+        precision: fp32, bf16 or fp16.
+        reason: a sentence for people.
+    """
+
+    precision: Precision
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far the answers of two precisions are apart on the same images.
+
+    Attributes:
+        images: compared.
+        changed: answers with another label, ties left out.
+        shift: largest difference between two probabilities of one class.
+    """
+
+    images: int
+    changed: int
+    shift: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the lower precision gives the same answers."""
+        return self.changed == 0 and self.shift <= MAX_SHIFT
+
+    def describe(self, precision: Precision) -> str:
+        """One sentence about the lower precision, for people."""
+        changed = "no label" if not self.changed else f"{self.changed} label{'s' * (self.changed > 1)}"
+        return (
+            f"On {self.images} dev images {precision} changes {changed} and moves a probability by "
+            f"{self.shift:.4f} at most (allowed: none, {MAX_SHIFT})."
+        )
+
+
+def compare(model: ServedModel, full: Outputs, low: Outputs, captions: Sequence[str | None]) -> Parity:
+    """How far the answers of a model are apart when its network ran in two precisions.
+
+    Args:
+        model: combines the outputs; asked with the captions and, since callers may leave them out, without.
+        full: outputs of the network in fp32.
+        low: outputs in the lower precision, of the same images.
+        captions: one per image.
+    """
+    changed, shift = 0, 0.0
+    for encoded in _caption_halves(model, captions):
+        expected, got = model.combine(full, encoded), model.combine(low, encoded)
+        for task, wanted in expected.items():
+            chosen = got[task].argmax(axis=1)
+            lost = wanted.max(axis=1) - np.take_along_axis(wanted, chosen[:, None], axis=1)[:, 0]
+            changed += int((lost > _TIE).sum())
+            shift = max(shift, float(np.abs(wanted - got[task]).max()))
+    return Parity(len(captions), changed, shift)
+
+
+def _caption_halves(model: ServedModel, captions: Sequence[str | None]) -> list[Floats | None]:
+    return [None] if "caption" not in model.inputs else [None, model.encode_captions(captions)]
+
+
+def select_backend(
+    model: ServedModel, settings: Settings, weights: str, dev: LoadRecords | None
+) -> tuple[Backend, Choice]:
+    """The backend of a model, in a lower precision where MEDPIX_PRECISION allows it and the dev split agrees.
+
+    The comparison is made when a model is first served on a machine, and kept in the cache folder.
+
+    Args:
+        model: with a network.
+        settings: device, precision and cache folder.
+        weights: hash of the network's weights.
+        dev: reads the dev split; None where there is none.
+
+    Raises:
+        RuntimeError: the device is not there.
+    """
+    assert model.network is not None
+    preprocess = model.preprocess
+    assert preprocess is not None
+    full = make_backend(model.network, preprocess, settings, weights)
+    if settings.precision == "fp32":
+        return full, Choice("fp32", "MEDPIX_PRECISION=fp32.")
+    if full.device == "cpu" and full.name != "openvino":
+        return full, Choice("fp32", "OpenVINO cannot run this network; PyTorch on the CPU computes in fp32.")
+    lower = low_precision(full.device)
+    if lower is None:
+        return full, Choice("fp32", "This device does not compute in bf16.")
+    try:
+        records = dev() if dev is not None else ()
+    except (UserError, PyMongoError) as error:
+        return full, Choice("fp32", f"{lower} was not compared: the dev split cannot be read: {error}")
+    if not records:
+        return full, Choice("fp32", f"{lower} was not compared: there is no dev split.")
+    low = make_backend(model.network, preprocess, settings, weights, lower)
+    choice = _compared(model, full, low, records, settings)
+    logger.info("%s computes in %s: %s", model.card.name, choice.precision, choice.reason)
+    return (low if choice.precision == lower else full), choice
+
+
+def _compared(model: ServedModel, full: Backend, low: Backend, records: Sequence[Record], settings: Settings) -> Choice:
+    card = model.card
+    # The version stands for the temperatures, which move probabilities.
+    machine = (full.name, device_name(full.device), software())
+    parts = (card.sha256, card.version, low.precision, *machine, snapshot_hash(records), MAX_SHIFT, _TIE)
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    path = settings.home / "cache" / "precision" / f"{key}.json"
+    parity = _read(path)
+    if parity is None:
+        try:
+            parity = _measure(model, full, low, records)
+        except UserError as error:
+            return Choice("fp32", f"{low.precision} was not compared: {error}")
+        with suppress(OSError):  # a disk that is full or read-only costs time, not the service
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replaced(path) as temporary:
+                write_json(temporary, asdict(parity))
+    return Choice(low.precision if parity.holds else "fp32", parity.describe(low.precision))
+
+
+def _read(path: Path) -> Parity | None:
+    try:
+        return Parity(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _measure(model: ServedModel, full: Backend, low: Backend, records: Sequence[Record]) -> Parity:
+    assert model.preprocess is not None
+    pixels = load_images(records, model.preprocess)
+    return compare(model, _run(full, pixels), _run(low, pixels), captions_of(records))
+
+
+def _run(backend: Backend, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    parts: list[Mapping[str, NDArray[Any]]] = [
+        backend.run(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

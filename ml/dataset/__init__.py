@@ -1,0 +1,1 @@
+"""Records, labels and images that models learn from."""

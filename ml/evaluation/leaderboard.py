@@ -1,0 +1,115 @@
+"""The rows of the leaderboard: models that were asked, the majority class, and models that are not trained."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ml.dataset import labels
+from ml.dataset.records import Record
+from ml.evaluation import robustness as probes
+from ml.evaluation import splits
+from ml.evaluation.model_outputs import Asked, Pictures, as_answers
+from ml.evaluation.published_baselines import ORIGINAL_WEIGHTS
+from ml.evaluation.scoring import Answers, calibration, confident, describe, measure
+from ml.registry.model_card import ModelCard
+from ml.training.context import log_prior
+from ml.training.train import PLANS
+
+_FACTS = {"version", "init", "weights_source", "inputs", "parameters", "seconds", "seed", "preprocess_hash"}
+_CARD = {
+    "family",
+    "tasks",
+    "preprocess",
+    "thresholds",
+    "ood_threshold",
+    "ood_distance",
+    "settings",
+    "files",
+    "data",
+    "environment",
+    "intended_use",
+    "limits",
+}
+
+
+def model_row(
+    card: ModelCard, asked: Asked, answers: Mapping[str, Answers], pictures: Pictures, suspects: Sequence[str]
+) -> dict[str, Any]:
+    """Everything about one model, as JSON values.
+
+    Args:
+        card: of the model.
+        asked: what it made of the records.
+        answers: its answers per task.
+        pictures: the images decoded so far.
+        suspects: cases to leave out for the figures without them.
+    """
+    before, ablated, mirrored = asked.before_temperature(), probes.ablations(asked), probes.mirror(asked, pictures)
+    shortcut, modes = probes.shortcuts(asked, pictures), probes.file_modes(asked, pictures)
+    return card.model_dump(mode="json", include=_FACTS) | {
+        "sha256": card.sha256,
+        "trained_at": card.created_at.isoformat(),
+        "remarks": remarks(card),
+        "card": card.model_dump(mode="json", include=_CARD),
+        "tasks": {
+            task: {
+                "scores": measure(found),
+                "dev": card.metrics.get("dev", {}).get(task),
+                "temperature": card.temperature[task],
+                "calibration": calibration(before[task], found),
+                "confident": confident(found, card.thresholds[task]),
+                **describe(found, tuple(card.tasks[task])),
+                "subgroups": probes.subgroups(found, asked.records),
+                "ablations": ablated.get(task, {}),
+                "mirror": mirrored.get(task, {}),
+                "shortcuts": shortcut.get(task, {}),
+                "file_modes": modes.get(task, {}),
+                "without_suspect_cases": splits.without(found, suspects),
+            }
+            for task, found in answers.items()
+        },
+    }
+
+
+def remarks(card: ModelCard) -> list[str]:
+    """What to know before a model is compared with the original of the same name."""
+    if card.init == "scratch" and card.name in ORIGINAL_WEIGHTS:
+        original = ORIGINAL_WEIGHTS[card.name]
+        return [f"trained from nothing: not comparable with the original, which was fine-tuned from {original}"]
+    return []
+
+
+def untrained(task: str, registered: Collection[str]) -> list[dict[str, Any]]:
+    """The models of a task that are not registered: name, the pretrained weights it waits for, and the command."""
+    return [
+        {
+            "name": name,
+            "waits_for": (weights := _original_weights(name)),
+            "command": f"medpix train {name}" + (" --weights pretrained" if weights else ""),
+        }
+        for name, plan in PLANS.items()
+        if task in plan.tasks and name not in registered
+    ]
+
+
+def _original_weights(name: str) -> str | None:
+    """What the original of a model was fine-tuned from; variants such as clip-location-image start from the same."""
+    return next(
+        (weights for row, weights in ORIGINAL_WEIGHTS.items() if name == row or name.startswith(f"{row}-")), None
+    )
+
+
+def majority(train: Sequence[Record], records: Sequence[Record]) -> dict[str, Answers]:
+    """What answers the frequencies of the classes in training, and so always the same class."""
+    rows = {
+        task: np.tile(np.exp(log_prior(train, task)).astype(np.float32), (len(records), 1)) for task in labels.TASKS
+    }
+    return as_answers(rows, records)
+
+
+def presence(records: Sequence[Record], task: str) -> tuple[list[str], list[str]]:
+    """The classes of a task that occur among the labels of records, and those that do not."""
+    found = {record.label(task) for record in records}
+    classes = labels.TASKS[task]
+    return [name for name in classes if name in found], [name for name in classes if name not in found]

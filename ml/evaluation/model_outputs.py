@@ -1,0 +1,90 @@
+"""Asks models about records: decoded images are shared between models, halves between questions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml.dataset.image_loading import Edit, load_images
+from ml.dataset.preprocess import Preprocess
+from ml.dataset.records import Record, groups, targets
+from ml.evaluation.scoring import Answers
+from ml.models.base import Floats, Outputs, ServedModel
+from ml.models.predict_records import captions_of, run_captions, run_images
+
+
+@dataclass(slots=True)
+class Pictures:
+    """The prepared images of records, decoded once for all models of one recipe that follow each other."""
+
+    _recipe: str = ""
+    _known: dict[tuple[Edit | None, str], NDArray[np.uint8]] = field(default_factory=dict)
+
+    def of(self, records: Sequence[Record], preprocess: Preprocess, edit: Edit | None = None) -> NDArray[np.uint8]:
+        """uint8 array (N, channels, size, size), of images that were edited first.
+
+        Raises:
+            ml.dataset.records.RecordsError: a file is missing, changed or not an image.
+        """
+        if preprocess.hash != self._recipe:
+            self._recipe = preprocess.hash
+            self._known.clear()
+        key = (edit, "".join(record.image for record in records))
+        if key not in self._known:
+            self._known[key] = load_images(records, preprocess, edit=edit)
+        return self._known[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A model and what its halves made of some records.
+
+    Attributes:
+        model: that was asked.
+        records: N records.
+        image_out: of the image half, None where the model has none.
+        caption_out: of the caption half, None where the model has none.
+    """
+
+    model: ServedModel
+    records: Sequence[Record]
+    image_out: Outputs | None
+    caption_out: Floats | None
+
+    @classmethod
+    def ask(cls, model: ServedModel, records: Sequence[Record], pictures: Pictures, edit: Edit | None = None) -> Self:
+        """Run both halves of a model.
+
+        Args:
+            model: any registered model.
+            records: N records.
+            pictures: the images decoded so far.
+            edit: changes each image first.
+        """
+        image_out = None
+        if model.preprocess is not None:
+            image_out = run_images(model, pictures.of(records, model.preprocess, edit))
+        return cls(model, records, image_out, run_captions(model, captions_of(records)))
+
+    def answers(self) -> dict[str, Answers]:
+        """The calibrated answers per task from all that the model takes."""
+        return as_answers(self.model.combine(self.image_out, self.caption_out), self.records)
+
+    def before_temperature(self) -> dict[str, Answers]:
+        """The answers per task as they were before the temperatures of the card."""
+        card = self.model.card
+        try:
+            self.model.card = card.model_copy(update={"temperature": dict.fromkeys(card.tasks, 1.0)})
+            return self.answers()
+        finally:
+            self.model.card = card
+
+
+def as_answers(probabilities: dict[str, Floats], records: Sequence[Record]) -> dict[str, Answers]:
+    """Per task, the probabilities (N, classes) about N records with the truth beside them."""
+    images = np.array([record.image for record in records], dtype=np.str_)
+    return {
+        task: Answers.of(rows, targets(records, task), groups(records), images) for task, rows in probabilities.items()
+    }

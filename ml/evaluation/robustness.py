@@ -1,0 +1,241 @@
+"""Where answers come from: inputs taken away, burned-in text blanked, files changed, subgroups apart."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ml.dataset.image_loading import Edit
+from ml.dataset.records import Record, groups
+from ml.evaluation.model_outputs import Asked, Pictures, as_answers
+from ml.evaluation.scoring import Answers, compare, short
+from ml.models.base import Floats, ServedModel, has_caption
+from ml.models.fusion import FusedModel
+from ml.models.network import ServingNetwork
+from ml.models.predict_records import run_images
+from ml.models.texture_svm import TextureSumModel
+
+# MedPix burns its mark into the top and a banner with names and dates into the bottom of an image:
+# shares of the height, from 10 and 14 of 128 rows.
+TOP_BAND: Final = 10 / 128
+BOTTOM_BAND: Final = 14 / 128
+SHUFFLE_SEED: Final = 0
+
+
+def blank_bands(image: Image.Image) -> Image.Image:
+    """An 8-bit image whose bands with burned-in text are black."""
+    whole, top, bottom = _bands(image)
+    whole.paste((0, 0, 0, 255), (0, 0, whole.width, top))
+    whole.paste((0, 0, 0, 255), (0, bottom, whole.width, whole.height))
+    return whole
+
+
+def only_bands(image: Image.Image) -> Image.Image:
+    """An 8-bit image that is black but for the bands with burned-in text."""
+    whole, top, bottom = _bands(image)
+    whole.paste((0, 0, 0, 255), (0, top, whole.width, bottom))
+    return whole
+
+
+def _bands(image: Image.Image) -> tuple[Image.Image, int, int]:
+    whole = image.convert("RGBA")
+    return whole, round(TOP_BAND * whole.height), round((1 - BOTTOM_BAND) * whole.height)
+
+
+EDITS: Final[Mapping[str, Edit]] = MappingProxyType({"text bands blanked": blank_bands, "text bands alone": only_bands})
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image without an alpha channel or a palette."""
+    return image.convert("RGB")
+
+
+def as_grey(image: Image.Image) -> Image.Image:
+    """The image without an alpha channel, a palette or colours."""
+    return image.convert("L")
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    """The image with an alpha channel; opaque where it had none."""
+    return image.convert("RGBA")
+
+
+# Ways to save the same picture: CT and MR images of MedPix come in different ones, which is no anatomy.
+FILE_MODES: Final[Mapping[str, Edit]] = MappingProxyType(
+    {"all as RGB": as_rgb, "all as grey": as_grey, "all with an alpha channel": with_alpha}
+)
+
+
+def caption_of_another_case(cases: NDArray[np.str_], seed: int = SHUFFLE_SEED) -> NDArray[np.int64]:
+    """For each row the index of a row of another case, drawn at random, (N,).
+
+    Raises:
+        ValueError: all rows are of one case.
+    """
+    if len(np.unique(cases)) < 2:
+        raise ValueError("a caption of another case needs two cases")
+    random = np.random.default_rng(seed)
+    return np.array([random.choice(np.flatnonzero(cases != own)) for own in cases], dtype=np.int64)
+
+
+def ablations(asked: Asked) -> dict[str, dict[str, Any]]:
+    """Accuracy of a model with two inputs when it gets one of them, both, or a wrong caption.
+
+    Returns:
+        Per task and kind of input: n, cases, accuracy and interval over cases, and how much better
+        "both" is, paired by case. Caption only is scored on the rows that have a caption, and left
+        out where none has one, as is the caption of another case where there is but one case. Empty
+        for a model with one input.
+    """
+    image_out, caption_out, model = asked.image_out, asked.caption_out, asked.model
+    if image_out is None or caption_out is None:
+        return {}
+    both = asked.answers()
+    kinds = {
+        "image and caption": both,
+        "image only": as_answers(model.combine(image_out, None), asked.records),
+    }
+    if has_caption(caption_out, len(asked.records)).any():
+        kinds["caption only"] = _from_captions(model, caption_out, asked.records)
+    cases = groups(asked.records)
+    if len(np.unique(cases)) > 1:
+        wrong = model.combine(image_out, caption_out[caption_of_another_case(cases)])
+        kinds["image, caption of another case"] = as_answers(wrong, asked.records)
+    return {
+        task: {kind: short(answers[task]) | _gain(both[task], answers[task]) for kind, answers in kinds.items()}
+        for task in both
+    }
+
+
+def _gain(both: Answers, other: Answers) -> dict[str, Any]:
+    same = both.only(np.isin(both.images, other.images))
+    return {"both_is_better_by": compare(same, other)} if len(same.targets) else {}
+
+
+def _from_captions(model: ServedModel, caption_out: Floats, records: Sequence[Record]) -> dict[str, Answers]:
+    known = has_caption(caption_out, len(records))
+    with_caption = [record for record, given in zip(records, known, strict=True) if given]
+    half = model.caption_model if isinstance(model, FusedModel) else model
+    return as_answers(half.combine(None, caption_out[known]), with_caption)
+
+
+def shortcuts(asked: Asked, pictures: Pictures) -> dict[str, dict[str, Any]]:
+    """Accuracy per task with the bands of burned-in text blanked, and with nothing but them.
+
+    Returns:
+        Per task and edit: n, cases, accuracy and interval, and how much better the whole image is.
+        Empty for a model without image.
+    """
+    if asked.image_out is None:
+        return {}
+    whole = asked.answers()
+    found: dict[str, dict[str, Any]] = {task: {} for task in whole}
+    for name, edit in EDITS.items():
+        edited = Asked.ask(asked.model, asked.records, pictures, edit).answers()
+        for task, answers in edited.items():
+            found[task][name] = short(answers) | {"whole_is_better_by": compare(whole[task], answers)}
+    return found
+
+
+def file_modes(asked: Asked, pictures: Pictures) -> dict[str, dict[str, Any]]:
+    """What a model answers when the same pictures are saved in another mode: RGB, grey, with alpha.
+
+    Returns:
+        Per task and mode: n, cases, accuracy and interval, changed_inputs (images that reach the
+        model with other pixels), changed_answers, and the largest_change of a probability. Empty
+        for a model without image.
+    """
+    if asked.image_out is None or asked.model.preprocess is None:
+        return {}
+    plain = pictures.of(asked.records, asked.model.preprocess)
+    known = asked.answers()
+    found: dict[str, dict[str, Any]] = {task: {} for task in known}
+    for name, edit in FILE_MODES.items():
+        pixels = pictures.of(asked.records, asked.model.preprocess, edit)
+        changed = np.flatnonzero((pixels != plain).any(axis=(1, 2, 3)))
+        image_out = dict(asked.image_out)
+        if len(changed):  # equal pixels get equal answers
+            anew = run_images(asked.model, pixels[changed])
+            assert anew is not None
+            for key, values in anew.items():
+                image_out[key] = image_out[key].copy()
+                image_out[key][changed] = values
+        answers = as_answers(asked.model.combine(image_out, asked.caption_out), asked.records)
+        for task, now in answers.items():
+            before = known[task]
+            found[task][name] = short(now) | {
+                "changed_inputs": len(changed),
+                "changed_answers": int(np.sum(now.predicted != before.predicted)),
+                "largest_change": float(np.abs(now.probabilities - before.probabilities).max()),
+            }
+    return found
+
+
+def mirror(asked: Asked, pictures: Pictures) -> dict[str, dict[str, Any]]:
+    """What the mirrored view adds, of a model that averages over the image and its mirror image.
+
+    Returns:
+        Per task: n, cases, accuracy and interval with_mirror and without_mirror, and
+        mirror_is_better_by, paired by case. Empty for a model that looks once.
+    """
+    network = _viewer(asked.model)
+    if network is None or not network.flip:
+        return {}
+    both = asked.answers()
+    network.flip = False
+    try:
+        once = Asked.ask(asked.model, asked.records, pictures).answers()
+    finally:
+        network.flip = True
+    return {
+        task: {
+            "with_mirror": short(both[task]),
+            "without_mirror": short(once[task]),
+            "mirror_is_better_by": compare(both[task], once[task]),
+        }
+        for task in both
+    }
+
+
+def _viewer(model: ServedModel) -> ServingNetwork | None:
+    """The part of a model that decides how often it looks at an image."""
+    owner = model.image_model if isinstance(model, FusedModel | TextureSumModel) else model
+    return owner.network if isinstance(owner.network, ServingNetwork) else None
+
+
+def age_band(age: int | None) -> str:
+    """The band of an age in years."""
+    if age is None:
+        return "unknown"
+    return next(name for limit, name in ((18, "0-17"), (40, "18-39"), (65, "40-64"), (200, "65+")) if age < limit)
+
+
+def _plane(record: Record) -> str:
+    plane = "Axial" if record.plane == "Transverse" else record.plane
+    return plane if plane in ("Axial", "Coronal", "Sagittal") else "other"
+
+
+SUBGROUPS: Final[Mapping[str, Callable[[Record], str]]] = MappingProxyType(
+    {
+        "modality": lambda record: record.modality,
+        "plane": _plane,
+        "sex": lambda record: record.sex or "unknown",
+        "age": lambda record: age_band(record.age),
+        "caption": lambda record: "given" if record.caption else "placeholder",
+        "pixel mode": lambda record: record.mode,
+    }
+)
+
+
+def subgroups(answers: Answers, records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """n, cases, accuracy and interval of each subgroup, by attribute and value; placeholders even if there are none."""
+    by_image = {record.image: record for record in records}
+    found = {}
+    for attribute, value_of in SUBGROUPS.items():
+        values = np.array([value_of(by_image[image]) for image in answers.images.tolist()], dtype=np.str_)
+        found[attribute] = {value: short(answers.only(values == value)) for value in np.unique(values).tolist()}
+    found["caption"].setdefault("placeholder", short(answers.only(np.zeros(len(answers.images), dtype=np.bool_))))
+    return found

@@ -1,0 +1,1 @@
+"""Trained models on disk and in MongoDB: files, model cards, reference embeddings."""

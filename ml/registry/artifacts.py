@@ -1,0 +1,183 @@
+"""Files that are either whole or not there at all: weights, checkpoints, folders of a model."""
+
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from app.core.exceptions import UserError
+
+
+class DamagedFileError(UserError):
+    """A file is not what was written; the message names it."""
+
+
+class BusyError(UserError):
+    """Another process works on the same files."""
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or the entries of a folder are on the disk.
+
+    Raises:
+        OSError: the disk is full or failed.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A path to write to that takes the place of ``path`` only when the block ends without an error.
+
+    What earlier processes left half-written for the same path is removed.
+
+    Raises:
+        OSError: the disk is full or failed; ``path`` is then as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if stale.suffix[1:].isdigit() and not _is_running(int(stale.suffix[1:])):
+            stale.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """A new folder that becomes ``path`` only when the block ends without an error.
+
+    What earlier processes left half-written for the same path is removed.
+
+    Raises:
+        OSError: the disk is full or failed; nothing of the new folder is left.
+        FileExistsError: ``path`` is there already.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(".writing-*"):
+        if not _is_running(int(stale.name.rpartition("-")[2])):
+            shutil.rmtree(stale, ignore_errors=True)
+    temporary = path.parent / f".writing-{path.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in sorted(temporary.iterdir()):
+            sync(file)
+        sync(temporary)
+        temporary.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def only_one(name: str, folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the system lets it go when the process ends, however it does.
+
+    Raises:
+        BusyError: another process holds it.
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise BusyError(
+                f"{name} is being trained already, by process {lock.read()}, into {folder.parents[1]}; "
+                "wait for it, or stop it"
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write tensors, and JSON values as metadata, to a safetensors file.
+
+    Raises:
+        OSError: the disk is full or failed.
+    """
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = {name: json.dumps(value, sort_keys=True) for name, value in (metadata or {}).items()}
+    try:
+        save_file(on_cpu, path, text)
+    except SafetensorError as error:
+        # The library wraps what the operating system said, as "No space left on device (os error 28)".
+        raise OSError(str(error).rpartition("I/O error: ")[2]) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises:
+        DamagedFileError: the file is missing, cut or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+    except FileNotFoundError as error:
+        raise DamagedFileError(f"{path.name} is missing from {path.parent}") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedFileError(f"{path.name} is cut or not a safetensors file: {error}") from error
+    return tensors, metadata
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON in ASCII, keys in the order given."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=True) + "\n", encoding="ascii", newline="\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        DamagedFileError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="ascii"))
+    except FileNotFoundError as error:
+        raise DamagedFileError(f"{path.name} is missing from {path.parent}") from error
+    except ValueError as error:
+        raise DamagedFileError(f"{path.name} is cut or not JSON: {error}") from error

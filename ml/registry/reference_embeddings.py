@@ -1,0 +1,142 @@
+"""The embeddings of the dataset's images: what looks alike, and what looks like nothing seen before."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ml.models.base import Floats
+from ml.registry.artifacts import DamagedFileError, read_tensors, write_tensors
+
+REFERENCE_FILE: Final = "reference.safetensors"
+
+
+# Directions in which the training images hardly differ are given this share of the mean variance. Found on
+# photographs (see Density) and not critical: shares of 0.1 to 0.5 differ little.
+_LEAST_VARIANCE: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Density:
+    """A Gaussian over the embeddings of the training images, whose distance says how unlike them an image is.
+
+    The Mahalanobis distance counts each direction by how much the training images differ in it (Lee et al. 2018,
+    arXiv 1807.03888). With the compact model and a limit that 1 % of the dev images pass, it takes for unusual
+    what the cosine to the nearest training image does not: 58 % of 33 photographs in grey against 33 %, 14 of 14
+    grids, charts and patterns against 9; and 5 of the 200 test images against 1.
+
+    Attributes:
+        mean: float32, (D,).
+        axes: orthogonal directions of more than the least variance, float32, (D, K).
+        variances: along them, float32, (K,).
+        least: variance in every other direction.
+    """
+
+    mean: Floats
+    axes: Floats
+    variances: Floats
+    least: float
+
+    @classmethod
+    def fit(cls, embeddings: Floats) -> "Density":
+        """The Gaussian over (N, D) embeddings of length 1."""
+        mean = embeddings.mean(axis=0, dtype=np.float64)
+        centred = embeddings - mean
+        variances, axes = np.linalg.eigh(centred.T @ centred / len(embeddings))
+        least = max(_LEAST_VARIANCE * float(variances.mean()), 1e-12)
+        kept = variances > least
+        return cls(mean.astype(np.float32), axes[:, kept].astype(np.float32), variances[kept].astype(np.float32), least)
+
+    def distance(self, embeddings: Floats) -> Floats:
+        """Mahalanobis distance of (M, D) embeddings of any length: (M,)."""
+        centred = normalise(embeddings) - self.mean
+        along = centred @ self.axes
+        squares = (along**2).sum(axis=1)
+        rest = np.maximum((centred**2).sum(axis=1) - squares, 0.0)
+        return np.asarray(np.sqrt((along**2 / self.variances).sum(axis=1) + rest / self.least), dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Embeddings of all images of the dataset, each of length 1.
+
+    Attributes:
+        images: N image names.
+        training: which images the model was trained on, (N,).
+        embeddings: float32, (N, D).
+    """
+
+    images: tuple[str, ...]
+    training: NDArray[np.bool_]
+    embeddings: Floats
+
+    @classmethod
+    def build(cls, images: Sequence[str], training: NDArray[np.bool_], embeddings: Floats) -> "Reference":
+        """A reference from embeddings of any length."""
+        return cls(tuple(images), training, normalise(embeddings))
+
+    def similarity(self, embeddings: Floats) -> Floats:
+        """Cosine similarity, -1 to 1, of (M, D) embeddings to all images: (M, N)."""
+        return np.asarray(normalise(embeddings) @ self.embeddings.T, dtype=np.float32)
+
+    def nearest(self, embedding: Floats, count: int = 10) -> list[tuple[str, float]]:
+        """The most similar images.
+
+        Args:
+            embedding: (D,).
+            count: how many.
+
+        Returns:
+            (image, cosine similarity) pairs, the most similar first.
+        """
+        similarity = self.similarity(embedding[None])[0]
+        order = np.argsort(-similarity, kind="stable")[:count]
+        return [(self.images[index], float(similarity[index])) for index in order]
+
+    def distance(self, embeddings: Floats) -> Floats:
+        """Cosine distance, 0 to 2, of (M, D) embeddings to the nearest training image: (M,)."""
+        known = self.embeddings[self.training]
+        return np.asarray(1.0 - (normalise(embeddings) @ known.T).max(axis=1), dtype=np.float32)
+
+    def density(self) -> Density:
+        """The density of the training images; takes a second where embeddings are long."""
+        return Density.fit(self.embeddings[self.training])
+
+    def save(self, folder: Path) -> str:
+        """Write ``reference.safetensors``; embeddings are kept as float16.
+
+        Returns:
+            The file's name.
+
+        Raises:
+            OSError: the disk is full or failed.
+        """
+        tensors = {
+            "embeddings": torch.from_numpy(self.embeddings).half(),
+            "training": torch.from_numpy(self.training),
+        }
+        write_tensors(folder / REFERENCE_FILE, tensors, {"images": list(self.images)})
+        return REFERENCE_FILE
+
+    @classmethod
+    def load(cls, folder: Path) -> "Reference":
+        """What ``save`` wrote.
+
+        Raises:
+            DamagedFileError: the file is missing, cut or of another kind.
+        """
+        tensors, metadata = read_tensors(folder / REFERENCE_FILE)
+        if not {"embeddings", "training"} <= tensors.keys() or "images" not in metadata:
+            raise DamagedFileError(f"{REFERENCE_FILE} holds no embeddings")
+        embeddings = tensors["embeddings"].float().numpy()
+        return cls(tuple(metadata["images"]), tensors["training"].numpy(), normalise(embeddings))
+
+
+def normalise(embeddings: Floats) -> Floats:
+    """Embeddings (N, D) scaled to length 1; a row of zeros stays."""
+    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return np.asarray(embeddings / np.maximum(length, 1e-9), dtype=np.float32)

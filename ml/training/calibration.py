@@ -1,0 +1,101 @@
+"""Makes probabilities mean what they say, and decides below which one to say "uncertain"."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import f1_score
+
+from ml.dataset.labels import IGNORED, LOCATION, LOCATION_CATEGORY, MODALITY
+from ml.evaluation.metrics import Probabilities, Targets, labelled, negative_log_likelihood
+from ml.models.base import adjust, softmax
+
+# An answer is called confident where answers at least as sure were right this often on dev.
+TARGET_ACCURACY: Final[Mapping[str, float]] = {MODALITY: 0.98, LOCATION: 0.85, LOCATION_CATEGORY: 0.95}
+TAUS: Final = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
+
+
+def fit_temperature(logits: NDArray[np.floating], targets: Targets) -> float:
+    """The temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599).
+
+    Args:
+        logits: (N, classes), or log-probabilities.
+        targets: (N,); rows with ``IGNORED`` are left out.
+
+    Returns:
+        A factor from 0.2 to 5 to divide logits by; 1 without any labelled row.
+    """
+    keep = targets != IGNORED
+    if not keep.any():
+        return 1.0
+
+    def loss(log_temperature: float) -> float:
+        probabilities = softmax(logits[keep], float(np.exp(log_temperature)))
+        return negative_log_likelihood(probabilities, targets[keep])
+
+    found = minimize_scalar(loss, bounds=(np.log(0.2), np.log(5.0)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def decision_threshold(
+    probabilities: Probabilities, targets: Targets, cases: NDArray[np.str_], target_accuracy: float
+) -> float:
+    """The lowest confidence at which answers that sure, or surer, reach a target accuracy.
+
+    Every case counts once, however many images it has: its images share their label and mostly their fate, so that
+    one case with six images would otherwise decide alone what is called confident.
+
+    Args:
+        probabilities: calibrated, (N, classes).
+        targets: (N,); rows with ``IGNORED`` are left out.
+        cases: case of each row, (N,).
+        target_accuracy: wanted share of right answers among the confident ones.
+
+    Returns:
+        A probability; just above the highest one where no share of the answers reaches the target.
+    """
+    kept = targets != IGNORED
+    if not kept.any():
+        return 0.5
+    confidence = probabilities[kept].max(axis=1)
+    correct = probabilities[kept].argmax(axis=1) == targets[kept]
+    _, case, sizes = np.unique(cases[kept], return_inverse=True, return_counts=True)
+    order = np.argsort(-confidence, kind="stable")
+    weights = (1.0 / sizes[case])[order]
+    reached = np.flatnonzero(np.cumsum(weights * correct[order]) >= target_accuracy * np.cumsum(weights))
+    if not len(reached):
+        return float(min(1.0, confidence.max() + 1e-6))
+    return float(confidence[order[reached[-1]]])
+
+
+def choose_tau(logits: NDArray[np.floating], log_prior: NDArray[np.float64], targets: Targets) -> float:
+    """How much of the log prior to take off so that rare classes are answered too.
+
+    The largest macro-F1 over the classes present decides, among the values that lose no accuracy; of
+    equals the smallest. Not balanced accuracy: it is a mean of recalls, so it rises with every rare
+    class that is guessed more often, whatever that costs; F1 counts the false alarms. Not accuracy
+    alone: it hardly feels the tail. It must not fall, because it is what a service's users meet, and
+    likelihood, which chooses weights elsewhere, is always best with the prior left in.
+
+    Args:
+        logits: (N, classes), or log-probabilities.
+        log_prior: log frequency of the classes in training, (classes,).
+        targets: (N,); rows with ``IGNORED`` are left out.
+
+    Returns:
+        One of ``TAUS``; 0 without any labelled row.
+    """
+    logits, targets = labelled(logits, targets)
+    present = np.unique(targets).tolist()
+    best, best_f1, plain = 0.0, -1.0, 0.0
+    for tau in TAUS if present else ():
+        predicted = adjust(logits, log_prior, tau).argmax(axis=1)
+        accuracy = float((predicted == targets).mean())
+        f1 = float(f1_score(targets, predicted, labels=present, average="macro", zero_division=0))
+        if tau == 0.0:
+            plain = accuracy
+        if accuracy >= plain and f1 > best_f1:
+            best, best_f1 = tau, f1
+    return best

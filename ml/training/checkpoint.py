@@ -1,0 +1,158 @@
+"""What a training run needs to go on after it was killed, in one safetensors file per part of the run."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from app.core.exceptions import UserError
+from ml.registry.artifacts import DamagedFileError, read_tensors, replaced, write_tensors
+from ml.training.progress import Run, silent
+
+State = dict[str, Tensor]
+_LOG = logging.getLogger(__name__)
+
+
+class CheckpointError(UserError):
+    """A checkpoint could not be written; the message says where and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a part of a run keeps its checkpoint.
+
+    Attributes:
+        path: the file; None for a part that keeps none.
+        run: the run, whose history and time are kept with it.
+    """
+
+    path: Path | None = None
+    run: Run = field(default_factory=lambda: Run("", (), silent))
+
+
+class Learner(NamedTuple):
+    """What changes while a network learns.
+
+    Attributes:
+        network: the network.
+        average: the moving average of its weights; empty where there is none.
+        optimizer: its optimizer.
+        scaler: of the gradients; only float16 needs one.
+    """
+
+    network: nn.Module
+    average: State
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None = None
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """The sha256 over type, shape and content of tensors, in hexadecimal."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+class Checkpoint:
+    """The state of a learner after a number of epochs, and what its run had told by then.
+
+    Args:
+        place: where it is kept.
+        learner: what is saved and restored.
+        identity: all that decides how the training ends, as JSON values by name: data, seed, recipe
+            and the weights that it starts from.
+        epochs: that the part will have.
+    """
+
+    def __init__(self, place: Place, learner: Learner, identity: Mapping[str, Any], epochs: int) -> None:
+        self._place, self._learner, self._epochs = place, learner, epochs
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+
+    def save(self, epochs: int) -> None:
+        """Write the state after ``epochs`` epochs; a kill meanwhile leaves the former file.
+
+        Raises:
+            CheckpointError: the disk is full or failed.
+        """
+        path, learner = self._place.path, self._learner
+        if path is None:
+            return
+        tensors = {f"network.{name}": value for name, value in learner.network.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in learner.average.items()}
+        for index, state in learner.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        metadata = {
+            "epochs": epochs,
+            "identity": self._identity,
+            "run": self._place.run.told(),
+            "scaler": learner.scaler.state_dict() if learner.scaler is not None else {},
+        }
+        try:
+            with replaced(path) as temporary:
+                write_tensors(temporary, tensors, metadata)
+        except OSError as error:
+            kept = f"from epoch {epochs - 1}" if path.exists() else "from the start of this part"
+            raise CheckpointError(
+                f"the checkpoint could not be written to {path.parent}: {error}. Make room there, about "
+                f"{_megabytes(tensors)} MB, and start the training again: it goes on {kept}. "
+                "Models that are registered stay in use"
+            ) from error
+
+    def restore(self) -> int:
+        """Load the state into the learner, and tell the run what was told before.
+
+        A file of another run, or a damaged one, is left alone, with a warning: this run starts anew
+        and replaces it after its first epoch.
+
+        Returns:
+            The finished epochs; 0 where there is nothing to go on from, and everything is as it was.
+        """
+        path, learner, run = self._place.path, self._learner, self._place.run
+        if path is None or not path.exists():
+            return 0
+        try:
+            tensors, metadata = read_tensors(path)
+        except DamagedFileError as error:
+            _LOG.warning("%s; this part is trained anew, as with --fresh", error)
+            return 0
+        found = metadata.get("identity", {})
+        other = [name for name, value in self._identity.items() if found.get(name) != value]
+        if other:
+            _LOG.warning(
+                "The checkpoint %s is of a run with other %s: this part is trained anew, as with --fresh, and "
+                "replaces it after its first epoch. To go on with the former run, stop now and repeat its command.",
+                path,
+                ", ".join(other),
+            )
+            return 0
+        learner.network.load_state_dict(_part(tensors, "network."))
+        for name, value in _part(tensors, "average.").items():
+            learner.average[name].copy_(value)
+        states: dict[int, State] = {}
+        for name, value in _part(tensors, "optimizer.").items():
+            index, _, key = name.partition(".")
+            states.setdefault(int(index), {})[key] = value
+        groups = learner.optimizer.state_dict()["param_groups"]
+        learner.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        if learner.scaler is not None and metadata["scaler"]:
+            learner.scaler.load_state_dict(metadata["scaler"])
+        epochs = int(metadata["epochs"])
+        run.take_up(metadata["run"])
+        run.update(epochs / self._epochs, f"going on after epoch {epochs}", epoch=epochs, epochs=self._epochs)
+        return epochs
+
+
+def _megabytes(tensors: State) -> int:
+    return 1 + sum(value.numel() * value.element_size() for value in tensors.values()) // 1_000_000
+
+
+def _part(tensors: State, prefix: str) -> State:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,175 @@
+"""What every trainer is given: records, images, where to run, whom to tell."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ml.dataset import labels
+from ml.dataset.image_loading import load_images
+from ml.dataset.preprocess import Preprocess
+from ml.dataset.records import Record, snapshot_hash
+from ml.models.base import ServedModel
+from ml.registry.model_card import DataSource, ModelCard, environment, now
+from ml.training.checkpoint import Place
+from ml.training.device import Team
+from ml.training.progress import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user can choose about a training run.
+
+    Attributes:
+        weights: auto, pretrained, scratch or the path of local pretrained weights.
+        seed: of everything random.
+        resume: continue from checkpoints of the same settings.
+        epochs: instead of the recipe's; for quick tries.
+        members: networks of the ensemble, instead of the recipe's.
+        thorough: the better recipe that takes longer.
+    """
+
+    weights: str = "auto"
+    seed: int = 0
+    resume: bool = True
+    epochs: int | None = None
+    members: int | None = None
+    thorough: bool = False
+
+
+class ModelSource(Protocol):
+    """Where a trainer finds the models that it builds on, as ``ml.registry.registry.Registry``."""
+
+    def load(self, name: str) -> ServedModel:
+        """A model with its weights."""
+        ...
+
+
+@dataclass(slots=True)
+class Context:
+    """The surroundings of one training run.
+
+    Attributes:
+        train: records to learn from.
+        dev: records to choose and calibrate on.
+        registry: the models registered so far, for models that build on others.
+        device: where to train.
+        team: the processes that share the run.
+        run: whom to tell.
+        options: what the user chose.
+        scratch: folder for checkpoints.
+    """
+
+    train: list[Record]
+    dev: list[Record]
+    registry: ModelSource
+    device: torch.device
+    team: Team
+    run: Run
+    options: Options
+    scratch: Path
+    _images: dict[str, dict[str, NDArray[np.uint8]]] = field(default_factory=dict)
+
+    def load(self, name: str) -> ServedModel:
+        """A registered model that this one builds on, on the device of the run.
+
+        Raises:
+            ml.registry.UnknownModelError: it is not registered.
+        """
+        return self.registry.load(name).to(self.device)
+
+    def images(self, records: Sequence[Record], preprocess: Preprocess) -> NDArray[np.uint8]:
+        """The prepared images of records, decoded at most once per run.
+
+        Returns:
+            uint8 array (N, channels, size, size).
+
+        Raises:
+            ml.dataset.records.RecordsError: a file is missing, changed or not an image.
+        """
+        known = self._images.setdefault(preprocess.hash, {})
+        missing = [record for record in records if record.image not in known]
+        if missing:
+            loaded = load_images(missing, preprocess, on_progress=lambda done: self.run.update(done, "reading images"))
+            known.update({record.image: pixels for record, pixels in zip(missing, loaded, strict=True)})
+        return np.stack([known[record.image] for record in records])
+
+    def checkpoint(self, part: str) -> Place:
+        """Where a part of the run keeps its checkpoint; what is there is removed where the run starts anew."""
+        path = self.scratch / f"{part}.safetensors"
+        if not self.options.resume and self.team.leads:
+            path.unlink(missing_ok=True)
+        self.team.wait()
+        return Place(path, self.run)
+
+    def draft_card(
+        self,
+        name: str,
+        family: str,
+        *,
+        tasks: Sequence[str],
+        inputs: Sequence[Literal["image", "caption"]],
+        preprocess: Preprocess | None,
+        settings: Mapping[str, Any],
+        init: Literal["pretrained", "scratch"] = "scratch",
+        weights_source: str = "none: trained from random weights",
+    ) -> ModelCard:
+        """A card that lacks what is only known after training: files, calibration and metrics."""
+        created = now()
+        return ModelCard(
+            name=name,
+            family=family,
+            tasks={task: list(labels.TASKS[task]) for task in tasks},
+            inputs=list(inputs),
+            version=f"{created:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}",
+            created_at=created,
+            init=init,
+            weights_source=weights_source,
+            preprocess=None if preprocess is None else preprocess.to_json(),
+            preprocess_hash=None if preprocess is None else preprocess.hash,
+            files=[],
+            temperature=dict.fromkeys(tasks, 1.0),
+            thresholds=dict.fromkeys(tasks, 0.0),
+            ood_threshold=None,
+            metrics={},
+            parameters=0,
+            settings=dict(settings),
+            seed=self.options.seed,
+            seconds=0.0,
+            data=self.data_source(),
+            environment=environment(str(self.device), torch.get_num_threads(), self.run.precision),
+        )
+
+    def data_source(self) -> DataSource:
+        """What this run learns from and chooses on."""
+        splits = {"train": self.train, "dev": self.dev}
+        return DataSource(
+            snapshot=snapshot_hash([*self.train, *self.dev]),
+            images={split: len(records) for split, records in splits.items()},
+            cases={split: len({record.u_id for record in records}) for split, records in splits.items()},
+        )
+
+
+def log_prior(records: Sequence[Record], task: str) -> NDArray[np.float64]:
+    """The log frequency of each class among records, with one added to every count, (classes,)."""
+    counts = np.ones(len(labels.TASKS[task]))
+    for record in records:
+        index = labels.encode(task, record.label(task))
+        if index != labels.IGNORED:
+            counts[index] += 1
+    return np.asarray(np.log(counts / counts.sum()), dtype=np.float64)
+
+
+def adjustment(records: Sequence[Record], tasks: Sequence[str]) -> dict[str, Any]:
+    """The setting "adjust" of a model whose long tail is adjusted for: tau is then chosen on dev.
+
+    Args:
+        records: of the training.
+        tasks: with a long tail.
+    """
+    return {task: {"tau": 0.0, "log_prior": log_prior(records, task).tolist()} for task in tasks}

@@ -1,0 +1,138 @@
+"""Where a model runs: device, number format, and the processes that share a training run."""
+
+import contextlib
+import ctypes
+import functools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor, distributed, nn
+
+from app.core.exceptions import UserError
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+# Of malloc.h; the threshold is an int.
+_TRIM_THRESHOLD: Final = -1
+_MMAP_THRESHOLD: Final = -3
+_KEPT_BYTES: Final = 1 << 30
+
+
+class DeviceError(UserError):
+    """A device was asked for that this machine does not have."""
+
+
+def pick_device(name: DeviceName = "auto") -> torch.device:
+    """The device to run on; ``auto`` prefers CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        DeviceError: the device is not there.
+    """
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"
+    if name not in has:
+        raise DeviceError(f"unknown device {name!r}; known are auto, cpu, cuda and mps")
+    if not has[name]:
+        raise DeviceError(f"device {name} was asked for, but this machine has none; use --device auto")
+    if name != "cuda":
+        return torch.device(name)
+    index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= count:
+        raise DeviceError(f"torchrun started more processes than there are GPUs; use --nproc-per-node {count}")
+    return torch.device(name, index)
+
+
+def half_type(device: torch.device) -> torch.dtype | None:
+    """The number format for mixed precision that pays on a device, None for float32 alone.
+
+    That is bfloat16 where its instructions are in hardware: elsewhere it is emulated and slow.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
+    return None
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have the C library keep what a training step frees: the next step asks for as much again.
+
+    Left alone, glibc gives tensors of more than 32 MB back to the system at once, which hands them out
+    again page by page, each one filled with zeros first. Other C libraries are left as they are.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        library = ctypes.CDLL(None)
+        for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            library.mallopt(parameter, _KEPT_BYTES)
+
+
+def format_name(half: torch.dtype | None) -> str:
+    """What a training computes in, in words: bfloat16, float16 or float32."""
+    return str(half or torch.float32).removeprefix("torch.")
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """The processes that train one model together, as ``torchrun`` starts them.
+
+    Attributes:
+        rank: this process, 0 to size - 1; only rank 0 writes files and the database.
+        size: number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes for all."""
+        return self.rank == 0
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's part of a batch of indices; parts differ in length by one at most."""
+        return batch[self.rank :: self.size]
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network, with gradients averaged over the team after every backward pass."""
+        if self.size == 1:
+            return network
+        return nn.parallel.DistributedDataParallel(network)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a value over all processes, in place."""
+        if self.size > 1:
+            distributed.all_reduce(value)
+            value /= self.size
+        return value
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+@contextlib.contextmanager
+def team(device: torch.device) -> Iterator[Team]:
+    """Join the processes that ``torchrun`` started; a team of one without it.
+
+    A program can do so once: around all that it trains. Within the block ``team`` gives the same team.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Team()
+        return
+    if distributed.is_initialized():
+        yield Team(distributed.get_rank(), size)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL would use the first for every process
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Team(distributed.get_rank(), size)
+    finally:
+        distributed.destroy_process_group()

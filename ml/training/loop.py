@@ -1,0 +1,323 @@
+"""The training loop of every network: all of it, to be read in one sitting."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ml.dataset.labels import IGNORED
+from ml.training.augment import Augment, mix
+from ml.training.checkpoint import Checkpoint, Learner, Place, digest
+from ml.training.device import Team, format_name, half_type, keep_freed_memory
+
+OnEpoch = Callable[[int, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Every hyper-parameter of a training run.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch: images per step, over all processes.
+        rate: highest learning rate; each parameter group scales it.
+        warmup: share of the steps over which the rate rises from zero.
+        weight_decay: of AdamW, on weights of two and more axes.
+        smoothing: label smoothing.
+        average: decay of the moving average of the weights (EMA), which is what is kept.
+        mixup: parameter of the beta distribution, 0 for none.
+        mixup_probability: share of the batches that are mixed.
+        clip: largest norm of the gradient.
+        case_weight: exponent p of the weight (images of the case)^-p, so that a case with thirty
+            images does not count thirty times: 0 for none, 1 for equal cases.
+        task_weights: weight of each task in the loss; tasks that are not named are not trained.
+        augment: random changes of the images.
+        mixed: whether to compute in half precision where the device does it in hardware.
+    """
+
+    epochs: int = 45
+    batch: int = 64
+    rate: float = 2e-3
+    warmup: float = 0.15
+    weight_decay: float = 0.05
+    smoothing: float = 0.05
+    average: float = 0.995
+    mixup: float = 0.0
+    mixup_probability: float = 0.5
+    clip: float = 2.0
+    case_weight: float = 0.0
+    task_weights: Mapping[str, float] = field(
+        default_factory=lambda: {"modality": 1.0, "location": 1.0, "location_category": 1.0}
+    )
+    augment: Augment = field(default_factory=Augment)
+    mixed: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What a network learns from, in memory.
+
+    Attributes:
+        pixels: uint8 tensor (N, C, H, W).
+        targets: per task int64 tensor (N,), ``IGNORED`` where there is no label.
+        weights: float32 tensor (N,), mean 1.
+    """
+
+    pixels: Tensor
+    targets: Mapping[str, Tensor]
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def to(self, device: torch.device) -> "Examples":
+        """The same examples on a device."""
+        return Examples(
+            self.pixels.to(device),
+            {task: target.to(device) for task, target in self.targets.items()},
+            self.weights.to(device),
+        )
+
+
+def make_examples(
+    pixels: NDArray[np.uint8],
+    targets: Mapping[str, NDArray[np.int64]],
+    groups: NDArray[np.str_],
+    case_weight: float,
+) -> Examples:
+    """Examples whose weights fall with the number of images of their case.
+
+    Args:
+        pixels: (N, C, H, W).
+        targets: per task (N,).
+        groups: case of each image, (N,).
+        case_weight: exponent, see ``Recipe``.
+    """
+    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    weights = counts[inverse].astype(np.float64) ** -case_weight
+    return Examples(
+        torch.from_numpy(pixels),
+        {task: torch.from_numpy(target) for task, target in targets.items()},
+        torch.from_numpy((weights / weights.mean()).astype(np.float32)),
+    )
+
+
+def fit(
+    network: nn.Module,
+    examples: Examples,
+    recipe: Recipe,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+    device: torch.device,
+    team: Team | None = None,
+    rates: Mapping[str, float] | None = None,
+    checkpoint: Place | Path | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> nn.Module:
+    """Train a network in place; it ends with the moving average of its weights.
+
+    Randomness comes from the seed and the number of the epoch alone, so a run that was killed and
+    continued from its checkpoint sees what an unbroken run would have seen.
+
+    Args:
+        network: normalised images to a dict of logits per task, as ``MultiTaskNetwork``.
+        examples: what to learn from.
+        recipe: how.
+        mean: per channel, in units of 0 to 1.
+        std: per channel, in units of 0 to 1.
+        seed: of order, augmentation and dropout.
+        device: where to train.
+        team: the processes that share the run; None for this one alone.
+        rates: factor on the learning rate by prefix of the parameter's name, the longest prefix
+            wins; 0 freezes. Batch norms of frozen parts keep their statistics.
+        checkpoint: file to continue from where it is of the same run, and to write after each epoch.
+        on_epoch: called with the finished epochs and the mean loss of the last, before the checkpoint
+            is written: what it tells the run is kept with it.
+
+    Returns:
+        The network, on ``device``, in evaluation mode.
+
+    Raises:
+        ml.training.checkpoint.CheckpointError: the checkpoint could not be written.
+    """
+    team = team or Team()
+    place = checkpoint if isinstance(checkpoint, Place) else Place(checkpoint)
+    identity = {
+        "recipe": recipe.to_json(),
+        "rates": dict(rates or {}),
+        "seed": seed,
+        "mean and deviation": [mean, std],
+        **({} if place.path is None else contents(network, examples)),
+    }
+    keep_freed_memory()
+    torch.manual_seed(seed)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    examples = examples.to(device)
+    optimizer = _optimizer(network, recipe, rates or {})
+    normalise = _Normaliser(mean, std, device)
+    trainer = _Trainer(network, optimizer, recipe, team=team, normalise=normalise)
+    place.run.precision = format_name(trainer.half)
+    learner = Learner(network, trainer.average, optimizer, trainer.scaler)
+    saved = Checkpoint(place, learner, identity, recipe.epochs)
+    for epoch in range(saved.restore(), recipe.epochs):
+        loss = trainer.epoch(examples, epoch, seed)
+        if on_epoch is not None:
+            on_epoch(epoch + 1, loss)
+        if team.leads:
+            saved.save(epoch + 1)
+    network.load_state_dict(trainer.average)
+    return network.eval()
+
+
+def contents(network: nn.Module, examples: Examples) -> dict[str, str]:
+    """The hashes of what a training starts from, for the identity of its checkpoints."""
+    return {
+        "images": digest([examples.pixels]),
+        "labels": digest([*examples.targets.values(), examples.weights]),
+        "starting weights": digest(network.state_dict().values()),
+    }
+
+
+class _Normaliser:
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
+        self.mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(1, -1, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalise images in place, and lay them out as the convolutions want them."""
+        return images.sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
+
+
+class _Trainer:
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        *,
+        team: Team,
+        normalise: _Normaliser,
+    ) -> None:
+        self.network, self.parallel, self.optimizer = network, team.wrap(network), optimizer
+        self.recipe, self.team, self.normalise = recipe, team, normalise
+        self.device = next(network.parameters()).device
+        self.half = half_type(self.device) if recipe.mixed else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half == torch.float16)
+        state = network.state_dict()
+        self.average = {name: value.clone() for name, value in state.items()}
+        # The weights are changed in place, so they can be looked up once.
+        smooth = [name for name, value in state.items() if value.dtype.is_floating_point]
+        self._smooth = [self.average[name] for name in smooth], [state[name] for name in smooth]
+        self._counts = [(self.average[name], state[name]) for name in state if name not in smooth]
+
+    def epoch(self, examples: Examples, epoch: int, seed: int) -> float:
+        """One pass over the examples; returns the mean loss of the team."""
+        torch.manual_seed(_mix_seed(seed, epoch, self.team.rank))
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(_mix_seed(seed, epoch, 0)))
+        generator = torch.Generator(self.device).manual_seed(_mix_seed(seed, epoch, 1 + self.team.rank))
+        steps = max(1, len(examples) // self.recipe.batch)
+        _set_training(self.network)
+        self.parallel.training = True
+        total = torch.zeros((), device=self.device)
+        for step in range(steps):
+            batch = order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
+            done = (epoch * steps + step) / (self.recipe.epochs * steps)
+            total += self._step(examples, self.team.share(batch).to(self.device), done, generator)
+            self._update_average(epoch * steps + step)
+        return float(self.team.mean(total)) / steps
+
+    def _step(self, examples: Examples, index: Tensor, done: float, generator: torch.Generator) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate * group["factor"] * schedule(done, self.recipe.warmup)
+        images = self.recipe.augment.apply(examples.pixels.index_select(0, index), generator)
+        images, partner, share = mix(images, self.recipe.mixup, self.recipe.mixup_probability, generator)
+        with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
+            logits: dict[str, Tensor] = self.parallel(self.normalise(images))
+        loss = self._loss(logits, examples, index, share)
+        if share < 1.0:
+            loss = loss + self._loss(logits, examples, index[partner], 1.0 - share)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def _loss(self, logits: Mapping[str, Tensor], examples: Examples, index: Tensor, share: float) -> Tensor:
+        total = torch.zeros((), device=self.device)
+        for task, weight in self.recipe.task_weights.items():
+            target = examples.targets[task][index]
+            losses = functional.cross_entropy(
+                logits[task].float(),
+                target,
+                ignore_index=IGNORED,
+                reduction="none",
+                label_smoothing=self.recipe.smoothing,
+            )
+            count = (target != IGNORED).sum().clamp_min(1)
+            total = total + weight * share * (losses * examples.weights[index]).sum() / count
+        return total
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        # Early on the average must not be held back by the random start.
+        decay = min(self.recipe.average, (1.0 + step) / (10.0 + step))
+        # One call for all tensors: they are many and small.
+        torch._foreach_lerp_(*self._smooth, 1.0 - decay)
+        for average, count in self._counts:
+            average.copy_(count)
+
+
+def schedule(done: float, warmup: float) -> float:
+    """The factor on the learning rate: a linear rise, then half a cosine down to zero.
+
+    Args:
+        done: finished share of the steps, 0 to 1.
+        warmup: share of the steps that the rise takes.
+    """
+    if done < warmup:
+        return max(done, 1e-3) / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / (1.0 - warmup)))
+
+
+def _mix_seed(seed: int, epoch: int, stream: int) -> int:
+    return (seed * 1_000_003 + epoch) * 101 + stream
+
+
+def _set_training(network: nn.Module) -> None:
+    network.train()
+    for module in network.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, nn.BatchNorm2d) and own and not any(p.requires_grad for p in own):
+            module.eval()
+
+
+def _optimizer(network: nn.Module, recipe: Recipe, rates: Mapping[str, float]) -> torch.optim.Optimizer:
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        prefixes = [prefix for prefix in rates if name.startswith(prefix)]
+        factor = rates[max(prefixes, key=len)] if prefixes else 1.0
+        parameter.requires_grad_(factor > 0)
+        if factor > 0:
+            groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": members, "factor": factor, "weight_decay": recipe.weight_decay if decays else 0.0}
+            for (factor, decays), members in groups.items()
+        ],
+        lr=recipe.rate,
+    )

@@ -1,0 +1,283 @@
+"""Trains a model by name, from records in MongoDB to a registered card."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from app.data import schema
+from ml.dataset import labels
+from ml.dataset.records import Record, groups, load_records, need_labels, targets
+from ml.evaluation.metrics import scores
+from ml.models.base import EMBEDDING, ServedModel, log
+from ml.models.predict_records import captions_of, run_captions, run_images
+from ml.registry.artifacts import only_one
+from ml.registry.model_card import ModelCard, now
+from ml.registry.reference_embeddings import Reference
+from ml.registry.registry import Registry, UnknownModelError, is_complete
+from ml.training.calibration import TARGET_ACCURACY, choose_tau, decision_threshold, fit_temperature
+from ml.training.context import Context, Options
+from ml.training.device import DeviceName, pick_device, team
+from ml.training.progress import STOPPED, DatabaseReporter, Reporter, Run, silent, to_all
+
+
+class Plan(NamedTuple):
+    """How a model is trained.
+
+    Attributes:
+        module: the module of ``ml.models`` whose ``function`` trains it.
+        function: takes a ``Context``, returns a ``ServedModel``.
+        tasks: what it predicts.
+        needs: models that must be registered first.
+        options: fields of ``Options`` that change its training: weights, epochs, thorough.
+    """
+
+    module: str
+    function: str
+    tasks: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    options: frozenset[str] = frozenset()
+
+
+_BOTH_LOCATIONS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
+_TUNED: Final = frozenset({"weights", "epochs"})
+PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
+    {
+        "efficientnet": Plan("efficientnet", "train", tuple(labels.TASKS), options=_TUNED),
+        "caption-location": Plan("caption", "train", _BOTH_LOCATIONS),
+        "fused-efficientnet": Plan(
+            "fusion", "train_efficientnet", _BOTH_LOCATIONS, ("efficientnet", "caption-location")
+        ),
+        "compact": Plan("compact", "train", tuple(labels.TASKS), options=frozenset({"epochs"})),
+        "fused-location": Plan("fusion", "train", _BOTH_LOCATIONS, ("compact", "caption-location")),
+        "knn-texture": Plan("texture_knn", "train_texture", (labels.MODALITY,)),
+        "knn-colour": Plan("texture_knn", "train_colour", (labels.MODALITY,)),
+        "knn-texture-colour": Plan("texture_knn", "train_both", (labels.MODALITY,)),
+        "fused-modality": Plan("texture_svm", "train", (labels.MODALITY,), ("compact",)),
+        "resnet50-modality": Plan("resnet", "train_modality", (labels.MODALITY,), options=_TUNED),
+        "resnet50-location": Plan("resnet", "train_location", (labels.LOCATION,), options=_TUNED),
+        "clip-location": Plan("clip_train", "train", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}),
+        "clip-location-image": Plan("clip_train", "train_image", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}),
+        "clip-location-caption": Plan("clip_train", "train_caption", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}),
+    }
+)
+# What `medpix train modality` and `medpix train location` train, in this order.
+DEFAULTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"modality": ("efficientnet",), "location": ("caption-location", "fused-efficientnet")}
+)
+_OOD_QUANTILE: Final = 0.99
+
+
+def models_to_train(
+    wanted: Sequence[str], database: Database[dict[str, Any]], models_dir: Path, *, missing: bool = False
+) -> list[str]:
+    """The models to train for names of models and of tasks, each after those that it is built on.
+
+    A task stands for its default models. What a model needs is trained too where it is not usable: it
+    is not registered, or its files are gone.
+
+    Args:
+        wanted: keys of ``PLANS`` or ``DEFAULTS``; "all" for every model.
+        database: the seeded database.
+        models_dir: folder of the model files.
+        missing: also the default models that are not usable.
+
+    Raises:
+        UnknownModelError: a name is neither a model nor a task.
+    """
+    usable = {card.name for card in Registry(database, models_dir).list() if is_complete(card, models_dir)}
+    names: dict[str, None] = {}
+    for name in PLANS if "all" in wanted else wanted:
+        if name not in PLANS and name not in DEFAULTS:
+            known = ", ".join([*DEFAULTS, *PLANS, "all"])
+            raise UnknownModelError(f"{name!r} is neither a model nor a task; known are: {known}")
+        names |= dict.fromkeys(DEFAULTS.get(name, (name,)))
+    if missing:
+        names |= {name: None for defaults in DEFAULTS.values() for name in defaults if name not in usable}
+    order: dict[str, None] = {}
+
+    def add(name: str) -> None:
+        for need in PLANS[name].needs:
+            if need in names or need not in usable:
+                add(need)
+        order[name] = None
+
+    for name in names:
+        add(name)
+    return list(order)
+
+
+def queue(names: Sequence[str], database: Database[dict[str, Any]]) -> None:
+    """Note in ``Training_runs`` that models wait for their training."""
+    for name in names:
+        document = {
+            "tasks": list(PLANS[name].tasks),
+            "state": "queued",
+            "fraction": 0.0,
+            "epoch": None,
+            "epochs": None,
+            "eta_s": None,
+            "started_at": None,
+            "updated_at": now(),
+            "message": "waiting for its turn",
+            "pid": None,
+        }
+        database[schema.TRAINING_RUNS].replace_one({"_id": name}, document, upsert=True)
+
+
+@contextmanager
+def queued(names: Sequence[str], database: Database[dict[str, Any]]) -> Iterator[None]:
+    """Around the training of models: they are noted as waiting, and as failed where it ends before their turn."""
+    queue(names, database)
+    try:
+        yield
+    except BaseException as error:
+        cause = STOPPED if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        ended = {"state": "failed", "updated_at": now(), "message": f"its turn did not come: {cause}"}
+        with suppress(PyMongoError):
+            database[schema.TRAINING_RUNS].update_many(
+                {"_id": {"$in": list(names)}, "state": "queued"}, {"$set": ended}
+            )
+        raise
+
+
+def train_model(
+    name: str,
+    *,
+    database: Database[dict[str, Any]],
+    images_dir: Path,
+    models_dir: Path,
+    weights: str = "auto",
+    device: DeviceName = "auto",
+    seed: int = 0,
+    resume: bool = True,
+    reporter: Reporter = silent,
+    options: Options | None = None,
+) -> ModelCard:
+    """Train one model on the train split, calibrate it on dev, and register it.
+
+    Progress goes to ``reporter`` and to the document of the model in ``Training_runs``. Started by
+    ``torchrun``, all processes train together and the first one registers; who trains several models
+    does so within one ``ml.training.device.team``.
+
+    Args:
+        name: a key of ``PLANS``.
+        database: the seeded database.
+        images_dir: folder of the PNG files.
+        models_dir: folder for model files and checkpoints.
+        weights: auto, pretrained, scratch or the path of local pretrained weights.
+        device: auto, cpu, cuda or mps.
+        seed: of everything random.
+        resume: continue a run that was killed, where its settings were the same.
+        reporter: told about progress.
+        options: further choices; weights, seed and resume above win over its own.
+
+    Returns:
+        The registered card.
+
+    Raises:
+        UnknownModelError: no such model, or one that it needs is not registered.
+        ml.dataset.records.RecordsError: database or images are missing or damaged.
+        ml.registry.artifacts.BusyError: another process trains the model into the same folder.
+        ml.registry.registry.RegistryError: the files could not be written.
+        ml.training.pretrained.WeightsError: the pretrained weights asked for cannot be had.
+    """
+    if name not in PLANS:
+        raise UnknownModelError(f"unknown model {name!r}; known are: {', '.join(PLANS)}")
+    plan = PLANS[name]
+    where = pick_device(device)
+    base = options or Options()
+    chosen = Options(weights, seed, resume, base.epochs, base.members, base.thorough)
+    registry = Registry(database, models_dir)
+    scratch = models_dir / ".training" / name
+    with team(where) as workers, only_one(name, scratch) if workers.leads else nullcontext():
+        # Every process hears of an error; one alone tells the world about progress.
+        told = to_all([reporter, DatabaseReporter(database)]) if workers.leads else silent
+        with Run(name, plan.tasks, told) as run:
+            # Read now, needed at the end: a file that is missing must not show after hours.
+            others = load_records(database, images_dir, ("test",)) if workers.leads else []
+            context = Context(
+                train=load_records(database, images_dir, ("train",)),
+                dev=load_records(database, images_dir, ("dev",)),
+                registry=registry,
+                device=where,
+                team=workers,
+                run=run,
+                options=chosen,
+                scratch=scratch,
+            )
+            for records in (context.train, context.dev):
+                need_labels(records, plan.tasks)
+            with run.stage(0.0, 0.95):
+                model = trainer(name)(context)
+            if workers.leads:
+                with run.stage(0.95, 1.0):
+                    _finish(model, context, registry, others)
+            # The next model may build on this one: nobody goes on before it is registered.
+            workers.wait()
+    return registry.get(name)
+
+
+def trainer(name: str) -> Callable[[Context], ServedModel]:
+    """The function that trains a model of ``PLANS``; what it returns is not calibrated."""
+    plan = PLANS[name]
+    function: Callable[[Context], ServedModel] = getattr(import_module(f"ml.models.{plan.module}"), plan.function)
+    return function
+
+
+def _finish(model: ServedModel, context: Context, registry: Registry, others: Sequence[Record]) -> None:
+    """Calibrate and score on dev, embed the dataset, register, and drop the checkpoints."""
+    context.run.update(0.2, "calibrating on dev")
+    dev_outputs = calibrate(model, context)
+    reference = None
+    if dev_outputs is not None and EMBEDDING in dev_outputs:
+        context.run.update(0.5, "embedding the dataset for similar-image search")
+        reference = _reference(model, context, others)
+        distances = reference.density().distance(dev_outputs[EMBEDDING])
+        model.card.ood_distance = "mahalanobis"
+        model.card.ood_threshold = float(np.quantile(distances, _OOD_QUANTILE))
+    model.card.parameters = model.count_parameters()
+    model.card.history = list(context.run.history)
+    model.card.seconds = round(context.run.seconds, 1)
+    registry.register(model, reference)
+    shutil.rmtree(context.scratch, ignore_errors=True)
+
+
+def calibrate(model: ServedModel, context: Context) -> Mapping[str, np.ndarray[Any, Any]] | None:
+    """Set adjustments, temperatures, thresholds and dev scores on the card of a new model.
+
+    Returns:
+        What the image half made of the dev images; None for a model without image.
+    """
+    card, dev = model.card, context.dev
+    outputs = None
+    if model.preprocess is not None:
+        outputs = run_images(model, context.images(dev, model.preprocess))
+    encoded = run_captions(model, captions_of(dev))
+    raw = model.combine(outputs, encoded)
+    if tails := card.settings.get("adjust"):
+        for task, tail in tails.items():
+            tail["tau"] = choose_tau(log(raw[task]), np.array(tail["log_prior"]), targets(dev, task))
+        raw = model.combine(outputs, encoded)
+    card.temperature = {task: fit_temperature(log(raw[task]), targets(dev, task)) for task in raw}
+    for task, probabilities in model.combine(outputs, encoded).items():
+        wanted = targets(dev, task)
+        card.thresholds[task] = decision_threshold(probabilities, wanted, groups(dev), TARGET_ACCURACY[task])
+        card.metrics.setdefault("dev", {})[task] = scores(probabilities, wanted, groups(dev))
+    return outputs
+
+
+def _reference(model: ServedModel, context: Context, others: Sequence[Record]) -> Reference:
+    records = [*context.train, *context.dev, *others]
+    assert model.preprocess is not None
+    outputs = run_images(model, context.images(records, model.preprocess))
+    assert outputs is not None
+    training = np.array([record.split == "train" for record in records], dtype=np.bool_)
+    return Reference.build([record.image for record in records], training, outputs[EMBEDDING])

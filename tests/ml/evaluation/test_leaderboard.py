@@ -1,0 +1,43 @@
+from typing import Literal
+
+from ml.dataset import labels
+from ml.dataset.records import Record
+from ml.evaluation.leaderboard import presence, remarks, untrained
+from ml.evaluation.published_baselines import ORIGINAL_WEIGHTS
+from ml.training.train import PLANS
+from tests.ml.conftest import MakeContext
+
+
+def test_models_that_are_not_registered_wait_or_are_not_trained() -> None:
+    rows = {row["name"]: row for row in untrained(labels.MODALITY, {"compact", "knn-colour"})}
+    doing = {name for name, plan in PLANS.items() if labels.MODALITY in plan.tasks}
+    assert rows.keys() == doing - {"compact", "knn-colour"}
+    assert rows["resnet50-modality"] == {
+        "name": "resnet50-modality",
+        "waits_for": "ImageNet weights",
+        "command": "medpix train resnet50-modality --weights pretrained",
+    }
+    assert rows["knn-texture"] == {"name": "knn-texture", "waits_for": None, "command": "medpix train knn-texture"}
+    assert untrained(labels.MODALITY, PLANS) == []
+    waiting = {row["name"] for row in untrained(labels.LOCATION, set()) if row["waits_for"]}
+    assert waiting == {"resnet50-location", "clip-location", "clip-location-image", "clip-location-caption"}
+
+
+def test_a_scratch_row_is_not_comparable_with_a_fine_tuned_original(make_context: MakeContext) -> None:
+    def remarks_on(name: str, init: Literal["pretrained", "scratch"]) -> list[str]:
+        draft = make_context().draft_card(
+            name, "resnet", tasks=("modality",), inputs=("image",), preprocess=None, settings={}, init=init
+        )
+        return remarks(draft)
+
+    (found,) = remarks_on("resnet50-modality", "scratch")
+    assert ORIGINAL_WEIGHTS["resnet50-modality"] in found
+    assert "not comparable with the original" in found
+    assert remarks_on("compact", "scratch") == remarks_on("resnet50-modality", "pretrained") == []
+
+
+def test_classes_are_present_or_absent(test_records: list[Record]) -> None:
+    present, absent = presence(test_records, labels.LOCATION)
+    assert set(present) == {record.location for record in test_records} - {None}
+    assert sorted(present + absent) == sorted(labels.LOCATIONS)
+    assert presence([], labels.MODALITY) == ([], ["CT", "MR"])

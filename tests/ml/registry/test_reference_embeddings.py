@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ml.registry.artifacts import DamagedFileError, write_tensors
+from ml.registry.reference_embeddings import REFERENCE_FILE, Reference
+
+
+@pytest.fixture
+def reference() -> Reference:
+    embeddings = np.array([[3.0, 0.0], [0.0, 2.0], [1.0, 1.0]], dtype=np.float32)
+    return Reference.build(["a", "b", "c"], np.array([True, True, False]), embeddings)
+
+
+def test_nearest_are_sorted_by_angle(reference: Reference) -> None:
+    found = reference.nearest(np.array([10.0, 1.0], dtype=np.float32), 2)
+    assert [name for name, _ in found] == ["a", "c"]
+    assert found[0][1] == pytest.approx(10 / np.sqrt(101), abs=1e-6)
+
+
+def test_distance_counts_training_images_only(reference: Reference) -> None:
+    distances = reference.distance(np.array([[1.0, 1.0], [5.0, 0.0]], dtype=np.float32))
+    assert distances == pytest.approx([1 - np.sqrt(0.5), 0.0], abs=1e-6)
+
+
+def test_the_density_counts_a_direction_by_how_much_the_training_images_differ_in_it() -> None:
+    generator = np.random.default_rng(0)
+    spread = np.array([0.0, 0.3, 0.1, 0.0])
+    embeddings = (np.array([1.0, 0.0, 0.0, 0.0]) + generator.normal(size=(500, 4)) * spread).astype(np.float32)
+    reference = Reference.build([str(n) for n in range(500)], np.arange(500) < 400, embeddings)
+    distance = reference.density().distance
+    along, across, beside = (np.array([[1.0, *step]], dtype=np.float32) for step in np.eye(3) * 0.3)
+    assert distance(10 * along) == pytest.approx(distance(along))
+    assert 2 * float(distance(along)[0]) < float(distance(across)[0])
+    # Nearest neighbours cannot tell these two directions apart: all training images are as far from either.
+    assert float(distance(beside)[0]) > float(distance(across)[0])
+    assert np.quantile(distance(reference.embeddings[400:]), 0.99) < 4
+
+
+def test_the_density_of_equal_images_is_finite() -> None:
+    embeddings = np.ones((3, 2), dtype=np.float32)
+    density = Reference.build(["a", "b", "c"], np.array([True, True, False]), embeddings).density()
+    assert density.distance(embeddings)[0] == pytest.approx(0, abs=1e-3)
+    assert np.isfinite(density.distance(-embeddings)).all()
+
+
+def test_a_reference_comes_back(reference: Reference, tmp_path: Path) -> None:
+    assert reference.save(tmp_path) == REFERENCE_FILE
+    loaded = Reference.load(tmp_path)
+    assert loaded.images == reference.images
+    assert loaded.training.tolist() == [True, True, False]
+    assert loaded.embeddings == pytest.approx(reference.embeddings, abs=1e-3)
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    write_tensors(tmp_path / REFERENCE_FILE, {"weights": torch.zeros(2)})
+    with pytest.raises(DamagedFileError, match="no embeddings"):
+        Reference.load(tmp_path)

@@ -1,0 +1,101 @@
+import itertools
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ml.registry.artifacts import read_tensors
+from ml.training.device import DeviceError, Team, half_type, pick_device, team
+from tests.ml.ddp_worker import start, train
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+
+
+def test_auto_finds_a_device_and_a_missing_one_is_named() -> None:
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    assert pick_device("cpu") == torch.device("cpu")
+    for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
+        if not there:
+            with pytest.raises(DeviceError, match=f"device {name} was asked for, but this machine has none"):
+                pick_device(name)  # type: ignore[arg-type]
+    with pytest.raises(DeviceError, match="unknown device 'tpu'"):
+        pick_device("tpu")  # type: ignore[arg-type]
+
+
+def test_half_precision_on_a_cpu_needs_its_instructions() -> None:
+    capable = torch.cpu.get_capabilities()
+    expected = torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else None
+    assert half_type(torch.device("cpu")) == expected
+    assert half_type(torch.device("mps")) is None
+
+
+def test_shares_of_a_batch_are_disjoint_and_complete() -> None:
+    batch = torch.arange(11)
+    shares = [Team(rank, 3).share(batch).tolist() for rank in range(3)]
+    assert sorted(itertools.chain.from_iterable(shares)) == batch.tolist()
+    assert [len(share) for share in shares] == [4, 4, 3]
+
+
+# Ten steps with tensors of 67 MB; the last five are counted.
+_FREED = """
+import resource, sys
+import torch
+from torch import nn
+from ml.training.device import keep_freed_memory
+
+def pages():
+    network, images = nn.Conv2d(1, 64, 3, padding=1), torch.rand(64, 1, 64, 64)
+    for step in range(10):
+        if step == 5:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        network(images).relu().mean().backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+left = pages()
+keep_freed_memory()
+sys.stdout.write(f"{left} {pages()}")
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no such setting")
+def test_freed_memory_is_not_asked_for_again() -> None:
+    done = subprocess.run([sys.executable, "-c", _FREED], capture_output=True, text=True, check=True)
+    left, kept = map(int, done.stdout.split())
+    assert left > 5 * 64 * 64 * 64 * 64 * 4 / 4096, "every step asked for the pages of the tensor"
+    assert kept < left / 5
+
+
+def test_one_process_is_a_team_of_one() -> None:
+    with team(torch.device("cpu")) as alone:
+        assert alone.leads
+        network = torch.nn.Linear(1, 1)
+        assert alone.wrap(network) is network
+        alone.wait()
+
+
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    """The mean of the gradients over both halves of a batch is the gradient of the batch."""
+    done = subprocess.run(
+        [*TORCHRUN, "tests.ml.together", str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    network, losses = train()
+    before = start().state_dict()
+    for rank in ("0", "1"):
+        state, told = read_tensors(tmp_path / rank)
+        assert told["losses"] == pytest.approx(losses, rel=1e-3)
+        for name, value in network.state_dict().items():
+            # bfloat16, where the processor has it, keeps three digits.
+            assert (value - state[name]).norm() < 0.01 * (value - before[name]).norm()
+
+
+def test_a_process_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(DeviceError, match="use --nproc-per-node 2"):
+        pick_device("cuda")

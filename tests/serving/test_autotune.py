@@ -1,0 +1,153 @@
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.core.settings import load_settings
+from app.serving.autotune import accelerated, choose
+from app.serving.backends.base import Backend, Floats, OpenVinoBackend, Pixels, Precision, TorchBackend, make_backend
+from app.serving.backends.cuda_graphs import RecordedBackend
+from app.serving.backends.openvino import StreamedBackend, stream_count
+from ml.dataset.preprocess import Preprocess
+from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
+
+SHAPE = (1, 32, 32)
+
+
+class Timed:
+    """A real network behind a clock of the test's own.
+
+    Args:
+        clock: one number, the time.
+        cost: seconds of a run by batch size.
+        shift: added to all answers.
+    """
+
+    name, device = "torch", "cpu"
+    precision: Precision = "fp32"
+
+    def __init__(self, clock: list[float], cost: Mapping[int, float], shift: float = 0.0) -> None:
+        self._clock, self._cost, self._shift = clock, cost, shift
+        self._backend = _torch("cpu")
+
+    def run(self, pixels: Pixels) -> Mapping[str, Floats]:
+        self._clock[0] += self._cost[len(pixels)]
+        return {name: output + np.float32(self._shift) for name, output in self._backend.run(pixels).items()}
+
+
+def _torch(device: str, precision: Precision = "fp32") -> TorchBackend:
+    torch.manual_seed(0)
+    backbone = CompactBackbone(width=8, blocks=(1, 1))
+    member = MultiTaskNetwork(backbone, backbone.features, {"modality": 2, "location": 21})
+    return TorchBackend(ServingNetwork([member], ("modality", "location"), (0.2,), (0.25,)), device, precision)
+
+
+@pytest.mark.parametrize(
+    ("cost", "shift", "taken"),
+    [
+        ({1: 0.5, 4: 1.0}, 0.0, True),
+        ({1: 0.98, 4: 0.99}, 0.0, False),
+        ({1: 0.2, 4: 1.2}, 0.0, False),
+        ({1: 0.5, 4: 0.5}, 0.1, False),
+    ],
+)
+def test_another_way_is_taken_if_it_answers_alike_and_is_faster(
+    monkeypatch: pytest.MonkeyPatch, cost: Mapping[int, float], shift: float, taken: bool
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("app.serving.autotune.time.perf_counter", lambda: clock[0])
+    plain, other = Timed(clock, {1: 1.0, 4: 1.0}), Timed(clock, cost, shift)
+    assert (choose(plain, lambda: other, SHAPE, (1, 4)) is other) == taken
+
+
+def test_a_way_that_fails_is_not_taken(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> Backend:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    plain = Timed([0.0], {1: 1.0})
+    assert choose(plain, fail, SHAPE, (1,)) is plain
+    assert "a faster way to run the network failed" in caplog.text
+
+
+def _openvino(tmp_path: Path) -> OpenVinoBackend:
+    network = _torch("cpu")._network
+    backend = make_backend(network, Preprocess(size=32), load_settings(home=tmp_path, device="cpu"), "weights")
+    assert isinstance(backend, OpenVinoBackend)
+    return backend
+
+
+@pytest.mark.parametrize("streams", [2, 3])
+def test_streams_answer_as_one_does(tmp_path: Path, streams: int) -> None:
+    plain = _openvino(tmp_path)
+    streamed = StreamedBackend(plain, streams)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, *SHAPE), dtype=np.uint8)
+    for count in (1, 2, 3, 5, 8):
+        expected, got = plain.run(pixels[:count]), streamed.run(pixels[:count])
+        assert got.keys() == expected.keys()
+        for name, value in expected.items():
+            assert got[name] == pytest.approx(value, abs=1e-5)
+    again = streamed.run(pixels)  # what was answered before is not overwritten
+    assert got["location"] is not again["location"]
+
+
+def test_a_stream_that_fails_leaves_the_others_ready(tmp_path: Path) -> None:
+    streamed = StreamedBackend(_openvino(tmp_path), 2)
+    pixels = np.zeros((4, *SHAPE), dtype=np.uint8)
+    expected = streamed.run(pixels)
+    for broken in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(streamed, "_requests", list(streamed._requests))
+            streamed._requests[broken] = _Broken(streamed._requests[broken])
+            with pytest.raises(RuntimeError, match="out of memory"):
+                streamed.run(pixels)
+        assert streamed.run(pixels)["modality"] == pytest.approx(expected["modality"])
+
+
+class _Broken:
+    """An infer request whose run fails at its end."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    def start_async(self, *arguments: Any, **named: Any) -> None:
+        self._request.start_async(*arguments, **named)
+
+    def wait(self) -> None:
+        self._request.wait()
+        raise RuntimeError("out of memory")
+
+
+def test_without_a_kept_graph_the_plain_way_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.serving.backends.base.usable_cpus", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    plain = _openvino(tmp_path)
+    assert plain.threads == 2
+    shutil.rmtree(tmp_path / "cache")
+    assert accelerated(plain, SHAPE) is plain
+
+
+def test_streams_share_the_threads_and_one_thread_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [stream_count(threads) for threads in (1, 2, 4, 64)] == [1, 2, 4, 4]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    plain = _openvino(tmp_path)
+    assert accelerated(plain, SHAPE) is plain
+    eager = _torch("cpu")
+    assert accelerated(eager, SHAPE) is eager
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_recorded_network_answers_as_the_plain_one(precision: Precision) -> None:
+    plain = _torch("cuda", precision)
+    graphs = RecordedBackend(plain, SHAPE, (1, 4))
+    pixels = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), dtype=np.uint8)
+    for count in (1, 3, 4, 6, 2):
+        got = graphs.run(pixels[:count])
+        for name, value in plain.run(pixels[:count]).items():
+            assert got[name].shape == value.shape
+            assert got[name] == pytest.approx(value, abs=1e-2)

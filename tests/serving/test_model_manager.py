@@ -1,0 +1,228 @@
+"""The watch over the registry: what it serves, and what it says of what it cannot serve."""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo.database import Database
+
+from app.core.settings import Settings
+from app.core.telemetry import Metrics
+from app.data.schema import MODELS, TRAINING_RUNS
+from app.serving import model_manager as models
+from app.serving.model_manager import ModelServer
+from ml.models.image import WEIGHTS_FILE
+
+Document = dict[str, Any]
+
+
+class Shelf:
+    """A registry of the test's own with copies of trained models."""
+
+    def __init__(
+        self, database: Database[Document], trained: Database[Document], source: Path, settings: Settings
+    ) -> None:
+        self.database, self._trained, self._source = database, trained, source
+        self.settings = settings
+
+    def put(self, name: str, *, of: str = "compact", number: int = 1, score: float = 0.5, **changes: Any) -> Path:
+        """Register a copy of a trained model; returns its folder."""
+        version = f"{name}-{number}"
+        document = self._trained[MODELS].find_one({"_id": of})
+        assert document is not None
+        folder = self.settings.model_files_dir / name / version
+        shutil.copytree(self._source / of / document["version"], folder)
+        document["metrics"]["dev"] = {task: {"accuracy": score} for task in document["tasks"]}
+        changed = document | {"_id": name, "name": name, "version": version} | changes
+        self.database[MODELS].replace_one({"_id": name}, changed, upsert=True)
+        return folder
+
+
+@pytest.fixture
+def shelf(
+    database: Database[Document],
+    ml_database: Database[Document],
+    models_dir: Path,
+    predict_settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Shelf:
+    monkeypatch.setattr(models, "_POLL_S", 0.05)
+    monkeypatch.setattr(models, "_RETRY_S", 0.2)
+    # The home holds what was converted before: that takes seconds.
+    settings = predict_settings.model_copy(update={"models_dir": tmp_path, "max_batch": 1})
+    return Shelf(database, ml_database, models_dir, settings)
+
+
+@asynccontextmanager
+async def _serving(
+    shelf: Shelf, metrics: Metrics | None = None, pins: Mapping[str, str] | None = None
+) -> AsyncIterator[ModelServer]:
+    settings = shelf.settings.model_copy(update=pins)
+    server = ModelServer(settings, shelf.database, metrics or Metrics())
+    server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not happen within a minute")
+
+
+def _version(server: ModelServer) -> str | None:
+    predictor = server.serving.get("modality")
+    return None if predictor is None else predictor.card.version
+
+
+def test_a_document_that_cannot_be_read_does_not_end_the_watch(shelf: Shelf, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        shelf.database[TRAINING_RUNS].insert_one({"_id": "of another version"})
+        async with _serving(shelf) as server:
+            await _until(lambda: "looking for models failed" in caplog.text)
+            await asyncio.sleep(0.2)
+            assert not server.healthy
+            shelf.put("compact")
+            shelf.database[TRAINING_RUNS].delete_many({})
+            await _until(lambda: server.healthy)
+            assert _version(server) == "compact-1"
+
+    asyncio.run(scenario())
+    assert caplog.text.count("looking for models failed") == 1
+
+
+def test_a_card_that_cannot_be_used_is_said_and_does_not_end_the_watch(
+    shelf: Shelf, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        shelf.put("compact", settings={})
+        async with _serving(shelf) as server:
+            await _until(lambda: "fault" in server.status()["modality"])
+            assert not server.healthy
+            assert "architecture" in server.not_ready("modality").detail
+            shelf.put("compact", number=2)
+            await _until(lambda: server.healthy)
+            assert _version(server) == "compact-2"
+            assert "fault" not in server.status()["modality"]
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(scenario())
+    assert caplog.text.count("train compact again") == 1
+
+
+def test_where_the_best_is_damaged_the_next_best_answers(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        weights = shelf.put("best", score=0.9) / WEIGHTS_FILE
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:-9])
+        shelf.put("second", score=0.6)
+        async with _serving(shelf) as server:
+            await _until(lambda: server.healthy)
+            assert _version(server) == "second-1"
+            assert "it was cut" in server.status()["modality"]["fault"]
+            weights.write_bytes(whole)
+            await _until(lambda: _version(server) == "best-1")
+            await _until(lambda: "fault" not in server.status()["modality"])
+            assert server.healthy
+
+    asyncio.run(scenario())
+
+
+def test_a_damaged_new_version_does_not_replace_what_answers(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        shelf.put("compact")
+        shelf.put("second", score=0.1)
+        async with _serving(shelf) as server:
+            await _until(lambda: server.healthy)
+            (shelf.put("compact", number=2) / WEIGHTS_FILE).unlink()
+            await _until(lambda: "fault" in server.status()["modality"])
+            assert "is missing" in server.status()["modality"]["fault"]
+            assert server.healthy
+            assert _version(server) == "compact-1"
+            shelf.put("compact", number=3)
+            await _until(lambda: _version(server) == "compact-3")
+            await _until(lambda: "fault" not in server.status()["modality"])
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("pins", "task", "words"),
+    [
+        ({"model_modality": "compakt"}, "modality", ["MEDPIX_MODEL_MODALITY=compakt", "no such model", "compact"]),
+        ({"model_modality": "clip-location"}, "modality", ["does not answer modality", "compact"]),
+        ({"model_location": "caption-location"}, "location", ["takes no image", "fused-location"]),
+    ],
+)
+def test_a_setting_that_names_no_usable_model_is_a_fault_that_says_what_to_do(
+    shelf: Shelf, pins: dict[str, str], task: str, words: list[str]
+) -> None:
+    async def scenario() -> None:
+        for name in ("compact", "caption-location", "fused-location"):
+            shelf.put(name, of=name)
+        async with _serving(shelf, pins=pins) as server:
+            await _until(lambda: len(server.serving) == 1 and server._loaded)
+            assert not server.healthy
+            assert task not in server.serving
+            detail = server.not_ready(task).detail
+            assert [word for word in [*words, "leave it unset"] if word not in detail] == []
+
+    asyncio.run(scenario())
+
+
+def test_a_setting_that_names_a_model_to_come_waits_for_it(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        shelf.put("compact")
+        async with _serving(shelf, pins={"model_modality": "resnet50-modality"}) as server:
+            await _until(lambda: server._loaded)
+            assert server.healthy
+            assert _version(server) is None
+            assert "Run `medpix train resnet50-modality`" in server.not_ready("modality").detail
+            shelf.put("resnet50-modality")
+            await _until(lambda: _version(server) == "resnet50-modality-1")
+
+    asyncio.run(scenario())
+
+
+def test_a_model_of_captions_alone_is_not_said_to_be_loading(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        shelf.put("caption-location", of="caption-location")
+        run = {"state": "done", "fraction": 1.0, "tasks": ["location"], "updated_at": None, "eta_s": None}
+        shelf.database[TRAINING_RUNS].insert_one({"_id": "caption-location", **run})
+        async with _serving(shelf) as server:
+            await _until(lambda: server.healthy)
+            detail = server.not_ready("location").detail
+            assert "takes an image" in detail
+            assert "medpix train location" in detail
+            shelf.database[TRAINING_RUNS].insert_one({"_id": "fused-location", **run, "state": "queued"})
+            await _until(lambda: "fused-location is queued" in server.not_ready("location").detail)
+
+    asyncio.run(scenario())
+
+
+def test_a_replaced_model_leaves_the_metrics(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        metrics = Metrics()
+        shelf.put("first")
+        async with _serving(shelf, metrics) as server:
+            await _until(lambda: server.healthy)
+            shelf.put("first", number=2)
+            await _until(lambda: _version(server) == "first-2")
+            await asyncio.sleep(0.1)
+            assert 'medpix_queue_depth{model="first"} 0.0' in metrics.text().decode()
+            shelf.put("better", score=0.9)
+            await _until(lambda: _version(server) == "better-1")
+            await _until(lambda: 'queue_depth{model="first"}' not in metrics.text().decode())
+            assert 'medpix_queue_depth{model="better"} 0.0' in metrics.text().decode()
+
+    asyncio.run(scenario())

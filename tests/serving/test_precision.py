@@ -1,0 +1,144 @@
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pymongo.database import Database
+
+from app.core.settings import Settings, load_settings
+from app.data.seed import seed
+from app.serving.backends.base import low_precision
+from app.serving.precision import MAX_SHIFT, compare, select_backend
+from ml.dataset.image_loading import load_images
+from ml.dataset.records import Record, RecordsError, load_records
+from ml.models.base import ServedModel
+from ml.registry.registry import Registry
+from tests.conftest import database_address
+from tests.service import is_ok, running_service, wait_for
+
+Document = dict[str, Any]
+
+needs_bf16 = pytest.mark.skipif(low_precision("cpu") is None, reason="this CPU does not compute in bf16")
+
+
+@pytest.fixture
+def model(ml_database: Database[Document], models_dir: Path) -> ServedModel:
+    return Registry(ml_database, models_dir).load("compact")
+
+
+@pytest.fixture
+def dev(ml_database: Database[Document], generated_dataset: Path) -> list[Record]:
+    return load_records(ml_database, generated_dataset / "images", ("dev",))
+
+
+@pytest.fixture
+def auto(tmp_path: Path) -> Iterator[Settings]:
+    threads = torch.get_num_threads()
+    yield load_settings(home=tmp_path / "home", device="cpu", precision="auto")
+    torch.set_num_threads(threads)
+
+
+def _steepen(model: ServedModel) -> None:
+    """Make every answer hang on the last digits of the logits."""
+    for name, parameter in model.network.named_parameters() if model.network else ():
+        if "heads" in name:
+            parameter.data.mul_(3000.0)
+
+
+@needs_bf16
+def test_a_model_that_answers_alike_computes_in_bf16(model: ServedModel, dev: list[Record], auto: Settings) -> None:
+    backend, choice = select_backend(model, auto, "weights", lambda: dev)
+    assert (backend.precision, choice.precision) == ("bf16", "bf16")
+    assert f"On {len(dev)} dev images bf16 changes no label" in choice.reason
+
+
+@needs_bf16
+def test_a_model_that_fails_the_comparison_is_served_in_fp32(
+    model: ServedModel,
+    database: Database[Document],
+    generated_dataset: Path,
+    mongo_server: str,
+    auto: Settings,
+) -> None:
+    _steepen(model)
+    seed(database, generated_dataset)
+    Registry(database, auto.model_files_dir).register(model)
+    served = {"mongo_uri": database_address(mongo_server, database.name), "data_dir": generated_dataset}
+    with running_service(auto.model_copy(update=served)) as client:
+        wait_for(client, "/health/ready", is_ok)
+        backend = client.get("/models/compact").json()["backend"]
+    assert (backend["name"], backend["precision"]) == ("openvino", "fp32")
+    assert "moves a probability by" in backend["precision_reason"]
+
+
+@needs_bf16
+def test_the_comparison_is_kept(model: ServedModel, dev: list[Record], auto: Settings) -> None:
+    select_backend(model, auto, "weights", lambda: dev)
+    [kept] = (auto.home / "cache" / "precision").iterdir()
+    kept.write_text('{"images": 5, "changed": 2, "shift": 0.5}')
+    backend, choice = select_backend(model, auto, "weights", lambda: dev)
+    assert backend.precision == "fp32"
+    assert "bf16 changes 2 labels" in choice.reason
+    assert len(select_backend(model, auto, "weights", lambda: dev[:-1])[1].reason) > 0
+    assert len(list((auto.home / "cache" / "precision").iterdir())) == 2
+    kept.write_text("{cut")
+    assert select_backend(model, auto, "weights", lambda: dev)[0].precision == "bf16"
+
+
+@needs_bf16
+def test_without_a_dev_split_it_is_fp32(model: ServedModel, auto: Settings) -> None:
+    def unreadable() -> list[Record]:
+        raise RecordsError("the database has no dev images")
+
+    for source, words in ((None, "there is no dev split"), (unreadable, "the database has no dev images")):
+        backend, choice = select_backend(model, auto, "weights", source)
+        assert backend.precision == "fp32"
+        assert words in choice.reason
+
+
+def test_fp32_can_be_asked_for(model: ServedModel, dev: list[Record], auto: Settings) -> None:
+    backend, choice = select_backend(model, auto.model_copy(update={"precision": "fp32"}), "weights", lambda: dev)
+    assert (backend.precision, choice.reason) == ("fp32", "MEDPIX_PRECISION=fp32.")
+
+
+def test_a_changed_label_counts_unless_it_was_a_tie(model: ServedModel) -> None:
+    rng = np.random.default_rng(0)
+    full = {task: rng.normal(size=(4, len(classes))).astype(np.float32) for task, classes in model.tasks.items()}
+    full["modality"][:] = [[0.001, 0.0], [0.0, 2.0], [0.02, 0.0], [0.0, 2.0]]
+    low = {task: values.copy() for task, values in full.items()}
+    captions = ["a caption"] * 4
+    same = compare(model, full, low, captions)
+    assert dataclasses.astuple(same) == (4, 0, 0.0)
+    assert same.holds
+    temperature = model.card.temperature["modality"]
+    low["modality"][0] = [0.0, 0.0005]
+    tie = compare(model, full, low, captions)
+    assert (tie.changed, tie.holds) == (0, True)
+    low["modality"][2] = [0.0, 0.02 * temperature]
+    changed = compare(model, full, low, captions)
+    assert (changed.changed, changed.holds) == (1, False)
+    assert changed.shift < 0.02
+    low["modality"][2] = full["modality"][2]
+    low["modality"][1] = [0.0, 2.0 + 0.5 * temperature]
+    moved = compare(model, full, low, captions)
+    assert (moved.changed, moved.holds) == (0, False)
+    assert moved.shift > 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_cpu_and_gpu_give_the_same_labels(
+    model: ServedModel, dev: list[Record], records: list[Record], auto: Settings
+) -> None:
+    assert model.preprocess is not None
+    pixels = load_images([record for record in records if record.split == "test"], model.preprocess)
+    answers = []
+    for settings in (auto.model_copy(update={"precision": "fp32"}), auto.model_copy(update={"device": "cuda"})):
+        backend, _ = select_backend(model, settings, "weights", lambda: dev)
+        answers.append(model.combine(backend.run(pixels), None))
+    for task, expected in answers[0].items():
+        assert (answers[1][task].argmax(axis=1) == expected.argmax(axis=1)).all()
+        assert answers[1][task] == pytest.approx(expected, abs=MAX_SHIFT)
