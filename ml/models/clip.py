@@ -20,7 +20,7 @@ from ml.models.base import (
     ServedModel,
     calibrated,
 )
-from ml.models.network import PixelNetwork
+from ml.models.network import PixelNetwork, full_precision
 from ml.registry.artifacts import DamagedFileError, read_json, read_tensors, write_json, write_tensors
 from ml.registry.model_card import ModelCard
 
@@ -79,8 +79,9 @@ class ClipHead(nn.Module):
 
     def forward(self, image: Tensor, caption: Tensor) -> dict[str, Tensor]:
         """Embeddings (N, size) of length 1, zeros where one is missing, to logits per task."""
-        hidden = self.hidden(torch.cat([image, caption], dim=1))
-        return {task: head(hidden) for task, head in self.heads.items()}
+        with full_precision(image.device):
+            hidden = self.hidden(torch.cat([image, caption], dim=1).float())
+            return {task: head(hidden) for task, head in self.heads.items()}
 
 
 class ClipImageNetwork(PixelNetwork):
@@ -93,7 +94,8 @@ class ClipImageNetwork(PixelNetwork):
     def embed(self, pixels: Tensor) -> Tensor:
         """Images (N, 3, H, W), 0 to 255, to embeddings (N, size) of length 1."""
         vision = self.towers.vision_model(pixel_values=self.normalise(pixels))
-        return functional.normalize(self.towers.visual_projection(vision.pooler_output), dim=1)
+        with full_precision(pixels.device):
+            return functional.normalize(self.towers.visual_projection(vision.pooler_output.float()), dim=1)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W), 0 to 255, to log-probabilities per task and the embedding."""

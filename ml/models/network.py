@@ -1,12 +1,40 @@
 """A small residual network with one head per task, and what wraps networks for serving."""
 
+import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ml.models.base import EMBEDDING
+
+# What the modules that stay in float32 are called in every family.
+_HEADS: Final = frozenset({"head", "heads", "visual_projection"})
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Within it autocast converts nothing: heads cost next to nothing, and half precision costs their answers digits.
+
+    Nothing is entered where autocast is off, so that an exported graph has no trace of it.
+    """
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+
+
+def reduced(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy for autocast whose weights are converted once, where autocast alone converts them at every run.
+
+    Args:
+        network: of any family, in float32.
+        dtype: bfloat16 or float16, for the weights of convolutions and linear layers; heads and norms keep theirs.
+    """
+    network = copy.deepcopy(network)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and not _HEADS & set(name.split(".")):
+            module.to(dtype)
+    return network
 
 
 class ResidualBlock(nn.Module):
@@ -83,7 +111,8 @@ class MultiTaskNetwork(nn.Module):
         """Normalised images (N, C, H, W) to logits per task and the pooled features as embedding."""
         embedding = self.backbone(x).float().mean(dim=(2, 3))
         dropped = self.dropout(embedding)
-        return {task: head(dropped) for task, head in self.heads.items()} | {EMBEDDING: embedding}
+        with full_precision(x.device):
+            return {task: head(dropped) for task, head in self.heads.items()} | {EMBEDDING: embedding}
 
 
 class PixelNetwork(nn.Module):
