@@ -149,7 +149,7 @@ class Asking:
         """
         prepared = await predictor.prepare(task, upload, self.deadline)
         # The database answers while the model works.
-        finding = asyncio.ensure_future(self.find(prepared.source.sha256))
+        finding = asyncio.ensure_future(self.find(prepared.info.sha256))
         try:
             prediction = await predictor.answer(task, upload.caption, prepared, self.deadline)
             return prediction, self.view(prediction, await asyncio.shield(finding))

@@ -133,14 +133,14 @@ class Observer:
             ApiError: the image cannot be used.
         """
         started = time.perf_counter()
-        picture = decode(data, self._settings, sha256)
+        decoded = decode(data, self._settings, sha256)
         pixels, plausible = None, True
         if self._preprocess is not None:
-            pixels = self._preprocess.apply(picture.image)
-            plausible = is_plausible(pixels) and not is_colourful(picture.image)
+            pixels = self._preprocess.apply(decoded.image)
+            plausible = is_plausible(pixels) and not is_colourful(decoded.image)
         decode_s = time.perf_counter() - started
         self._decoding.add(decode_s)
-        return Prepared(picture.source, pixels, plausible, {"wait": started - queued_at, "decode": decode_s})
+        return Prepared(decoded.info, pixels, plausible, {"wait": started - queued_at, "decode": decode_s})
 
     async def observe(self, prepared: Prepared, deadline: float) -> Observation:
         """What the image half gives for an image.
@@ -153,8 +153,8 @@ class Observer:
             ApiError: the service is full, or the deadline passed.
         """
         if prepared.pixels is None or self.engine is None:
-            return Observation(prepared.source, None, prepared.timings_s, prepared.plausible)
+            return Observation(prepared.info, None, prepared.timings_s, prepared.plausible)
         answer = await self.engine.submit(prepared.pixels, deadline)
         outputs = {name: np.asarray(row)[None] for name, row in answer.outputs.items()}
         timings = {**prepared.timings_s, "queue": answer.queue_s, "run": answer.run_s}
-        return Observation(prepared.source, outputs, timings, prepared.plausible)
+        return Observation(prepared.info, outputs, timings, prepared.plausible)

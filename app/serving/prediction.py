@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.serving.decode.decoded_image import Source
+from app.serving.decode.decoded_image import ImageInfo
 from app.serving.explain import Explanation, Inputs
 from ml.registry.model_card import ModelCard
 
@@ -25,13 +25,13 @@ class Prepared:
     """An image file, decoded and resized.
 
     Attributes:
-        source: what is known of the file.
+        info: what is known of the file.
         pixels: uint8 (C, S, S) as the network takes them; None for a model without image.
         plausible: whether these could be the pixels of a CT or MR image.
         timings_s: seconds per stage: wait (for a thread), decode.
     """
 
-    source: Source
+    info: ImageInfo
     pixels: NDArray[np.uint8] | None
     plausible: bool
     timings_s: Mapping[str, float]
@@ -42,13 +42,13 @@ class Observation:
     """What the image half of a model gave.
 
     Attributes:
-        source: the file that was read.
+        info: the file that was read.
         outputs: of the network, one row each; None for a model without image.
         timings_s: seconds per stage: wait, decode, queue, run.
         plausible: whether the pixels could be those of a CT or MR image.
     """
 
-    source: Source
+    info: ImageInfo
     outputs: dict[str, NDArray[Any]] | None
     timings_s: Mapping[str, float]
     plausible: bool
@@ -67,7 +67,7 @@ class Prediction:
         unusual: whether the image is unlike every training image, or can be no CT or MR image at all;
             None where that is not known.
         inputs_used: image, caption or both.
-        source: the file that was judged.
+        info: the file that was judged.
         timings_s: seconds per stage: wait (for a thread), decode, queue (for the model), run, conclude; or
             wait and cache.
         cached: whether the same question was answered before.
@@ -79,7 +79,7 @@ class Prediction:
     confident: bool
     unusual: bool | None
     inputs_used: tuple[str, ...]
-    source: Source
+    info: ImageInfo
     timings_s: Mapping[str, float]
     cached: bool = False
 

@@ -20,7 +20,7 @@ from app.serving.backends.base import Backend
 from app.serving.batch_tuning import noise
 from app.serving.daemon_pool import Threads
 from app.serving.deadline import until
-from app.serving.decode.decoded_image import Source
+from app.serving.decode.decoded_image import ImageInfo
 from app.serving.explain import Explainer, by_input
 from app.serving.image_encoder import Observer
 from app.serving.precision import Choice, LoadRecords
@@ -136,7 +136,7 @@ class Predictor:
         else:
             async with until(deadline):
                 prediction = await self._conclude(task, caption, await self.observer.observe(prepared, deadline))
-            self._cache.put(self._key(task, prepared.source.sha256, caption), prediction)
+            self._cache.put(self._key(task, prepared.info.sha256, caption), prediction)
         label, probability = max(prediction.probabilities[task].items(), key=lambda pair: pair[1])
         self._metrics.prediction(task, label, probability, confident=prediction.confident, cached=prediction.cached)
         self._metrics.stages(self.card.name, prediction.timings_s)
@@ -153,7 +153,7 @@ class Predictor:
 
     async def nearest(
         self, data: bytes, count: int, deadline: float
-    ) -> tuple[Source, list[tuple[str, float]], Mapping[str, float]]:
+    ) -> tuple[ImageInfo, list[tuple[str, float]], Mapping[str, float]]:
         """The images of the dataset that look most like an image file.
 
         Args:
@@ -178,7 +178,7 @@ class Predictor:
             found = await _in(self._concluding, self.reference.nearest, embedding[0], count)
         timings = {**observation.timings_s, "conclude": time.perf_counter() - started}
         self._metrics.stages(self.card.name, timings)
-        return observation.source, found, timings
+        return observation.info, found, timings
 
     async def explain(self, task: str, upload: Upload, label: str | None, deadline: float) -> Explained:
         """The answer to one upload, with what speaks for it.
@@ -257,7 +257,7 @@ class Predictor:
             confident=sure and not unusual,
             unusual=unusual,
             inputs_used=tuple(used),
-            source=observation.source,
+            info=observation.info,
             timings_s=observation.timings_s,
         )
 

@@ -106,7 +106,7 @@ async def _explain(task: Task, asking: Asking, label: str | None, form: str) -> 
         if form == "png":
             return Response(explanation.overlay, media_type="image/png", headers=headers)
         return JSONResponse(
-            _view(explained, asking.view(prediction, await asking.find(prediction.source.sha256))), headers=headers
+            _view(explained, asking.view(prediction, await asking.find(prediction.info.sha256))), headers=headers
         )
 
     return await asking.answer_upload(task, read, work)

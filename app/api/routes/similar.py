@@ -97,8 +97,8 @@ async def similar_images(
 
 
 async def _similar(asking: Asking, predictor: Predictor, data: bytes, limit: int) -> Response:
-    source, nearest, timings_s = await predictor.nearest(data, limit + _SPARE, asking.deadline)
-    in_dataset, notes = await asking.find(source.sha256)
+    info, nearest, timings_s = await predictor.nearest(data, limit + _SPARE, asking.deadline)
+    in_dataset, notes = await asking.find(info.sha256)
     notes = [] if in_dataset else notes  # being trained on an image does not make it look like another
     own_case = in_dataset and in_dataset["u_id"]
     images = {each["_id"]: each for each in await asking.repository.get_many(IMAGES, [name for name, _ in nearest])}
@@ -114,9 +114,9 @@ async def _similar(asking: Asking, predictor: Predictor, data: bytes, limit: int
     content = {
         "items": [_item(document, cases[document["U_id"]], similarity) for document, similarity in kept],
         "model": model_stamp(predictor.card),
-        "image": image_stamp(source),
+        "image": image_stamp(info),
         "in_dataset": in_dataset,
-        "notes": [*source.notes, *notes],
+        "notes": [*info.notes, *notes],
         "request_id": asking.request_id,
     }
     return JSONResponse(content, headers=timing_headers(timings_s))

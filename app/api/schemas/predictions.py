@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.serving.decode.decoded_image import Source
+from app.serving.decode.decoded_image import ImageInfo
 from app.serving.prediction import Prediction
 from ml.registry.model_card import ModelCard
 
@@ -75,7 +75,7 @@ def prediction_view(prediction: Prediction) -> dict[str, Any]:
         "decision": "confident" if prediction.confident else "uncertain",
         "inputs_used": list(prediction.inputs_used),
         "model": model_stamp(prediction.card),
-        "image": image_stamp(prediction.source),
+        "image": image_stamp(prediction.info),
     }
     if task == "location" and "location_category" in prediction.probabilities:
         answer["location_category"] = ranking(prediction.probabilities["location_category"])
@@ -84,7 +84,7 @@ def prediction_view(prediction: Prediction) -> dict[str, Any]:
 
 def prediction_notes(prediction: Prediction) -> list[str]:
     """What a reader of a prediction should know."""
-    notes = list(prediction.source.notes)
+    notes = list(prediction.info.notes)
     if prediction.unusual:
         notes.append("The image is unlike every image that the model was trained on.")
     if prediction.task == "location" and "caption" not in prediction.inputs_used:
@@ -104,6 +104,6 @@ def model_stamp(card: ModelCard) -> dict[str, str]:
     return {"name": card.name, "version": card.version, "sha256": card.sha256, "init": card.init}
 
 
-def image_stamp(source: Source) -> dict[str, Any]:
+def image_stamp(info: ImageInfo) -> dict[str, Any]:
     """Which file was judged."""
-    return {"sha256": source.sha256, "width": source.width, "height": source.height, "mode": source.mode}
+    return {"sha256": info.sha256, "width": info.width, "height": info.height, "mode": info.mode}
