@@ -1,4 +1,4 @@
-"""What all routes that ask a model share: the deadline, capacity, the dataset's word, a caller who leaves."""
+"""Shared by the prediction routes: deadline, admission, dataset lookup, client disconnects."""
 
 import asyncio
 import math
@@ -18,7 +18,7 @@ from app.api.uploads import body_limit
 from app.core.settings import Settings
 from app.data.repository import Repository
 from app.serving.deadline import until
-from app.serving.model_manager import ModelServer
+from app.serving.model_manager import ModelManager
 from app.serving.prediction import Prediction, Upload
 from app.serving.predictor import Predictor
 
@@ -33,9 +33,9 @@ _SLOW_UPLOAD: Final = (
 T = TypeVar("T")
 
 # Of routes that take an upload, and of those that judge an image of the dataset.
-ASKING_ERRORS: Final = documented(400, 413, 415, 422, 429, 500, 503, 504)
-JUDGING_ERRORS: Final = documented(404, 422, 500, 503, 504)
-_STAGES: Final = "Milliseconds per stage: wait (for a thread), decode, queue (for the model), run, conclude"
+UPLOAD_ERRORS: Final = documented(400, 413, 415, 422, 429, 500, 503, 504)
+DATASET_IMAGE_ERRORS: Final = documented(404, 422, 500, 503, 504)
+_STAGES: Final = "Milliseconds per stage: wait (for a thread), decode, queue (for the model), run, postprocess"
 _TIMING: Final = {"description": f"{_STAGES}; or wait and cache", "schema": {"type": "string"}}
 TIMED: Final[Responses] = {
     200: {
@@ -58,7 +58,7 @@ TIMED_TOGETHER: Final[Responses] = {
 }
 
 
-class Asking:
+class PredictionRequest:
     """One request to the models.
 
     Args:
@@ -75,7 +75,7 @@ class Asking:
     def __init__(
         self,
         request: Request,
-        models: ModelServer,
+        models: ModelManager,
         repository: Repository,
         settings: Settings,
         timeout_s: float | None,
@@ -93,7 +93,7 @@ class Asking:
         return str(self.request.state.request_id)
 
     @contextmanager
-    def place(self, task: str, count: int = 1) -> Iterator[Predictor]:
+    def acquire_slot(self, task: str, count: int = 1) -> Iterator[Predictor]:
         """The model of a task, with a place for some images until the end.
 
         Raises:
@@ -127,11 +127,13 @@ class Asking:
         size = self._declared_size()
         least = 1 if size is None else math.ceil(max(1, size) / self.settings.max_image_bytes)
         self._models.predictor(task).admission.check(self._left(), least)
-        with self._models.room.hold(body_limit(self.settings, self.request.url.path) if size is None else size):
+        with self._models.upload_budget.reserve(
+            body_limit(self.settings, self.request.url.path) if size is None else size
+        ):
             async with until(self.deadline, _SLOW_UPLOAD):
                 upload = await read()
-            with self.place(task, count(upload)) as predictor:  # there may be another model by now
-                return await self.unless_gone(work(predictor, upload))
+            with self.acquire_slot(task, count(upload)) as predictor:  # there may be another model by now
+                return await self.cancel_on_disconnect(work(predictor, upload))
 
     def _left(self) -> float:
         return self.deadline - time.perf_counter()
@@ -177,8 +179,8 @@ class Asking:
         use = "trained" if found["split"] == "train" else "chosen"
         return found, [f"The model was {use} on this image ({found['image']}): its answer proves nothing."]
 
-    async def unless_gone(self, work: Coroutine[Any, Any, Response]) -> Response:
-        """Answer, or stop working as soon as the caller hangs up; the body must have been read."""
+    async def cancel_on_disconnect(self, work: Coroutine[Any, Any, Response]) -> Response:
+        """Await the work, or cancel it when the client disconnects; the body must have been read."""
         answering = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(self._gone())
         try:
@@ -222,13 +224,13 @@ TimeoutHeader = Annotated[
 ]
 
 
-async def get_asking(request: Request, timeout_s: TimeoutHeader = None) -> Asking:
+async def get_prediction_request(request: Request, timeout_s: TimeoutHeader = None) -> PredictionRequest:
     """One request to the models; each further dependency would take FastAPI a twentieth of a millisecond."""
     state = request.app.state
-    return Asking(request, state.models, state.repository, state.settings, timeout_s)
+    return PredictionRequest(request, state.models, state.repository, state.settings, timeout_s)
 
 
-AskingDep = Annotated[Asking, Depends(get_asking)]
+PredictionRequestDep = Annotated[PredictionRequest, Depends(get_prediction_request)]
 
 
 def _retrieve(task: "asyncio.Future[Any]") -> None:

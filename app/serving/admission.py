@@ -1,4 +1,4 @@
-"""Who may come in: how many images and bytes may be in work, and who would wait too long."""
+"""Admission control: limits on in-flight images and bytes."""
 
 import asyncio
 import math
@@ -69,8 +69,8 @@ class Admission:
         await self._idle.wait()
 
 
-class Room:
-    """Room for uploads in memory.
+class UploadBudget:
+    """Limit on the bytes of uploads held in memory.
 
     Args:
         limit: most bytes at once.
@@ -81,7 +81,7 @@ class Room:
         self._held = 0
 
     @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
+    def reserve(self, size: int) -> Iterator[None]:
         """Count bytes as held until the end; alone, an upload of any size fits.
 
         Raises:

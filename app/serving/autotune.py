@@ -23,7 +23,7 @@ _WORSE: Final = 1.05
 Shape = tuple[int, int, int]
 
 
-def accelerated(backend: Backend, shape: Shape) -> Backend:
+def autotune(backend: Backend, shape: Shape) -> Backend:
     """A backend in the fastest way that this machine has for it: as it is, in streams, or recorded.
 
     Args:

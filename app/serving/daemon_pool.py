@@ -1,4 +1,4 @@
-"""Threads that can be left behind: what hangs in a decoder or a driver cannot be stopped."""
+"""Daemon pool whose hung workers can be abandoned: a decoder or driver that hangs cannot be stopped."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ T = TypeVar("T")
 _PATIENCE_S: Final = 5.0
 
 
-class Threads(Executor):
+class DaemonThreadPool(Executor):
     """A pool of daemon threads.
 
     ``ThreadPoolExecutor`` makes the interpreter wait at its exit for whatever its threads do. These are

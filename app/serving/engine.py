@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from app.core.exceptions import DeadlineExceededError, UnavailableError
 from app.serving.batch_tuning import BatchPlan
-from app.serving.daemon_pool import Threads
-from app.serving.latency import Pace
+from app.serving.daemon_pool import DaemonThreadPool
+from app.serving.latency import LatencyEstimator
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +41,12 @@ class _Item:
 
     pixels: Array
     deadline: float
-    future: asyncio.Future["Answer"]
+    future: asyncio.Future["BatchOutput"]
     queued_at: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class BatchOutput:
     """What the model said of one image.
 
     Attributes:
@@ -105,7 +105,7 @@ class Engine:
         self._thread = self._new_thread()
         self._task: asyncio.Task[None] | None = None
         self._revival: asyncio.Task[None] | None = None
-        self._pace = Pace(plan.seconds_per_image)
+        self._pace = LatencyEstimator(plan.seconds_per_image)
         self._draining = False
 
     @property
@@ -129,7 +129,7 @@ class Engine:
         self._task.add_done_callback(self._ended)
 
     async def stop(self) -> None:
-        """Answer what was accepted, then end."""
+        """Finish accepted requests, then shut down."""
         self._draining = True
         self._arrived.set()
         if self._revival is not None:
@@ -138,7 +138,7 @@ class Engine:
             await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.to_thread(self._thread.shutdown)
 
-    async def submit(self, pixels: Array, deadline: float) -> Answer:
+    async def submit(self, pixels: Array, deadline: float) -> BatchOutput:
         """Wait for the answer to one image.
 
         Args:
@@ -202,7 +202,7 @@ class Engine:
         for row, item in enumerate(batch):
             if not item.future.done():
                 answer = {name: values[row] for name, values in outputs.items()}
-                item.future.set_result(Answer(answer, started - item.queued_at, run_s, len(batch)))
+                item.future.set_result(BatchOutput(answer, started - item.queued_at, run_s, len(batch)))
 
     async def _in_thread(self, pixels: Array, limit_s: float | None) -> Outputs:
         """Run a batch; one that outlasts the limit is left behind with its thread."""
@@ -216,8 +216,8 @@ class Engine:
             self._thread = self._new_thread()
             raise _HungError(f"a run has not ended after {limit_s:g} s") from None
 
-    def _new_thread(self) -> Threads:
-        return Threads(1, f"model-{self._name}")
+    def _new_thread(self) -> DaemonThreadPool:
+        return DaemonThreadPool(1, f"model-{self._name}")
 
     async def _run_halves(self, batch: Sequence[_Item]) -> None:
         """The device has no memory for so many images: never again that many."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from app.core.exceptions import UnavailableError, UnprocessableError
 from app.core.settings import Settings
-from app.serving.daemon_pool import Threads
+from app.serving.daemon_pool import DaemonThreadPool
 from app.serving.decode.image import decode
 from ml.dataset.preprocess import Preprocess
 from ml.models.base import Floats, InputError, ServedModel
@@ -70,7 +70,7 @@ class Explainer:
         self._shared = shared
         self._network: ServingNetwork | None = None
         self._waiting = 0
-        self._thread = Threads(1, f"explain-{model.card.name}")
+        self._thread = DaemonThreadPool(1, f"explain-{model.card.name}")
 
     async def explain(self, task: str, data: bytes, label: str) -> Explanation:
         """What in an image speaks for a class.

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from app.core.settings import Settings
 from app.core.telemetry import Metrics
-from app.serving.autotune import accelerated
+from app.serving.autotune import autotune
 from app.serving.backends.base import Backend
 from app.serving.backends.cuda_graphs import SIZES
 from app.serving.batch_tuning import CPU_SIZES, noise, warm_up
 from app.serving.decode.image import decode
 from app.serving.engine import Engine
 from app.serving.input_heuristics import is_colourful, is_plausible
-from app.serving.latency import Pace
+from app.serving.latency import LatencyEstimator
 from app.serving.precision import Choice, LoadRecords, select_backend
 from app.serving.prediction import Observation, Prepared
 from ml.dataset.preprocess import Preprocess
@@ -27,7 +27,7 @@ Array = NDArray[Any]
 _LEAST_HANG_S: Final = 30.0
 
 
-class Observer:
+class ImageEncoder:
     """Runs the image half of one model on image files.
 
     Args:
@@ -54,7 +54,7 @@ class Observer:
         self._settings = settings
         self._metrics = metrics
         self._decoders = decoders
-        self._decoding = Pace()
+        self._decoding = LatencyEstimator()
         self._unwatch: Callable[[], None] = lambda: None
         self._preprocess = model.preprocess
         self.backend: Backend | None = None
@@ -68,7 +68,7 @@ class Observer:
             run: Callable[[Array], Mapping[str, Array]] = self._run_without_network
         else:
             self.backend, self.precision = select_backend(self._model, self._settings, self._weights_key(), dev)
-            self.backend = accelerated(self.backend, shape)
+            self.backend = autotune(self.backend, shape)
             run = self.backend.run
         plan = warm_up(run, shape, self._batch_sizes())
         return Engine(
@@ -116,7 +116,7 @@ class Observer:
             self._unwatch = self._metrics.watch_queue(self._model.card.name, lambda: engine.depth)
 
     async def stop(self) -> None:
-        """Answer what was accepted, then end."""
+        """Finish accepted requests, then shut down."""
         if self.engine is not None:
             await self.engine.stop()
             self._unwatch()

@@ -1,4 +1,4 @@
-"""How long an image takes of late."""
+"""Moving average of seconds per image."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ _WEIGHT: Final = 0.1
 _MOST: Final = 3.0
 
 
-class Pace:
+class LatencyEstimator:
     """A moving mean of seconds per image that one slow image cannot upset.
 
     Args:

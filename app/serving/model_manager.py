@@ -18,12 +18,12 @@ from app.core.exceptions import UnavailableError
 from app.core.settings import Settings
 from app.core.telemetry import Metrics
 from app.data.dataset import IMAGE_FOLDER, find_dataset
-from app.serving.admission import Room
+from app.serving.admission import UploadBudget
 from app.serving.backends.base import on_cuda
-from app.serving.daemon_pool import Threads
-from app.serving.model_selection import pin_fault, variable
+from app.serving.daemon_pool import DaemonThreadPool
+from app.serving.model_selection import selection_error, setting_name
 from app.serving.prediction import Prediction
-from app.serving.prediction_cache import ResultCache
+from app.serving.prediction_cache import PredictionCache
 from app.serving.predictor import Predictor
 from app.serving.training_status import Progress, read_progress
 from ml.dataset.records import load_records
@@ -59,7 +59,7 @@ class _Found:
     ranked: Mapping[str, list[ModelCard]]
 
 
-class ModelServer:
+class ModelManager:
     """Keeps the best registered model of each task ready.
 
     Attributes:
@@ -71,10 +71,10 @@ class ModelServer:
         self._metrics = metrics
         self._database = database
         self._registry = Registry(database, settings.model_files_dir)
-        self._pins = {"modality": settings.model_modality, "location": settings.model_location}
-        self._pool = Threads(settings.decode_threads or _decoders(settings), "decode")
-        self.room = Room(_MOST_BODIES * settings.max_body_bytes)
-        self._cache: ResultCache[Prediction] = ResultCache(settings.cache_entries)
+        self._selected = {"modality": settings.model_modality, "location": settings.model_location}
+        self._pool = DaemonThreadPool(settings.decode_threads or _decoders(settings), "decode")
+        self.upload_budget = UploadBudget(_MOST_BODIES * settings.max_body_bytes)
+        self._cache: PredictionCache[Prediction] = PredictionCache(settings.cache_entries)
         self._found = _Found([], [], {})
         self._serving: dict[str, Predictor] = {}
         self._faults: dict[str, str] = {}
@@ -148,8 +148,8 @@ class ModelServer:
 
     def _progress_of(self, task: str) -> Progress | None:
         """The training that a task waits for: one under way, else the last."""
-        pin = self._pins[task]
-        runs = [run for run in self._found.progress if task in run.tasks and (pin is None or run.name == pin)]
+        selected = self._selected[task]
+        runs = [run for run in self._found.progress if task in run.tasks and (selected is None or run.name == selected)]
         return min(runs, key=lambda run: _RELEVANCE.get(run.state, len(_RELEVANCE)), default=None)
 
     def not_ready(self, task: str) -> UnavailableError:
@@ -160,11 +160,11 @@ class ModelServer:
         if task in self._faults:
             return UnavailableError(f"The model for {task} cannot be served: {self._faults[task]}", retry_after_s=60)
         if progress is None or (progress.state == "done" and not self._candidates(task)):
-            pin = self._pins[task]
+            selected = self._selected[task]
             lack = f"No model for {task} that takes an image is trained yet."
-            if pin is not None:
-                lack = f"{variable(task)} names the model {pin}, which is not trained yet."
-            return UnavailableError(f"{lack} Run `medpix train {pin or task}`.", retry_after_s=60)
+            if selected is not None:
+                lack = f"{setting_name(task)} names the model {selected}, which is not trained yet."
+            return UnavailableError(f"{lack} Run `medpix train {selected or task}`.", retry_after_s=60)
         wait = 30 if progress.eta_s is None else max(5, min(120, round(progress.eta_s)))
         detail = f"The model for {task} is not ready. {progress.describe()}"
         return UnavailableError(detail, retry_after_s=wait, training=progress.as_json())
@@ -194,7 +194,7 @@ class ModelServer:
 
     async def _serve_best(self, task: str) -> None:
         """Serve a task with the best model that can be loaded; what answers goes on until there is a better one."""
-        fault = pin_fault(task, self._found.cards, self._pins[task])
+        fault = selection_error(task, self._found.cards, self._selected[task])
         current = self._serving.get(task)
         for card in self._candidates(task):
             if current is not None and current.card.version == card.version:
@@ -215,8 +215,8 @@ class ModelServer:
 
     def _candidates(self, task: str) -> list[ModelCard]:
         """The models to try for a task, in this order; where a setting names one, that one alone."""
-        pin = self._pins[task]
-        return [card for card in self._found.ranked.get(task, ()) if pin in (None, card.name)]
+        selected = self._selected[task]
+        return [card for card in self._found.ranked.get(task, ()) if selected in (None, card.name)]
 
     async def _ready(self, card: ModelCard) -> Predictor:
         """A model that answers.
@@ -241,7 +241,7 @@ class ModelServer:
             raise RegistryError(found) from error
         self._unusable.pop(card.version, None)
         predictor.start()
-        await self._rehearse(predictor)
+        await self._warm_up(predictor)
         await asyncio.to_thread(_spare_the_collector)
         return predictor
 
@@ -254,17 +254,17 @@ class ModelServer:
         if former is not None and former not in self._serving.values():
             await former.stop()
 
-    async def _rehearse(self, predictor: Predictor) -> None:
+    async def _warm_up(self, predictor: Predictor) -> None:
         try:
-            await predictor.rehearse()
+            await predictor.warm_up()
         except Exception:  # it may still answer others; its engine says whether it is alive
             logger.exception("%s could not answer a question at its start", predictor.card.name)
 
     def _load(self, card: ModelCard) -> Predictor:
         folder = self._settings.model_files_dir
         model = load_model(card, folder)
-        # Threads of BLAS wait for work in a loop that takes the cores from the network's own threads for
-        # milliseconds after each small product. Anew for each model: it may have brought a BLAS of its own.
+        # BLAS threads spin for milliseconds after each small product and take the cores from the network's own
+        # threads. Set again for each model: it may have loaded another BLAS.
         self._blas.append(threadpool_limits(1, user_api="blas"))
         return Predictor(
             model,

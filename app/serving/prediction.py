@@ -64,11 +64,11 @@ class Prediction:
         probabilities: per task of the model, class to probability.
         confident: whether the best answer passes the threshold that was set on dev, and the image
             resembles the training images.
-        unusual: whether the image is unlike every training image, or can be no CT or MR image at all;
+        out_of_distribution: whether the image is unlike every training image, or can be no CT or MR image at all;
             None where that is not known.
         inputs_used: image, caption or both.
         info: the file that was judged.
-        timings_s: seconds per stage: wait (for a thread), decode, queue (for the model), run, conclude; or
+        timings_s: seconds per stage: wait (for a thread), decode, queue (for the model), run, postprocess; or
             wait and cache.
         cached: whether the same question was answered before.
     """
@@ -77,7 +77,7 @@ class Prediction:
     task: str
     probabilities: Mapping[str, Mapping[str, float]]
     confident: bool
-    unusual: bool | None
+    out_of_distribution: bool | None
     inputs_used: tuple[str, ...]
     info: ImageInfo
     timings_s: Mapping[str, float]

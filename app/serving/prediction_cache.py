@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 V = TypeVar("V")
 
 
-class ResultCache(Generic[V]):
+class PredictionCache(Generic[V]):
     """The results used last, at most a number of them; safe to use from any thread.
 
     A key is a tuple of all that a result depends on: two different questions never share one.

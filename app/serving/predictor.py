@@ -18,14 +18,14 @@ from app.core.telemetry import Metrics
 from app.serving.admission import Admission
 from app.serving.backends.base import Backend
 from app.serving.batch_tuning import noise
-from app.serving.daemon_pool import Threads
+from app.serving.daemon_pool import DaemonThreadPool
 from app.serving.deadline import until
 from app.serving.decode.decoded_image import ImageInfo
 from app.serving.explain import Explainer, by_input
-from app.serving.image_encoder import Observer
+from app.serving.image_encoder import ImageEncoder
 from app.serving.precision import Choice, LoadRecords
 from app.serving.prediction import Explained, Observation, Prediction, Prepared, Upload
-from app.serving.prediction_cache import ResultCache
+from app.serving.prediction_cache import PredictionCache
 from ml.models.base import EMBEDDING, Floats, InputError, ServedModel
 from ml.registry.model_card import ModelCard
 from ml.registry.reference_embeddings import Reference
@@ -57,8 +57,8 @@ class Predictor:
         model: ServedModel,
         reference: Reference | None,
         settings: Settings,
-        pool: Threads,
-        cache: ResultCache[Prediction],
+        pool: DaemonThreadPool,
+        cache: PredictionCache[Prediction],
         metrics: Metrics,
         dev: LoadRecords | None = None,
     ) -> None:
@@ -69,10 +69,10 @@ class Predictor:
         self._cache = cache
         self._metrics = metrics
         self._sha256 = model.card.sha256
-        self.observer = Observer(model, settings, metrics, pool.count, dev)
-        self.admission = Admission(settings.max_queue, lambda: self.observer.seconds_per_image)
-        self._concluding = Threads(1, f"conclude-{model.card.name}")
-        backend = self.observer.backend
+        self.image_encoder = ImageEncoder(model, settings, metrics, pool.count, dev)
+        self.admission = Admission(settings.max_queue, lambda: self.image_encoder.seconds_per_image)
+        self._postprocessing = DaemonThreadPool(1, f"postprocess-{model.card.name}")
+        backend = self.image_encoder.backend
         # A network that OpenVINO runs is idle as a PyTorch module: explanations may use it as it is.
         self._explainer = Explainer(model, settings, shared=backend is not None and backend.name == "torch")
 
@@ -84,30 +84,30 @@ class Predictor:
     @property
     def backend(self) -> Backend | None:
         """What the network runs on; None for a model without network."""
-        return self.observer.backend
+        return self.image_encoder.backend
 
     @property
     def precision(self) -> Choice | None:
         """What the network computes in, and why; None for a model without network."""
-        return self.observer.precision
+        return self.image_encoder.precision
 
     @property
     def healthy(self) -> bool:
         """Whether requests can be answered."""
-        return self.observer.healthy
+        return self.image_encoder.healthy
 
     def start(self) -> None:
         """Start to answer, on the running event loop."""
-        self.observer.start()
+        self.image_encoder.start()
 
     async def stop(self) -> None:
-        """Answer what was accepted, then end."""
+        """Finish accepted requests, then shut down."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_S):
                 await self.admission.idle()
-        await self.observer.stop()
+        await self.image_encoder.stop()
         self._explainer.stop()
-        self._concluding.shutdown(wait=False, cancel_futures=True)
+        self._postprocessing.shutdown(wait=False, cancel_futures=True)
 
     async def prepare(self, task: str, upload: Upload, deadline: float) -> Prepared | Prediction:
         """The decoded image of an upload, or the answer to it that was given before.
@@ -135,21 +135,23 @@ class Predictor:
             prediction = prepared
         else:
             async with until(deadline):
-                prediction = await self._conclude(task, caption, await self.observer.observe(prepared, deadline))
+                prediction = await self._postprocess(
+                    task, caption, await self.image_encoder.observe(prepared, deadline)
+                )
             self._cache.put(self._key(task, prepared.info.sha256, caption), prediction)
         label, probability = max(prediction.probabilities[task].items(), key=lambda pair: pair[1])
         self._metrics.prediction(task, label, probability, confident=prediction.confident, cached=prediction.cached)
         self._metrics.stages(self.card.name, prediction.timings_s)
         return prediction
 
-    async def rehearse(self) -> None:
-        """Answer a question that nobody asked, so that the first caller does not pay for what is made on first use."""
+    async def warm_up(self) -> None:
+        """Run a dummy prediction so that lazy initialisation is paid before traffic."""
         picture = io.BytesIO()
         Image.fromarray(noise(1, (1, 256, 256))[0, 0]).save(picture, "PNG")
         caption = "A picture without meaning" if "caption" in self.model.inputs else None
         observation = await self._observe(picture.getvalue(), time.perf_counter() + _DRAIN_S)
         for task in self.model.tasks:
-            await self._conclude(task, caption, observation)
+            await self._postprocess(task, caption, observation)
 
     async def nearest(
         self, data: bytes, count: int, deadline: float
@@ -175,8 +177,8 @@ class Predictor:
             if embedding is None:
                 raise UnprocessableError(f"The model {self.card.name} does not look at images.")
             started = time.perf_counter()
-            found = await _in(self._concluding, self.reference.nearest, embedding[0], count)
-        timings = {**observation.timings_s, "conclude": time.perf_counter() - started}
+            found = await _in(self._postprocessing, self.reference.nearest, embedding[0], count)
+        timings = {**observation.timings_s, "postprocess": time.perf_counter() - started}
         self._metrics.stages(self.card.name, timings)
         return observation.info, found, timings
 
@@ -197,9 +199,9 @@ class Predictor:
             raise UnprocessableError(f"There is no {task} {label[:80]!r}. There is: {'; '.join(classes)}.")
         async with until(deadline):
             observation = await self._observe(upload.data, deadline)
-            prediction = await self._conclude(task, upload.caption, observation)
+            prediction = await self._postprocess(task, upload.caption, observation)
             started = time.perf_counter()
-            inputs = await _in(self._concluding, by_input, self.model, task, observation.outputs, upload.caption)
+            inputs = await _in(self._postprocessing, by_input, self.model, task, observation.outputs, upload.caption)
             shares = prediction.probabilities[task]
             chosen = label or max(shares, key=lambda name: shares[name])
             explanation = await self._explainer.explain(task, upload.data, chosen)
@@ -208,15 +210,15 @@ class Predictor:
         return Explained(replace(prediction, timings_s=timings), explanation, inputs)
 
     async def _observe(self, data: bytes, deadline: float) -> Observation:
-        prepared = await _in(self._pool, self.observer.prepare, data, None, time.perf_counter())
-        return await self.observer.observe(prepared, deadline)
+        prepared = await _in(self._pool, self.image_encoder.prepare, data, None, time.perf_counter())
+        return await self.image_encoder.observe(prepared, deadline)
 
     def _recall_or_prepare(self, task: str, upload: Upload, queued_at: float) -> Prepared | Prediction:
         started = time.perf_counter()
         sha256 = hashlib.sha256(upload.data).hexdigest()
         known = self._cache.get(self._key(task, sha256, upload.caption))
         if known is None:
-            return self.observer.prepare(upload.data, sha256, queued_at)
+            return self.image_encoder.prepare(upload.data, sha256, queued_at)
         timings = {"wait": started - queued_at, "cache": time.perf_counter() - started}
         return replace(known, cached=True, timings_s=timings)
 
@@ -224,14 +226,14 @@ class Predictor:
         """All that an answer depends on; the version stands for temperatures and thresholds, which are in no file."""
         return task, sha256, caption, self._sha256, self.card.version, self.card.preprocess_hash
 
-    async def _conclude(self, task: str, caption: str | None, observation: Observation) -> Prediction:
+    async def _postprocess(self, task: str, caption: str | None, observation: Observation) -> Prediction:
         """The prediction, made in a thread of its own: what is finished must not wait for others' images."""
         started = time.perf_counter()
-        prediction = await _in(self._concluding, self.conclude, task, caption, observation)
-        timings = {**observation.timings_s, "conclude": time.perf_counter() - started}
+        prediction = await _in(self._postprocessing, self.postprocess, task, caption, observation)
+        timings = {**observation.timings_s, "postprocess": time.perf_counter() - started}
         return replace(prediction, timings_s=timings)
 
-    def conclude(self, task: str, caption: str | None, observation: Observation) -> Prediction:
+    def postprocess(self, task: str, caption: str | None, observation: Observation) -> Prediction:
         """The prediction from what the image half gave and a caption; not for the event loop.
 
         Raises:
@@ -247,21 +249,21 @@ class Predictor:
         probabilities = {
             name: dict(zip(self.model.tasks[name], map(float, rows[0]), strict=True)) for name, rows in combined.items()
         }
-        unusual = self._is_unusual(outputs) if observation.plausible else True
+        out_of_distribution = self._is_out_of_distribution(outputs) if observation.plausible else True
         sure = max(probabilities[task].values()) >= self.card.thresholds.get(task, 0.0)
         used = [name for name, given in (("image", outputs is not None), ("caption", uses_caption)) if given]
         return Prediction(
             card=self.card,
             task=task,
             probabilities=probabilities,
-            confident=sure and not unusual,
-            unusual=unusual,
+            confident=sure and not out_of_distribution,
+            out_of_distribution=out_of_distribution,
             inputs_used=tuple(used),
             info=observation.info,
             timings_s=observation.timings_s,
         )
 
-    def _is_unusual(self, outputs: dict[str, Array] | None) -> bool | None:
+    def _is_out_of_distribution(self, outputs: dict[str, Array] | None) -> bool | None:
         if outputs is None or self._distance is None or self.card.ood_threshold is None or EMBEDDING not in outputs:
             return None
         return bool(self._distance(outputs[EMBEDDING])[0] > self.card.ood_threshold)
@@ -273,5 +275,5 @@ def _distance_of(reference: Reference | None, card: ModelCard) -> Callable[[Floa
     return reference.density().distance if card.ood_distance == "mahalanobis" else reference.distance
 
 
-async def _in(threads: Threads, function: Callable[..., T], *arguments: Any) -> T:
+async def _in(threads: DaemonThreadPool, function: Callable[..., T], *arguments: Any) -> T:
     return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)

@@ -63,7 +63,7 @@ def test_the_same_question_is_answered_from_the_cache(predict_api: httpx.Client)
     data = accepted()["rgb"] + b"a comment that makes this file one of its own"
     first = ask(predict_api, "/predict/location", data, CAPTION)
     assert first.headers["x-cache"] == "miss"
-    assert stages(first) == ["wait", "decode", "queue", "run", "conclude"]
+    assert stages(first) == ["wait", "decode", "queue", "run", "postprocess"]
     again = ask(predict_api, "/predict/location", data, f" {CAPTION}\n")
     assert again.headers["x-cache"] == "hit"
     assert stages(again) == ["wait", "cache"]

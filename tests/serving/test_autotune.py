@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from app.core.settings import load_settings
-from app.serving.autotune import accelerated, choose
+from app.serving.autotune import autotune, choose
 from app.serving.backends.base import Backend, Floats, OpenVinoBackend, Pixels, Precision, TorchBackend, make_backend
 from app.serving.backends.cuda_graphs import RecordedBackend
 from app.serving.backends.openvino import StreamedBackend, stream_count
@@ -127,16 +127,16 @@ def test_without_a_kept_graph_the_plain_way_serves(tmp_path: Path, monkeypatch: 
     plain = _openvino(tmp_path)
     assert plain.threads == 2
     shutil.rmtree(tmp_path / "cache")
-    assert accelerated(plain, SHAPE) is plain
+    assert autotune(plain, SHAPE) is plain
 
 
 def test_streams_share_the_threads_and_one_thread_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [stream_count(threads) for threads in (1, 2, 4, 64)] == [1, 2, 4, 4]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     plain = _openvino(tmp_path)
-    assert accelerated(plain, SHAPE) is plain
+    assert autotune(plain, SHAPE) is plain
     eager = _torch("cpu")
-    assert accelerated(eager, SHAPE) is eager
+    assert autotune(eager, SHAPE) is eager
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ from app.core.settings import Settings
 from app.core.telemetry import Metrics
 from app.data.schema import MODELS, TRAINING_RUNS
 from app.serving import model_manager as models
-from app.serving.model_manager import ModelServer
+from app.serving.model_manager import ModelManager
 from ml.models.image import WEIGHTS_FILE
 
 Document = dict[str, Any]
@@ -62,9 +62,9 @@ def shelf(
 @asynccontextmanager
 async def _serving(
     shelf: Shelf, metrics: Metrics | None = None, pins: Mapping[str, str] | None = None
-) -> AsyncIterator[ModelServer]:
+) -> AsyncIterator[ModelManager]:
     settings = shelf.settings.model_copy(update=pins)
-    server = ModelServer(settings, shelf.database, metrics or Metrics())
+    server = ModelManager(settings, shelf.database, metrics or Metrics())
     server.start()
     try:
         yield server
@@ -80,7 +80,7 @@ async def _until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not happen within a minute")
 
 
-def _version(server: ModelServer) -> str | None:
+def _version(server: ModelManager) -> str | None:
     predictor = server.serving.get("modality")
     return None if predictor is None else predictor.card.version
 

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.api.errors import Responses
-from app.api.prediction_request import ASKING_ERRORS, Asking, AskingDep, timing_headers
+from app.api.prediction_request import UPLOAD_ERRORS, PredictionRequest, PredictionRequestDep, timing_headers
 from app.api.schemas.predictions import PredictionView, Ranking, Task, ranking
 from app.api.uploads import read_upload, upload_schema
 from app.serving.prediction import Explained, Upload
@@ -19,7 +19,9 @@ router = APIRouter(tags=["explain"], prefix="/explain")
 LabelQuery = Annotated[
     str | None, Query(max_length=100, description="Class to explain; default: the one that the model answers")
 ]
-FormatQuery = Annotated[Literal["png", "json"], Query(description="The picture with the map on it, or the map")]
+FormatQuery = Annotated[
+    Literal["png", "json"], Query(alias="format", description="The picture with the map on it, or the map")
+]
 
 
 class RelevanceMap(BaseModel):
@@ -57,10 +59,10 @@ _ANSWERS: Final[Responses] = {
         "headers": {
             "X-Explained-Label": _header("The class that the map speaks for"),
             "X-Explanation-Method": _header("grad-cam or occlusion"),
-            "Server-Timing": _header("Milliseconds per stage: wait, decode, queue, run, conclude, explain"),
+            "Server-Timing": _header("Milliseconds per stage: wait, decode, queue, run, postprocess, explain"),
         },
     },
-    **ASKING_ERRORS,
+    **UPLOAD_ERRORS,
 }
 
 
@@ -71,9 +73,11 @@ _ANSWERS: Final[Responses] = {
     openapi_extra=upload_schema(with_caption=False),
     summary="What speaks for CT or MR",
 )
-async def explain_modality(asking: AskingDep, label: LabelQuery = None, format: FormatQuery = "png") -> Response:  # noqa: A002 - the name in the address
+async def explain_modality(
+    prediction_request: PredictionRequestDep, label: LabelQuery = None, output_format: FormatQuery = "png"
+) -> Response:
     """A Grad-CAM map of what in the image speaks for the modality: red is what counts most."""
-    return await _explain("modality", asking, label, format)
+    return await _explain("modality", prediction_request, label, output_format)
 
 
 @router.post(
@@ -83,20 +87,22 @@ async def explain_modality(asking: AskingDep, label: LabelQuery = None, format: 
     openapi_extra=upload_schema(with_caption=True),
     summary="What speaks for the location",
 )
-async def explain_location(asking: AskingDep, label: LabelQuery = None, format: FormatQuery = "png") -> Response:  # noqa: A002 - the name in the address
+async def explain_location(
+    prediction_request: PredictionRequestDep, label: LabelQuery = None, output_format: FormatQuery = "png"
+) -> Response:
     """A Grad-CAM map of what in the image speaks for the location: red is what counts most.
 
     `format=json` also says what image and caption would each have answered alone.
     """
-    return await _explain("location", asking, label, format)
+    return await _explain("location", prediction_request, label, output_format)
 
 
-async def _explain(task: Task, asking: Asking, label: str | None, form: str) -> Response:
+async def _explain(task: Task, prediction_request: PredictionRequest, label: str | None, form: str) -> Response:
     def read() -> Awaitable[Upload]:
-        return read_upload(asking.request, asking.settings, with_caption=task == "location")
+        return read_upload(prediction_request.request, prediction_request.settings, with_caption=task == "location")
 
     async def work(predictor: Predictor, upload: Upload) -> Response:
-        explained = await predictor.explain(task, upload, label, asking.deadline)
+        explained = await predictor.explain(task, upload, label, prediction_request.deadline)
         prediction, explanation = explained.prediction, explained.explanation
         headers = {
             "X-Explained-Label": explanation.label,
@@ -106,10 +112,13 @@ async def _explain(task: Task, asking: Asking, label: str | None, form: str) -> 
         if form == "png":
             return Response(explanation.overlay, media_type="image/png", headers=headers)
         return JSONResponse(
-            _view(explained, asking.view(prediction, await asking.find(prediction.info.sha256))), headers=headers
+            _view(
+                explained, prediction_request.view(prediction, await prediction_request.find(prediction.info.sha256))
+            ),
+            headers=headers,
         )
 
-    return await asking.answer_upload(task, read, work)
+    return await prediction_request.answer_upload(task, read, work)
 
 
 def _view(explained: Explained, prediction: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from app.api.deps import ModelsDep
 from app.api.errors import documented
 from app.data.repository import NotFoundError
-from app.serving.model_manager import ModelServer
+from app.serving.model_manager import ModelManager
 from app.serving.predictor import Predictor
 from ml.registry.model_card import ModelCard
 
@@ -56,7 +56,7 @@ async def read_model(name: str, models: ModelsDep) -> Response:
     raise NotFoundError(f"There is no model {name[:80]!r}. GET /models lists those that are registered.")
 
 
-def _view(card: ModelCard, models: ModelServer) -> dict[str, Any]:
+def _view(card: ModelCard, models: ModelManager) -> dict[str, Any]:
     serving = {task: p for task, p in models.serving.items() if p.card.version == card.version}
     backend = next((_backend_view(predictor) for predictor in serving.values()), None)
     return {"card": card.model_dump(mode="json"), "serves": sorted(serving), "backend": backend}

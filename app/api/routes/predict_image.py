@@ -10,7 +10,13 @@ from pydantic import BaseModel, Field
 
 from app.api.deps import ImageIdDep, PicturesDep
 from app.api.errors import Problem, problem_of
-from app.api.prediction_request import JUDGING_ERRORS, TIMED_TOGETHER, Asking, AskingDep, timing_headers
+from app.api.prediction_request import (
+    DATASET_IMAGE_ERRORS,
+    TIMED_TOGETHER,
+    PredictionRequest,
+    PredictionRequestDep,
+    timing_headers,
+)
 from app.api.schemas.predictions import PredictionView, Task
 from app.api.schemas.records import CaseId, ImageId, Split
 from app.api.serializers import image_view
@@ -23,7 +29,7 @@ router = APIRouter(tags=["predict"])
 TASKS: Final[tuple[Task, ...]] = ("modality", "location")
 
 
-class Truth(BaseModel):
+class GroundTruth(BaseModel):
     """What the dataset says of an image; null where it says nothing."""
 
     modality: str
@@ -31,7 +37,7 @@ class Truth(BaseModel):
     location_category: str | None
 
 
-class JudgedTask(BaseModel):
+class TaskResult(BaseModel):
     """The answer to one question: a prediction, or why there is none."""
 
     status: int = Field(description="200, or the status of the problem", examples=[200])
@@ -41,28 +47,28 @@ class JudgedTask(BaseModel):
     problem: Problem | None
 
 
-class JudgedImage(BaseModel):
+class LabelledPrediction(BaseModel):
     """An image of the dataset with predictions beside its labels."""
 
     image: ImageId
     u_id: CaseId
     split: Split
     caption: str | None = Field(description="That the location was judged with; null where it was left out")
-    truth: Truth
-    modality: JudgedTask
-    location: JudgedTask
+    truth: GroundTruth
+    modality: TaskResult
+    location: TaskResult
     request_id: str
 
 
 @router.get(
     "/images/{image}/predict",
-    response_model=JudgedImage,
-    responses={**TIMED_TOGETHER, **JUDGING_ERRORS},
+    response_model=LabelledPrediction,
+    responses={**TIMED_TOGETHER, **DATASET_IMAGE_ERRORS},
     summary="Judge an image of the dataset",
 )
 async def predict_image(
     image: ImageIdDep,
-    asking: AskingDep,
+    prediction_request: PredictionRequestDep,
     pictures: PicturesDep,
     caption: Annotated[bool, Query(description="Judge the location with the image's caption")] = True,
 ) -> Response:
@@ -70,20 +76,22 @@ async def predict_image(
 
     On an image of the training split the answer proves nothing; its notes say so.
     """
-    document = await asking.repository.get(IMAGES, image)
+    document = await prediction_request.repository.get(IMAGES, image)
     view = image_view(document)
     data = await read_picture(pictures, document)
     text = view["caption"] if caption else None
 
     async def answer() -> Response:
-        found = await asyncio.gather(*(_judge(asking, task, Upload(data, text), view[task]) for task in TASKS))
+        found = await asyncio.gather(
+            *(_judge(prediction_request, task, Upload(data, text), view[task]) for task in TASKS)
+        )
         content = {name: view[name] for name in ("image", "u_id", "split")}
-        content |= {"caption": text, "truth": {name: view[name] for name in Truth.model_fields}}
+        content |= {"caption": text, "truth": {name: view[name] for name in GroundTruth.model_fields}}
         content |= dict(zip(TASKS, (judged for judged, _ in found), strict=True))
         timings = timing_headers(*(timings for _, timings in found))
-        return JSONResponse(content | {"request_id": asking.request_id}, headers=timings)
+        return JSONResponse(content | {"request_id": prediction_request.request_id}, headers=timings)
 
-    return await asking.unless_gone(answer())
+    return await prediction_request.cancel_on_disconnect(answer())
 
 
 async def read_picture(pictures: PictureStore, document: dict[str, Any]) -> bytes:
@@ -100,15 +108,15 @@ async def read_picture(pictures: PictureStore, document: dict[str, Any]) -> byte
 
 
 async def _judge(
-    asking: Asking, task: Task, upload: Upload, truth: str | None
+    prediction_request: PredictionRequest, task: Task, upload: Upload, truth: str | None
 ) -> tuple[dict[str, Any], Mapping[str, float]]:
     """The answer to one question, and how long its stages took."""
     judged = {"status": 200, "truth": truth, "correct": None, "prediction": None, "problem": None}
     try:
-        with asking.place(task) as predictor:
-            prediction, view = await asking.predict(predictor, task, upload)
+        with prediction_request.acquire_slot(task) as predictor:
+            prediction, view = await prediction_request.predict(predictor, task, upload)
     except Exception as error:  # noqa: BLE001 - a model in training must not hide the answer of the other
-        problem = problem_of(asking.request, error)
+        problem = problem_of(prediction_request.request, error)
         return judged | {"status": problem["status"], "problem": problem}, {}
     known = truth in {entry["label"] for entry in view["probabilities"]}
     return judged | {"correct": view["label"] == truth if known else None, "prediction": view}, prediction.timings_s

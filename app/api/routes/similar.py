@@ -8,7 +8,14 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.api.deps import ImageIdDep, PicturesDep
-from app.api.prediction_request import ASKING_ERRORS, JUDGING_ERRORS, TIMED_TOGETHER, Asking, AskingDep, timing_headers
+from app.api.prediction_request import (
+    DATASET_IMAGE_ERRORS,
+    TIMED_TOGETHER,
+    UPLOAD_ERRORS,
+    PredictionRequest,
+    PredictionRequestDep,
+    timing_headers,
+)
 from app.api.routes.predict_image import read_picture
 from app.api.schemas.predictions import DatasetImage, ImageStamp, ModelStamp, Task, image_stamp, model_stamp
 from app.api.schemas.records import CaseId, ImageId, ImageLinks, Split
@@ -57,58 +64,63 @@ class SimilarImages(BaseModel):
 @router.post(
     "/search/similar",
     response_model=SimilarImages,
-    responses={**TIMED_TOGETHER, **ASKING_ERRORS},
+    responses={**TIMED_TOGETHER, **UPLOAD_ERRORS},
     openapi_extra=upload_schema(with_caption=False),
     summary="Find images that look alike",
 )
-async def search_similar(asking: AskingDep, limit: LimitQuery = 10, task: TaskQuery = "modality") -> Response:
+async def search_similar(
+    prediction_request: PredictionRequestDep, limit: LimitQuery = 10, task: TaskQuery = "modality"
+) -> Response:
     """The images of the dataset that look most like an uploaded one, with title, diagnosis and caption of their cases.
 
     If the upload is itself of the dataset, the images of its own case are left out.
     """
 
     def read() -> Awaitable[Upload]:
-        return read_upload(asking.request, asking.settings, with_caption=False)
+        return read_upload(prediction_request.request, prediction_request.settings, with_caption=False)
 
     async def work(predictor: Predictor, upload: Upload) -> Response:
-        return await _similar(asking, predictor, upload.data, limit)
+        return await _similar(prediction_request, predictor, upload.data, limit)
 
-    return await asking.answer_upload(task, read, work)
+    return await prediction_request.answer_upload(task, read, work)
 
 
 @router.get(
     "/images/{image}/similar",
     response_model=SimilarImages,
-    responses={**TIMED_TOGETHER, **JUDGING_ERRORS},
+    responses={**TIMED_TOGETHER, **DATASET_IMAGE_ERRORS},
     summary="Find images that look like one of the dataset",
 )
 async def similar_images(
     image: ImageIdDep,
-    asking: AskingDep,
+    prediction_request: PredictionRequestDep,
     pictures: PicturesDep,
     limit: LimitQuery = 10,
     task: TaskQuery = "modality",
 ) -> Response:
     """The images of other cases that look most like an image of the dataset."""
-    document = await asking.repository.get(IMAGES, image)
+    document = await prediction_request.repository.get(IMAGES, image)
     data = await read_picture(pictures, document)
-    with asking.place(task) as predictor:
-        return await asking.unless_gone(_similar(asking, predictor, data, limit))
+    with prediction_request.acquire_slot(task) as predictor:
+        return await prediction_request.cancel_on_disconnect(_similar(prediction_request, predictor, data, limit))
 
 
-async def _similar(asking: Asking, predictor: Predictor, data: bytes, limit: int) -> Response:
-    info, nearest, timings_s = await predictor.nearest(data, limit + _SPARE, asking.deadline)
-    in_dataset, notes = await asking.find(info.sha256)
+async def _similar(prediction_request: PredictionRequest, predictor: Predictor, data: bytes, limit: int) -> Response:
+    info, nearest, timings_s = await predictor.nearest(data, limit + _SPARE, prediction_request.deadline)
+    in_dataset, notes = await prediction_request.find(info.sha256)
     notes = [] if in_dataset else notes  # being trained on an image does not make it look like another
     own_case = in_dataset and in_dataset["u_id"]
-    images = {each["_id"]: each for each in await asking.repository.get_many(IMAGES, [name for name, _ in nearest])}
+    images = {
+        each["_id"]: each
+        for each in await prediction_request.repository.get_many(IMAGES, [name for name, _ in nearest])
+    }
     kept = [
         (images[name], similarity)
         for name, similarity in nearest
         if name in images and images[name]["U_id"] != own_case
     ][:limit]
     wanted = sorted({document["U_id"] for document, _ in kept})
-    cases = {each["_id"]: each for each in await asking.repository.get_many(CASES, wanted)}
+    cases = {each["_id"]: each for each in await prediction_request.repository.get_many(CASES, wanted)}
     if not kept:
         raise UnprocessableError("The model knows no image of this dataset. Train it again: `medpix train --missing`.")
     content = {
@@ -117,7 +129,7 @@ async def _similar(asking: Asking, predictor: Predictor, data: bytes, limit: int
         "image": image_stamp(info),
         "in_dataset": in_dataset,
         "notes": [*info.notes, *notes],
-        "request_id": asking.request_id,
+        "request_id": prediction_request.request_id,
     }
     return JSONResponse(content, headers=timing_headers(timings_s))
 

@@ -85,7 +85,7 @@ def prediction_view(prediction: Prediction) -> dict[str, Any]:
 def prediction_notes(prediction: Prediction) -> list[str]:
     """What a reader of a prediction should know."""
     notes = list(prediction.info.notes)
-    if prediction.unusual:
+    if prediction.out_of_distribution:
         notes.append("The image is unlike every image that the model was trained on.")
     if prediction.task == "location" and "caption" not in prediction.inputs_used:
         notes.append("Judged by the image alone: there was no caption.")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from app.core.settings import load_settings
-from app.serving.autotune import accelerated
+from app.serving.autotune import autotune
 from app.serving.backends.base import OpenVinoBackend, Precision, TorchBackend, make_backend, software
 from ml.dataset.preprocess import Preprocess
 from ml.models.clip import ClipHead, ClipImageNetwork
@@ -135,7 +135,7 @@ def test_cuda_answers_as_the_cpu_does(make: object, tmp_path: Path) -> None:
     expected = make_backend(network, preprocess, load_settings(home=tmp_path, device="cpu"), "weights").run(pixels)
     backend = make_backend(network, preprocess, load_settings(home=tmp_path, device="cuda"), "weights")
     assert (backend.name, backend.device) == ("torch", "cuda")
-    got = accelerated(backend, (preprocess.channels, preprocess.size, preprocess.size)).run(pixels)
+    got = autotune(backend, (preprocess.channels, preprocess.size, preprocess.size)).run(pixels)
     for name, value in expected.items():
         assert got[name] == pytest.approx(value, abs=1e-3)
 
