@@ -1,4 +1,4 @@
-"""The models that are served: found in the registry, loaded and replaced while the service runs."""
+"""Loads the best registered models and replaces them while the service runs."""
 
 import asyncio
 import gc
@@ -22,8 +22,8 @@ from app.serving.admission import UploadBudget
 from app.serving.backends.base import on_cuda
 from app.serving.daemon_pool import DaemonThreadPool
 from app.serving.model_selection import selection_error, setting_name
-from app.serving.prediction import Prediction
 from app.serving.prediction_cache import PredictionCache
+from app.serving.prediction_context import PredictionContext
 from app.serving.predictor import Predictor
 from app.serving.training_status import Progress, read_progress
 from ml.dataset.records import load_records
@@ -35,18 +35,18 @@ logger = logging.getLogger(__name__)
 Document = dict[str, Any]
 
 TASKS: Final = ("modality", "location")
-# What a task waits for comes before what has ended.
-_RELEVANCE: Final = {"running": 0, "queued": 1}
+# A training under way says more than one that has ended.
+_STATE_ORDER: Final = {"running": 0, "queued": 1}
 # The largest bodies that are held in memory at once; images are seldom a hundredth of that.
-_MOST_BODIES: Final = 8
+_MAX_BODIES: Final = 8
 _POLL_S: Final = 2.0
-# A model that could not be loaded is tried again after this long: its files may have been put right.
+# A model that could not be loaded is tried again after this long: its files may have been repaired.
 _RETRY_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What the last look at the database found.
+class _RegistryState:
+    """The registry and the training runs when they were last read.
 
     Attributes:
         progress: the training runs, newest report first.
@@ -60,10 +60,10 @@ class _Found:
 
 
 class ModelManager:
-    """Keeps the best registered model of each task ready.
+    """Serves each task with its best registered model.
 
     Attributes:
-        room: for the uploads that are in work.
+        upload_budget: memory for the uploads in flight.
     """
 
     def __init__(self, settings: Settings, database: Database[Document], metrics: Metrics) -> None:
@@ -72,10 +72,10 @@ class ModelManager:
         self._database = database
         self._registry = Registry(database, settings.model_files_dir)
         self._selected = {"modality": settings.model_modality, "location": settings.model_location}
-        self._pool = DaemonThreadPool(settings.decode_threads or _decoders(settings), "decode")
-        self.upload_budget = UploadBudget(_MOST_BODIES * settings.max_body_bytes)
-        self._cache: PredictionCache[Prediction] = PredictionCache(settings.cache_entries)
-        self._found = _Found([], [], {})
+        self._pool = DaemonThreadPool(settings.decode_threads or _decode_threads(settings), "decode")
+        self.upload_budget = UploadBudget(_MAX_BODIES * settings.max_body_bytes)
+        self._cache: PredictionCache[PredictionContext] = PredictionCache(settings.cache_entries)
+        self._state = _RegistryState([], [], {})
         self._serving: dict[str, Predictor] = {}
         self._faults: dict[str, str] = {}
         self._unusable: dict[str, tuple[float, str]] = {}
@@ -97,7 +97,7 @@ class ModelManager:
     @property
     def cards(self) -> list[ModelCard]:
         """Every registered model, by name."""
-        return self._found.cards
+        return self._state.cards
 
     @property
     def serving(self) -> Mapping[str, Predictor]:
@@ -115,16 +115,16 @@ class ModelManager:
         return self._serving[task]
 
     def start(self) -> None:
-        """Begin to load what is registered, and to watch for more; the data are served meanwhile."""
+        """Start to load what is registered and to watch for more; the data are served meanwhile."""
         self._watch = asyncio.create_task(self._watch_registry(), name="model-watch")
 
     async def stop(self) -> None:
-        """End the watch; answer what was accepted."""
+        """Stop watching the registry, and finish accepted requests."""
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         await asyncio.gather(*(predictor.stop() for predictor in set(self._serving.values())))
-        # A decoder that hangs is left behind: nobody waits for its image any more.
+        # A decoder that hangs is abandoned: no request waits for it any more.
         self._pool.shutdown(wait=False, cancel_futures=True)
         for limits in reversed(self._blas):
             limits.restore_original_limits()
@@ -147,10 +147,10 @@ class ModelManager:
         return status
 
     def _progress_of(self, task: str) -> Progress | None:
-        """The training that a task waits for: one under way, else the last."""
+        """The training run of a task: one under way, else the last."""
         selected = self._selected[task]
-        runs = [run for run in self._found.progress if task in run.tasks and (selected is None or run.name == selected)]
-        return min(runs, key=lambda run: _RELEVANCE.get(run.state, len(_RELEVANCE)), default=None)
+        runs = [run for run in self._state.progress if task in run.tasks and (selected is None or run.name == selected)]
+        return min(runs, key=lambda run: _STATE_ORDER.get(run.state, len(_STATE_ORDER)), default=None)
 
     def not_ready(self, task: str) -> UnavailableError:
         """The answer while no model serves a task."""
@@ -173,7 +173,7 @@ class ModelManager:
         last = ""
         while True:
             try:
-                self._found = await asyncio.to_thread(self._look)
+                self._state = await asyncio.to_thread(self._read_registry)
                 for task in TASKS:
                     await self._serve_best(task)
                 self._loaded = True
@@ -181,26 +181,26 @@ class ModelManager:
             except PyMongoError as error:
                 reason = str(error).partition(" (configured timeouts")[0]
                 logger.warning("the model registry cannot be read: %s", reason)
-            except Exception as error:  # whatever it was, the next look may succeed; the models serve on
+            except Exception as error:  # whatever it was, the next read may succeed; the models go on serving
                 if repr(error) != last:
-                    logger.exception("looking for models failed")
+                    logger.exception("reading the model registry failed")
                 last = repr(error)
             await asyncio.sleep(_POLL_S)
 
-    def _look(self) -> _Found:
+    def _read_registry(self) -> _RegistryState:
         progress = read_progress(self._database)
         cards = list(self._registry.list())
-        return _Found(progress, cards, {task: self._registry.ranked(task, cards) for task in TASKS})
+        return _RegistryState(progress, cards, {task: self._registry.ranked(task, cards) for task in TASKS})
 
     async def _serve_best(self, task: str) -> None:
-        """Serve a task with the best model that can be loaded; what answers goes on until there is a better one."""
-        fault = selection_error(task, self._found.cards, self._selected[task])
+        """Serve a task with the best model that can be loaded; the current one serves until there is a better one."""
+        fault = selection_error(task, self._state.cards, self._selected[task])
         current = self._serving.get(task)
         for card in self._candidates(task):
             if current is not None and current.card.version == card.version:
                 break
             try:
-                predictor = await self._ready(card)
+                predictor = await self._load_and_warm_up(card)
             except RegistryError as error:
                 fault = fault or str(error)
                 if current is not None:
@@ -214,12 +214,12 @@ class ModelManager:
             self._faults[task] = fault
 
     def _candidates(self, task: str) -> list[ModelCard]:
-        """The models to try for a task, in this order; where a setting names one, that one alone."""
+        """The models to try for a task, best first; where a setting selects one, that one alone."""
         selected = self._selected[task]
-        return [card for card in self._found.ranked.get(task, ()) if selected in (None, card.name)]
+        return [card for card in self._state.ranked.get(task, ()) if selected in (None, card.name)]
 
-    async def _ready(self, card: ModelCard) -> Predictor:
-        """A model that answers.
+    async def _load_and_warm_up(self, card: ModelCard) -> Predictor:
+        """A predictor that is ready to answer.
 
         Raises:
             RegistryError: it cannot be loaded, now or when it was last tried; this is logged once.
@@ -242,7 +242,7 @@ class ModelManager:
         self._unusable.pop(card.version, None)
         predictor.start()
         await self._warm_up(predictor)
-        await asyncio.to_thread(_spare_the_collector)
+        await asyncio.to_thread(_freeze_garbage_collector)
         return predictor
 
     async def _replace(self, task: str, predictor: Predictor) -> None:
@@ -257,8 +257,8 @@ class ModelManager:
     async def _warm_up(self, predictor: Predictor) -> None:
         try:
             await predictor.warm_up()
-        except Exception:  # it may still answer others; its engine says whether it is alive
-            logger.exception("%s could not answer a question at its start", predictor.card.name)
+        except Exception:  # real requests may still succeed; the engine reports its own health
+            logger.exception("the warm-up of %s failed", predictor.card.name)
 
     def _load(self, card: ModelCard) -> Predictor:
         folder = self._settings.model_files_dir
@@ -277,15 +277,15 @@ class ModelManager:
         )
 
 
-def _decoders(settings: Settings) -> int:
+def _decode_threads(settings: Settings) -> int:
     return min(64 if on_cuda(settings) else 4, usable_cpus())
 
 
-def _spare_the_collector() -> None:
-    """Keep the hundreds of thousands of objects of a loaded model out of garbage collection.
+def _freeze_garbage_collector() -> None:
+    """Exclude the hundreds of thousands of objects of a loaded model from garbage collection.
 
-    Going through them stops every thread for 0.2 s or more, in the midst of requests.
+    A full collection over them stops every thread for 0.2 s or more.
     """
-    gc.unfreeze()  # what a replaced model left
+    gc.unfreeze()  # the objects of a replaced model
     gc.collect()
     gc.freeze()

@@ -10,12 +10,12 @@ _REMEDY: Final = "Name another one, or leave it unset for the best on dev."
 
 
 def setting_name(task: str) -> str:
-    """The setting that names the model of a task."""
+    """The setting that selects the model of a task."""
     return f"MEDPIX_MODEL_{task.upper()}"
 
 
 def selection_error(task: str, cards: Sequence[ModelCard], selected: str | None) -> str | None:
-    """Why the model that a setting names can never answer, in sentences; None where it can, once it is trained.
+    """Why the selected model can never answer a task, in sentences; None where it can, once it is trained.
 
     Args:
         task: modality or location.
@@ -32,7 +32,7 @@ def selection_error(task: str, cards: Sequence[ModelCard], selected: str | None)
     elif card.can_serve(task):
         return None
     elif task in card.tasks:
-        reason = "this model takes no image, and the service is always given one"
+        reason = "this model takes no image, and every request has one"
     else:
         reason = f"this model does not answer {task}"
     usable = ", ".join(card.name for card in cards if card.can_serve(task)) or "none yet"

@@ -1,4 +1,4 @@
-"""Whether a model may compute in bf16 or fp16: only if its answers on the dev split are those of fp32."""
+"""Precision gate: a model may compute in bf16 or fp16 only if its predictions on the dev split are those of fp32."""
 
 import hashlib
 import json

@@ -131,7 +131,7 @@ def test_who_would_wait_too_long_is_refused_before_the_body_is_read(held: Held, 
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(ask, held.client, "/predict/modality", png) for _ in range(4)]
         _eventually(lambda: held.predictor.admission.active == 4)
-        held.engine._pace.seconds = 10.0
+        held.engine._latency.seconds = 10.0
         with closing(socket.create_connection((held.client.base_url.host, held.client.base_url.port or 80))) as raw:
             raw.settimeout(20)
             raw.sendall(
@@ -151,13 +151,13 @@ def test_a_batch_is_not_taken_in_if_it_cannot_be_done_in_time(held: Held, png: b
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(ask, held.client, "/predict/modality", png)
         _eventually(lambda: held.predictor.admission.active == 1)
-        held.engine._pace.seconds = 1.0
+        held.engine._latency.seconds = 1.0
         answer = held.client.post("/predict/modality/batch", files=files)
         is_problem(answer, 503)
         assert answer.headers["retry-after"] == "6"  # 20 s to wait, of 30
         held.free.set()
         assert job.result().status_code == 200
-    held.engine._pace.seconds = 1.0
+    held.engine._latency.seconds = 1.0
     answer = held.client.post("/predict/modality/batch", files=files)  # nobody is before it: it is tried
     assert answer.json()["succeeded"] == 20
     assert held.engine.seconds_per_image < 1

@@ -3,8 +3,7 @@ import asyncio
 import pytest
 
 from app.core.exceptions import UnavailableError
-from app.serving.admission import Admission, UploadBudget
-from app.serving.latency import LatencyEstimator
+from app.serving.admission import Admission, LatencyEstimator, UploadBudget
 
 
 def _refusal(admission: Admission, seconds: float, count: int = 1) -> tuple[str, str]:

@@ -89,7 +89,7 @@ def test_a_document_that_cannot_be_read_does_not_end_the_watch(shelf: Shelf, cap
     async def scenario() -> None:
         shelf.database[TRAINING_RUNS].insert_one({"_id": "of another version"})
         async with _serving(shelf) as server:
-            await _until(lambda: "looking for models failed" in caplog.text)
+            await _until(lambda: "reading the model registry failed" in caplog.text)
             await asyncio.sleep(0.2)
             assert not server.healthy
             shelf.put("compact")
@@ -98,7 +98,7 @@ def test_a_document_that_cannot_be_read_does_not_end_the_watch(shelf: Shelf, cap
             assert _version(server) == "compact-1"
 
     asyncio.run(scenario())
-    assert caplog.text.count("looking for models failed") == 1
+    assert caplog.text.count("reading the model registry failed") == 1
 
 
 def test_a_card_that_cannot_be_used_is_said_and_does_not_end_the_watch(

@@ -1,6 +1,5 @@
 """Explanations: where the model looked, and what each input alone would have said."""
 
-from collections.abc import Awaitable
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Response
@@ -8,11 +7,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.api.errors import Responses
-from app.api.prediction_request import UPLOAD_ERRORS, PredictionRequest, PredictionRequestDep, timing_headers
+from app.api.prediction_request import UPLOAD_ERRORS, PredictionRequest, PredictionRequestDep, timing_header
 from app.api.schemas.predictions import PredictionView, Ranking, Task, ranking
 from app.api.uploads import read_upload, upload_schema
-from app.serving.prediction import Explained, Upload
-from app.serving.predictor import Predictor
 
 router = APIRouter(tags=["explain"], prefix="/explain")
 
@@ -71,13 +68,13 @@ _ANSWERS: Final[Responses] = {
     response_model=None,
     responses=_ANSWERS,
     openapi_extra=upload_schema(with_caption=False),
-    summary="What speaks for CT or MR",
+    summary="Explain a modality prediction (Grad-CAM)",
 )
 async def explain_modality(
-    prediction_request: PredictionRequestDep, label: LabelQuery = None, output_format: FormatQuery = "png"
+    request: PredictionRequestDep, label: LabelQuery = None, output_format: FormatQuery = "png"
 ) -> Response:
     """A Grad-CAM map of what in the image speaks for the modality: red is what counts most."""
-    return await _explain("modality", prediction_request, label, output_format)
+    return await _explain("modality", request, label, output_format)
 
 
 @router.post(
@@ -85,48 +82,38 @@ async def explain_modality(
     response_model=None,
     responses=_ANSWERS,
     openapi_extra=upload_schema(with_caption=True),
-    summary="What speaks for the location",
+    summary="Explain a location prediction (Grad-CAM)",
 )
 async def explain_location(
-    prediction_request: PredictionRequestDep, label: LabelQuery = None, output_format: FormatQuery = "png"
+    request: PredictionRequestDep, label: LabelQuery = None, output_format: FormatQuery = "png"
 ) -> Response:
     """A Grad-CAM map of what in the image speaks for the location: red is what counts most.
 
     `format=json` also says what image and caption would each have answered alone.
     """
-    return await _explain("location", prediction_request, label, output_format)
+    return await _explain("location", request, label, output_format)
 
 
-async def _explain(task: Task, prediction_request: PredictionRequest, label: str | None, form: str) -> Response:
-    def read() -> Awaitable[Upload]:
-        return read_upload(prediction_request.request, prediction_request.settings, with_caption=task == "location")
-
-    async def work(predictor: Predictor, upload: Upload) -> Response:
-        explained = await predictor.explain(task, upload, label, prediction_request.deadline)
-        prediction, explanation = explained.prediction, explained.explanation
-        headers = {
-            "X-Explained-Label": explanation.label,
-            "X-Explanation-Method": explanation.method,
-            **timing_headers(prediction.timings_s),
-        }
-        if form == "png":
-            return Response(explanation.overlay, media_type="image/png", headers=headers)
-        return JSONResponse(
-            _view(
-                explained, prediction_request.view(prediction, await prediction_request.find(prediction.info.sha256))
-            ),
-            headers=headers,
-        )
-
-    return await prediction_request.answer_upload(task, read, work)
-
-
-def _view(explained: Explained, prediction: dict[str, Any]) -> dict[str, Any]:
-    explanation = explained.explanation
+async def _explain(task: Task, request: PredictionRequest, label: str | None, output_format: str) -> Response:
+    with request.admit(task):
+        context = await request.read(read_upload(request.http, request.settings, with_caption=task == "location"))
+        context.task, context.deadline = task, request.deadline
+        with request.acquire_slot(task) as predictor:
+            async with request.cancel_on_disconnect():
+                await predictor.explain(context, label)
+                prediction = await request.view(context) if output_format == "json" else {}
+    explanation = context.explanation
+    headers = {
+        "X-Explained-Label": explanation.label,
+        "X-Explanation-Method": explanation.method,
+        **timing_header(context.timings_s),
+    }
+    if output_format == "png":
+        return Response(explanation.overlay, media_type="image/png", headers=headers)
     rows = [[round(value, 3) for value in row] for row in explanation.heat.tolist()]
-    inputs = {name: shares and ranking(shares) for name, shares in explained.inputs.items()}
-    return {
+    content = {
         "prediction": prediction,
         "explanation": {"label": explanation.label, "method": explanation.method, "map": rows},
-        "by_input": inputs,
+        "by_input": {name: shares and ranking(shares) for name, shares in context.by_input.items()},
     }
+    return JSONResponse(content, headers=headers)
