@@ -17,7 +17,7 @@ from app.serving.batch_tuning import CPU_SIZES, noise, warm_up
 from app.serving.decode.image import decode
 from app.serving.engine import Engine
 from app.serving.input_heuristics import is_colourful, is_plausible
-from app.serving.precision import Choice, LoadRecords, select_backend
+from app.serving.precision import LoadRecords, PrecisionChoice, select_backend
 from app.serving.prediction_context import PredictionContext
 from ml.dataset.preprocess import Preprocess
 from ml.models.base import ServedModel
@@ -58,7 +58,7 @@ class ImageEncoder:
         self._unwatch: Callable[[], None] = lambda: None
         self._preprocess = model.preprocess
         self.backend: Backend | None = None
-        self.precision: Choice | None = None
+        self.precision: PrecisionChoice | None = None
         self.engine = None if self._preprocess is None else self._make_engine(self._preprocess, dev)
 
     def _make_engine(self, preprocess: Preprocess, dev: LoadRecords | None) -> Engine:

@@ -19,7 +19,7 @@ from app.core.settings import Settings
 from app.core.telemetry import Metrics
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.serving.admission import UploadBudget
-from app.serving.backends.base import on_cuda
+from app.serving.backends.devices import on_cuda
 from app.serving.daemon_pool import DaemonThreadPool
 from app.serving.model_selection import selection_error, setting_name
 from app.serving.prediction_cache import PredictionCache

@@ -19,7 +19,7 @@ from app.serving.batch_tuning import noise
 from app.serving.daemon_pool import DaemonThreadPool
 from app.serving.explain import Explainer, by_input
 from app.serving.image_encoder import ImageEncoder
-from app.serving.precision import Choice, LoadRecords
+from app.serving.precision import LoadRecords, PrecisionChoice
 from app.serving.prediction_cache import PredictionCache
 from app.serving.prediction_context import PredictionContext
 from ml.models.base import EMBEDDING, Floats, InputError, ServedModel
@@ -83,7 +83,7 @@ class Predictor:
         return self.image_encoder.backend
 
     @property
-    def precision(self) -> Choice | None:
+    def precision(self) -> PrecisionChoice | None:
         """What the network computes in, and why; None for a model without network."""
         return self.image_encoder.precision
 
