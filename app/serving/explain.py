@@ -197,6 +197,8 @@ def occlusion(model: ServedModel, pixels: NDArray[np.uint8], task: str, index: i
 def by_input(model: ServedModel, task: str, outputs: dict[str, Any] | None, caption: str | None) -> Inputs:
     """What image and caption would each have said alone: class to probability; None where it cannot be asked."""
     encoded = None if caption is None else model.encode_captions([caption])
+    if encoded is not None and np.isnan(encoded).any():  # the caption has no word that the model knows
+        encoded = None
     return {"image": _alone(model, task, outputs, None), "caption": _alone(model, task, None, encoded)}
 
 

@@ -134,17 +134,28 @@ class ModelManager:
         """Per task: what serves it, or how far its training is."""
         return {task: self._task_status(task) for task in TASKS}
 
+    def not_serving(self) -> list[str]:
+        """The tasks whose predictions answer 503 at the moment."""
+        return [task for task in TASKS if task not in self._serving or not self._serving[task].healthy]
+
     def _task_status(self, task: str) -> Mapping[str, Any]:
-        status: dict[str, Any] = {"state": "missing" if self._loaded else "loading"}
         progress = self._progress_of(task)
-        if progress is not None and progress.state != "done":
+        if self._is_loading(task):
+            status: dict[str, Any] = {"state": "loading"}
+        elif progress is not None and progress.state != "done":
             status = {"state": progress.state, "training": progress.as_json()}
+        else:
+            status = {"state": "missing" if self._loaded else "loading"}
         if task in self._serving:
             card = self._serving[task].card
             status |= {"state": "serving", "model": card.name, "version": card.version}
         if task in self._faults:
             status["fault"] = self._faults[task]
         return status
+
+    def _is_loading(self, task: str) -> bool:
+        """Whether a model of a task is trained, but not served yet."""
+        return task not in self._serving and task not in self._faults and bool(self._candidates(task))
 
     def _progress_of(self, task: str) -> Progress | None:
         """The training run of a task: one under way, else the last."""
@@ -155,11 +166,11 @@ class ModelManager:
     def not_ready(self, task: str) -> UnavailableError:
         """The answer while no model serves a task."""
         progress = self._progress_of(task)
-        if not self._loaded:
-            return UnavailableError("The models are being loaded. Try again shortly.", retry_after_s=5)
+        if not self._loaded or self._is_loading(task):
+            return UnavailableError(f"The model for {task} is being loaded. Try again shortly.", retry_after_s=5)
         if task in self._faults:
             return UnavailableError(f"The model for {task} cannot be served: {self._faults[task]}", retry_after_s=60)
-        if progress is None or (progress.state == "done" and not self._candidates(task)):
+        if progress is None or progress.state == "done":
             selected = self._selected[task]
             lack = f"No model for {task} that takes an image is trained yet."
             if selected is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from app.core.exceptions import UnprocessableError
@@ -22,6 +23,7 @@ from app.serving.image_encoder import ImageEncoder
 from app.serving.precision import LoadRecords, PrecisionChoice
 from app.serving.prediction_cache import PredictionCache
 from app.serving.prediction_context import PredictionContext
+from ml.dataset.labels import MODALITIES
 from ml.models.base import EMBEDDING, Floats, InputError, ServedModel
 from ml.registry.model_card import ModelCard
 from ml.registry.reference_embeddings import Reference
@@ -215,8 +217,9 @@ class Predictor:
         Raises:
             UnprocessableError: the model lacks an input that it cannot do without.
         """
-        uses_caption = context.caption is not None and "caption" in self.model.inputs
-        encoded = self.model.encode_captions([context.caption]) if uses_caption else None
+        takes_caption = context.caption is not None and "caption" in self.model.inputs
+        encoded = self.model.encode_captions([context.caption]) if takes_caption else None
+        uses_caption = encoded is not None and not bool(np.isnan(encoded).any())
         try:
             combined = self.model.combine(context.outputs, encoded)
         except InputError as error:
@@ -227,10 +230,11 @@ class Predictor:
         }
         context.out_of_distribution = True if not context.plausible else self._is_out_of_distribution(context)
         sure = max(context.probabilities[context.task].values()) >= self.card.thresholds.get(context.task, 0.0)
-        context.confident = sure and not context.out_of_distribution
+        header_note = self._header_note(context)
+        context.confident = sure and not context.out_of_distribution and header_note is None
         used = (("image", context.outputs is not None), ("caption", uses_caption))
         context.inputs_used = tuple(name for name, given in used if given)
-        context.notes = self._notes(context)
+        context.notes = (*self._notes(context), *([header_note] if header_note else []))
 
     def _notes(self, context: PredictionContext) -> tuple[str, ...]:
         """What a reader of the answer should know of the image and of the inputs used."""
@@ -238,8 +242,24 @@ class Predictor:
         if context.out_of_distribution:
             notes.append("The image is unlike every image that the model was trained on.")
         if context.task == "location" and "caption" not in context.inputs_used:
-            notes.append("Predicted from the image alone: there was no caption.")
+            reason = "the caption has no word that the model knows"
+            if context.caption is None:
+                reason = "there was no caption"
+            elif "caption" not in self.model.inputs:
+                reason = "the model takes no caption"
+            notes.append(f"Predicted from the image alone: {reason}.")
         return tuple(notes)
+
+    def _header_note(self, context: PredictionContext) -> str | None:
+        """What in a DICOM header's modality speaks against the prediction; None where nothing does."""
+        header = context.info.header_modality
+        if header is None:
+            return None
+        if header not in MODALITIES:
+            return f"The DICOM header says modality {header[:16]}; the model was trained on CT and MR images only."
+        if context.task == "modality" and header != context.label:
+            return f"The DICOM header says modality {header}, which contradicts the prediction."
+        return None
 
     def _is_out_of_distribution(self, context: PredictionContext) -> bool | None:
         limit = self.card.ood_threshold

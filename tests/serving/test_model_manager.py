@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ from app.core.telemetry import Metrics
 from app.data.schema import MODELS, TRAINING_RUNS
 from app.serving import model_manager as models
 from app.serving.model_manager import ModelManager
+from app.serving.predictor import Predictor
 from ml.models.image import WEIGHTS_FILE
+from ml.registry.model_card import ModelCard
 
 Document = dict[str, Any]
 
@@ -206,6 +209,30 @@ def test_a_model_of_captions_alone_is_not_said_to_be_loading(shelf: Shelf) -> No
             assert "medpix train location" in detail
             shelf.database[TRAINING_RUNS].insert_one({"_id": "fused-location", **run, "state": "queued"})
             await _until(lambda: "fused-location is queued" in server.not_ready("location").detail)
+
+    asyncio.run(scenario())
+
+
+def test_a_trained_model_that_is_being_loaded_is_not_missing(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, loading, free = ModelManager._load, threading.Event(), threading.Event()
+
+    def load_slowly(manager: ModelManager, card: ModelCard) -> Predictor:
+        loading.set()
+        free.wait(30)
+        return load(manager, card)
+
+    async def scenario() -> None:
+        async with _serving(shelf) as server:
+            await _until(lambda: server._loaded)
+            assert server.status()["modality"]["state"] == "missing"
+            monkeypatch.setattr(ModelManager, "_load", load_slowly)
+            shelf.put("compact")
+            await _until(loading.is_set)
+            assert server.status()["modality"] == {"state": "loading"}
+            assert server.not_serving() == ["modality", "location"]
+            assert "being loaded" in server.not_ready("modality").detail
+            free.set()
+            await _until(lambda: "modality" not in server.not_serving())
 
     asyncio.run(scenario())
 

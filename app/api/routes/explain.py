@@ -10,6 +10,7 @@ from app.api.errors import Responses
 from app.api.prediction_request import UPLOAD_ERRORS, PredictionRequest, PredictionRequestDep, timing_header
 from app.api.schemas.predictions import PredictionView, Ranking, Task, ranking
 from app.api.uploads import read_upload, upload_schema
+from app.serving.prediction_context import PredictionContext
 
 router = APIRouter(tags=["explain"], prefix="/explain")
 
@@ -42,6 +43,10 @@ class ExplanationView(BaseModel):
     prediction: PredictionView
     explanation: RelevanceMap
     by_input: InputAnswers
+    caption_effect: float | None = Field(
+        description="Probability of the answered class less its probability from the image alone: negative where the "
+        "caption lowers the confidence; null without a caption that counts"
+    )
 
 
 def _header(description: str) -> dict[str, Any]:
@@ -114,6 +119,15 @@ async def _explain(task: Task, request: PredictionRequest, label: str | None, ou
     content = {
         "prediction": prediction,
         "explanation": {"label": explanation.label, "method": explanation.method, "map": rows},
+        "caption_effect": _caption_effect(context),
         "by_input": {name: shares and ranking(shares) for name, shares in context.by_input.items()},
     }
     return JSONResponse(content, headers=headers)
+
+
+def _caption_effect(context: PredictionContext) -> float | None:
+    """By how much the caption changes the probability of the answered class."""
+    image_alone = context.by_input["image"]
+    if image_alone is None or "caption" not in context.inputs_used:
+        return None
+    return round(context.probabilities[context.task][context.label] - image_alone[context.label], 6)

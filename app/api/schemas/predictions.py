@@ -42,6 +42,7 @@ class ImageStamp(BaseModel):
     width: int
     height: int
     mode: str = Field(examples=["L"])
+    header_modality: str | None = Field(default=None, description="Modality of the header of a DICOM file")
 
 
 class DatasetImage(BaseModel):
@@ -96,4 +97,10 @@ def model_stamp(card: ModelCard) -> dict[str, str]:
 
 def image_stamp(info: ImageInfo) -> dict[str, Any]:
     """Which file was predicted."""
-    return {"sha256": info.sha256, "width": info.width, "height": info.height, "mode": info.mode}
+    return {
+        "sha256": info.sha256,
+        "width": info.width,
+        "height": info.height,
+        "mode": info.mode,
+        "header_modality": info.header_modality,
+    }
