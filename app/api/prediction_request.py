@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import pymongo
 from fastapi import Depends, Header, Request
@@ -20,7 +20,9 @@ from app.data.repository import Repository
 from app.serving.admission import enforce_deadline
 from app.serving.model_manager import ModelManager
 from app.serving.prediction_context import PredictionContext
-from app.serving.predictor import Predictor
+
+if TYPE_CHECKING:  # imports PyTorch
+    from app.serving.predictor import Predictor
 
 # A prediction does not wait longer than this for the database: it can be given without.
 _LOOKUP_S: Final = 0.5
@@ -122,7 +124,7 @@ class PredictionRequest:
             return await upload
 
     @contextmanager
-    def acquire_slot(self, task: str, count: int = 1) -> Iterator[Predictor]:
+    def acquire_slot(self, task: str, count: int = 1) -> Iterator["Predictor"]:
         """The model of a task, with capacity for some images until the end.
 
         Raises:
@@ -160,7 +162,7 @@ class PredictionRequest:
         finally:
             watcher.cancel()
 
-    async def predict(self, predictor: Predictor, task: Task, context: PredictionContext) -> dict[str, Any]:
+    async def predict(self, predictor: "Predictor", task: Task, context: PredictionContext) -> dict[str, Any]:
         """Predict one image: decode -> encode -> postprocess -> ``PredictionView``.
 
         Raises:

@@ -1,4 +1,8 @@
-"""Loads the best registered models and replaces them while the service runs."""
+"""Loads the best registered models and replaces them while the service runs.
+
+PyTorch, OpenVINO and the models' code are imported where models are loaded, in a thread: the data are served from
+the first second, and the imports take ten times as long as those of the data service.
+"""
 
 import asyncio
 import gc
@@ -7,28 +11,29 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 from threadpoolctl import threadpool_limits
 
 from app.core.cpus import usable_cpus
-from app.core.exceptions import UnavailableError
+from app.core.exceptions import UnavailableError, UserError
 from app.core.settings import Settings
 from app.core.telemetry import Metrics
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.serving.admission import UploadBudget
-from app.serving.backends.devices import on_cuda
 from app.serving.daemon_pool import DaemonThreadPool
 from app.serving.model_selection import selection_error, setting_name
 from app.serving.prediction_cache import PredictionCache
 from app.serving.prediction_context import PredictionContext
-from app.serving.predictor import Predictor
 from app.serving.training_status import Progress, read_progress
 from ml.dataset.records import load_records
 from ml.registry.model_card import ModelCard
-from ml.registry.registry import Registry, RegistryError, load_model, load_reference
+
+if TYPE_CHECKING:
+    from app.serving.predictor import Predictor
+    from ml.registry.registry import Registry
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +57,13 @@ class _RegistryState:
         progress: the training runs, newest report first.
         cards: every registered model, by name.
         ranked: per task, the models that answer it from an image, the best first.
+        selection_errors: per task, what is wrong with the setting that selects its model; None where nothing is.
     """
 
     progress: list[Progress]
     cards: list[ModelCard]
     ranked: Mapping[str, list[ModelCard]]
+    selection_errors: Mapping[str, str | None]
 
 
 class ModelManager:
@@ -70,12 +77,12 @@ class ModelManager:
         self._settings = settings
         self._metrics = metrics
         self._database = database
-        self._registry = Registry(database, settings.model_files_dir)
+        self._registry: Registry | None = None
         self._selected = {"modality": settings.model_modality, "location": settings.model_location}
-        self._pool = DaemonThreadPool(settings.decode_threads or _decode_threads(settings), "decode")
+        self._pool: DaemonThreadPool | None = None
         self.upload_budget = UploadBudget(_MAX_BODIES * settings.max_body_bytes)
         self._cache: PredictionCache[PredictionContext] = PredictionCache(settings.cache_entries)
-        self._state = _RegistryState([], [], {})
+        self._state = _RegistryState([], [], {}, {})
         self._serving: dict[str, Predictor] = {}
         self._faults: dict[str, str] = {}
         self._unusable: dict[str, tuple[float, str]] = {}
@@ -100,11 +107,11 @@ class ModelManager:
         return self._state.cards
 
     @property
-    def serving(self) -> Mapping[str, Predictor]:
+    def serving(self) -> Mapping[str, "Predictor"]:
         """The model that answers each task."""
         return self._serving
 
-    def predictor(self, task: str) -> Predictor:
+    def predictor(self, task: str) -> "Predictor":
         """The model that answers a task.
 
         Raises:
@@ -125,7 +132,8 @@ class ModelManager:
             await asyncio.gather(self._watch, return_exceptions=True)
         await asyncio.gather(*(predictor.stop() for predictor in set(self._serving.values())))
         # A decoder that hangs is abandoned: no request waits for it any more.
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
         for limits in reversed(self._blas):
             limits.restore_original_limits()
         gc.unfreeze()
@@ -200,19 +208,26 @@ class ModelManager:
 
     def _read_registry(self) -> _RegistryState:
         progress = read_progress(self._database)
-        cards = list(self._registry.list())
-        return _RegistryState(progress, cards, {task: self._registry.ranked(task, cards) for task in TASKS})
+        if self._registry is None:
+            from ml.registry.registry import Registry  # noqa: PLC0415 - see above
+
+            self._registry = Registry(self._database, self._settings.model_files_dir)
+        registry = self._registry
+        cards = list(registry.list())
+        ranked = {task: registry.ranked(task, cards) for task in TASKS}
+        errors = {task: selection_error(task, cards, self._selected[task]) for task in TASKS}
+        return _RegistryState(progress, cards, ranked, errors)
 
     async def _serve_best(self, task: str) -> None:
         """Serve a task with the best model that can be loaded; the current one serves until there is a better one."""
-        fault = selection_error(task, self._state.cards, self._selected[task])
+        fault = self._state.selection_errors[task]
         current = self._serving.get(task)
         for card in self._candidates(task):
             if current is not None and current.card.version == card.version:
                 break
             try:
                 predictor = await self._load_and_warm_up(card)
-            except RegistryError as error:
+            except UserError as error:
                 fault = fault or str(error)
                 if current is not None:
                     break
@@ -229,34 +244,34 @@ class ModelManager:
         selected = self._selected[task]
         return [card for card in self._state.ranked.get(task, ()) if selected in (None, card.name)]
 
-    async def _load_and_warm_up(self, card: ModelCard) -> Predictor:
+    async def _load_and_warm_up(self, card: ModelCard) -> "Predictor":
         """A predictor that is ready to answer.
 
         Raises:
-            RegistryError: it cannot be loaded, now or when it was last tried; this is logged once.
+            UserError: it cannot be loaded, now or when it was last tried; this is logged once.
         """
         shared = next((each for each in self._serving.values() if each.card.version == card.version), None)
         if shared is not None:
             return shared
         tried_at, reason = self._unusable.get(card.version, (-math.inf, ""))
         if time.monotonic() < tried_at + _RETRY_S:
-            raise RegistryError(reason)
+            raise UserError(reason)
         try:
             predictor = await asyncio.to_thread(self._load, card)
         except Exception as error:
             found = str(error) or repr(error)
             if found != reason:
-                expected = isinstance(error, (RegistryError, RuntimeError))
+                expected = isinstance(error, (UserError, RuntimeError))
                 logger.exception("the model %s cannot be served: %s", card.name, found, exc_info=not expected)
             self._unusable[card.version] = (time.monotonic(), found)
-            raise RegistryError(found) from error
+            raise UserError(found) from error
         self._unusable.pop(card.version, None)
         predictor.start()
         await self._warm_up(predictor)
         await asyncio.to_thread(_freeze_garbage_collector)
         return predictor
 
-    async def _replace(self, task: str, predictor: Predictor) -> None:
+    async def _replace(self, task: str, predictor: "Predictor") -> None:
         former = self._serving.get(task)
         self._serving[task] = predictor
         cards = {task: each.card for task, each in self._serving.items()}
@@ -265,13 +280,18 @@ class ModelManager:
         if former is not None and former not in self._serving.values():
             await former.stop()
 
-    async def _warm_up(self, predictor: Predictor) -> None:
+    async def _warm_up(self, predictor: "Predictor") -> None:
         try:
             await predictor.warm_up()
         except Exception:  # real requests may still succeed; the engine reports its own health
             logger.exception("the warm-up of %s failed", predictor.card.name)
 
-    def _load(self, card: ModelCard) -> Predictor:
+    def _load(self, card: ModelCard) -> "Predictor":
+        from app.serving.predictor import Predictor  # noqa: PLC0415 - see above
+        from ml.registry.registry import load_model, load_reference  # noqa: PLC0415 - see above
+
+        if self._pool is None:
+            self._pool = DaemonThreadPool(self._settings.decode_threads or _decode_threads(self._settings), "decode")
         folder = self._settings.model_files_dir
         model = load_model(card, folder)
         # BLAS threads spin for milliseconds after each small product and take the cores from the network's own
@@ -289,6 +309,8 @@ class ModelManager:
 
 
 def _decode_threads(settings: Settings) -> int:
+    from app.serving.backends.devices import on_cuda  # noqa: PLC0415 - see above
+
     return min(64 if on_cuda(settings) else 4, usable_cpus())
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from ml.registry.model_card import ModelCard
-from ml.training.train import PLANS
 
 _REMEDY: Final = "Name another one, or leave it unset for the best on dev."
 
@@ -24,6 +23,8 @@ def selection_error(task: str, cards: Sequence[ModelCard], selected: str | None)
     """
     if selected is None:
         return None
+    from ml.training.train import PLANS  # noqa: PLC0415 - takes seconds; most services select no model
+
     card = next((card for card in cards if card.name == selected), None)
     if card is None:
         if selected in PLANS and task in PLANS[selected].tasks:

@@ -4,14 +4,16 @@ import math
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.serving.decode.decoded_image import ImageInfo
-from app.serving.explain import Explanation, Inputs
 from ml.registry.model_card import ModelCard
+
+if TYPE_CHECKING:  # imports PyTorch, which the service does without until models are loaded
+    from app.serving.explain import Explanation, Inputs
 
 
 @dataclass(slots=True)
@@ -60,8 +62,8 @@ class PredictionContext:
     confident: bool = field(init=False)
     inputs_used: tuple[str, ...] = field(init=False)
     notes: tuple[str, ...] = field(init=False)
-    explanation: Explanation = field(init=False)
-    by_input: Inputs = field(init=False)
+    explanation: "Explanation" = field(init=False)
+    by_input: "Inputs" = field(init=False)
     neighbours: list[tuple[str, float]] = field(init=False)
 
     @property

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -253,3 +255,11 @@ def test_a_replaced_model_leaves_the_metrics(shelf: Shelf) -> None:
             assert 'medpix_queue_depth{model="better"} 0.0' in metrics.text().decode()
 
     asyncio.run(scenario())
+
+
+def test_the_application_is_made_without_the_libraries_of_the_models() -> None:
+    """They take seconds to import, in which the data can be served already."""
+    heavy = "torch, openvino, sklearn, scipy, pandas, pydicom"
+    code = f"import sys, app.api.factory; print(*sorted(set('{heavy}'.split(', ')) & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

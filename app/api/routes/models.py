@@ -1,6 +1,6 @@
 """The registered models: their cards, and which one answers each task."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
@@ -10,8 +10,10 @@ from app.api.deps import ModelsDep
 from app.api.errors import documented
 from app.data.repository import NotFoundError
 from app.serving.model_manager import ModelManager
-from app.serving.predictor import Predictor
 from ml.registry.model_card import ModelCard
+
+if TYPE_CHECKING:  # imports PyTorch
+    from app.serving.predictor import Predictor
 
 router = APIRouter(tags=["models"])
 
@@ -62,7 +64,7 @@ def _view(card: ModelCard, models: ModelManager) -> dict[str, Any]:
     return {"card": card.model_dump(mode="json"), "serves": sorted(serving), "backend": backend}
 
 
-def _backend_view(predictor: Predictor) -> dict[str, str] | None:
+def _backend_view(predictor: "Predictor") -> dict[str, str] | None:
     backend, choice = predictor.backend, predictor.precision
     if backend is None or choice is None:
         return None

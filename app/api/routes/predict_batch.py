@@ -1,7 +1,7 @@
 """Predictions of many images in one request: each gets its own answer or its own problem."""
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
@@ -19,7 +19,9 @@ from app.api.schemas.predictions import PredictionView, Task
 from app.api.uploads import batch_schema, read_batch
 from app.core.exceptions import ApiError
 from app.serving.prediction_context import PredictionContext
-from app.serving.predictor import Predictor
+
+if TYPE_CHECKING:  # imports PyTorch
+    from app.serving.predictor import Predictor
 
 router = APIRouter(tags=["predict"], prefix="/predict")
 
@@ -87,7 +89,7 @@ async def _predict(task: Task, request: PredictionRequest) -> Response:
 
 
 async def _item(
-    request: PredictionRequest, predictor: Predictor, task: Task, upload: PredictionContext | ApiError
+    request: PredictionRequest, predictor: "Predictor", task: Task, upload: PredictionContext | ApiError
 ) -> dict[str, Any]:
     """The result for one image."""
     if isinstance(upload, ApiError):
