@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _HINTS: Final[Mapping[Precision, str]] = {"fp32": "f32", "bf16": "bf16"}
 _GRAPH_FILE: Final = "graph.xml"
+# Names the outputs in a graph's runtime information: to run the PyTorch network for them would take seconds.
+_OUTPUTS: Final = "medpix_outputs"
 _MAX_BATCH: Final = 256
 _MAX_STREAMS: Final = 4
 
@@ -63,9 +65,8 @@ class OpenVinoBackend:
         self.threads = threads
         self._cache = cache
         example = torch.zeros((2, preprocess.channels, preprocess.size, preprocess.size), dtype=torch.uint8)
-        with torch.no_grad():
-            self.outputs = tuple(network.eval()(example))
-        graph = _cached_graph(cache) or _convert(_Ordered(network, self.outputs), example, cache)
+        graph = _cached_graph(cache) or _convert(network.eval(), example, cache)
+        self.outputs = tuple(graph.get_rt_info(_OUTPUTS).astype(str).split())
         self._compiled = self._compile(graph, streams=1)
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
@@ -95,17 +96,20 @@ class OpenVinoBackend:
 
 def _cached_graph(cache: Path) -> ov.Model | None:
     try:
-        return ov.Core().read_model(cache / _GRAPH_FILE) if (cache / _GRAPH_FILE).exists() else None
+        graph = ov.Core().read_model(cache / _GRAPH_FILE) if (cache / _GRAPH_FILE).exists() else None
     except RuntimeError:
         logger.warning("the converted graph in %s cannot be read; it is made again", cache)
         return None
+    return graph if graph is not None and graph.has_rt_info(_OUTPUTS) else None
 
 
 def _convert(network: nn.Module, example: Tensor, cache: Path) -> ov.Model:
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
     with torch.no_grad():
-        program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+        outputs = tuple(network(example))
+        program = torch.export.export(_Ordered(network, outputs), (example,), dynamic_shapes=({0: batch},))
     graph = ov.convert_model(program)
+    graph.set_rt_info(" ".join(outputs), _OUTPUTS)
     with suppress(OSError, RuntimeError):  # a disk that is full or read-only costs time, not the service
         cache.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=cache.parent) as folder:
