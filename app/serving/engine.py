@@ -52,13 +52,11 @@ class BatchOutput:
         outputs: one row of every output of the network.
         queue_s: time between submission and the start of its batch, in seconds.
         run_s: time of the run, in seconds.
-        batch_size: number of images in the run.
     """
 
     outputs: Outputs
     queue_s: float
     run_s: float
-    batch_size: int
 
 
 class Engine:
@@ -201,7 +199,7 @@ class Engine:
         for row, item in enumerate(batch):
             if not item.future.done():
                 row_outputs = {name: values[row] for name, values in outputs.items()}
-                item.future.set_result(BatchOutput(row_outputs, started - item.queued_at, run_s, len(batch)))
+                item.future.set_result(BatchOutput(row_outputs, started - item.queued_at, run_s))
 
     async def _in_thread(self, pixels: Array, limit_s: float | None) -> Outputs:
         """Run a batch; one that outlasts the limit is abandoned with its thread."""
