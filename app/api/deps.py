@@ -11,7 +11,7 @@ from app.data.filters import Filter, ParameterError, ParameterProblem, parse_fil
 from app.data.image_store import PictureStore
 from app.data.pagination import SortOrder, parse_sort
 from app.data.repository import Repository
-from app.serving.model_manager import ModelServer
+from app.serving.model_manager import ModelManager
 
 MAX_LIMIT: Final = 100
 RESERVED: Final = frozenset({"limit", "cursor", "sort", "fields", "expand", "raw", "q", "offset", "of", "format"})
@@ -39,9 +39,9 @@ async def get_pictures(request: Request) -> PictureStore:
     return pictures
 
 
-async def get_models(request: Request) -> ModelServer:
+async def get_models(request: Request) -> ModelManager:
     """The models of this application."""
-    models: ModelServer = request.app.state.models
+    models: ModelManager = request.app.state.models
     return models
 
 
@@ -102,7 +102,7 @@ async def image_order(sort: SortText = None) -> SortOrder:
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 RepositoryDep = Annotated[Repository, Depends(get_repository)]
 PicturesDep = Annotated[PictureStore, Depends(get_pictures)]
-ModelsDep = Annotated[ModelServer, Depends(get_models)]
+ModelsDep = Annotated[ModelManager, Depends(get_models)]
 CaseIdDep = Annotated[str, Depends(case_id)]
 ImageIdDep = Annotated[str, Depends(image_id)]
 CaseFilterDep = Annotated[Filter, Depends(case_filter)]

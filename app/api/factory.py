@@ -35,7 +35,7 @@ from app.data.client import connect, connect_async
 from app.data.image_store import PictureStore
 from app.data.repository import Repository
 from app.data.schema import DATABASE
-from app.serving.model_manager import ModelServer
+from app.serving.model_manager import ModelManager
 from app.web.pages import install_pages
 
 # In the order of the API reference.
@@ -78,7 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.repository = Repository(client.get_default_database(DATABASE))
             with connect(uri, settings) as blocking_client:
                 database = blocking_client.get_default_database(DATABASE)
-                app.state.models = ModelServer(settings, database, app.state.metrics)
+                app.state.models = ModelManager(settings, database, app.state.metrics)
                 app.state.models.start()
                 yield
                 await app.state.models.stop()

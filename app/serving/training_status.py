@@ -1,4 +1,4 @@
-"""How far a training is, as its process reports it to the database."""
+"""Training status: what the training processes report to the database."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

@@ -101,8 +101,8 @@ class ServedModel(ABC):
             captions: N captions; None or "" where there is none.
 
         Returns:
-            float32 array (N, D), a row of NaN where there is no caption; None for a model that
-            takes no captions.
+            float32 array (N, D), a row of NaN where there is no caption or no word that the model knows;
+            None for a model that takes no captions.
         """
         del captions
         return None

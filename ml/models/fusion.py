@@ -72,7 +72,7 @@ class FusedModel(ServedModel):
         return self.image_model.cam_layer
 
     def encode_captions(self, captions: Sequence[str | None]) -> Floats:
-        """Log-probabilities (N, 21 + 5) of the caption half, NaN where there is no caption."""
+        """Log-probabilities (N, 21 + 5) of the caption half, NaN where there is no usable caption."""
         return self.caption_model.encode_captions(captions)
 
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:

@@ -15,7 +15,7 @@ from pydicom.pixels.utils import pixel_array
 
 from app.core.exceptions import ApiError, ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
 from app.core.settings import Settings
-from app.serving.decode.decoded_image import Picture, Source
+from app.serving.decode.decoded_image import DecodedImage, ImageInfo
 from app.serving.decode.jpeg import check_scans
 from ml.dataset.preprocess import strips
 
@@ -75,7 +75,7 @@ def is_dicom(data: bytes) -> bool:
     return data[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC
 
 
-def decode_dicom(data: bytes, settings: Settings, sha256: str) -> Picture:
+def decode_dicom(data: bytes, settings: Settings, sha256: str) -> DecodedImage:
     """Decode a DICOM file as a reader would see it: its first window, MONOCHROME1 inverted, the middle frame.
 
     Args:
@@ -99,7 +99,7 @@ def decode_dicom(data: bytes, settings: Settings, sha256: str) -> Picture:
         raise UnprocessableError("The DICOM file is cut or damaged.") from None
 
 
-def _decode(data: bytes, settings: Settings, sha256: str) -> Picture:
+def _decode(data: bytes, settings: Settings, sha256: str) -> DecodedImage:
     if _DEFLATED in data[:_HEADER_BYTES]:
         raise UnsupportedMediaTypeError(f"The DICOM file is deflated, which is not read here. {_CONVERT}")
     shape = _shape(dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=list(_SHAPE_TAGS)), settings)
@@ -120,8 +120,8 @@ def _decode(data: bytes, settings: Settings, sha256: str) -> Picture:
     else:
         image = Image.fromarray(values.astype(np.uint8))
     mode = f"DICOM {shape.photometric}"
-    source = Source(sha256, shape.columns, shape.rows, mode, tuple(notes))
-    return Picture(image, source)
+    info = ImageInfo(sha256, shape.columns, shape.rows, mode, tuple(notes))
+    return DecodedImage(image, info)
 
 
 def _shape(header: Dataset, settings: Settings) -> _Shape:

@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from app.core.exceptions import ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
 from app.core.settings import Settings
-from app.serving.decode.decoded_image import Picture, Source
+from app.serving.decode.decoded_image import DecodedImage, ImageInfo
 from app.serving.decode.dicom import decode_dicom, is_dicom
 from app.serving.decode.jpeg import check_scans
 
@@ -21,7 +21,7 @@ _MULTI_PICTURE: Final = "MPO"
 Image.MAX_IMAGE_PIXELS = None
 
 
-def decode(data: bytes, settings: Settings, sha256: str | None = None) -> Picture:
+def decode(data: bytes, settings: Settings, sha256: str | None = None) -> DecodedImage:
     """Decode an uploaded PNG, JPEG or DICOM file.
 
     The header is read first: nothing is decoded that is over a limit. Animated files are refused,
@@ -54,11 +54,11 @@ def decode(data: bytes, settings: Settings, sha256: str | None = None) -> Pictur
         image.load()
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UnprocessableError(f"The image is cut or damaged: {error}.") from error
-    source = Source(sha256, width, height, mode)
+    info = ImageInfo(sha256, width, height, mode)
     if image.format == _MULTI_PICTURE:
         count = getattr(image, "n_frames", 2)
-        source = replace(source, notes=(f"The JPEG file holds {count} pictures; the first one was judged.",))
-    return Picture(image, source)
+        info = replace(info, notes=(f"The JPEG file holds {count} pictures; the first one was judged.",))
+    return DecodedImage(image, info)
 
 
 def _open(data: bytes) -> Image.Image:

@@ -7,7 +7,7 @@ import pytest
 
 from app.core.exceptions import ApiError
 from app.core.settings import load_settings
-from app.serving.decode.decoded_image import Picture
+from app.serving.decode.decoded_image import DecodedImage
 from app.serving.decode.image import decode
 from tests.serving.decode.dicom_files import PATIENT, dicom, jpeg
 from tests.serving.hostile_files import JPEG_2000, JPEG_BASELINE
@@ -16,7 +16,7 @@ RAMP = np.tile(np.arange(64, dtype=np.int16), (32, 1))
 GREY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
 
 
-def _decode(data: bytes) -> Picture:
+def _decode(data: bytes) -> DecodedImage:
     return decode(data, load_settings())
 
 
@@ -29,20 +29,20 @@ def test_the_window_of_the_file_is_used() -> None:
         WindowCenter=[300, 40],
         WindowWidth=[201, 400],
     )
-    picture = _decode(data)
-    values = np.asarray(picture.image)
+    decoded = _decode(data)
+    values = np.asarray(decoded.image)
     assert values.shape == (32, 64)
     assert values.dtype == np.uint8
     assert values[0, :20].max() == 0  # at most 190, below the window of 200 to 400
     assert values[0, 41:].min() == 255
     assert values[0, 30] == pytest.approx(128, abs=1)
-    assert picture.source.notes == ("The DICOM file was read with its window: centre 300, width 201.",)
-    assert (picture.source.width, picture.source.height, picture.source.mode) == (64, 32, "DICOM MONOCHROME2")
+    assert decoded.info.notes == ("The DICOM file was read with its window: centre 300, width 201.",)
+    assert (decoded.info.width, decoded.info.height, decoded.info.mode) == (64, 32, "DICOM MONOCHROME2")
 
 
 def test_without_a_window_the_whole_range_is_used() -> None:
-    picture = _decode(dicom(RAMP))
-    assert (picture.image.getextrema(), "no window" in picture.source.notes[0]) == ((0, 255), True)
+    decoded = _decode(dicom(RAMP))
+    assert (decoded.image.getextrema(), "no window" in decoded.info.notes[0]) == ((0, 255), True)
     assert _decode(dicom(RAMP * 0 + 7)).image.getextrema() == (0, 0)
 
 
@@ -54,9 +54,9 @@ def test_monochrome1_is_inverted() -> None:
 
 def test_the_middle_frame_is_judged_and_that_is_said() -> None:
     frames = np.stack([RAMP, RAMP, RAMP.max() - RAMP, RAMP, RAMP])
-    picture = _decode(dicom(frames))
-    assert "5 frames; frame 3" in picture.source.notes[0]
-    values = np.asarray(picture.image)
+    decoded = _decode(dicom(frames))
+    assert "5 frames; frame 3" in decoded.info.notes[0]
+    values = np.asarray(decoded.image)
     assert values[0, 0] == 255
     assert values[0, -1] == 0
 
@@ -76,8 +76,8 @@ def test_a_large_file_takes_little_memory(tags: dict[str, Any]) -> None:
 def test_colour_is_read() -> None:
     colour = np.zeros((32, 40, 3), dtype=np.uint8)
     colour[..., 0] = 200
-    picture = _decode(dicom(colour))
-    assert (picture.image.mode, picture.image.getpixel((3, 3))) == ("RGB", (200, 0, 0))
+    decoded = _decode(dicom(colour))
+    assert (decoded.image.mode, decoded.image.getpixel((3, 3))) == ("RGB", (200, 0, 0))
 
 
 @pytest.mark.parametrize(("syntax", "kind"), [(JPEG_BASELINE, "JPEG"), (JPEG_2000, "JPEG2000")])

@@ -14,11 +14,11 @@ ACCEPTED, REFUSED = accepted(), refused()
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_every_mode_is_decoded(name: str) -> None:
-    picture = decode(ACCEPTED[name], load_settings())
-    assert picture.source.sha256 == hashlib.sha256(ACCEPTED[name]).hexdigest()
-    assert picture.image.size == (picture.source.width, picture.source.height)
+    decoded = decode(ACCEPTED[name], load_settings())
+    assert decoded.info.sha256 == hashlib.sha256(ACCEPTED[name]).hexdigest()
+    assert decoded.image.size == (decoded.info.width, decoded.info.height)
     if name not in ("smallest", "narrow"):
-        assert picture.image.size == GOOD_SIZE
+        assert decoded.image.size == GOOD_SIZE
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -43,15 +43,15 @@ def test_a_bomb_is_refused_by_its_header_alone() -> None:
 
 
 def test_a_jpeg_of_two_pictures_is_read_by_its_first() -> None:
-    picture = decode(ACCEPTED["jpeg with two pictures"], load_settings())
+    decoded = decode(ACCEPTED["jpeg with two pictures"], load_settings())
     single = decode(ACCEPTED["jpeg colour"], load_settings())
-    assert np.array_equal(np.asarray(picture.image), np.asarray(single.image))
-    assert "2 pictures; the first one" in picture.source.notes[0]
-    assert single.source.notes == ()
+    assert np.array_equal(np.asarray(decoded.image), np.asarray(single.image))
+    assert "2 pictures; the first one" in decoded.info.notes[0]
+    assert single.info.notes == ()
 
 
 def test_a_hash_that_is_known_is_not_made_again() -> None:
-    assert decode(ACCEPTED["grey"], load_settings(), "known").source.sha256 == "known"
+    assert decode(ACCEPTED["grey"], load_settings(), "known").info.sha256 == "known"
 
 
 def test_limits_are_settings() -> None:
