@@ -134,8 +134,13 @@ def _definition(database: Database[Document]) -> Document:
     return {"collections": collections, "indexes": indexes}
 
 
-def test_the_script_makes_what_seeding_would_make(as_app: Database[Document], database: Database[Document]) -> None:
+def test_script_and_seeding_make_what_seeding_alone_makes(
+    as_app: Database[Document], database: Database[Document]
+) -> None:
+    made = set(_definition(as_app)["indexes"])
+    schema.ensure_schema(as_app)
     schema.ensure_schema(database)
+    assert made == set(_definition(database)["indexes"])
     assert _definition(as_app) == _definition(database)
 
 

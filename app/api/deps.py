@@ -10,15 +10,15 @@ from app.data.fields import CASE_ALIASES, CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIEL
 from app.data.filters import Filter, ParameterError, ParameterProblem, parse_filter
 from app.data.image_store import PictureStore
 from app.data.pagination import SortOrder, parse_sort
+from app.data.record import CASE_ID, IMAGE_ID
 from app.data.repository import Repository
 from app.serving.model_manager import ModelServer
 
 MAX_LIMIT: Final = 100
 RESERVED: Final = frozenset({"limit", "cursor", "sort", "fields", "expand", "raw", "q", "offset", "of", "format"})
 
-# MedPix 2.0 has four digits; a larger collection may have more.
-_CASE_ID = re.compile(r"mpx\d{4,8}", re.IGNORECASE)
-_IMAGE_ID = re.compile(r"(mpx\d{4,8})_(synpic)(\d{2,5})", re.IGNORECASE)
+_CASE_ID = re.compile(CASE_ID, re.IGNORECASE | re.ASCII)
+_IMAGE_ID = re.compile(IMAGE_ID, re.IGNORECASE | re.ASCII)
 
 
 async def get_settings(request: Request) -> Settings:
@@ -62,11 +62,11 @@ async def image_id(image: Annotated[str, Path(examples=["MPX1007_synpic46719"])]
     Raises:
         ParameterError: it cannot be the id of an image.
     """
-    match = _IMAGE_ID.fullmatch(image)
-    if not match:
+    if not _IMAGE_ID.fullmatch(image):
         message = f"expected an id such as MPX1007_synpic46719, got {image[:40]!r}"
         raise ParameterError([ParameterProblem("image", message)])
-    return f"{match[1].upper()}_synpic{match[3]}"
+    case, _, number = image.upper().partition("_SYNPIC")
+    return f"{case}_synpic{number}"
 
 
 def query_pairs(request: Request) -> list[tuple[str, str]]:

@@ -5,31 +5,22 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from app.data.fields import CASE_FIELDS
+from app.data.record import LEFT_BLANK, UNKNOWN_ACR_CODE
+
 Document = dict[str, Any]
 
-CASE_TEXT_FIELDS: Final = {
-    "title": "Title",
-    "diagnosis": "Case Diagnosis",
-    "history": "History",
-    "exam": "Exam",
-    "findings": "Findings",
-    "differential_diagnosis": "Differential Diagnosis",
-    "diagnosis_by": "Diagnosis By",
-    "discussion": "Discussion",
-    "treatment_follow_up": "Treatment & Follow Up",
-    "media": "Media",
-}
-TOPIC_TEXT_FIELDS: Final = {
-    "title": "Title",
-    "category": "Category",
-    "acr_code": "ACR Code",
-    "disease_discussion": "Disease Discussion",
-    "keywords": "Keywords",
-    "reference": "Reference",
-}
-UNKNOWN_ACR_CODE: Final = "-1.-1"
+
+def _texts(prefix: str) -> dict[str, str]:
+    """Key in ``norm`` to key in the source, of the case fields that are one cleaned text of the source."""
+    declared = (field for field in CASE_FIELDS.values() if field.kind != "list")
+    texts = {field.path: field.source.removeprefix(prefix) for field in declared if field.source.startswith(prefix)}
+    return {path.rpartition(".")[2]: key for path, key in texts.items()}
+
+
+CASE_TEXT_FIELDS: Final = _texts("Case.")
+TOPIC_TEXT_FIELDS: Final = _texts("Topic.")
 # Values of Location that name no part of the body; "Left Blank" is no value at all.
-LEFT_BLANK: Final = "Left Blank"
 NOT_ANATOMICAL: Final = frozenset({"Bethesda, MD", "Generalized", "Pathology"})
 # Values of Plane that describe a kind of picture, not a section through the body.
 NOT_A_PLANE: Final = frozenset({"Photograph", "Gross Pathology", "Drawing", "Other View", "NOS", "Multiple or Montage"})

@@ -7,8 +7,8 @@ import httpx
 import pytest
 from pymongo.database import Database
 
-from app.api.routes.annotations import AnnotationView
 from app.core.settings import ConfigurationError, Settings, load_settings
+from app.data.record import Annotation
 from app.data.seed import seed
 
 Document = dict[str, Any]
@@ -47,7 +47,7 @@ def test_an_annotation_is_kept_with_its_provenance(service: httpx.Client) -> Non
     before = service.get(f"/images/{image['image']}", params={"raw": "true"}).json()
     answer = _annotate(service, image["image"], {"location": "Spine", "comment": " Sacrum. "})
     assert answer.status_code == 201, answer.text
-    kept = AnnotationView.model_validate_json(answer.content)
+    kept = Annotation.model_validate_json(answer.content)
     assert (kept.image, kept.u_id, kept.location, kept.modality) == (image["image"], image["u_id"], "Spine", None)
     assert (kept.by, kept.comment, kept.image_sha256) == ("reader", "Sacrum.", image["sha256"])
     assert kept.dataset_version == service.get("/cases/MPX1008").headers["x-dataset-version"]

@@ -1,6 +1,6 @@
 """Annotations: what readers would correct; the dataset's own records never change."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
@@ -10,11 +10,11 @@ from app.api.auth import KEY_HEADERS, WriterDep
 from app.api.deps import Cursor, ImageIdDep, Limit, RepositoryDep, query_pairs
 from app.api.errors import documented
 from app.api.page_links import page_response
-from app.api.schemas.records import CaseId, ImageId
 from app.api.serializers import annotation_view
 from app.data.fields import ANNOTATION_FIELDS, CATEGORIES
 from app.data.filters import Filter, parse_filter
 from app.data.pagination import SortOrder, parse_sort
+from app.data.record import Annotation, Modality
 from app.data.repository import ANNOTATIONS, IMAGES
 from ml.dataset.labels import LOCATIONS
 
@@ -29,7 +29,7 @@ class AnnotationIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    modality: Literal["CT", "MR"] | None = None
+    modality: Modality | None = None
     location: Label | None = Field(default=None, examples=["Genitourinary"])
     location_category: Label | None = Field(default=None, examples=["Abdomen"])
     comment: Comment | None = None
@@ -47,26 +47,10 @@ class AnnotationIn(BaseModel):
         return self
 
 
-class AnnotationView(BaseModel):
-    """An annotation with where it comes from."""
-
-    id: str
-    image: ImageId
-    u_id: CaseId
-    modality: Literal["CT", "MR"] | None
-    location: str | None
-    location_category: str | None
-    comment: str | None
-    by: str = Field(description="Name of the key that wrote it")
-    created_at: str
-    image_sha256: str = Field(description="Hash of the image file that was seen")
-    dataset_version: str | None = Field(description="Version of the data that was seen")
-
-
 class AnnotationPage(BaseModel):
     """One page of annotations."""
 
-    items: list[AnnotationView]
+    items: list[Annotation]
     total: int
     total_is_exact: bool
     limit: int
@@ -86,7 +70,7 @@ async def annotation_order(sort: str | None = None) -> SortOrder:
 @router.post(
     "/images/{image}/annotations",
     status_code=201,
-    response_model=AnnotationView,
+    response_model=Annotation,
     responses=documented(400, 401, 404, 413, 422, 429, 503, 504),
     dependencies=KEY_HEADERS,
     summary="Annotate an image",

@@ -12,9 +12,9 @@ from app.api.deps import ImageIdDep, PicturesDep
 from app.api.errors import Problem, problem_of
 from app.api.prediction_request import JUDGING_ERRORS, TIMED_TOGETHER, Asking, AskingDep, timing_headers
 from app.api.schemas.predictions import PredictionView, Task
-from app.api.schemas.records import CaseId, ImageId, Split
 from app.api.serializers import image_view
 from app.data.image_store import PictureStore
+from app.data.record import CaseId, ImageId, Split
 from app.data.repository import IMAGES, NotFoundError
 from app.serving.prediction import Upload
 

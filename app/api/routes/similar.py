@@ -11,10 +11,11 @@ from app.api.deps import ImageIdDep, PicturesDep
 from app.api.prediction_request import ASKING_ERRORS, JUDGING_ERRORS, TIMED_TOGETHER, Asking, AskingDep, timing_headers
 from app.api.routes.predict_image import read_picture
 from app.api.schemas.predictions import DatasetImage, ImageStamp, ModelStamp, Task, image_stamp, model_stamp
-from app.api.schemas.records import CaseId, ImageId, ImageLinks, Split
+from app.api.schemas.records import ImageLinks
 from app.api.serializers import case_view, image_view
 from app.api.uploads import read_upload, upload_schema
 from app.core.exceptions import UnprocessableError
+from app.data.record import CaseId, ImageId, Split
 from app.data.repository import CASES, IMAGES
 from app.serving.prediction import Upload
 from app.serving.predictor import Predictor
