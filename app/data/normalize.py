@@ -147,6 +147,7 @@ def normalise_case(raw: Mapping[str, Any], images: list[Document]) -> Document:
     norm["topic"]["external_links"] = normalise_links(topic["External Links"])
     norm["modalities"] = sorted({image["modality"] for image in images})
     norm["planes"] = sorted({image["plane"] for image in images if image["plane"]})
+    norm["modality_details"] = sorted({image["modality_detail"] for image in images})
     norm["image_count"] = len(images)
     disagree = False
     for name in ("location", "location_category", "age", "sex"):

@@ -225,6 +225,9 @@ class Case(BaseModel):
     topic: Topic
     modalities: Annotated[list[Modality], Stored(source="TAC, MRI")] = Field(description="Modalities of the images")
     planes: Annotated[list[str], Stored(source="Description.Plane")] = Field(description="Planes of the images")
+    modality_details: Annotated[list[str], Stored(source="Description.Modality")] = Field(
+        description="Sequences and protocols of the images", examples=[["MR - FLAIR", "MR - DWI"]]
+    )
     image_count: Annotated[int, Stored(source="TAC, MRI")] = Field(description="Number of images")
     location: Annotated[str | None, _LOCATION] = Field(description="Anatomical location, one of 21")
     location_category: Annotated[LocationCategory | None, Stored(source="Location Category")] = Field(
