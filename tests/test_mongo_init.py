@@ -126,7 +126,12 @@ def as_api(server: _Server, seeded: Database[Document]) -> Iterator[Database[Doc
 
 
 def _definition(database: Database[Document]) -> Document:
-    collections = {info["name"]: info["options"] for info in database.list_collections()}
+    # collMod writes the defaults of a validator out, where creating a collection does not.
+    defaults = {"validationLevel": "strict", "validationAction": "error"}
+    collections = {
+        info["name"]: defaults | info["options"] if "validator" in info["options"] else info["options"]
+        for info in database.list_collections()
+    }
     collections.pop("system.views", None)
     indexes = {
         name: database[name].index_information() for name, options in collections.items() if "viewOn" not in options

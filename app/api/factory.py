@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
-from app.api.answer_cache import AnswerCache
+from app.api.deps import check_parameters
 from app.api.errors import install_error_handlers
 from app.api.middleware import BodyLimit, CountRequests, RequestContext
 from app.api.ratelimit import RateLimit
@@ -32,14 +32,14 @@ from app.api.uploads import body_limit
 from app.core.settings import Settings, get_settings
 from app.core.telemetry import Metrics
 from app.data.client import connect, connect_async
-from app.data.image_store import PictureStore
+from app.data.image_store import ImageStore
 from app.data.repository import Repository
 from app.data.schema import DATABASE
 from app.serving.model_manager import ModelServer
 from app.web.pages import install_pages
 
 # In the order of the API reference.
-ROOMS = (
+ROUTERS = (
     cases,
     images,
     search,
@@ -93,14 +93,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
-    app.state.pictures = PictureStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
-    for module in ROOMS:
-        app.include_router(module.router)
+    app.state.image_store = ImageStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
+    for module in ROUTERS:
+        app.include_router(module.router, dependencies=[Depends(check_parameters)])
     docs.install_docs(app)
     install_pages(app)
     install_error_handlers(app)
-    if settings.answer_cache_mb:
-        app.add_middleware(AnswerCache, max_bytes=settings.answer_cache_mb * 1024**2)
     if settings.rate_limit_per_minute:
         app.add_middleware(RateLimit, settings=settings)
     app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(settings, path))

@@ -113,8 +113,6 @@ class Settings(BaseSettings):
         default=0, ge=0, le=1_000_000, description="Most POST requests per key or address and minute; 0: no limit"
     )
 
-    answer_cache_mb: int = Field(default=64, ge=0, le=4096, description="Memory for answers about the data; 0: none")
-
     @property
     def dataset_dir(self) -> Path:
         """Folder of the MedPix 2.0 files."""

@@ -50,7 +50,8 @@ def annotation_validator() -> Document:
 def _of_record(source: type[BaseModel], public: type[BaseModel], key: str) -> Document:
     raw = source.model_json_schema(by_alias=True)
     schema = _converted(raw, raw.get("$defs", {}))
-    schema["properties"] |= {"_id": schema["properties"][key], "norm": _norm(public)}
+    answer = {"bsonType": "object", "additionalProperties": {"bsonType": ["binData", "string"]}}
+    schema["properties"] |= {"_id": schema["properties"][key], "norm": _norm(public), "answer": answer}
     schema["required"] = list(schema["properties"])
     return {"$jsonSchema": schema, "$expr": {"$eq": ["$_id", f"${key}"]}}
 

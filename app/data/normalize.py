@@ -1,4 +1,4 @@
-"""Normalised values and quality flags for one source record; the raw record is never changed."""
+"""Normalized values and quality flags for one source record; the raw record is never changed."""
 
 import html
 import re
@@ -68,7 +68,7 @@ def clean_text(text: str | None) -> str | None:
     return None if not text or is_placeholder(text) else text
 
 
-def normalise_links(text: str | None) -> list[str]:
+def normalize_links(text: str | None) -> list[str]:
     """The http(s) addresses in a text; an address without a scheme gets ``https://``."""
     unbroken = _BROKEN_LINK.sub("/", html.unescape(text or ""))
     return [
@@ -78,7 +78,7 @@ def normalise_links(text: str | None) -> list[str]:
     ]
 
 
-def normalise_image(raw: Mapping[str, Any], source: Mapping[str, str] | None) -> Document:
+def normalize_image(raw: Mapping[str, Any], source: Mapping[str, str] | None) -> Document:
     """The ``norm`` sub-document of an image.
 
     Args:
@@ -133,7 +133,7 @@ def _image_flags(raw: Mapping[str, Any], *, has_source: bool) -> list[str]:
     return [flag for flag, present in found.items() if present]
 
 
-def normalise_case(raw: Mapping[str, Any], images: list[Document]) -> Document:
+def normalize_case(raw: Mapping[str, Any], images: list[Document]) -> Document:
     """The ``norm`` sub-document of a case.
 
     Args:
@@ -144,7 +144,7 @@ def normalise_case(raw: Mapping[str, Any], images: list[Document]) -> Document:
     case, topic = raw["Case"], raw["Topic"]
     norm: Document = {name: clean_text(case[key]) for name, key in CASE_TEXT_FIELDS.items()}
     norm["topic"] = {name: clean_text(topic[key]) for name, key in TOPIC_TEXT_FIELDS.items()}
-    norm["topic"]["external_links"] = normalise_links(topic["External Links"])
+    norm["topic"]["external_links"] = normalize_links(topic["External Links"])
     norm["modalities"] = sorted({image["modality"] for image in images})
     norm["planes"] = sorted({image["plane"] for image in images if image["plane"]})
     norm["modality_details"] = sorted({image["modality_detail"] for image in images})

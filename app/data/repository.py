@@ -1,9 +1,11 @@
 """Every question that the API asks of the data collections."""
 
 import asyncio
+import hashlib
+import heapq
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -12,14 +14,16 @@ from pymongo import WriteConcern
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
+from app.core.exceptions import UnavailableError
 from app.data import pagination as cursor
 from app.data import schema
 from app.data.facets import MAX_VALUES, facets, statistics
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, Field
-from app.data.filters import Filter
-from app.data.image_hash_index import Contents
+from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem, Vocabulary
+from app.data.image_hash_index import ImageHashIndex
 from app.data.pagination import SortOrder
-from app.data.search import SearchResult, search
+from app.data.search import MAX_HITS, SearchResult, search
+from app.data.serializers import ANSWER
 
 Document = dict[str, Any]
 
@@ -71,16 +75,35 @@ CASES: Final = Collection(schema.CASES, "case", CASE_FIELDS)
 IMAGES: Final = Collection(schema.IMAGES, "image", IMAGE_FIELDS)
 
 
-def case_pipeline(u_id: str) -> list[Document]:
-    """The aggregation that joins a case with its images."""
-    images = {
-        "from": schema.IMAGES,
-        "localField": "_id",
-        "foreignField": "U_id",
-        "pipeline": [{"$sort": {"_id": 1}}],
-        "as": "images",
-    }
-    return [{"$match": {"_id": u_id}}, {"$lookup": images}]
+# Answers are read by themselves: they double the size of a document.
+_WITHOUT_ANSWER: Final = {ANSWER: 0}
+
+
+def _answer_of(document: Document) -> Document:
+    answer: Document | None = document.get(ANSWER)
+    if not answer:
+        raise UnavailableError("The dataset was loaded by an older version of the service. Run `medpix seed`.")
+    return answer
+
+
+def case_of(image: Mapping[str, Any], cases: Mapping[str, Document]) -> Document:
+    """The case of an image.
+
+    Raises:
+        UnavailableError: the database does not have it, as while it is seeded.
+    """
+    found = cases.get(image["U_id"])
+    if found is None:
+        message = (
+            f"Case {image['U_id']} of image {image['_id']} is not in the database. Run `medpix seed`, or try later."
+        )
+        raise UnavailableError(message)
+    return found
+
+
+def _narrowed(selection: Filter, condition: Document, canonical: str) -> Filter:
+    query = {"$and": [selection.query, condition]} if selection.query else condition
+    return Filter(query, f"{selection.canonical}&{canonical}", selection.scans)
 
 
 class Repository:
@@ -90,14 +113,20 @@ class Repository:
         self._database = database
         self._latest: Document | None = None
         self._latest_expires = 0.0
-        self._contents = Contents(database, MAX_TIME_MS)
-        self._totals: dict[tuple[str | None, str, str], int] = {}
+        # Whether no seeding runs or was killed: while one does, what is read may change under the same run.
+        self._settled = False
+        self._totals: dict[tuple[str, str, str], int] = {}
+        self._hash_index = ImageHashIndex(database, MAX_TIME_MS)
 
     async def _latest_run(self) -> Document | None:
         """The last complete seeding run; at most a second old."""
         now = time.monotonic()
         if now >= self._latest_expires:
-            self._latest = await self.latest_seed()
+            newest = await self._database[schema.SEED_RUNS].find_one(
+                {}, sort=schema.LATEST_RUN_FIRST, max_time_ms=MAX_TIME_MS
+            )
+            self._settled = newest is not None and newest["state"] == "complete"
+            self._latest = newest if self._settled else await self.latest_seed()
             self._latest_expires = now + _LATEST_S
         return self._latest
 
@@ -106,7 +135,7 @@ class Repository:
         run = await self._latest_run()
         return run["dataset_version"] if run else None
 
-    async def seeded(self) -> str | None:
+    async def seed_run_id(self) -> str | None:
         """Names the last complete seeding run: while it is the same, the cases and images are."""
         run = await self._latest_run()
         return str(run["_id"]) if run else None
@@ -117,40 +146,43 @@ class Repository:
         Raises:
             NotFoundError: there is none.
         """
-        document = await self._database[collection.name].find_one({"_id": key}, max_time_ms=MAX_TIME_MS)
+        document = await self._database[collection.name].find_one(
+            {"_id": key}, _WITHOUT_ANSWER, max_time_ms=MAX_TIME_MS
+        )
         if document is None:
             raise NotFoundError(f"There is no {collection.noun} {key}.")
         return document
 
-    async def get_many(self, collection: Collection, keys: Sequence[str]) -> list[Document]:
-        """The documents with some keys, in any order; those that are not there are left out."""
-        found = self._database[collection.name].find({"_id": {"$in": list(keys)}}, max_time_ms=MAX_TIME_MS)
-        return await found.to_list()
-
-    async def case_with_images(self, u_id: str) -> tuple[Document, list[Document]]:
-        """A case and its images ordered by id, read in one round trip.
+    async def answer(self, collection: Collection, key: str, *members: str) -> Document:
+        """Members of the answer that seeding stored with a case or an image.
 
         Raises:
-            NotFoundError: there is no such case.
+            NotFoundError: there is no such document.
+            UnavailableError: an older version seeded it.
         """
-        cases = self._database[schema.CASES]
-        found = await (await cases.aggregate(case_pipeline(u_id), maxTimeMS=MAX_TIME_MS)).to_list()
-        if not found:
-            raise NotFoundError(f"There is no {CASES.noun} {u_id}.")
-        images: list[Document] = found[0].pop("images")
-        return found[0], images
+        document = await self._database[collection.name].find_one(
+            {"_id": key}, {f"{ANSWER}.{member}": 1 for member in members}, max_time_ms=MAX_TIME_MS
+        )
+        if document is None:
+            raise NotFoundError(f"There is no {collection.noun} {key}.")
+        return _answer_of(document)
+
+    async def get_many(self, collection: Collection, keys: Sequence[str]) -> list[Document]:
+        """The documents with some keys, in any order; those that are not there are left out."""
+        query = {"_id": {"$in": list(keys)}}
+        return await self._database[collection.name].find(query, _WITHOUT_ANSWER, max_time_ms=MAX_TIME_MS).to_list()
 
     async def image_with_content(self, sha256: str) -> Document | None:
         """The image whose file has a content hash: its id, case and split; None if it is not of the dataset."""
         try:
-            seeded = await self.seeded()
+            seeded = await self.seed_run_id()
         except PyMongoError:
-            if self._contents.seeded is None:
+            if self._hash_index.seed_run_id is None:
                 raise
-            seeded = self._contents.seeded  # what was there before is there still
-        return await self._contents.find(sha256, seeded)
+            seeded = self._hash_index.seed_run_id  # what was there before is there still
+        return await self._hash_index.find(sha256, seeded)
 
-    async def remember_contents(self) -> None:
+    async def load_image_hashes(self) -> None:
         """Read what ``image_with_content`` needs, so that the first upload does not wait for it."""
         await self.image_with_content("")
 
@@ -160,10 +192,10 @@ class Repository:
 
     async def stream(
         self, collection: Collection, selection: Filter, order: SortOrder | None = None
-    ) -> AsyncIterator[Document]:
+    ) -> AsyncGenerator[Document]:
         """Every document that passes a filter, by id or in another order; a batch at a time is held in memory."""
         target = self._database[collection.name]
-        found = target.find(selection.query, batch_size=_STREAM_BATCH, max_time_ms=_STREAM_TIME_MS)
+        found = target.find(selection.query, _WITHOUT_ANSWER, batch_size=_STREAM_BATCH, max_time_ms=_STREAM_TIME_MS)
         # A large selection in an order without an index is sorted on the server's disk.
         found = found.sort(order.mongo).allow_disk_use(True) if order else found.sort("_id")
         async with found:
@@ -171,9 +203,16 @@ class Repository:
                 yield document
 
     async def page(
-        self, collection: Collection, selection: Filter, order: SortOrder, *, limit: int, after: str | None
+        self,
+        collection: Collection,
+        selection: Filter,
+        order: SortOrder,
+        *,
+        limit: int,
+        after: str | None,
+        summaries: bool = False,
     ) -> Page:
-        """One page of the documents that pass a filter.
+        """One page of the documents that pass a filter; with ``summaries``, of each only its stored answer.
 
         Raises:
             ParameterError: the cursor does not fit the filter and the order.
@@ -183,32 +222,79 @@ class Repository:
             conditions.append(cursor.decode_cursor(after, order, selection.canonical))
         query = {"$and": conditions} if conditions else {}
         target = self._database[collection.name]
-        found = target.find(query, max_time_ms=MAX_TIME_MS).sort(order.mongo).limit(limit + 1)
+        # A cursor needs the keys of the order.
+        keys: Document = {key.path: 1 for key in order.keys}
+        fields: Document = {f"{ANSWER}.summary": 1, **keys} if summaries else _WITHOUT_ANSWER
+        found = target.find(query, fields, max_time_ms=MAX_TIME_MS).sort(order.mongo).limit(limit + 1)
         documents, total = await asyncio.gather(found.to_list(), self._count(collection, selection))
         more = len(documents) > limit
         documents = documents[:limit]
         following = cursor.encode_cursor(documents[-1], order, selection.canonical) if more else None
-        is_exact = total < MAX_TOTAL or selection.is_empty
-        return Page(documents, total, is_exact, following)
+        if summaries:
+            documents = [{"_id": each["_id"], **_answer_of(each)} for each in documents]
+        return Page(documents, total, total < MAX_TOTAL, following)
 
     async def _count(self, collection: Collection, selection: Filter) -> int:
+        """How many documents pass a filter, counted to ``MAX_TOTAL``.
+
+        The count that MongoDB keeps (`estimated_document_count`) is wrong after the server was killed.
+        """
         target = self._database[collection.name]
-        if selection.is_empty:
-            return await target.estimated_document_count(maxTimeMS=MAX_TIME_MS)
+        run_id = await self.seed_run_id()
+        key = (run_id or "", collection.name, selection.canonical)
         # Cases and images change with a seeding alone: walking through pages counts once.
-        seeded = await self.seeded() if collection is not ANNOTATIONS else None
-        key = (seeded, collection.name, selection.canonical)
-        total = self._totals.get(key)
-        if total is None:
-            total = await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS, limit=MAX_TOTAL)
-            if seeded is not None:
-                self._remember(key, total)
+        is_fixed = run_id is not None and self._settled and collection is not ANNOTATIONS
+        if is_fixed and key in self._totals:
+            return self._totals[key]
+        total = await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS, limit=MAX_TOTAL)
+        if is_fixed:
+            self._totals[key] = total
+            if len(self._totals) > _MAX_TOTALS:
+                del self._totals[next(iter(self._totals))]
         return total
 
-    def _remember(self, key: tuple[str | None, str, str], total: int) -> None:
-        self._totals[key] = total
-        if len(self._totals) > _MAX_TOTALS:
-            del self._totals[next(iter(self._totals))]
+    async def vocabulary(self, collection: Collection) -> Vocabulary:
+        """All values of the keyword and list fields that have few of them, as the last seeding found them."""
+        run = await self._latest_run()
+        values = (run or {}).get("values", {}).get(collection.name, [])
+        return {each["field"]: each["values"] for each in values}
+
+    async def found_by_text(self, collection: Collection, selection: Filter, text: str) -> Filter:
+        """Narrow a filter to the cases that the search finds, or to their images.
+
+        Raises:
+            ParameterError: the search finds more cases than it ranks, so the selection would not be whole.
+        """
+        found = await self.search(text, EVERYTHING, limit=MAX_HITS, offset=0)
+        if found.total >= MAX_HITS:
+            message = f"finds {MAX_HITS} cases or more; use more words"
+            raise ParameterError([ParameterProblem("q", message)])
+        path = "_id" if collection is CASES else "U_id"
+        return _narrowed(selection, {path: {"$in": [hit.document["_id"] for hit in found.hits]}}, f"q={text!r}")
+
+    async def sampled(
+        self, collection: Collection, selection: Filter, size: int, seed: int, *, per_case: bool
+    ) -> Filter:
+        """Narrow a filter to a random sample; the same seed gives the same one for the same data.
+
+        Args:
+            collection: what is sampled.
+            selection: what it is taken from.
+            size: of the sample.
+            seed: of the random choice.
+            per_case: at most one document of each case.
+        """
+        target = self._database[collection.name]
+        fields = {"_id": 1} if collection is ANNOTATIONS else {"_id": 1, "U_id": 1}
+        drawn: dict[str, tuple[bytes, str]] = {}
+        async with target.find(selection.query, fields, max_time_ms=MAX_TIME_MS) as found:
+            async for document in found:
+                key = document["_id"]
+                rank = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=16).digest(), key
+                group = document["U_id"] if per_case else key
+                drawn[group] = min(rank, drawn.get(group, rank))
+        chosen = [key for _, key in heapq.nsmallest(size, drawn.values())]
+        return _narrowed(selection, {"_id": {"$in": chosen}}, f"sample={size},{seed},{per_case}")
 
     async def annotate(self, image: Document, values: Document, by: str) -> Document:
         """Store an annotation on an image; returns it once a majority of the members have it.
@@ -247,7 +333,7 @@ class Repository:
 
     async def known_values(self, collection: Collection) -> dict[str, list[Any]]:
         """The values that occur in each keyword or list field with at most 100 of them."""
-        described = await self.statistics(collection, Filter({}, "", scans=False))
+        described = await self.statistics(collection, EVERYTHING)
         return {
             name: [value["value"] for value in row["values"]]
             for name, row in described["fields"].items()
@@ -257,13 +343,10 @@ class Repository:
     async def latest_seed(self) -> Document | None:
         """The last complete seeding run, None if there has been none."""
         return await self._database[schema.SEED_RUNS].find_one(
-            {"state": "complete"}, sort=[("started_at", -1)], max_time_ms=MAX_TIME_MS
+            {"state": "complete"}, sort=schema.LATEST_RUN_FIRST, max_time_ms=MAX_TIME_MS
         )
 
     async def counts(self) -> dict[str, int]:
-        """How many cases and images there are."""
-        cases, images = await asyncio.gather(
-            self._database[schema.CASES].estimated_document_count(),
-            self._database[schema.IMAGES].estimated_document_count(),
-        )
+        """How many cases and images there are, each counted to ``MAX_TOTAL``."""
+        cases, images = await asyncio.gather(self._count(CASES, EVERYTHING), self._count(IMAGES, EVERYTHING))
         return {"cases": cases, "images": images}

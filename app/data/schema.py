@@ -30,6 +30,8 @@ EVALUATION_RUN: Final = "evaluation"
 PREDICTIONS: Final = "Predictions"
 ANNOTATIONS: Final = "Annotations"
 SEED_RUNS: Final = "Seed_runs"
+# By sequence, as a clock may have run ahead; runs of versions that had none come last.
+LATEST_RUN_FIRST: Final = (("sequence", -1), ("started_at", -1))
 
 _UNAUTHORIZED: Final = 13
 

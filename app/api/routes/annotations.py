@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from app.api.auth import KEY_HEADERS, WriterDep
 from app.api.deps import Cursor, ImageIdDep, Limit, RepositoryDep, query_pairs
 from app.api.errors import documented
-from app.api.page_links import page_response
+from app.api.filter_parameters import filters
+from app.api.responses import page_response
 from app.api.serializers import annotation_view
 from app.data.fields import ANNOTATION_FIELDS, CATEGORIES
 from app.data.filters import Filter, parse_filter
@@ -74,6 +75,7 @@ async def annotation_order(sort: str | None = None) -> SortOrder:
     responses=documented(400, 401, 404, 413, 422, 429, 503, 504),
     dependencies=KEY_HEADERS,
     summary="Annotate an image",
+    operation_id="annotate_image",
 )
 async def annotate(image: ImageIdDep, body: AnnotationIn, repository: RepositoryDep, by: WriterDep) -> Response:
     """Keep a corrected label or a comment on an image, with who wrote it and what was seen.
@@ -88,7 +90,12 @@ async def annotate(image: ImageIdDep, body: AnnotationIn, repository: Repository
 
 
 @router.get(
-    "/annotations", response_model=AnnotationPage, responses=documented(422, 503, 504), summary="List annotations"
+    "/annotations",
+    response_model=AnnotationPage,
+    responses=documented(422, 503, 504),
+    openapi_extra=filters(ANNOTATION_FIELDS),
+    summary="List annotations",
+    operation_id="list_annotations",
 )
 async def list_annotations(
     request: Request,

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.api.deps import ImageIdDep, PicturesDep
+from app.api.deps import ImageIdDep, ImageStoreDep
 from app.api.errors import Problem, problem_of
 from app.api.prediction_request import JUDGING_ERRORS, TIMED_TOGETHER, Asking, AskingDep, timing_headers
 from app.api.schemas.predictions import PredictionView, Task
 from app.api.serializers import image_view
-from app.data.image_store import PictureStore
+from app.data.image_store import ImageStore
 from app.data.record import CaseId, ImageId, Split
 from app.data.repository import IMAGES, NotFoundError
 from app.serving.prediction import Upload
@@ -63,7 +63,7 @@ class JudgedImage(BaseModel):
 async def predict_image(
     image: ImageIdDep,
     asking: AskingDep,
-    pictures: PicturesDep,
+    pictures: ImageStoreDep,
     caption: Annotated[bool, Query(description="Judge the location with the image's caption")] = True,
 ) -> Response:
     """Modality and location of an image of the dataset, with its true labels beside the answers.
@@ -86,7 +86,7 @@ async def predict_image(
     return await asking.unless_gone(answer())
 
 
-async def read_picture(pictures: PictureStore, document: dict[str, Any]) -> bytes:
+async def read_picture(pictures: ImageStore, document: dict[str, Any]) -> bytes:
     """The file of an image of the dataset.
 
     Raises:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.api.deps import ImageIdDep, PicturesDep
+from app.api.deps import ImageIdDep, ImageStoreDep
 from app.api.prediction_request import ASKING_ERRORS, JUDGING_ERRORS, TIMED_TOGETHER, Asking, AskingDep, timing_headers
 from app.api.routes.predict_image import read_picture
 from app.api.schemas.predictions import DatasetImage, ImageStamp, ModelStamp, Task, image_stamp, model_stamp
@@ -86,7 +86,7 @@ async def search_similar(asking: AskingDep, limit: LimitQuery = 10, task: TaskQu
 async def similar_images(
     image: ImageIdDep,
     asking: AskingDep,
-    pictures: PicturesDep,
+    pictures: ImageStoreDep,
     limit: LimitQuery = 10,
     task: TaskQuery = "modality",
 ) -> Response:
