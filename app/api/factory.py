@@ -5,10 +5,11 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from app.api.deps import check_parameters
 from app.api.errors import install_error_handlers
-from app.api.middleware import BodyLimit, CountRequests, RequestContext
+from app.api.middleware import BodyLimit, CountRequests, ForwardedPrefix, RequestContext
 from app.api.ratelimit import RateLimit
 from app.api.routes import (
     annotations,
@@ -28,6 +29,7 @@ from app.api.routes import (
     search,
     similar,
 )
+from app.api.trusted_hosts import TrustedHosts
 from app.api.uploads import body_limit
 from app.core.settings import Settings, get_settings
 from app.core.telemetry import Metrics
@@ -90,6 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        root_path=settings.root_path,
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
@@ -99,9 +102,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     docs.install_docs(app)
     install_pages(app)
     install_error_handlers(app)
-    if settings.rate_limit_per_minute:
+    if settings.rate_limit_per_minute or settings.rate_limit_reads_per_minute:
         app.add_middleware(RateLimit, settings=settings)
     app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(settings, path))
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["ETag", "Link", "Location", "Retry-After", "X-Dataset-Version", "X-Request-ID"],
+        )
+    app.add_middleware(TrustedHosts, hosts=settings.trusted_hosts)
+    app.add_middleware(ForwardedPrefix)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     app.add_middleware(RequestContext)
     return app

@@ -1,6 +1,7 @@
 """JSON answers of the data endpoints: an ETag over the content, 304 for who has it, the dataset's version."""
 
 import asyncio
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -15,6 +16,9 @@ from app.data.serializers import encode, etag_of
 
 # A copy may be kept, but is asked for again: a seeding or an annotation can change the answer.
 _CACHE_CONTROL: Final = "no-cache"
+# A single record is sent faster than it is compressed.
+_MIN_GZIP_BYTES: Final = 16 * 1024
+_GZIP_LEVEL: Final = 4
 
 
 async def data_response(
@@ -35,6 +39,9 @@ async def data_response(
         return unchanged
     body = with_prefix(body, request.scope.get("root_path", ""))
     sent = await _headers(repository, etag, headers)
+    if len(body) >= _MIN_GZIP_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
+        body = await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL, mtime=0)
+        sent |= {"Content-Encoding": "gzip", "ETag": f"W/{etag}"}  # another representation of the same content
     return Response(body, headers=sent, media_type="application/json")
 
 
@@ -48,7 +55,7 @@ async def not_modified(
 
 
 async def _headers(repository: Repository, etag: str, further: Mapping[str, str] | None) -> dict[str, str]:
-    sent = {"ETag": etag, "Cache-Control": _CACHE_CONTROL, **(further or {})}
+    sent = {"ETag": etag, "Cache-Control": _CACHE_CONTROL, "Vary": "Accept-Encoding", **(further or {})}
     version = await repository.dataset_version()
     return {**sent, "X-Dataset-Version": version} if version else sent
 
@@ -78,7 +85,8 @@ async def page_response(
         items: as they are answered; bytes are JSON already.
         limit: most items of a page.
     """
-    address = request.scope.get("root_path", "") + request.url.path.removeprefix(request.scope.get("root_path", ""))
+    prefix: str = request.scope.get("root_path", "")
+    address = prefix + request.scope["path"].removeprefix(prefix)
     others = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
     links = [f'<{address}?{urlencode(others)}>; rel="first"']
     if page.next_cursor:

@@ -249,6 +249,12 @@ class Annotation(BaseModel):
     location_category: Annotated[LocationCategory | None, Stored("location_category")] = Field(
         description="Corrected body region"
     )
+    action: Annotated[Literal["create", "amend", "retract"], Stored("action")] = Field(
+        description="Whether it is the first of its history, replaces an earlier one, or takes it back"
+    )
+    amends: Annotated[str | None, Stored("amends")] = Field(
+        description="Id of the annotation that it replaces or takes back", pattern="^[0-9a-f]{32}$"
+    )
     comment: Annotated[str | None, Stored("comment", kind="text")] = Field(
         description="What the annotator says", max_length=5000
     )

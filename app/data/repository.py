@@ -5,16 +5,16 @@ import hashlib
 import heapq
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from pymongo import WriteConcern
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import PyMongoError
+from pymongo.errors import DuplicateKeyError, PyMongoError
 
-from app.core.exceptions import UnavailableError
+from app.core.exceptions import ConflictError, UnavailableError
 from app.data import pagination as cursor
 from app.data import schema
 from app.data.facets import MAX_VALUES, facets, statistics
@@ -26,6 +26,7 @@ from app.data.search import MAX_HITS, SearchResult, search
 from app.data.serializers import ANSWER
 
 Document = dict[str, Any]
+_Measured = TypeVar("_Measured")
 
 # A contains or regex condition reads every document; MongoDB stops it after this time.
 MAX_TIME_MS: Final = 2_000
@@ -115,6 +116,8 @@ class Repository:
         self._latest_expires = 0.0
         # Whether no seeding runs or was killed: while one does, what is read may change under the same run.
         self._settled = False
+        self._measured: dict[str, tuple[str | None, Any]] = {}
+        self._measuring = asyncio.Lock()
         self._totals: dict[tuple[str, str, str], int] = {}
         self._hash_index = ImageHashIndex(database, MAX_TIME_MS)
 
@@ -253,6 +256,24 @@ class Repository:
                 del self._totals[next(iter(self._totals))]
         return total
 
+    async def once_per_seeding(self, name: str, measure: Callable[[], Awaitable[_Measured]]) -> _Measured:
+        """What is derived from all documents: measured again only after a seeding.
+
+        Args:
+            name: of what is measured; there are few of them.
+            measure: makes it.
+        """
+        async with self._measuring:
+            before = await self.seed_run_id()
+            run_id, value = self._measured.get(name, (None, None))
+            if run_id is None or run_id != before:
+                value = await measure()
+                # A value that was measured while a seeding ran is answered once and not kept.
+                await self._latest_run()
+                if self._settled and await self.seed_run_id() == before:
+                    self._measured[name] = before, value
+            return cast("_Measured", value)
+
     async def vocabulary(self, collection: Collection) -> Vocabulary:
         """All values of the keyword and list fields that have few of them, as the last seeding found them."""
         run = await self._latest_run()
@@ -296,19 +317,35 @@ class Repository:
         chosen = [key for _, key in heapq.nsmallest(size, drawn.values())]
         return _narrowed(selection, {"_id": {"$in": chosen}}, f"sample={size},{seed},{per_case}")
 
-    async def annotate(self, image: Document, values: Document, by: str) -> Document:
+    async def annotate(
+        self, image: Document, values: Document, by: str, *, amends: Document | None = None, key: str | None = None
+    ) -> tuple[Document, bool]:
         """Store an annotation on an image; returns it once a majority of the members have it.
+
+        Nothing that is stored ever changes: a correction is an annotation that names the one it replaces.
 
         Args:
             image: the stored image that was seen.
-            values: modality, location, location_category and comment, each may be None.
+            values: modality, location, location_category and comment, each may be None; all None with
+                ``amends`` takes that one back.
             by: who wrote it.
+            amends: the annotation that this one replaces.
+            key: idempotency key; the same writer and key store one annotation.
+
+        Returns:
+            The annotation, and whether this call stored it rather than an earlier one with the same key.
+
+        Raises:
+            ConflictError: ``amends`` was replaced already, or the key belongs to another request.
         """
+        is_retraction = amends is not None and not any(values.values())
+        action = "create" if amends is None else "retract" if is_retraction else "amend"
+        identifier = hashlib.sha256(f"{by}\0{key}".encode()).hexdigest()[:32] if key else uuid.uuid4().hex
+        content = {"image": image["_id"], **values, "action": action, "amends": amends and amends["_id"]}
         document = {
-            "_id": uuid.uuid4().hex,
-            "image": image["_id"],
+            "_id": identifier,
             "U_id": image["U_id"],
-            **values,
+            **content,
             "by": by,
             # As text: it sorts as it should, and filters and cursors take it as they take any other.
             "created_at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -316,8 +353,42 @@ class Repository:
             "dataset_version": await self.dataset_version(),
         }
         target = self._database.get_collection(schema.ANNOTATIONS, write_concern=_MAJORITY)
-        await target.insert_one(document)
-        return document
+        try:
+            await target.insert_one(document)
+        except DuplicateKeyError:
+            earlier = await target.find_one({"_id": identifier}, max_time_ms=MAX_TIME_MS)
+            if earlier is None:
+                raise ConflictError("This annotation was changed meanwhile. Read it again.") from None
+            if any(earlier[name] != value for name, value in content.items()):
+                raise ConflictError("This Idempotency-Key was used for another annotation. Use a new one.") from None
+            return earlier, False
+        return document, True
+
+    async def current_annotations(self, selection: Filter) -> Filter:
+        """Narrow a filter to the annotations that were neither replaced nor taken back."""
+        replaced = await self._database[schema.ANNOTATIONS].distinct(
+            "amends", {"amends": {"$type": "string"}}, maxTimeMS=MAX_TIME_MS
+        )
+        return _narrowed(selection, {"_id": {"$nin": replaced}, "action": {"$ne": "retract"}}, "current")
+
+    async def annotation_history(self, document: Document) -> list[Document]:
+        """An annotation with all that it replaces and that replaced it, oldest first."""
+        about = self._database[schema.ANNOTATIONS].find({"image": document["image"]}, max_time_ms=MAX_TIME_MS)
+        all_of_image = {each["_id"]: each for each in await about.to_list()}
+        later = {each["amends"]: each for each in all_of_image.values() if each.get("amends")}
+        first = document
+        while first.get("amends"):
+            first = all_of_image[first["amends"]]
+        history = [first]
+        while history[-1]["_id"] in later:
+            history.append(later[history[-1]["_id"]])
+        return history
+
+    async def annotations_of(self, image: str) -> list[Document]:
+        """The current annotations on an image, newest first; at most 100."""
+        selection = await self.current_annotations(Filter({"image": image}, f"image={image}", scans=False))
+        found = self._database[schema.ANNOTATIONS].find(selection.query, max_time_ms=MAX_TIME_MS)
+        return await found.sort([("created_at", -1), ("_id", 1)]).to_list(100)
 
     async def search(self, text: str, selection: Filter, *, limit: int, offset: int) -> SearchResult:
         """Cases by their texts and the captions of their images, best first."""

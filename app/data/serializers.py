@@ -38,7 +38,7 @@ def case_view(document: Mapping[str, Any]) -> Document:
 
 def annotation_view(document: Mapping[str, Any]) -> Document:
     """An annotation."""
-    return public_view(document, ANNOTATION_FIELDS)
+    return public_view({"action": "create", "amends": None, **document}, ANNOTATION_FIELDS)
 
 
 def encode(content: Any) -> bytes:

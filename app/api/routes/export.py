@@ -149,9 +149,15 @@ async def read_croissant(request: Request, repository: RepositoryDep) -> Respons
 
 
 async def _table_of(repository: Repository, of: str, home: str) -> Table:
-    """A table with the hash of its bytes: it is written once without being sent."""
+    """A table with the hash of its bytes, which are made once per seeding."""
+    size, sha256 = await repository.once_per_seeding(f"croissant {of}", lambda: _measured(repository, of))
+    return Table(of, columns(of), f"{home}export?of={of}&format=jsonl&raw=false", sha256, size)
+
+
+async def _measured(repository: Repository, of: str) -> tuple[int, str]:
+    """Size and SHA-256 of a table: it is written without being sent."""
     digest, size = hashlib.sha256(), 0
     async for part in table_parts(repository, of):
         digest.update(part)
         size += len(part)
-    return Table(of, columns(of), f"{home}export?of={of}&format=jsonl&raw=false", digest.hexdigest(), size)
+    return size, digest.hexdigest()

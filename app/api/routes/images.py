@@ -20,11 +20,11 @@ from app.api.files import file_response
 from app.api.filter_parameters import filters
 from app.api.projection import ImageProjectionDep
 from app.api.responses import data_response, page_response
-from app.api.schemas.records import ImagePage, ImageWithCase, StoredRecord
-from app.api.serializers import case_view, image_view
+from app.api.schemas.records import ImageDetail, ImagePage, StoredRecord
+from app.api.serializers import annotation_view, case_view, image_view
 from app.data.fields import IMAGE_FIELDS
 from app.data.repository import CASES, IMAGES, case_of
-from app.data.serializers import with_member
+from app.data.serializers import encode, with_member
 
 router = APIRouter(tags=["images"])
 
@@ -70,18 +70,20 @@ async def list_images(
 
 @router.get(
     "/images/{image}",
-    response_model=ImageWithCase | StoredRecord,
+    response_model=ImageDetail | StoredRecord,
     responses=documented(404, 422, 503, 504),
     summary="Read an image",
     operation_id="get_image",
 )
 async def read_image(request: Request, image: ImageIdDep, repository: RepositoryDep, raw: Raw = False) -> Response:
-    """One image with its case; any letter case of the id is taken."""
+    """One image with its case and its current annotations; any letter case of the id is taken."""
     if raw:
         return await data_response(request, repository, await repository.get(IMAGES, image))
     own = await repository.answer(IMAGES, image, "summary")
     case = await repository.answer(CASES, image.partition("_")[0], "summary")
-    return await data_response(request, repository, with_member(own["summary"], "case", case["summary"]))
+    annotations = [annotation_view(each) for each in await repository.annotations_of(image)]
+    answer = with_member(own["summary"], "case", case["summary"])
+    return await data_response(request, repository, with_member(answer, "annotations", encode(annotations)))
 
 
 @router.get(

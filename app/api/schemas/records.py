@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.data.record import Case, CaseId, Image
+from app.data.record import Annotation, Case, CaseId, Image
 from app.data.repository import MAX_TOTAL
 
 
@@ -44,6 +44,12 @@ class ImageWithCase(ImageView):
     """One image with its case."""
 
     case: CaseSummary
+
+
+class ImageDetail(ImageWithCase):
+    """One image with its case and its annotations."""
+
+    annotations: list[Annotation] = Field(description="Current annotations, newest first, at most 100")
 
 
 class _PageModel(BaseModel):
