@@ -189,10 +189,14 @@ def test_the_api_user_serves_everything(
     uri = server.uri("api", _API_PASSWORD)
     with running_service(load_settings(home=tmp_path, mongo_uri=uri, data_dir=generated_dataset)) as client:
         image = client.get("/images?limit=1").json()["items"][0]
-        assert client.post(f"/images/{image['image']}/annotations", json={"comment": "seen"}).status_code == 201
+        annotated = client.post(f"/images/{image['image']}/annotations", json={"comment": "seen"})
+        assert annotated.status_code == 201
+        keys = {"image": image["image"], "u_id": image["u_id"], "annotation": annotated.json()["id"]}
+        amended = client.put(f"/annotations/{keys['annotation']}", json={"comment": "seen again"})
+        assert amended.status_code == 201, amended.text
         paths = [path for path, methods in client.get("/openapi.json").json()["paths"].items() if "get" in methods]
         for path in paths:
-            address = path.format(image=image["image"], u_id=image["u_id"], name="no-such-model")
+            address = path.format(**keys, name="no-such-model")
             answer = client.get(address, params={"q": "brain"} if path == "/search" else {})
             wanted = 404 if "{name}" in path or path == "/evaluation" else 503 if path.endswith(_ASKS_A_MODEL) else 200
             assert answer.status_code == wanted, (address, answer.text)

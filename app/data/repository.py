@@ -23,7 +23,7 @@ from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProble
 from app.data.image_hash_index import ImageHashIndex
 from app.data.pagination import SortOrder
 from app.data.search import MAX_HITS, SearchResult, search
-from app.data.serializers import ANSWER
+from app.data.serializers import ANSWER, case_answer, case_view, encode, image_answer, image_view
 
 Document = dict[str, Any]
 _Measured = TypeVar("_Measured")
@@ -80,11 +80,14 @@ IMAGES: Final = Collection(schema.IMAGES, "image", IMAGE_FIELDS)
 _WITHOUT_ANSWER: Final = {ANSWER: 0}
 
 
-def _answer_of(document: Document) -> Document:
-    answer: Document | None = document.get(ANSWER)
-    if not answer:
-        raise UnavailableError("The dataset was loaded by an older version of the service. Run `medpix seed`.")
-    return answer
+def _has_answer(collection: Collection, document: Document) -> bool:
+    """Whether a document has its own answer; one of an older version, or a copy under another id, has not."""
+    summary: bytes = document.get(ANSWER, {}).get("summary", b"")
+    return summary.startswith(encode({collection.noun if collection is IMAGES else "u_id": document["_id"]})[:-1])
+
+
+def _summary(collection: Collection, document: Document) -> bytes:
+    return encode(image_view(document) if collection is IMAGES else case_view(document))
 
 
 def case_of(image: Mapping[str, Any], cases: Mapping[str, Document]) -> Document:
@@ -161,14 +164,20 @@ class Repository:
 
         Raises:
             NotFoundError: there is no such document.
-            UnavailableError: an older version seeded it.
         """
-        document = await self._database[collection.name].find_one(
-            {"_id": key}, {f"{ANSWER}.{member}": 1 for member in members}, max_time_ms=MAX_TIME_MS
-        )
+        fields = {f"{ANSWER}.{member}": 1 for member in (*members, "summary")}
+        document = await self._database[collection.name].find_one({"_id": key}, fields, max_time_ms=MAX_TIME_MS)
         if document is None:
             raise NotFoundError(f"There is no {collection.noun} {key}.")
-        return _answer_of(document)
+        if _has_answer(collection, document):
+            return document[ANSWER]  # type: ignore[no-any-return]
+        return await self._made_answer(collection, await self.get(collection, key))
+
+    async def _made_answer(self, collection: Collection, document: Document) -> Document:
+        if collection is IMAGES:
+            return image_answer(document)
+        images = self._database[schema.IMAGES].find({"U_id": document["_id"]}, _WITHOUT_ANSWER, max_time_ms=MAX_TIME_MS)
+        return case_answer(document, [image_answer(image)["summary"] async for image in images.sort("_id")])
 
     async def get_many(self, collection: Collection, keys: Sequence[str]) -> list[Document]:
         """The documents with some keys, in any order; those that are not there are left out."""
@@ -234,7 +243,13 @@ class Repository:
         documents = documents[:limit]
         following = cursor.encode_cursor(documents[-1], order, selection.canonical) if more else None
         if summaries:
-            documents = [{"_id": each["_id"], **_answer_of(each)} for each in documents]
+            missing = [each["_id"] for each in documents if not _has_answer(collection, each)]
+            made = {each["_id"]: each for each in await self.get_many(collection, missing)} if missing else {}
+            documents = [
+                {"summary": _summary(collection, made[key]) if key in made else each[ANSWER]["summary"]}
+                for each in documents
+                for key in [each["_id"]]
+            ]
         return Page(documents, total, total < MAX_TOTAL, following)
 
     async def _count(self, collection: Collection, selection: Filter) -> int:

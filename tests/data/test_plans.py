@@ -30,7 +30,7 @@ IMAGE_QUERIES = [
     "age__isnull=true",
     "plane=Axial",
     "quality_flags=sex_unknown",
-    "sha256=0",
+    f"sha256={'0' * 64}",
     "image=MPX1008_synpic20010",
 ]
 CASE_QUERIES = [

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Annotated, Any, Final, Literal
 
 import anyio
@@ -96,38 +95,43 @@ async def export(
         parts = export_parts(repository, image_store, selection, of=of, file_format=file_format, raw=raw, order=order)
     except ExportError as error:
         raise ParameterError([ParameterProblem(error.parameter, str(error))]) from error
-    body = await _started(parts)
+    first = await anext(parts, b"")
     headers = {"Content-Disposition": f'attachment; filename="medpix-{of}.{file_format}"', "Cache-Control": "no-cache"}
     version = await repository.dataset_version()
     if version:
         headers["X-Dataset-Version"] = version
-    return _ClosingResponse(body, headers=headers, media_type=MEDIA_TYPES[file_format])
+    return _ExportResponse(first, parts, headers=headers, media_type=MEDIA_TYPES[file_format])
 
 
-class _ClosingResponse(StreamingResponse):
-    """Closes its generators, and with them the cursor in the database, when the client leaves."""
+class _ExportResponse(StreamingResponse):
+    """Sends parts, and closes them, and with them the cursor in the database, when the client leaves.
+
+    Args:
+        first: made already, so that what fails at once is answered with its own status.
+        parts: the others.
+    """
+
+    def __init__(self, first: bytes, parts: AsyncGenerator[bytes], *, headers: dict[str, str], media_type: str) -> None:
+        super().__init__(_after(first, parts), headers=headers, media_type=media_type)
+        self._parts = parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the parts."""
         try:
             await super().__call__(scope, receive, send)
         finally:
+            # Not the body's iterator: it does not close the parts where the client left before it began.
             with anyio.CancelScope(shield=True):
-                if isinstance(self.body_iterator, AsyncGenerator):
-                    await self.body_iterator.aclose()
+                await self._parts.aclose()
 
 
-async def _started(parts: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """The same bytes, the first part made already: what fails at once is answered with its own status."""
-    first = await anext(parts, b"")
-
-    async def resumed() -> AsyncGenerator[bytes]:
-        async with aclosing(parts):
-            yield first
-            async for part in parts:
-                yield part
-
-    return resumed()
+async def _after(first: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    part = first
+    while part:
+        yield part
+        # A query that is cancelled half way would leave its cursor open: the client leaves between two parts.
+        with anyio.CancelScope(shield=True):
+            part = await anext(parts, b"")
 
 
 @router.get(
