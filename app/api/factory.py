@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
-from app.api.answer_cache import AnswerCache
+from app.api.deps import check_parameters
 from app.api.errors import install_error_handlers
-from app.api.middleware import BodyLimit, CountRequests, RequestContext
+from app.api.middleware import BodyLimit, CountRequests, ForwardedPrefix, RequestContext
 from app.api.ratelimit import RateLimit
 from app.api.routes import (
     annotations,
@@ -28,18 +29,19 @@ from app.api.routes import (
     search,
     similar,
 )
+from app.api.trusted_hosts import TrustedHosts
 from app.api.uploads import body_limit
 from app.core.settings import Settings, get_settings
 from app.core.telemetry import Metrics
 from app.data.client import connect, connect_async
-from app.data.image_store import PictureStore
+from app.data.image_store import ImageStore
 from app.data.repository import Repository
 from app.data.schema import DATABASE
 from app.serving.model_manager import ModelManager
 from app.web.pages import install_pages
 
 # In the order of the API reference.
-ROOMS = (
+ROUTERS = (
     cases,
     images,
     search,
@@ -90,20 +92,29 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        root_path=settings.root_path,
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
-    app.state.pictures = PictureStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
-    for module in ROOMS:
-        app.include_router(module.router)
+    app.state.image_store = ImageStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
+    for module in ROUTERS:
+        app.include_router(module.router, dependencies=[Depends(check_parameters)])
     docs.install_docs(app)
     install_pages(app)
     install_error_handlers(app)
-    if settings.answer_cache_mb:
-        app.add_middleware(AnswerCache, max_bytes=settings.answer_cache_mb * 1024**2)
-    if settings.rate_limit_per_minute:
+    if settings.rate_limit_per_minute or settings.rate_limit_reads_per_minute:
         app.add_middleware(RateLimit, settings=settings)
     app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(settings, path))
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["ETag", "Link", "Location", "Retry-After", "X-Dataset-Version", "X-Request-ID"],
+        )
+    app.add_middleware(TrustedHosts, hosts=settings.trusted_hosts)
+    app.add_middleware(ForwardedPrefix)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     app.add_middleware(RequestContext)
     return app

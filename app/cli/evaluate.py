@@ -108,7 +108,7 @@ def evaluate_if_due(settings: Settings, database: Database[Document], *, device:
     if os.environ.get("RANK", "0") != "0":
         return
     cards = list(Registry(database, settings.model_files_dir).list())
-    run = database[schema.SEED_RUNS].find_one({"state": "complete"}, sort=[("finished_at", -1)]) or {}
+    run = database[schema.SEED_RUNS].find_one({"state": "complete"}, sort=schema.LATEST_RUN_FIRST) or {}
     if covers(read_results(settings.home / FOLDER) or {}, cards, run.get("dataset_version")):
         _LOG.info("the last evaluation is of the registered models; nothing to evaluate")
         return

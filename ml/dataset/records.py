@@ -123,7 +123,7 @@ def load_records(
 def _check_seeded(database: Database[dict[str, Any]], documents: Sequence[Document], splits: Sequence[str]) -> None:
     """Whole cases that are gone leave no trace but in the counts of the last seeding."""
     runs = database[schema.SEED_RUNS]
-    latest = runs.find_one(sort=[("started_at", -1)])
+    latest = runs.find_one(sort=schema.LATEST_RUN_FIRST)
     whole = runs.find_one({"state": "complete"}, sort=[("finished_at", -1)])
     # A run that broke off while it wrote the same files again left nothing but these.
     if latest is None or whole is None or latest["dataset_version"] != whole["dataset_version"]:

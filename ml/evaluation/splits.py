@@ -57,7 +57,7 @@ def identity(database: Database[dict[str, Any]], split: str, records: Sequence[R
     Raises:
         SplitError: the dataset was seeded as the published one, but this is not its test split.
     """
-    run = database[schema.SEED_RUNS].find_one({"state": "complete"}, sort=[("finished_at", -1)]) or {}
+    run = database[schema.SEED_RUNS].find_one({"state": "complete"}, sort=schema.LATEST_RUN_FIRST) or {}
     published = bool(run.get("published"))
     found = content_hash(records)
     exact = published and split == "test" and found == TEST_CONTENT_SHA256

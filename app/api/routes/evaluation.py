@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.deps import get_settings
 from app.api.errors import documented
-from app.api.files import matches
+from app.api.files import etag_matches
 from app.core.exceptions import UnavailableError
 from app.core.settings import Settings
 from app.data.evaluation_report import FaultyReportError, read_report
@@ -40,6 +40,6 @@ async def read_evaluation(request: Request, settings: Annotated[Settings, Depend
     except FaultyReportError as error:
         raise UnavailableError(str(error)) from error
     headers = {"ETag": report.etag, "Cache-Control": "no-cache"}
-    if matches(request.headers.get("if-none-match"), report.etag):
+    if etag_matches(request.headers.get("if-none-match"), report.etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     return Response(report.body, headers=headers, media_type="application/json")

@@ -7,10 +7,12 @@ from pydantic import BaseModel, Field
 
 from app.api.deps import CaseFilterDep, Limit, RepositoryDep
 from app.api.errors import documented
+from app.api.filter_parameters import filters
 from app.api.projection import CaseProjectionDep, Projection
 from app.api.responses import data_response
 from app.api.schemas.records import CaseSummary, ChosenFields, ImageView
 from app.api.serializers import case_view, image_view
+from app.data.fields import CASE_FIELDS
 from app.data.highlight import Match
 from app.data.search import MAX_HITS, Hit
 
@@ -53,7 +55,14 @@ class SearchPage(BaseModel):
     offset: int
 
 
-@router.get("/search", response_model=SearchPage, responses=documented(422, 503, 504), summary="Search")
+@router.get(
+    "/search",
+    response_model=SearchPage,
+    responses=documented(422, 503, 504),
+    openapi_extra=filters(CASE_FIELDS),
+    summary="Search",
+    operation_id="search",
+)
 async def search(
     request: Request,
     repository: RepositoryDep,
