@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from app.data import regex_filter
 from app.data.fields import Field
 
 Document = dict[str, Any]
@@ -43,7 +44,7 @@ class Filter:
     """A checked filter.
 
     Attributes:
-        query: what MongoDB is asked.
+        query: what MongoDB is asked, once ``Repository.resolve`` has replaced its regular expressions.
         canonical: the same filter in one spelling, for a cursor to remember.
         scans: whether an operator needs to look at every document (contains, regex).
     """
@@ -168,7 +169,7 @@ def _contains(field: Field, value: str) -> Document:
 def _regex(field: Field, value: str) -> Document:
     if not value or len(value) > MAX_REGEX_CHARS:
         raise ValueError(f"expected a regular expression of 1 to {MAX_REGEX_CHARS} characters")
-    return {field.path: {"$regex": value, "$options": "i"}}
+    return regex_filter.condition(field.path, value)
 
 
 def _is_null(field: Field, value: str) -> Document:

@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -13,13 +13,13 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
 from app.data import pagination as cursor
-from app.data import schema
+from app.data import regex_filter, schema
 from app.data.facets import MAX_VALUES, facets, statistics
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, Field
 from app.data.filters import Filter
 from app.data.image_hash_index import Contents
 from app.data.pagination import SortOrder
-from app.data.search import SearchResult, search
+from app.data.search import Search, SearchResult
 
 Document = dict[str, Any]
 
@@ -28,6 +28,7 @@ MAX_TIME_MS: Final = 2_000
 # Counting reads an index entry per document: on a large collection it would take longer than the page itself.
 MAX_TOTAL: Final = 10_000
 _MAX_TOTALS: Final = 1_000
+_MAX_RESOLVED: Final = 32
 _LATEST_S: Final = 1.0
 # What was acknowledged survives the loss of any one member.
 _MAJORITY: Final = WriteConcern("majority", wtimeout=5_000)
@@ -92,6 +93,8 @@ class Repository:
         self._latest_expires = 0.0
         self._contents = Contents(database, MAX_TIME_MS)
         self._totals: dict[tuple[str | None, str, str], int] = {}
+        self._resolved: dict[tuple[str, str, str], Document] = {}
+        self._search = Search(database)
 
     async def _latest_run(self) -> Document | None:
         """The last complete seeding run; at most a second old."""
@@ -158,10 +161,31 @@ class Repository:
         """The cases with these ids, by id."""
         return {document["_id"]: document for document in await self.get_many(CASES, keys)}
 
+    async def resolve(self, collection: Collection, selection: Filter) -> Filter:
+        """A filter whose regular expressions were replaced by the ids of the documents that match them.
+
+        Raises:
+            UnprocessableError: too many documents pass the other conditions.
+            DeadlineExceededError: reading and matching them took too long.
+        """
+        if not regex_filter.has_regex(selection.query):
+            return selection
+        seeded = await self.seeded() if collection is not ANNOTATIONS else None
+        key = (seeded or "", collection.name, selection.canonical)
+        query = self._resolved.get(key)
+        if query is None:
+            query = await regex_filter.resolve(self._database[collection.name], selection.query)
+            if seeded is not None:
+                self._resolved[key] = query
+                if len(self._resolved) > _MAX_RESOLVED:
+                    del self._resolved[next(iter(self._resolved))]
+        return replace(selection, query=query)
+
     async def stream(
         self, collection: Collection, selection: Filter, order: SortOrder | None = None
     ) -> AsyncIterator[Document]:
         """Every document that passes a filter, by id or in another order; a batch at a time is held in memory."""
+        selection = await self.resolve(collection, selection)
         target = self._database[collection.name]
         found = target.find(selection.query, batch_size=_STREAM_BATCH, max_time_ms=_STREAM_TIME_MS)
         # A large selection in an order without an index is sorted on the server's disk.
@@ -178,6 +202,7 @@ class Repository:
         Raises:
             ParameterError: the cursor does not fit the filter and the order.
         """
+        selection = await self.resolve(collection, selection)
         conditions = [selection.query] if selection.query else []
         if after is not None:
             conditions.append(cursor.decode_cursor(after, order, selection.canonical))
@@ -235,14 +260,27 @@ class Repository:
 
     async def search(self, text: str, selection: Filter, *, limit: int, offset: int) -> SearchResult:
         """Cases by their texts and the captions of their images, best first."""
-        return await search(self._database, text, selection, limit=limit, offset=offset)
+        selection = await self.resolve(CASES, selection)
+        seed_run_id = await self.seeded()
+        return await self._search.search(text, selection, seed_run_id=seed_run_id, limit=limit, offset=offset)
+
+    async def prepare_search(self) -> None:
+        """Build the index of the search, so that the first query does not wait for it."""
+        seed_run_id = await self.seeded()
+        if seed_run_id is not None:
+            await self._search.prepare(seed_run_id)
+
+    async def close(self) -> None:
+        """End the thread of the search; the database stays open."""
+        await self._search.close()
 
     async def facets(self, selection: Filter) -> Document:
         """Counts of the images under a filter, per value of a few fields."""
-        return await facets(self._database, selection)
+        return await facets(self._database, await self.resolve(IMAGES, selection))
 
     async def statistics(self, collection: Collection, selection: Filter) -> Document:
         """Nulls and distributions of every field of a collection under a filter."""
+        selection = await self.resolve(collection, selection)
         return await statistics(self._database, collection.name, collection.fields, selection)
 
     async def known_values(self, collection: Collection) -> dict[str, list[Any]]:
