@@ -102,7 +102,8 @@ class _Recorder:
         """Handle one message."""
         if message["type"] == "http.response.start" and message["status"] == HTTPStatus.OK:
             self._headers = list(message["headers"])
-            self._etag = Headers(raw=self._headers).get("etag", "")
+            headers = Headers(raw=self._headers)
+            self._etag = "" if "no-store" in headers.get("cache-control", "") else headers.get("etag", "")
         elif message["type"] == "http.response.body" and self._etag and not message.get("more_body"):
             answer = _Answer(self._headers, self._etag, message.get("body", b""), self._scope.get("route"))
             self._cache.keep(self._key, answer)

@@ -14,7 +14,9 @@ from app.data.repository import Repository
 from app.serving.model_manager import ModelServer
 
 MAX_LIMIT: Final = 100
-RESERVED: Final = frozenset({"limit", "cursor", "sort", "fields", "expand", "raw", "q", "offset", "of", "format"})
+RESERVED: Final = frozenset(
+    {"limit", "cursor", "sort", "fields", "expand", "raw", "q", "mode", "offset", "of", "format"}
+)
 
 # MedPix 2.0 has four digits; a larger collection may have more.
 _CASE_ID = re.compile(r"mpx\d{4,8}", re.IGNORECASE)

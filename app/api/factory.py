@@ -84,7 +84,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         uri = settings.mongo_uri or "mongodb://127.0.0.1:27017"
         async with connect_async(uri, settings) as client:
-            repository = app.state.repository = Repository(client.get_default_database(DATABASE))
+            repository = app.state.repository = Repository(
+                client.get_default_database(DATABASE), settings.home / "cache"
+            )
             with connect(uri, settings) as blocking_client:
                 database = blocking_client.get_default_database(DATABASE)
                 app.state.models = ModelServer(settings, database, app.state.metrics)

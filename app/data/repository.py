@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 from pymongo import WriteConcern
@@ -19,7 +20,7 @@ from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, Field
 from app.data.filters import Filter
 from app.data.image_hash_index import Contents
 from app.data.pagination import SortOrder
-from app.data.search import Search, SearchResult
+from app.data.search import Mode, Search, SearchResult
 
 Document = dict[str, Any]
 
@@ -87,14 +88,20 @@ def case_pipeline(u_id: str) -> list[Document]:
 class Repository:
     """Reads cases and images."""
 
-    def __init__(self, database: AsyncDatabase[Document]) -> None:
+    def __init__(self, database: AsyncDatabase[Document], cache: Path) -> None:
+        """Nothing is read yet.
+
+        Args:
+            database: the seeded database.
+            cache: folder for what can be computed again, such as the embeddings of the search.
+        """
         self._database = database
         self._latest: Document | None = None
         self._latest_expires = 0.0
         self._contents = Contents(database, MAX_TIME_MS)
         self._totals: dict[tuple[str | None, str, str], int] = {}
         self._resolved: dict[tuple[str, str, str], Document] = {}
-        self._search = Search(database)
+        self._search = Search(database, cache / "search")
 
     async def _latest_run(self) -> Document | None:
         """The last complete seeding run; at most a second old."""
@@ -258,11 +265,13 @@ class Repository:
         await target.insert_one(document)
         return document
 
-    async def search(self, text: str, selection: Filter, *, limit: int, offset: int) -> SearchResult:
+    async def search(self, text: str, selection: Filter, *, mode: Mode, limit: int, offset: int) -> SearchResult:
         """Cases by their texts and the captions of their images, best first."""
         selection = await self.resolve(CASES, selection)
         seed_run_id = await self.seeded()
-        return await self._search.search(text, selection, seed_run_id=seed_run_id, limit=limit, offset=offset)
+        return await self._search.search(
+            text, selection, mode=mode, seed_run_id=seed_run_id, limit=limit, offset=offset
+        )
 
     async def prepare_search(self) -> None:
         """Build the index of the search, so that the first query does not wait for it."""

@@ -13,7 +13,7 @@ import snowballstemmer
 _WORD: Final = re.compile(r"[^\W_][^\W_\u0300-\u036f]*(?:[\u0300-\u036f]+[^\W_]*)*(?:['’ʼ‘＇′][^\W_\u0300-\u036f]+)*")
 _HYPHENS: Final = "-‐‑‒–−"
 # What joins words to one compound: T1-weighted, MPX1007_synpic46719, 3/4 is two words.
-_JOINED: Final = re.compile(rf"[{_HYPHENS}_]")
+_JOINERS: Final = frozenset(_HYPHENS + "_")
 _POSSESSIVE: Final = re.compile(r"['’ʼ‘＇′](s?)$")
 _APOSTROPHE: Final = re.compile(r"['’ʼ‘＇′]")
 # Letters that Unicode does not decompose into a base letter and a mark.
@@ -100,10 +100,10 @@ def stem(word: str) -> str:
 
 def tokenize(text: str) -> Iterator[Token]:
     """The words of a text, in order."""
-    before = -1
+    before = -2
     for match in _WORD.finditer(text):
         start, end = match.span()
-        joined = start == before + 1 and before > 0 and _JOINED.match(text, before) is not None
+        joined = start == before + 1 and text[before] in _JOINERS
         yield Token(start, end, stem(match.group()), joined)
         before = end
 

@@ -68,8 +68,12 @@ class WordIndex:
         self._bm25 = f"bm25(cases, {', '.join(map(str, weights))})"
         self._words: dict[str, str] = {}
 
-    def add(self, case: Document, images: Sequence[Document]) -> None:
-        """Index a stored case with its stored images."""
+    def add(self, rows: Iterable[tuple[Document, Sequence[Document]]]) -> None:
+        """Index stored cases, each with its stored images."""
+        for case, images in rows:
+            self._add(case, images)
+
+    def _add(self, case: Document, images: Sequence[Document]) -> None:
         columns = [self._stems(pick(case, CASE_FIELDS[name].path)) for name in CASE_WEIGHTS]
         captions = [self._stems(pick(image, IMAGE_FIELDS["caption"].path)) for image in images]
         modalities = {pick(image, IMAGE_FIELDS["modality"].path) for image in images}
@@ -89,6 +93,9 @@ class WordIndex:
     def close(self) -> None:
         """Delete the index."""
         self._database.close()
+
+    def __del__(self) -> None:
+        self.close()
 
     def _stems(self, text: str | None) -> str:
         """The stems of a text, then those of its hyphenated compounds written as one word."""
@@ -180,11 +187,3 @@ def _id_words(image: str) -> str:
     *_, own = tokenize(image)
     whole = "".join(fold(part) for part in image.split("_"))
     return f"{own.stem}{_BREAK}{stem(whole)}"
-
-
-def build(rows: Iterable[tuple[Document, Sequence[Document]]]) -> WordIndex:
-    """Index cases with their images."""
-    index = WordIndex()
-    for case, images in rows:
-        index.add(case, images)
-    return index

@@ -161,28 +161,27 @@ def test_spellings_of_a_word_are_one(api: httpx.Client, q: str) -> None:
     assert match.snippet[slice(*match.ranges[0])] == "Broca's"
 
 
-@pytest.mark.parametrize("q", ["T2-weighted", "T2‑weighted", "t2weighted", '"L4-L5"', "l4l5"])
+@pytest.mark.parametrize("q", ["L4-L5", "l4‑l5", '"L4 L5"', "l4l5"])
 def test_hyphens_make_no_difference(api: httpx.Client, q: str) -> None:
-    page = _search(api, q)
-    if "4" in q:
-        assert page.items[0].matches[0].field == "findings"
-    assert _ids(page) == _ids(_search(api, q.replace("-", "").replace("‑", "")))
+    page = _search(api, q, limit=100)
+    assert page.total == _search(api, "herniation", limit=100).total > 0
+    assert page.items[0].matches[0].field == "findings"
+    assert "L4" in page.items[0].matches[0].snippet
 
 
 def test_common_words_are_left_out_and_not_marked(api: httpx.Client) -> None:
     page = _search(api, "the ureter in a kidney")
     assert page.ignored == ["the", "in", "a"]
     assert page.matched == "all"
-    marked = {m.snippet[a:b].casefold() for hit in page.items for m in hit.images[0].matches for a, b in m.ranges}
+    matches = [match for hit in page.items for match in (*hit.matches, *(m for i in hit.images for m in i.matches))]
+    marked = {match.snippet[start:end].casefold() for match in matches for start, end in match.ranges}
     assert marked == {"ureter", "kidney"}
 
 
 def test_what_a_case_is_about_comes_before_what_it_mentions(api: httpx.Client) -> None:
-    first = _search(api, "Chest").items[0]
-    assert "Chest" in first.case.title
-    about = [
-        bool({"title", "diagnosis"} & {match.field for match in hit.matches}) for hit in _search(api, "lesion").items
-    ]
+    fields = [{match.field for match in hit.matches} for hit in _search(api, "musculoskeletal lesion", limit=100).items]
+    about = ["title" in names for names in fields]
+    assert any(about)
     assert about == sorted(about, reverse=True)
 
 

@@ -13,7 +13,7 @@ from app.api.responses import data_response, encode
 from app.api.schemas.records import CaseSummary, ChosenFields, ImageView
 from app.api.serializers import case_view, image_view
 from app.data.highlight import Match
-from app.data.search import MAX_HITS, Hit, SearchResult
+from app.data.search import MAX_HITS, Hit, Mode, SearchResult
 
 router = APIRouter(tags=["search"])
 
@@ -50,8 +50,11 @@ class SearchPage(BaseModel):
 
     items: list[HitView]
     total: int = Field(description=f"How many cases were found, at most {MAX_HITS}")
-    matched: Literal["all", "any"] = Field(
-        description="all: each case holds every term; any: no case does, these hold at least one"
+    mode: Mode = Field(
+        description="How the cases were found; `words` in place of `hybrid` while the embeddings are being computed"
+    )
+    matched: Literal["all", "any"] | None = Field(
+        description="Of the cases found by words. all: each holds every term; any: none does, these hold at least one"
     )
     did_you_mean: str | None = Field(description="The query as it was probably meant", examples=["meningioma"])
     exact_id: str | None = Field(
@@ -76,6 +79,10 @@ async def search(
             examples=["ureter stone"],
         ),
     ],
+    mode: Annotated[
+        Mode,
+        Query(description="words; meaning: nearest by sentence embedding; hybrid: both, fused by reciprocal rank"),
+    ] = "words",
     limit: Limit = 20,
     offset: Annotated[int, Query(ge=0, le=MAX_HITS, description="Hits to leave out")] = 0,
 ) -> Response:
@@ -86,14 +93,18 @@ async def search(
 
     The filters of `/cases` apply too; `fields` chooses what is answered of each case.
     """
-    found = await repository.search(q, selection, limit=limit, offset=offset)
-    return await data_response(request, repository, await asyncio.to_thread(_body, found, projection, limit, offset))
+    found = await repository.search(q, selection, mode=mode, limit=limit, offset=offset)
+    body = await asyncio.to_thread(_body, found, projection, limit, offset)
+    # The same address answers differently once the embeddings are there.
+    headers = {"Cache-Control": "no-store"} if mode == "hybrid" and found.mode == "words" else None
+    return await data_response(request, repository, body, headers=headers)
 
 
 def _body(found: SearchResult, projection: Projection, limit: int, offset: int) -> bytes:
     content = {
         "items": [_hit(hit, projection) for hit in found.hits],
         "total": found.total,
+        "mode": found.mode,
         "matched": found.matched,
         "did_you_mean": found.did_you_mean,
         "exact_id": found.exact_id,
