@@ -69,6 +69,7 @@ class MeaningIndex:
         self._cases, inverse = np.unique(np.array(cases, object), return_inverse=True)
         self._case_of: npt.NDArray[np.int64] = inverse.astype(np.int64)
         self._images = images
+        self._places = np.array([place for place, image in enumerate(images) if image is not None], np.int64)
         self._embeddings = embeddings
 
     def rank(self, query: Embeddings) -> tuple[list[tuple[str, float]], Mapping[str, tuple[str, float]]]:
@@ -82,11 +83,12 @@ class MeaningIndex:
         np.maximum.at(best, self._case_of, near)
         order = np.argsort(-best, kind="stable")
         ranking = [(str(self._cases[index]), float(best[index])) for index in order]
-        images: dict[str, tuple[str, float]] = {}
-        for place in np.argsort(-near, kind="stable"):
-            image = self._images[place]
-            if image is not None:
-                images.setdefault(str(self._cases[self._case_of[place]]), (image, float(near[place])))
+        by_case = self._places[np.lexsort((-near[self._places], self._case_of[self._places]))]
+        _, first = np.unique(self._case_of[by_case], return_index=True)
+        images = {
+            str(self._cases[self._case_of[place]]): (str(self._images[place]), float(near[place]))
+            for place in by_case[first]
+        }
         return ranking, images
 
 

@@ -39,7 +39,7 @@ _MAX_EMBEDDING_WAIT_S: Final = 2.0
 _EMBEDDING_RETRY_S: Final = 15
 # The nearest cases by meaning; those less similar than this have little to do with the query.
 _MAX_NEAR: Final = 100
-_MIN_SIMILARITY: Final = 0.3
+_MIN_SIMILARITY: Final = 0.35
 # Reciprocal rank fusion: a case scores 1 / (60 + rank) in each ranking (Cormack, Clarke and Buettcher, SIGIR 2009).
 _RRF_RANK: Final = 60
 _CASE_TEXTS: Final = (CASE_FIELDS["u_id"], *(CASE_FIELDS[name] for name in CASE_WEIGHTS))

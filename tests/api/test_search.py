@@ -4,6 +4,8 @@ import httpx
 import pytest
 
 from app.api.routes.search import SearchPage
+from app.data.search import fuse
+from tests.service import is_ok, wait_for
 
 
 def _search(client: httpx.Client, q: str, **parameters: str | int) -> Any:
@@ -183,6 +185,60 @@ def test_what_a_case_is_about_comes_before_what_it_mentions(api: httpx.Client) -
     about = ["title" in names for names in fields]
     assert any(about)
     assert about == sorted(about, reverse=True)
+
+
+@pytest.fixture(scope="module")
+def meaning(api: httpx.Client) -> httpx.Client:
+    """The service with its embeddings computed."""
+    assert wait_for(api, "/search?q=stone&mode=meaning", is_ok).status_code == 200
+    return api
+
+
+def test_other_words_for_it_are_found_by_meaning(meaning: httpx.Client) -> None:
+    assert _search(meaning, "renal calculus").total == 0
+    page = _search(meaning, "renal calculus", mode="meaning")
+    assert (page.mode, page.matched) == ("meaning", None)
+    assert {hit.case.location for hit in page.items[:5]} == {"Genitourinary"}
+    scores = [hit.score for hit in page.items]
+    assert scores == sorted(scores, reverse=True)
+    assert page.items[0].images
+
+
+def test_hybrid_has_what_both_find(meaning: httpx.Client) -> None:
+    words = _search(meaning, "ureter", limit=100)
+    near = _search(meaning, "ureter", limit=100, mode="meaning")
+    both = _search(meaning, "ureter", limit=100, mode="hybrid")
+    assert (both.mode, both.matched) == ("hybrid", "all")
+    assert _ids(both) == _ids(words) | _ids(near)
+    assert both.total == len(_ids(both))
+    fallback = _search(meaning, "renal calculus", mode="hybrid")
+    assert (fallback.mode, fallback.matched) == ("hybrid", None)
+    assert fallback.total > 0
+
+
+def test_filters_phrases_and_exclusions_hold_for_meaning(meaning: httpx.Client) -> None:
+    every = _search(meaning, "kidney disease", limit=100, mode="meaning")
+    test = _search(meaning, "kidney disease", limit=100, mode="meaning", split="test")
+    assert [h.case.u_id for h in test.items] == [h.case.u_id for h in every.items if h.case.split == "test"]
+    ureter = _ids(_search(meaning, "ureter", limit=100))
+    assert _ids(_search(meaning, 'kidney "left ureter"', limit=100, mode="meaning")) <= ureter
+    without = _ids(_search(meaning, "kidney -ureter", limit=100, mode="hybrid"))
+    assert not without & ureter
+
+
+def test_an_id_is_looked_up_in_every_mode(meaning: httpx.Client) -> None:
+    for mode in ("words", "meaning", "hybrid"):
+        page = _search(meaning, "MPX1001", mode=mode)
+        assert (page.exact_id, page.mode, page.total) == ("MPX1001", "words", 1)
+
+
+def test_an_unknown_mode_is_refused(api: httpx.Client) -> None:
+    assert api.get("/search", params={"q": "left", "mode": "magic"}).status_code == 422
+
+
+def test_fusion_adds_reciprocal_ranks() -> None:
+    fused = fuse([("a", 9.0), ("b", 1.0)], [("b", 0.5), ("c", 0.4)])
+    assert fused == [("b", 1 / 62 + 1 / 61), ("a", 1 / 61), ("c", 1 / 62)]
 
 
 @pytest.mark.medpix
