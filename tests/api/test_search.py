@@ -201,7 +201,7 @@ def test_other_words_for_it_are_found_by_meaning(meaning: httpx.Client) -> None:
     assert {hit.case.location for hit in page.items[:5]} == {"Genitourinary"}
     scores = [hit.score for hit in page.items]
     assert scores == sorted(scores, reverse=True)
-    assert page.items[0].images
+    assert any(hit.images for hit in page.items)
 
 
 def test_hybrid_has_what_both_find(meaning: httpx.Client) -> None:
