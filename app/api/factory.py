@@ -1,11 +1,13 @@
 """Puts the service together: settings, lifespan, routers, error handlers."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from pymongo.errors import PyMongoError
 
 from app.api.deps import check_parameters
 from app.api.errors import install_error_handlers
@@ -31,6 +33,7 @@ from app.api.routes import (
 )
 from app.api.trusted_hosts import TrustedHosts
 from app.api.uploads import body_limit
+from app.core.exceptions import ApiError
 from app.core.settings import Settings, get_settings
 from app.core.telemetry import Metrics
 from app.data.client import connect, connect_async
@@ -64,6 +67,12 @@ DESCRIPTION = """The MedPix 2.0 cases and images, and predictions of modality an
 For research and teaching; **not for diagnosis**."""
 
 
+async def _prepare_search(repository: Repository) -> None:
+    """Build the search index at start, so that the first query does not wait for it."""
+    with suppress(PyMongoError, ApiError):  # the first query tries again, and knows how to answer each fault
+        await repository.prepare_search()
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application.
 
@@ -77,13 +86,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         uri = settings.mongo_uri or "mongodb://127.0.0.1:27017"
         async with connect_async(uri, settings) as client:
-            app.state.repository = Repository(client.get_default_database(DATABASE))
+            repository = app.state.repository = Repository(
+                client.get_default_database(DATABASE), settings.home / "cache"
+            )
             with connect(uri, settings) as blocking_client:
                 database = blocking_client.get_default_database(DATABASE)
                 app.state.models = ModelManager(settings, database, app.state.metrics)
                 app.state.models.start()
+                warm_up = asyncio.create_task(_prepare_search(repository))
                 yield
+                warm_up.cancel()
                 await app.state.models.stop()
+            await repository.close()
 
     app = FastAPI(
         title="MedPix service",

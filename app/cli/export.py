@@ -75,6 +75,6 @@ async def _write(
 ) -> None:
     image_store = ImageStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
     async with connect_async(uri, settings) as client:
-        repository = Repository(client.get_default_database(DATABASE))
+        repository = Repository(client.get_default_database(DATABASE), settings.home / "cache")
         async for part in export_parts(repository, image_store, selection, of=of, file_format=file_format, raw=raw):
             file.write(part)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from app.data import regex_filter
 from app.data.fields import Field
 
 Document = dict[str, Any]
@@ -54,7 +55,7 @@ class Filter:
     """A checked filter.
 
     Attributes:
-        query: what MongoDB is asked.
+        query: what MongoDB is asked, once ``Repository.resolve`` has replaced its regular expressions.
         canonical: the same filter in one spelling, for a cursor to remember.
         scans: whether an operator needs to look at every document (contains, regex).
     """
@@ -298,7 +299,7 @@ def _starts_with(field: Field, value: str, _: tuple[str, ...]) -> Document:
 def _regex(field: Field, value: str, _: tuple[str, ...]) -> Document:
     if not value or len(value) > MAX_REGEX_CHARS:
         raise ValueError(f"expected a regular expression of 1 to {MAX_REGEX_CHARS} characters")
-    return {field.path: {"$regex": value, "$options": "i"}}
+    return regex_filter.condition(field.path, value)
 
 
 def _is_null(field: Field, value: str, _: tuple[str, ...]) -> Document:

@@ -6,8 +6,9 @@ import heapq
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from pymongo import WriteConcern
@@ -16,13 +17,13 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from app.core.exceptions import ConflictError, UnavailableError
 from app.data import pagination as cursor
-from app.data import schema
+from app.data import regex_filter, schema
 from app.data.facets import MAX_VALUES, facets, statistics
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, Field
 from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem, Vocabulary
 from app.data.image_hash_index import ImageHashIndex
 from app.data.pagination import SortOrder
-from app.data.search import MAX_HITS, SearchResult, search
+from app.data.search import MAX_HITS, Mode, Search, SearchResult
 from app.data.serializers import ANSWER, case_answer, case_view, encode, image_answer, image_view
 
 Document = dict[str, Any]
@@ -33,6 +34,7 @@ MAX_TIME_MS: Final = 2_000
 # Counting reads an index entry per document: on a large collection it would take longer than the page itself.
 MAX_TOTAL: Final = 10_000
 _MAX_TOTALS: Final = 1_000
+_MAX_RESOLVED: Final = 32
 _LATEST_S: Final = 1.0
 # What was acknowledged survives the loss of any one member.
 _MAJORITY: Final = WriteConcern("majority", wtimeout=5_000)
@@ -113,7 +115,13 @@ def _narrowed(selection: Filter, condition: Document, canonical: str) -> Filter:
 class Repository:
     """Reads cases and images."""
 
-    def __init__(self, database: AsyncDatabase[Document]) -> None:
+    def __init__(self, database: AsyncDatabase[Document], cache: Path) -> None:
+        """Nothing is read yet.
+
+        Args:
+            database: the seeded database.
+            cache: folder for what can be computed again, such as the embeddings of the search.
+        """
         self._database = database
         self._latest: Document | None = None
         self._latest_expires = 0.0
@@ -123,6 +131,8 @@ class Repository:
         self._measuring = asyncio.Lock()
         self._totals: dict[tuple[str, str, str], int] = {}
         self._hash_index = ImageHashIndex(database, MAX_TIME_MS)
+        self._resolved: dict[tuple[str, str, str], Document] = {}
+        self._search = Search(database, cache / "search")
 
     async def _latest_run(self) -> Document | None:
         """The last complete seeding run; at most a second old."""
@@ -202,10 +212,31 @@ class Repository:
         """The cases with these ids, by id."""
         return {document["_id"]: document for document in await self.get_many(CASES, keys)}
 
+    async def resolve(self, collection: Collection, selection: Filter) -> Filter:
+        """A filter whose regular expressions were replaced by the ids of the documents that match them.
+
+        Raises:
+            UnprocessableError: too many documents pass the other conditions.
+            DeadlineExceededError: reading and matching them took too long.
+        """
+        if not regex_filter.has_regex(selection.query):
+            return selection
+        seeded = await self.seed_run_id() if collection is not ANNOTATIONS else None
+        key = (seeded or "", collection.name, selection.canonical)
+        query = self._resolved.get(key)
+        if query is None:
+            query = await regex_filter.resolve(self._database[collection.name], selection.query)
+            if seeded is not None:
+                self._resolved[key] = query
+                if len(self._resolved) > _MAX_RESOLVED:
+                    del self._resolved[next(iter(self._resolved))]
+        return replace(selection, query=query)
+
     async def stream(
         self, collection: Collection, selection: Filter, order: SortOrder | None = None
     ) -> AsyncGenerator[Document]:
         """Every document that passes a filter, by id or in another order; a batch at a time is held in memory."""
+        selection = await self.resolve(collection, selection)
         target = self._database[collection.name]
         found = target.find(selection.query, _WITHOUT_ANSWER, batch_size=_STREAM_BATCH, max_time_ms=_STREAM_TIME_MS)
         # A large selection in an order without an index is sorted on the server's disk.
@@ -229,6 +260,7 @@ class Repository:
         Raises:
             ParameterError: the cursor does not fit the filter and the order.
         """
+        selection = await self.resolve(collection, selection)
         conditions = [selection.query] if selection.query else []
         if after is not None:
             conditions.append(cursor.decode_cursor(after, order, selection.canonical))
@@ -296,17 +328,17 @@ class Repository:
         return {each["field"]: each["values"] for each in values}
 
     async def found_by_text(self, collection: Collection, selection: Filter, text: str) -> Filter:
-        """Narrow a filter to the cases that the search finds, or to their images.
+        """Narrow a filter to the cases that hold every term of a search, or to their images.
 
         Raises:
             ParameterError: the search finds more cases than it ranks, so the selection would not be whole.
         """
-        found = await self.search(text, EVERYTHING, limit=MAX_HITS, offset=0)
-        if found.total >= MAX_HITS:
+        keys = await self._search.ids(text, seed_run_id=await self.seed_run_id())
+        if len(keys) >= MAX_HITS:
             message = f"finds {MAX_HITS} cases or more; use more words"
             raise ParameterError([ParameterProblem("q", message)])
         path = "_id" if collection is CASES else "U_id"
-        return _narrowed(selection, {path: {"$in": [hit.document["_id"] for hit in found.hits]}}, f"q={text!r}")
+        return _narrowed(selection, {path: {"$in": keys}}, f"q={text!r}")
 
     async def sampled(
         self, collection: Collection, selection: Filter, size: int, seed: int, *, per_case: bool
@@ -320,6 +352,7 @@ class Repository:
             seed: of the random choice.
             per_case: at most one document of each case.
         """
+        selection = await self.resolve(collection, selection)
         target = self._database[collection.name]
         fields = {"_id": 1} if collection is ANNOTATIONS else {"_id": 1, "U_id": 1}
         drawn: dict[str, tuple[bytes, str]] = {}
@@ -405,16 +438,31 @@ class Repository:
         found = self._database[schema.ANNOTATIONS].find(selection.query, max_time_ms=MAX_TIME_MS)
         return await found.sort([("created_at", -1), ("_id", 1)]).to_list(100)
 
-    async def search(self, text: str, selection: Filter, *, limit: int, offset: int) -> SearchResult:
+    async def search(self, text: str, selection: Filter, *, mode: Mode, limit: int, offset: int) -> SearchResult:
         """Cases by their texts and the captions of their images, best first."""
-        return await search(self._database, text, selection, limit=limit, offset=offset)
+        selection = await self.resolve(CASES, selection)
+        seed_run_id = await self.seed_run_id()
+        return await self._search.search(
+            text, selection, mode=mode, seed_run_id=seed_run_id, limit=limit, offset=offset
+        )
+
+    async def prepare_search(self) -> None:
+        """Build the index of the search, so that the first query does not wait for it."""
+        seed_run_id = await self.seed_run_id()
+        if seed_run_id is not None:
+            await self._search.prepare(seed_run_id)
+
+    async def close(self) -> None:
+        """End the thread of the search; the database stays open."""
+        await self._search.close()
 
     async def facets(self, selection: Filter) -> Document:
         """Counts of the images under a filter, per value of a few fields."""
-        return await facets(self._database, selection)
+        return await facets(self._database, await self.resolve(IMAGES, selection))
 
     async def statistics(self, collection: Collection, selection: Filter) -> Document:
         """Nulls and distributions of every field of a collection under a filter."""
+        selection = await self.resolve(collection, selection)
         return await statistics(self._database, collection.name, collection.fields, selection)
 
     async def known_values(self, collection: Collection) -> dict[str, list[Any]]:

@@ -27,7 +27,7 @@ def test_text_is_escaped_in_contains_and_taken_in_regex() -> None:
     assert _query(("caption__contains", "T1 (axial).*")) == {
         "norm.caption": {"$regex": r"T1\ \(axial\)\.\*", "$options": "i"}
     }
-    assert _query(("caption__regex", "^axial")) == {"norm.caption": {"$regex": "^axial", "$options": "i"}}
+    assert _query(("caption__regex", "^axial")) == {"$re2": {"path": "norm.caption", "pattern": "^axial"}}
 
 
 def test_in_takes_commas_only_where_no_value_has_one() -> None:
