@@ -25,6 +25,7 @@ from app.api.routes import (
     predict,
     predict_batch,
     predict_image,
+    preview,
     search,
     similar,
 )
@@ -49,6 +50,7 @@ ROOMS = (
     predict,
     predict_batch,
     predict_image,
+    preview,
     explain,
     similar,
     models,
@@ -57,7 +59,15 @@ ROOMS = (
     metrics,
     docs,
 )
-DESCRIPTION = """The MedPix 2.0 cases and images, and predictions of modality and anatomical location.
+DESCRIPTION = """The cases and images of MedPix 2.0, and predictions of modality and anatomical location.
+
+- **Ids** are those of the dataset: `MPX1007` for a case, `MPX1007_synpic46719` for an image.
+- **Filters** are query parameters named after fields: `/images?modality=CT&location_category=Head&age__gte=60`.
+  `GET /fields` lists all fields with their operators.
+- **Lists** are paged: pass `next_cursor` as `cursor`, or follow the `Link` header.
+- **Errors** are RFC 9457 problem documents (`application/problem+json`): `detail` says what to do.
+- **Predictions** are calibrated probabilities with a decision, `confident` or `uncertain`:
+  `curl -F image=@scan.png -F caption='Axial CT of the chest' http://localhost:8000/predict/location`
 
 For research and teaching; **not for diagnosis**."""
 
@@ -97,8 +107,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in ROOMS:
         app.include_router(module.router)
     docs.install_docs(app)
-    install_pages(app)
     install_error_handlers(app)
+    install_pages(app)
     if settings.answer_cache_mb:
         app.add_middleware(AnswerCache, max_bytes=settings.answer_cache_mb * 1024**2)
     if settings.rate_limit_per_minute:

@@ -16,8 +16,8 @@ from tests.web.layout import SCREENS, fits, jumps, shoot, watch_layout
 pytestmark = pytest.mark.browser
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-PAGES = ("/", "/?q=lesion", "/pages/case/{u_id}", "/pages/predict", "/pages/models", "/pages/about")
-MAX_BYTES = 60_000
+PAGES = ("/", "/?view=images", "/?q=lesion", "/pages/case/{u_id}", "/pages/predict", "/pages/models", "/pages/about")
+MAX_BYTES = 80_000
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def _filters(page: Page) -> None:
     _settle(page, "/?modality=CT&age__gte=20")
     if page.locator("#filters-toggle").is_visible():
         page.locator("#filters-toggle").click()
-    expect(page.get_by_role("radio", name="any")).to_be_visible()
+    expect(page.get_by_role("radio", name="Any")).to_be_visible()
 
 
 def _failing(page: Page) -> None:
@@ -58,7 +58,7 @@ def _judged_case(page: Page) -> None:
 def _explained(page: Page) -> None:
     _settle(page, "/pages/predict")
     page.locator("#examples a").first.click()
-    expect(page.locator("#status")).to_have_text("1 image judged.", timeout=20_000)
+    expect(page.locator("#status")).to_have_text("1 image analysed.", timeout=20_000)
     for task in ("modality", "location"):
         view = page.locator(f".prediction[data-task={task}]")
         view.get_by_role("button", name="Explain").click()
@@ -70,7 +70,7 @@ def _explained(page: Page) -> None:
 def _refused(page: Page) -> None:
     _settle(page, "/pages/predict")
     page.get_by_label("Choose images").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"text"})
-    expect(page.locator("#status")).to_have_text("1 image without an answer.")
+    expect(page.locator("#status")).to_have_text("1 image failed.")
 
 
 def _models(page: Page) -> None:
@@ -83,6 +83,7 @@ def _models(page: Page) -> None:
 STATES: Final[dict[str, Callable[[Page], None]]] = {
     "browse": lambda page: _settle(page, "/"),
     "search": lambda page: _settle(page, "/?q=lesion"),
+    "images": lambda page: _settle(page, "/?view=images"),
     "search-sorted": lambda page: _settle(page, "/?q=lesion&sort=-age"),
     "filters": _filters,
     "empty": lambda page: _settle(page, '/?q="nothing+like+this"&modality=CT'),

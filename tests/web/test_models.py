@@ -34,7 +34,7 @@ def test_without_an_evaluation_the_dev_figures_are_shown_as_such(page: Page, ml_
         row = table.get_by_role("row", name=name)
         expect(row.locator(".accuracy")).to_have_text(f"{scores['accuracy']:.3f}dev")
         expect(row).to_contain_text(f"{scores['accuracy_95'][0]:.2f} to {scores['accuracy_95'][1]:.2f}")
-    expect(page.locator("#board .notice")).to_contain_text("the models were chosen on it")
+    expect(page.locator("#board .notice")).to_contain_text("The models were selected on it")
 
 
 def test_an_evaluation_that_ends_meanwhile_is_shown(page: Page, request: pytest.FixtureRequest) -> None:
@@ -56,7 +56,7 @@ def test_an_evaluation_becomes_a_leaderboard(page: Page, evaluated: Path, web_re
     row = table.get_by_role("row", name="compact")
     expect(row).to_contain_text(f"{scores['accuracy']:.3f}")
     expect(row).to_contain_text(f"{scores['accuracy_95'][0]:.2f} to {scores['accuracy_95'][1]:.2f}")
-    expect(table.get_by_role("row", name="always")).to_contain_text(
+    expect(table.get_by_role("row", name="majority class")).to_contain_text(
         f"{web_results['tasks']['modality']['majority']['accuracy']:.3f}"
     )
     expect(page.locator("#board")).not_to_contain_text("dev")
@@ -111,7 +111,7 @@ def test_a_card_says_all_that_the_api_knows(page: Page, predict_api: httpx.Clien
         card["version"],
         f"{size} × {size} pixels, grey",
         f"temperature {card['temperature']['location']:.3f}",
-        f"below a probability of {100 * threshold:.1f}%",
+        f"answers below a probability of {100 * threshold:.1f}%",
         f"{scores['macro_f1']:.3f}",
         *card["limits"],
     ):
@@ -127,7 +127,7 @@ def test_a_card_says_all_that_the_api_knows(page: Page, predict_api: httpx.Clien
 
 def test_a_model_of_the_leaderboard_leads_to_its_card(page: Page) -> None:
     page.goto("/pages/models")
-    page.get_by_role("table", name="Location (21 classes)").get_by_role("button", name="caption-location").click()
+    page.get_by_role("table", name="Location (21 classes)").get_by_role("link", name="caption-location").click()
     expect(page.get_by_role("heading", name="One model in detail")).to_be_focused()
     expect(page.locator("#detail h3").first).to_have_text("caption-location")
     expect(page.locator("#task")).to_have_value("location")
@@ -153,13 +153,13 @@ def test_the_about_page_says_how_good_the_models_are(page: Page, evaluated: Path
     page.goto("/pages/about")
     scores = web_results["models"]["compact"]["tasks"]["modality"]["scores"]
     expect(page.locator("#figures")).to_contain_text(
-        f"Modality: compact is right on {100 * scores['accuracy']:.1f}% of the test images (95 % interval"
+        f"Modality: compact has an accuracy of {100 * scores['accuracy']:.1f}% on the test images (95 % interval"
     )
 
 
 def test_the_about_page_without_an_evaluation_names_the_split(page: Page) -> None:
     page.goto("/pages/about")
-    expect(page.locator("#figures")).to_contain_text("of the dev images")
+    expect(page.locator("#figures")).to_contain_text("on the dev images")
     expect(page.locator("#figures")).to_contain_text("not evaluated on the test split yet")
 
 

@@ -1,0 +1,73 @@
+// What every page has: the choice of colours, the search key and the list of keys.
+
+import { byId, el, isTyping } from "./dom.js";
+
+const THEMES = ["auto", "light", "dark"];
+const KEYS = [
+  ["Every page", "", [["/", "search"], ["?", "this list"], ["Esc", "close, leave, back"]]],
+  ["Browse", "browse", [["↓ →", "from the search box to the results; arrows then move among them"], ["q", "quiz mode on or off"]]],
+  ["Case", "case", [
+    ["↑ ↓ wheel", "previous and next image of the case"],
+    ["← →", "previous and next case of the results"],
+    ["f", "full screen"],
+    ["+ − 0", "zoom in, zoom out, fit; Shift with arrows moves"],
+    ["a i r", "brightness and contrast, invert, reset"],
+    ["c", "compare two images"],
+    ["q n", "quiz mode on or off, next unknown case"],
+  ]],
+];
+
+function setUpTheme() {
+  const button = byId("theme");
+  const current = () => document.documentElement.dataset.theme ?? "auto";
+  const name = () => (button.textContent = `Theme: ${current()}`);
+  button.addEventListener("click", () => {
+    const theme = THEMES[(THEMES.indexOf(current()) + 1) % THEMES.length];
+    if (theme === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme;
+    try {
+      localStorage.setItem("medpix-theme", theme);
+    } catch {
+      // No permission: it lasts as long as the page.
+    }
+    name();
+  });
+  name();
+}
+
+/** The keys of this page before those of the others. */
+function keysDialog() {
+  const isHere = ([, page]) => page === "" || document.body.classList.contains(`page-${page}`);
+  const groups = [...KEYS.filter(isHere), ...KEYS.filter((group) => !isHere(group))];
+  const close = el("button", { type: "button", text: "Close" });
+  const rows = (keys) => keys.flatMap(([key, what]) => [el("dt", {}, key.split(" ").map((each) => el("kbd", { text: each }))), el("dd", { text: what })]);
+  const parts = groups.map(([title, , keys]) => [el("h3", { text: title }), el("dl", { class: "keys" }, rows(keys))]);
+  const dialog = el("dialog", { class: "card", "aria-labelledby": "keys-title" }, el("h2", { id: "keys-title", text: "Keys" }), parts.flat(), close);
+  close.addEventListener("click", () => dialog.close());
+  document.body.append(dialog);
+  return dialog;
+}
+
+let dialog = null;
+function showKeys() {
+  dialog ??= keysDialog();
+  dialog.showModal();
+}
+
+/** To the search box, which is on the browse page. */
+function search() {
+  const box = byId("q");
+  if (!box) return location.assign(`${byId("back")?.getAttribute("href").split("#")[0] ?? "/"}#q`);
+  box.focus();
+  return box.select();
+}
+
+document.addEventListener("keydown", (event) => {
+  if (isTyping(event) || (event.key !== "/" && event.key !== "?")) return;
+  event.preventDefault();
+  if (event.key === "?") showKeys();
+  else search();
+});
+byId("keys").addEventListener("click", showKeys);
+setUpTheme();
+if (byId("q") && location.hash === "#q") search();
