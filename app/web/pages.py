@@ -29,8 +29,20 @@ _TEMPLATES: Final = Environment(
 _COMMON: Final = ("api", "dom")
 _RESULT: Final = (*_COMMON, "state", "catalogue", "result", "quiz")
 _MODULES: Final[Mapping[str, tuple[str, ...]]] = {
-    "browse": (*_RESULT, "facets", "filters", "tiles", "exports"),
-    "case": (*_RESULT, "viewer", "casetext", "flags", "prediction", "similar", "copy"),
+    "browse": (*_RESULT, "facets", "filters", "tiles", "exports", "menu", "saved"),
+    "case": (
+        *_RESULT,
+        "viewer",
+        "casetext",
+        "flags",
+        "prediction",
+        "similar",
+        "copy",
+        "annotations",
+        "saved",
+        "filters",
+        "menu",
+    ),
     "predict": (
         *_COMMON,
         "state",

@@ -168,3 +168,33 @@ def test_security_headers(predict_api: httpx.Client, u_id: str, path: str) -> No
     assert "unsafe" not in policy
     assert "frame-ancestors 'none'" in policy
     assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_api_reference_can_be_read(page: Page, scheme: str, shoot: Callable[[str], None]) -> None:
+    page.emulate_media(color_scheme="light" if scheme == "light" else "dark")
+    page.goto("/docs")
+    operations = page.locator(".opblock-summary-control")
+    expect(operations.first).to_be_visible()
+    # A list, an upload, an answer in JSON and one that is a file.
+    for name in ("List cases", "Location", "Search", "Read a thumbnail"):
+        operations.filter(has_text=name).first.click()
+    expect(page.locator(".opblock-body")).to_have_count(4)
+    expect(page.locator(".opblock-tag small", has_text="Clinical cases: texts")).to_be_visible()
+    expect(page.get_by_role("navigation", name="Pages").get_by_role("link", name="API")).to_have_attribute(
+        "aria-current", "page"
+    )
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run({runOnly: ['color-contrast']})")
+    faint = [(node["target"], node["any"][0]["data"]) for fault in found["violations"] for node in fault["nodes"]]
+    shoot(f"docs-{scheme}")
+    assert not faint
+    page.get_by_role("link", name="Browse").click()
+    expect(page.locator(".tile").first).to_be_visible()
+
+
+def test_every_group_of_the_reference_is_described(predict_api: httpx.Client) -> None:
+    document = predict_api.get("/openapi.json").json()
+    used = {tag for path in document["paths"].values() for operation in path.values() for tag in operation["tags"]}
+    assert {tag["name"] for tag in document["tags"]} == used
+    assert all(tag["description"].endswith(".") for tag in document["tags"])

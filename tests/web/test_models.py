@@ -1,5 +1,6 @@
 """The models page and the about page in a real Chromium."""
 
+import re
 from pathlib import Path
 
 import httpx
@@ -131,6 +132,62 @@ def test_a_model_of_the_leaderboard_leads_to_its_card(page: Page) -> None:
     expect(page.get_by_role("heading", name="One model in detail")).to_be_focused()
     expect(page.locator("#detail h3").first).to_have_text("caption-location")
     expect(page.locator("#task")).to_have_value("location")
+
+
+def test_the_evaluation_report_has_an_address_and_a_link(
+    page: Page, evaluated: Path, web_results: Results, complaints: list[str]
+) -> None:
+    assert evaluated.is_dir()
+    page.goto("/pages/models")
+    page.get_by_role("link", name="evaluation report").click()
+    expect(page).to_have_url(re.compile("/evaluation/report$"))
+    assert not complaints
+    for name in ("Leakage", "Modality", "Location"):
+        expect(page.get_by_role("heading", name=name, exact=True, level=2)).to_be_visible()
+    expect(page.get_by_role("main")).to_contain_text("Label audit")
+    scores = web_results["models"]["compact"]["tasks"]["modality"]["scores"]
+    expect(page.get_by_role("main")).to_contain_text(f"{scores['accuracy']:.3f}")
+
+
+def test_without_an_evaluation_there_is_no_link_to_its_report(page: Page, predict_api: httpx.Client) -> None:
+    assert predict_api.get("/evaluation/report").status_code == 404
+    page.goto("/pages/models")
+    expect(page.get_by_role("table").first).to_be_visible()
+    expect(page.get_by_role("link", name="evaluation report")).to_have_count(0)
+
+
+def test_a_shared_card_opens_at_the_card(page: Page) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto("/pages/models")
+    link = page.get_by_role("table", name="Location (21 classes)").get_by_role("link", name="fused-location")
+    address = link.evaluate("link => link.href")
+    for shared in (address, address.removesuffix("#details")):
+        page.goto("/pages/about")
+        page.goto(shared)
+        expect(page.locator("#detail h3").first).to_have_text("fused-location")
+        expect(page.locator("#details-title")).to_be_in_viewport()
+        top = page.locator("#details-title").evaluate("title => title.getBoundingClientRect().top")
+        assert 0 <= top < 200
+
+
+def test_every_column_of_the_confusion_matrix_is_in_sight(page: Page, evaluated: Path) -> None:
+    assert evaluated.is_dir()
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto("/pages/models?model=fused-location&task=location")
+    box = page.get_by_role("region", name="Confusion matrix of fused-location")
+    expect(box).to_be_visible()
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+    assert is_inside(page, page.locator(".confusion thead th").last)
+
+
+def test_the_card_says_how_many_answers_are_confident(page: Page, evaluated: Path, web_results: Results) -> None:
+    assert evaluated.is_dir()
+    page.goto("/pages/models?model=compact&task=modality")
+    sure = web_results["models"]["compact"]["tasks"]["modality"]["confident"]
+    expect(page.locator("#detail")).to_contain_text(
+        f"{100 * sure['coverage']:.0f}% of the evaluated images get a confident answer"
+    )
+    expect(page.locator("#detail")).to_contain_text("Out-of-distribution threshold")
 
 
 def test_a_damaged_evaluation_is_said_in_a_sentence(page: Page, evaluated: Path) -> None:

@@ -7,10 +7,12 @@ import { renderChips, setUpFieldFilter } from "./filters.js";
 import { ExportMenu } from "./exports.js";
 import { randomCase } from "./quiz.js";
 import { MAX_CASES, Result, rememberWalk } from "./result.js";
+import { SavedMenu } from "./saved.js";
 import { caseAddress, caseOf, nameInAddress, readState, writeState } from "./state.js";
 import { caseCard, emptyView, hitView, imageTile, nameCase, searchNotes, skeleton } from "./tiles.js";
 
 const SIZES = { cases: 30, images: 40 };
+const EAGER = 18; // pictures that are asked for at once
 const SORTS = [
   ["", "Case id"],
   ["-image_count", "Most images first"],
@@ -25,6 +27,7 @@ const [box, results, status, problem, more, moreProblem] = ["q", "results", "sta
 const exports = new ExportMenu(byId("export"));
 let state = readState(location.search);
 let current = null;
+let modes = null; // whether the search offers more than words; null: not known yet
 let stop = new AbortController();
 
 async function show() {
@@ -36,6 +39,7 @@ async function show() {
   box.value = state.q;
   setSort();
   showSwitches();
+  showModes(modes);
   showFilters();
   problem.replaceChildren();
   moreProblem.replaceChildren();
@@ -51,6 +55,7 @@ async function show() {
     results.replaceChildren();
     mine.isShown = true;
     append(mine, found);
+    if (state.q) showModes("mode" in mine.result.about);
     byId("search-notes").replaceChildren(...searchNotes(mine.result.about, state, go));
     say();
     comeBack();
@@ -84,6 +89,20 @@ function showSwitches() {
   for (const view of ["cases", "images"]) byId(`view-${view}`).setAttribute("aria-pressed", String(state.view === view));
   byId("quiz").setAttribute("aria-pressed", String(state.quiz));
   document.body.classList.toggle("quiz", state.quiz);
+}
+
+/** The choice between words and meaning, where the service has it. */
+function showModes(isOffered) {
+  modes = isOffered;
+  byId("mode").closest("label").hidden = !(isOffered || state.mode);
+  byId("mode").value = state.mode;
+}
+
+/** Who is about to search sees the choice; what the service offers is known by its answer. */
+async function askForModes() {
+  if (modes !== null) return;
+  const answer = await getJson("/search", [["q", "image"], ["limit", 1], ["fields", "u_id"]]).catch(() => ({}));
+  showModes("mode" in answer);
 }
 
 function showFilters() {
@@ -140,7 +159,7 @@ function append(mine, found) {
   else {
     const isList = isCases && state.q && !state.quiz;
     const grid = results.querySelector("ul.shown") ?? results.appendChild(el("ul", { class: `shown ${isList ? "hits" : "grid"} of-${state.view}` }));
-    const options = (index) => ({ isLazy: isLazy || index >= SIZES[state.view] });
+    const options = (index) => ({ isLazy: isLazy || index >= EAGER });
     if (isList) grid.append(...found.map((each) => hitView(each, state)));
     else if (isCases) grid.append(...found.map((each, index) => caseCard(each, state, options(index))));
     else grid.append(...found.map((image, index) => imageTile(image, state, { hit: result.hits.get(image.u_id), ...options(index) })));
@@ -300,6 +319,9 @@ function start() {
   });
   byId("sort").addEventListener("change", () => go({ sort: byId("sort").value }));
   for (const view of ["cases", "images"]) byId(`view-${view}`).addEventListener("click", () => state.view !== view && go({ view }));
+  box.addEventListener("focus", askForModes, { once: true });
+  byId("mode").addEventListener("change", () => go({ mode: byId("mode").value, q: box.value.trim() }));
+  new SavedMenu(byId("saved"), { state: () => state });
   byId("quiz").addEventListener("click", () => go({ quiz: !state.quiz }));
   byId("random").addEventListener("click", openRandom);
   more.addEventListener("click", showMore);

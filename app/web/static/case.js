@@ -1,6 +1,7 @@
 // The case page: the images of a case as a stack beside its texts. The image stands in the fragment of the address, the
 // result that ← and → walk through in the query. Steps replace the entry of the history: Back leaves the case.
 
+import { Annotations } from "./annotations.js";
 import { getJson, Problem } from "./api.js";
 import { caseLine, caseText, imageCaption, imageFacts } from "./casetext.js";
 import { copyText } from "./copy.js";
@@ -8,6 +9,7 @@ import { byId, el, isTyping, number, onPlainClick, problemBox, spoken, thumbnail
 import { predictionView } from "./prediction.js";
 import { Quiz, randomCase } from "./quiz.js";
 import { place, Result } from "./result.js";
+import { showBookmark, toggleBookmark } from "./saved.js";
 import { similarTiles } from "./similar.js";
 import { caseAddress, EMPTY, nameInAddress, readState, resultAddress, writeState } from "./state.js";
 import { Viewer } from "./viewer.js";
@@ -17,6 +19,7 @@ const SIZES = { cases: 30, images: 40 }; // pages of the browse page
 const QUIET_MS = 300; // until what was scrolled to is taken for what is looked at
 
 const viewer = new Viewer(byId("viewer"), { onStep: step, onPane: showPlaceInStack });
+const annotations = new Annotations(byId("annotations"));
 const quiz = new Quiz(byId("quiz"), { onLevel: showCase, onRandom: openRandom });
 let state = readState(location.search);
 let shown = null; // the case
@@ -87,6 +90,8 @@ function showCase() {
   byId("text").replaceChildren(...caseText(shown, level()));
   byId("beside").hidden = byId("similar-part").hidden = !isOpen;
   if (!isOpen) for (const id of ["prediction", "similar"]) byId(id).replaceChildren();
+  if (!isOpen) annotations.clear();
+  showBookmark(byId("bookmark"), shown.u_id);
   showWords();
 }
 
@@ -125,6 +130,7 @@ function showImage(found) {
     sight.unobserve(byId("similar"));
     sight.observe(byId("similar"));
     preload();
+    if (level() === 3) annotations.show(image);
   }, QUIET_MS);
 }
 
@@ -321,6 +327,10 @@ document.addEventListener("keydown", onKey);
 byId("previous").addEventListener("click", () => step(-1, viewer.active));
 byId("next").addEventListener("click", () => step(1, viewer.active));
 for (const name of ["previous", "next"]) onPlainClick(byId(`${name}-case`), () => go(walk[name]));
+byId("bookmark").addEventListener("click", () => {
+  toggleBookmark(shown.u_id, level() === 3 ? shown.title : null);
+  showBookmark(byId("bookmark"), shown.u_id);
+});
 byId("compare").addEventListener("click", compare);
 byId("quiz-toggle").addEventListener("click", toggleQuiz);
 byId("predict").addEventListener("click", predict);

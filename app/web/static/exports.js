@@ -1,6 +1,7 @@
 // The Export menu: what to download of the current result, in which values and in which format.
 
 import { el, plural } from "./dom.js";
+import { setUpMenu } from "./menu.js";
 
 const KINDS = [
   ["images", "Images", "One row per image: modality, plane, location, age, sex, caption, size, source, split."],
@@ -42,16 +43,7 @@ export class ExportMenu {
     });
     this._form.addEventListener("submit", (event) => event.preventDefault());
     root.append(this._form);
-    root.addEventListener("toggle", () => root.open && this._update());
-    root.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || !root.open) return;
-      event.preventDefault();
-      root.open = false;
-      root.querySelector("summary").focus();
-    });
-    document.addEventListener("click", (event) => {
-      if (root.open && !root.contains(event.target)) root.open = false;
-    });
+    setUpMenu(root, () => this._update());
   }
 
   /** Offer a result; null hides the menu. */

@@ -48,10 +48,13 @@ function lookAgain() {
 
 /** The cards are shown without a report as well. */
 async function readReport() {
+  byId("report-link").replaceChildren();
   report = await lastReport().catch((error) => {
     byId("problem").replaceChildren(problemBox(error, load));
     return null;
   });
+  const link = el("a", { href: "/evaluation/report", text: "evaluation report" });
+  if (report) byId("report-link").replaceChildren("Leakage between the splits, robustness, subgroups and the label audit are in the ", link, ".");
 }
 
 /** Show the model and the task that the address names, else one that answers. */

@@ -1,7 +1,7 @@
 // How a result looks: cards of cases, tiles of images, hits of a search, and the words for an empty result.
 
 import { el, onPlainClick, plural, spoken, thumbnail } from "./dom.js";
-import { caseAddress } from "./state.js";
+import { caseAddress, EMPTY } from "./state.js";
 
 // Some of the words that every text has; the search looks for none of them.
 const FREQUENT = /^(an?|and|are|as|at|be|by|for|from|has|have|in|is|it|no|not|of|on|or|that|the|this|to|was|were|with)$/i;
@@ -129,6 +129,10 @@ export function emptyView({ q, filters, view }, change) {
 /** What the search itself says of its result: a better spelling, or that not all words were found together. */
 export function searchNotes(about, { q }, change) {
   const notes = [];
+  if (about.exact_id) {
+    const id = about.exact_id;
+    notes.push(el("p", {}, "Open ", el("a", { href: caseAddress(id, EMPTY), text: id }), "."));
+  }
   const suggestion = typeof about.did_you_mean === "string" ? about.did_you_mean : about.did_you_mean?.q;
   if (suggestion) {
     const link = el("a", { href: `/?${new URLSearchParams({ q: suggestion })}`, text: suggestion });
