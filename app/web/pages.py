@@ -27,22 +27,10 @@ _TEMPLATES: Final = Environment(
 )
 # The modules that a page's own script imports, so that the browser asks for all of them at once.
 _COMMON: Final = ("api", "dom")
-_RESULT: Final = (*_COMMON, "state", "catalogue", "result", "quiz")
+_RESULT: Final = (*_COMMON, "state", "catalogue", "result")
 _MODULES: Final[Mapping[str, tuple[str, ...]]] = {
-    "browse": (*_RESULT, "facets", "filters", "tiles", "exports", "menu", "saved"),
-    "case": (
-        *_RESULT,
-        "viewer",
-        "casetext",
-        "flags",
-        "prediction",
-        "similar",
-        "copy",
-        "annotations",
-        "saved",
-        "filters",
-        "menu",
-    ),
+    "browse": (*_RESULT, "facets", "filters", "tiles", "menu"),
+    "case": (*_RESULT, "viewer", "casetext", "flags", "bookmarks", "copy"),
     "predict": (
         *_COMMON,
         "state",

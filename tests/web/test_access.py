@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, Response, expect
+from playwright.sync_api import Browser, FilePayload, Page, Response, expect
 
+from tests.serving.hostile_files import accepted
 from tests.web.layout import SCREENS, fits, jumps, shoot, watch_layout
 
 pytestmark = pytest.mark.browser
@@ -55,6 +56,47 @@ def _judged_case(page: Page) -> None:
         badge.click()
 
 
+def _menus(page: Page) -> None:
+    _settle(page, "/?modality=CT")
+    page.get_by_text("Saved", exact=True).click()
+    page.get_by_role("button", name="Save this view").click()
+    page.keyboard.press("Escape")
+    page.get_by_text("Export", exact=True).click()
+    expect(page.get_by_role("link", name="Download")).to_have_attribute("href", re.compile("^/export"))
+
+
+def _compared(page: Page) -> None:
+    _settle(page, "/pages/case/MPX1004")
+    for name in ("Contrast", "Compare"):
+        page.locator(".more-tools").get_by_role("button", name=name).click()
+    expect(page.locator("#stage-2")).to_have_attribute("aria-busy", "false")
+    page.get_by_text("Correct a label or comment").click()
+    expect(page.get_by_label("Comment")).to_be_visible()
+
+
+def _quiz(page: Page) -> None:
+    _settle(page, "/pages/case/MPX1004?quiz=1")
+    page.get_by_role("radio", name="CT").check()
+    page.get_by_label("Location").select_option("Spine")
+    page.get_by_role("button", name="Check my answer").click()
+    expect(page.locator(".quiz table")).to_be_visible(timeout=20_000)
+
+
+def _keys(page: Page) -> None:
+    _settle(page, "/")
+    page.get_by_role("button", name="Keys").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+
+
+def _many(page: Page) -> None:
+    _settle(page, "/pages/predict")
+    files: list[FilePayload] = [
+        {"name": f"{name}.png", "mimeType": "image/png", "buffer": data} for name, data in accepted().items()
+    ]
+    page.get_by_label("Choose images").set_input_files(files)
+    expect(page.locator("#status")).to_have_text(f"{len(files)} images analysed.", timeout=20_000)
+
+
 def _explained(page: Page) -> None:
     _settle(page, "/pages/predict")
     page.locator("#examples a").first.click()
@@ -89,6 +131,12 @@ STATES: Final[dict[str, Callable[[Page], None]]] = {
     "empty": lambda page: _settle(page, '/?q="nothing+like+this"&modality=CT'),
     "failing": _failing,
     "case": _judged_case,
+    "menus": _menus,
+    "compared": _compared,
+    "quiz": _quiz,
+    "quiz-browse": lambda page: _settle(page, "/?quiz=1"),
+    "keys": _keys,
+    "many": _many,
     "predict": lambda page: _settle(page, "/pages/predict"),
     "explained": _explained,
     "refused": _refused,

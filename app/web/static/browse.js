@@ -4,10 +4,8 @@ import { getJson } from "./api.js";
 import { byId, el, isTyping, number, plural, problemBox, spoken } from "./dom.js";
 import { loadFacets, renderFacets } from "./facets.js";
 import { renderChips, setUpFieldFilter } from "./filters.js";
-import { ExportMenu } from "./exports.js";
-import { randomCase } from "./quiz.js";
+import { setUpMenu } from "./menu.js";
 import { MAX_CASES, Result, rememberWalk } from "./result.js";
-import { SavedMenu } from "./saved.js";
 import { caseAddress, caseOf, nameInAddress, readState, writeState } from "./state.js";
 import { caseCard, emptyView, hitView, imageTile, nameCase, searchNotes, skeleton } from "./tiles.js";
 
@@ -24,7 +22,6 @@ const SORTS = [
 const ID = /^(mpx\d{4,8})(_synpic\d{2,5})?$/i;
 
 const [box, results, status, problem, more, moreProblem] = ["q", "results", "status", "problem", "more", "more-problem"].map(byId);
-const exports = new ExportMenu(byId("export"));
 let state = readState(location.search);
 let current = null;
 let modes = null; // whether the search offers more than words; null: not known yet
@@ -59,7 +56,7 @@ async function show() {
     byId("search-notes").replaceChildren(...searchNotes(mine.result.about, state, go));
     say();
     comeBack();
-    exports.show(mine.images.length ? mine.result : null, state);
+    offerExport(mine.images.length > 0);
   } catch (error) {
     fail(error, signal);
   }
@@ -73,7 +70,7 @@ function fail(error, signal) {
   current.isShown = false;
   results.setAttribute("aria-busy", "false");
   results.replaceChildren();
-  exports.show(null, state);
+  offerExport(false);
   status.textContent = "";
   more.hidden = true;
   const notice = problemBox(error, show);
@@ -83,6 +80,12 @@ function fail(error, signal) {
     notice.append(reset);
   }
   problem.replaceChildren(notice);
+}
+
+/** There is nothing to export of an empty result; the menu of another one is closed. */
+function offerExport(isOffered) {
+  byId("export").hidden = !isOffered;
+  byId("export").open = false;
 }
 
 function showSwitches() {
@@ -256,6 +259,7 @@ async function search(text) {
 async function openRandom() {
   problem.replaceChildren();
   try {
+    const { randomCase } = await import("./quiz.js");
     const image = await randomCase(current.result);
     if (image) location.assign(caseAddress(image, { ...state, quiz: true }));
     else problem.replaceChildren(el("p", { class: "notice", text: "No cases match. Remove a filter, then try again." }));
@@ -321,7 +325,8 @@ function start() {
   for (const view of ["cases", "images"]) byId(`view-${view}`).addEventListener("click", () => state.view !== view && go({ view }));
   box.addEventListener("focus", askForModes, { once: true });
   byId("mode").addEventListener("change", () => go({ mode: byId("mode").value, q: box.value.trim() }));
-  new SavedMenu(byId("saved"), { state: () => state });
+  setUpMenu(byId("saved"), async () => new (await import("./saved.js")).SavedMenu(byId("saved"), { state: () => state }));
+  setUpMenu(byId("export"), async () => new (await import("./exports.js")).ExportMenu(byId("export"), { current: () => [current.result, state] }));
   byId("quiz").addEventListener("click", () => go({ quiz: !state.quiz }));
   byId("random").addEventListener("click", openRandom);
   more.addEventListener("click", showMore);

@@ -1,16 +1,12 @@
 // The case page: the images of a case as a stack beside its texts. The image stands in the fragment of the address, the
 // result that ← and → walk through in the query. Steps replace the entry of the history: Back leaves the case.
 
-import { Annotations } from "./annotations.js";
 import { getJson, Problem } from "./api.js";
+import { showBookmark, toggleBookmark } from "./bookmarks.js";
 import { caseLine, caseText, imageCaption, imageFacts } from "./casetext.js";
 import { copyText } from "./copy.js";
 import { byId, el, isTyping, number, onPlainClick, problemBox, spoken, thumbnail } from "./dom.js";
-import { predictionView } from "./prediction.js";
-import { Quiz, randomCase } from "./quiz.js";
 import { place, Result } from "./result.js";
-import { showBookmark, toggleBookmark } from "./saved.js";
-import { similarTiles } from "./similar.js";
 import { caseAddress, EMPTY, nameInAddress, readState, resultAddress, writeState } from "./state.js";
 import { Viewer } from "./viewer.js";
 
@@ -18,9 +14,19 @@ const SIMILAR = 8;
 const SIZES = { cases: 30, images: 40 }; // pages of the browse page
 const QUIET_MS = 300; // until what was scrolled to is taken for what is looked at
 
-const viewer = new Viewer(byId("viewer"), { onStep: step, onPane: showPlaceInStack });
-const annotations = new Annotations(byId("annotations"));
-const quiz = new Quiz(byId("quiz"), { onLevel: showCase, onRandom: openRandom });
+const viewer = new Viewer(byId("viewer"), { onStep: step, onPane: showWords });
+// Parts that not every reader needs are fetched when they are asked for.
+const parts = {
+  annotations: () => import("./annotations.js"),
+  prediction() {
+    if (!byId("prediction-style")) document.head.append(el("link", { id: "prediction-style", rel: "stylesheet", href: "/static/prediction.css" }));
+    return import("./prediction.js");
+  },
+  quiz: () => import("./quiz.js"),
+  similar: () => import("./similar.js"),
+};
+let quiz = null;
+let annotations = null;
 let state = readState(location.search);
 let shown = null; // the case
 let image = null; // in the first pane
@@ -30,7 +36,7 @@ let stop = new AbortController();
 let quiet = 0;
 
 const caseInAddress = () => decodeURIComponent(location.pathname.split("/").at(-1));
-const level = () => (state.quiz ? quiz.level : 3);
+const level = () => (state.quiz ? quiz?.level ?? 0 : 3);
 
 async function show() {
   stop.abort();
@@ -72,12 +78,29 @@ function fail(error, signal) {
 /** A case that was not shown before. */
 function begin() {
   viewer.reset();
+  second = null;
   if (viewer.isComparing) viewer.compare(false);
   byId("compare").disabled = shown.images.length < 2;
   byId("strip").replaceChildren(...(shown.images.length > 1 ? shown.images.map(stripItem) : []));
-  if (state.quiz) quiz.begin(shown, () => image);
-  else quiz.leave();
+  // Nothing of this case is to be seen at the level of the last one.
+  if (quiz) quiz.level = 0;
+  if (state.quiz) beginQuiz();
+  else quiz?.leave();
   showCase();
+}
+
+async function beginQuiz() {
+  const { Quiz } = await parts.quiz();
+  quiz ??= new Quiz(byId("quiz"), { onLevel: showCase, onRandom: openRandom });
+  if (state.quiz) quiz.begin(shown, () => image);
+}
+
+/** The annotations of the image that is shown, once they are asked for. */
+async function showAnnotations() {
+  if (!byId("annotations-part").open || level() < 3) return;
+  const { Annotations } = await parts.annotations();
+  annotations ??= new Annotations(byId("annotations"));
+  annotations.show(image);
 }
 
 /** All that is said of the case, as far as quiz mode lets it be seen. */
@@ -90,7 +113,7 @@ function showCase() {
   byId("text").replaceChildren(...caseText(shown, level()));
   byId("beside").hidden = byId("similar-part").hidden = !isOpen;
   if (!isOpen) for (const id of ["prediction", "similar"]) byId(id).replaceChildren();
-  if (!isOpen) annotations.clear();
+  if (!isOpen) annotations?.clear();
   showBookmark(byId("bookmark"), shown.u_id);
   showWords();
 }
@@ -130,7 +153,7 @@ function showImage(found) {
     sight.unobserve(byId("similar"));
     sight.observe(byId("similar"));
     preload();
-    if (level() === 3) annotations.show(image);
+    showAnnotations();
   }, QUIET_MS);
 }
 
@@ -149,11 +172,12 @@ function showWords() {
   showPane(image, 0);
   if (second) showPane(second, 1);
   const isOpen = level() > 1;
-  byId("caption").replaceChildren(...(isOpen ? imageCaption(image) : [el("span", { class: "muted", text: "Caption hidden in quiz mode." })]));
-  byId("image-facts").replaceChildren(...(isOpen ? imageFacts(image) : []));
+  const one = pane() ?? image;
+  byId("caption").replaceChildren(...(isOpen ? imageCaption(one) : [el("span", { class: "muted", text: "Caption hidden in quiz mode." })]));
+  byId("image-facts").replaceChildren(...(isOpen ? imageFacts(one) : []));
   byId("image-facts").hidden = !isOpen;
-  byId("download").href = image.links.file;
-  byId("download").download = `${image.image}.png`;
+  byId("download").href = one.links.file;
+  byId("download").download = `${one.image}.png`;
   byId("open-predict").href = `/pages/predict?image=${encodeURIComponent(image.image)}`;
   showPlaceInStack();
 }
@@ -251,6 +275,7 @@ function toggleQuiz() {
 async function openRandom() {
   byId("problem").replaceChildren();
   try {
+    const { randomCase } = await parts.quiz();
     go(await randomCase(new Result(state)));
   } catch (error) {
     byId("problem").replaceChildren(problemBox(error, openRandom));
@@ -275,8 +300,9 @@ async function predict() {
   try {
     const params = [["caption", String(byId("with-caption").checked)]];
     const answer = await getJson(`${asked.links.self}/predict`, params, { signal });
+    const { predictionView } = await parts.prediction();
     if (image !== asked) return;
-    target.replaceChildren(...["modality", "location"].map((task) => judgedView(task, answer[task])));
+    target.replaceChildren(...["modality", "location"].map((task) => judgedView(task, answer[task], predictionView)));
   } catch (error) {
     if (image === asked && error.name !== "AbortError") target.replaceChildren(problemOf(error, predict));
   } finally {
@@ -284,7 +310,7 @@ async function predict() {
   }
 }
 
-function judgedView(task, judged) {
+function judgedView(task, judged, predictionView) {
   if (judged.prediction) return predictionView(judged.prediction, { judged, withSplit: true });
   const problem = new Problem(judged.problem.detail, judged.status, judged.problem);
   return el("section", { class: "prediction" }, el("h3", { text: spoken(task) }), problemOf(problem, predict));
@@ -298,6 +324,7 @@ async function showSimilar() {
   target.setAttribute("aria-busy", "true");
   try {
     const answer = await getJson(`${asked.links.self}/similar`, [["limit", SIMILAR]]);
+    const { similarTiles } = await parts.similar();
     if (image === asked && level() === 3) target.replaceChildren(...similarTiles(answer));
   } catch (error) {
     if (image !== asked) return;
@@ -334,6 +361,7 @@ byId("bookmark").addEventListener("click", () => {
 byId("compare").addEventListener("click", compare);
 byId("quiz-toggle").addEventListener("click", toggleQuiz);
 byId("predict").addEventListener("click", predict);
+byId("annotations-part").addEventListener("toggle", showAnnotations);
 // The link is to the image, not to the result in which it was found.
 byId("copy-link").addEventListener("click", () => {
   const address = `${location.origin}${caseAddress(image.image, { ...EMPTY, quiz: state.quiz })}`;

@@ -25,7 +25,7 @@ const flagsOf = (record, kind) => new Flags(record.quality_flags, kind, (field) 
 
 /** The line below the title. `level`: see quiz.js; 3 shows everything. */
 export function caseLine(record, level = 3) {
-  const patient = [record.age !== null && `${record.age} years`, record.sex].filter(Boolean).join(", ");
+  const patient = [record.age !== null && plural(record.age, "year"), record.sex].filter(Boolean).join(", ");
   const place = level > 0 && [record.modalities.join(" and "), record.location];
   const parts = [`Case ${record.u_id}`, level === 3 && `${record.split} split`, plural(record.images.length, "image"), ...(place || []), patient];
   return [parts.filter(Boolean).join(" · "), " ", ...(level === 3 ? flagsOf(record, "case").of("title") : [])];

@@ -1,7 +1,6 @@
 // The Export menu: what to download of the current result, in which values and in which format.
 
 import { el, plural } from "./dom.js";
-import { setUpMenu } from "./menu.js";
 
 const KINDS = [
   ["images", "Images", "One row per image: modality, plane, location, age, sex, caption, size, source, split."],
@@ -30,9 +29,9 @@ function choices(legend, name, options, chosen) {
 }
 
 export class ExportMenu {
-  /** `root`: a details element whose summary opens the menu. */
-  constructor(root) {
-    this.root = root;
+  /** `root`: the details element of the menu; `current()`: the result and the state of the page. */
+  constructor(root, { current }) {
+    this._current = current;
     this._kind = null; // until the reader chooses: what the page shows
     this._link = el("a", { class: "button primary", download: "", text: "Download" });
     this._about = el("p", { class: "small", role: "status" });
@@ -43,17 +42,13 @@ export class ExportMenu {
     });
     this._form.addEventListener("submit", (event) => event.preventDefault());
     root.append(this._form);
-    setUpMenu(root, () => this._update());
   }
 
-  /** Offer a result; null hides the menu. */
-  show(result, state) {
-    [this._result, this._state] = [result, state];
-    this.root.hidden = !result;
-    if (!result) {
-      this.root.open = false;
-      return;
-    }
+  /** Offer the current result. */
+  open() {
+    [this._result, this._state] = this._current();
+    if (!this._result) return;
+    const { _state: state } = this;
     const values = this._values();
     this._form.replaceChildren(
       choices("What", "of", KINDS, this._kind ?? state.view),
@@ -62,7 +57,7 @@ export class ExportMenu {
       this._about,
       this._link,
     );
-    if (this.root.open) this._update();
+    this._update();
   }
 
   _values() {

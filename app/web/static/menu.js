@@ -1,8 +1,13 @@
-// A details element as a menu: it closes on Esc and on a click elsewhere.
+// A details element as a menu: its content is fetched when it is first opened; Esc and a click elsewhere close it.
 
-/** `onOpen` is called whenever the menu opens. */
-export function setUpMenu(root, onOpen) {
-  root.addEventListener("toggle", () => root.open && onOpen());
+/** `load` resolves to the menu, whose `open` is called whenever it opens. */
+export function setUpMenu(root, load) {
+  let menu = null;
+  root.addEventListener("toggle", async () => {
+    if (!root.open) return;
+    menu ??= load();
+    (await menu).open();
+  });
   root.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || !root.open) return;
     event.preventDefault();

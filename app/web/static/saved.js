@@ -1,50 +1,9 @@
-// Saved views and bookmarked cases: in this browser only, to be exported and imported as JSON.
+// The menu of saved views and bookmarked cases, to be exported and imported as JSON.
 
+import { checked, keep, readSaved } from "./bookmarks.js";
 import { el } from "./dom.js";
 import { describe } from "./filters.js";
-import { setUpMenu } from "./menu.js";
 import { readState, writeState } from "./state.js";
-
-const STORED = "medpix-saved";
-const MOST = 1000;
-const isText = (value) => typeof value === "string" && value.length < 2000;
-
-/** Only what this page itself could have saved: the file of an import may hold anything. */
-function checked(saved) {
-  const list = (value, isGood) => (Array.isArray(value) ? value.filter((each) => each && isGood(each)).slice(0, MOST) : []);
-  return {
-    views: list(saved?.views, ({ name, query }) => isText(name) && isText(query) && (query === "" || query.startsWith("?"))),
-    bookmarks: list(saved?.bookmarks, ({ u_id: id, title }) => /^MPX\d{4,8}$/.test(id) && (title === null || isText(title))),
-  };
-}
-
-export function readSaved() {
-  try {
-    return checked(JSON.parse(localStorage.getItem(STORED) ?? "{}"));
-  } catch {
-    return checked({});
-  }
-}
-
-/** Keep what was saved; false where the browser does not allow it. */
-function keep(saved) {
-  try {
-    localStorage.setItem(STORED, JSON.stringify(saved));
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-export const isBookmarked = (uId) => readSaved().bookmarks.some((each) => each.u_id === uId);
-
-/** Bookmark a case, or take its bookmark away. `title`: null where it is not to be seen. */
-export function toggleBookmark(uId, title) {
-  const saved = readSaved();
-  const others = saved.bookmarks.filter((each) => each.u_id !== uId);
-  const isNew = others.length === saved.bookmarks.length;
-  return keep({ ...saved, bookmarks: isNew ? [{ u_id: uId, title }, ...others] : others });
-}
 
 /** A view in words: "ureter stone, Modality: CT". */
 function nameOf({ q, filters, sort }) {
@@ -59,7 +18,10 @@ export class SavedMenu {
     [this.root, this._state] = [root, state];
     this._body = el("div", { class: "menu-body" });
     root.append(this._body);
-    setUpMenu(root, () => this._draw());
+  }
+
+  open() {
+    this._draw();
   }
 
   _draw(said = "") {
@@ -126,11 +88,3 @@ export class SavedMenu {
     this._keep({ views: joined("query", "views"), bookmarks: joined("u_id", "bookmarks") }, words);
   }
 }
-
-/** The button of a case. */
-export function showBookmark(button, uId) {
-  const isOn = isBookmarked(uId);
-  button.setAttribute("aria-pressed", String(isOn));
-  button.textContent = isOn ? "★ Bookmarked" : "☆ Bookmark";
-}
-

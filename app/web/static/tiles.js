@@ -37,7 +37,7 @@ function matchLine(match) {
   return [el("span", { class: "muted", text: `${fields.join(", ")}: ` }), ...marked(match)];
 }
 
-const patientOf = (record) => [record.age !== null && `${record.age} years`, record.sex].filter(Boolean).join(", ");
+const patientOf = (record) => [record.age !== null && plural(record.age, "year"), record.sex].filter(Boolean).join(", ");
 
 /** What a case card says below its title. */
 function caseFacts(record, cover) {
