@@ -70,6 +70,7 @@ def _compared(page: Page) -> None:
     for name in ("Contrast", "Compare"):
         page.locator(".more-tools").get_by_role("button", name=name).click()
     expect(page.locator("#stage-2")).to_have_attribute("aria-busy", "false")
+    page.get_by_text("Annotations of this image").click()
     page.get_by_text("Correct a label or comment").click()
     expect(page.get_by_label("Comment")).to_be_visible()
 

@@ -122,6 +122,48 @@ def test_a_search_that_found_less_than_was_asked_says_so(page: Page) -> None:
     expect(page.locator("#status")).to_contain_text("for “ureter stone”")
 
 
+def test_an_id_in_a_shared_search_leads_to_its_case(page: Page) -> None:
+    """The answer of a search that knows ids."""
+
+    def answer(route: Route) -> None:
+        route.fulfill(json=route.fetch().json() | {"exact_id": "MPX1003", "matched": "all"}, status=200)
+
+    page.route(re.compile(r"/search\?"), answer)
+    page.goto("/?q=MPX1003")
+    page.locator("#search-notes").get_by_role("link", name="MPX1003").click()
+    expect(page).to_have_url(re.compile("/pages/case/MPX1003"))
+
+
+@pytest.mark.parametrize("view", ["cases", "images"])
+def test_a_search_by_meaning_is_a_choice_where_the_service_has_it(page: Page, view: str) -> None:
+    """The answer of a search that also compares meanings."""
+    asked: list[str] = []
+
+    def answer(route: Route) -> None:
+        found = re.search("mode=([a-z]+)", route.request.url)
+        asked.append(found[1] if found else "words")
+        body = route.fetch(url=re.sub("&?mode=[a-z]+", "", route.request.url)).json()
+        route.fulfill(json=body | {"mode": asked[-1]}, status=200)
+
+    page.route(re.compile(r"/search\?"), answer)
+    page.goto(f"/?view={view}")
+    expect(page.locator("#mode")).to_be_hidden()
+    page.get_by_role("searchbox").focus()
+    expect(page.locator("#mode")).to_be_visible()
+    page.get_by_role("searchbox").fill("stone")
+    page.locator("#mode").select_option("meaning")
+    expect(page).to_have_url(re.compile(r"q=stone&mode=meaning"))
+    expect(page.locator(".tile").first).to_be_visible()
+    assert "meaning" in asked
+
+
+def test_without_a_search_by_meaning_there_is_no_choice(page: Page, predict_api: httpx.Client) -> None:
+    has_modes = "mode" in predict_api.get("/search", params={"q": "lesion"}).json()
+    page.goto("/?q=lesion")
+    expect(page.locator(".tile").first).to_be_visible()
+    expect(page.locator("#mode")).to_be_visible(visible=has_modes)
+
+
 def test_fields_with_the_same_words_are_one_passage(page: Page) -> None:
     def answer(route: Route) -> None:
         body = route.fetch().json()

@@ -119,6 +119,25 @@ def test_an_answer_stands_beside_the_label_and_the_model(page: Page, predict_api
     expect(page.locator(".quiz")).to_contain_text("No case answered yet")
 
 
+def test_the_next_case_is_unknown_from_the_first_moment(page: Page, predict_api: httpx.Client, case: Document) -> None:
+    _begin(page, case)
+    page.get_by_role("button", name="Show without answering").click()
+    for step in STEPS:
+        page.get_by_role("button", name=step).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(case["title"])
+    page.evaluate(
+        "() => { window.titles = new Set(); new MutationObserver(() => window.titles.add(document.body.innerText))"
+        ".observe(document.body, {subtree: true, childList: true, characterData: true}); }"
+    )
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Unknown case")
+    expect(page.get_by_label("Location")).to_be_visible()
+    other = predict_api.get(f"/cases/{page.url.split('?')[0].split('/')[-1]}").json()
+    assert other["u_id"] != case["u_id"]
+    seen = " | ".join(page.evaluate("[...window.titles]"))
+    assert not [text for name, text in _secrets(other).items() if text in seen and text not in _secrets(case).values()]
+
+
 def test_one_click_and_one_key_turn_it_on_and_off(page: Page, case: Document) -> None:
     page.goto(f"/pages/case/{case['u_id']}")
     expect(page.get_by_role("heading", level=1)).to_have_text(case["title"])

@@ -110,6 +110,7 @@ def test_an_annotation_is_written_and_stands_in_the_history(page: Page, writable
     image = client.get("/cases/MPX1003").json()["images"][0]
     page.goto(f"{client.base_url}/pages/case/MPX1003")
     part = page.locator("#annotations")
+    page.get_by_text("Annotations of this image").click()
     expect(part).to_contain_text("No annotations yet.")
     part.get_by_text("Correct a label or comment").click()
     save = part.get_by_role("button", name="Save the annotation")

@@ -5,7 +5,7 @@ import { byId, el, isTyping, number, plural, problemBox, spoken } from "./dom.js
 import { loadFacets, renderFacets } from "./facets.js";
 import { renderChips, setUpFieldFilter } from "./filters.js";
 import { setUpMenu } from "./menu.js";
-import { MAX_CASES, Result, rememberWalk } from "./result.js";
+import { CASE_FIELDS, MAX_CASES, Result, rememberWalk } from "./result.js";
 import { caseAddress, caseOf, nameInAddress, readState, writeState } from "./state.js";
 import { caseCard, emptyView, hitView, imageTile, nameCase, searchNotes, skeleton } from "./tiles.js";
 
@@ -172,9 +172,22 @@ function append(mine, found) {
   remember(mine);
 }
 
+/** The records of cases, by id; the API answers a hundred at once. */
+async function recordsOf(result, found) {
+  const ids = found.map((each) => each.u_id);
+  const starts = ids.map((_, index) => index).filter((index) => index % 100 === 0);
+  const pages = await Promise.all(
+    starts.map((start) => {
+      const params = [...result.conditions(ids.slice(start, start + 100)), ["fields", CASE_FIELDS], ["limit", 100]];
+      return getJson("/cases", params, { signal: result.signal });
+    }),
+  );
+  return new Map(pages.flatMap((page) => page.items).map((record) => [record.u_id, record]));
+}
+
 /** The titles come with the records of the cases; the pictures do not wait for them. */
 async function nameCases({ result, signal }, found) {
-  const records = await result.describe(found).catch(() => new Map());
+  const records = await recordsOf(result, found).catch(() => new Map());
   if (signal.aborted) return;
   for (const { u_id: uId, cover } of found) {
     const card = results.querySelector(`[data-case="${CSS.escape(uId)}"]`);

@@ -1,6 +1,7 @@
 // The Export menu: what to download of the current result, in which values and in which format.
 
 import { el, plural } from "./dom.js";
+import { MAX_CASES, Result } from "./result.js";
 
 const KINDS = [
   ["images", "Images", "One row per image: modality, plane, location, age, sex, caption, size, source, split."],
@@ -26,6 +27,14 @@ function choices(legend, name, options, chosen) {
     return el("label", { class: "choice" }, box, el("span", {}, el("b", { text }), el("span", { class: "muted small", text: about })));
   });
   return el("fieldset", {}, el("legend", { text: legend }), rows);
+}
+
+/** The ids of all cases of a result; those of the first 700 where there are more. */
+async function caseIds(state) {
+  const all = new Result(state);
+  const ids = [];
+  while (!all.done && ids.length < MAX_CASES) ids.push(...(await all.nextCases(100)).map((each) => each.u_id));
+  return ids.slice(0, MAX_CASES);
 }
 
 export class ExportMenu {
@@ -93,7 +102,7 @@ export class ExportMenu {
     if (of === "cases") {
       const isAll = !state.q && !state.filters.length;
       if (isAll) return { params: [], sorted: byId };
-      const ids = await result.caseIds();
+      const ids = await caseIds(state);
       return { params: result.conditions(ids), sorted: `${plural(ids.length, "case")}. ${byId}` };
     }
     const params = (await result.query()) ?? [];

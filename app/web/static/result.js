@@ -9,7 +9,7 @@ import { loadCatalogue, splitFilters } from "./catalogue.js";
 import { caseOf, writeState } from "./state.js";
 
 const IMAGE_FIELDS = "image,u_id,modality,modality_detail,plane,location,caption,age,sex,width,height";
-const CASE_FIELDS = "u_id,title,modalities,location,image_count,age,sex";
+export const CASE_FIELDS = "u_id,title,modalities,location,image_count,age,sex";
 const PAGE = 100;
 // The API takes 20 conditions of 500 characters each: room for these cases, and for eight filters beside them.
 const CONDITION_CHARS = 500;
@@ -60,19 +60,6 @@ export class Result {
     });
   }
 
-  /** The records of cases, by id; those that a search has found came with it. */
-  async describe(cases) {
-    const records = new Map(cases.filter(({ hit }) => hit).map(({ u_id: id, hit }) => [id, hit.case]));
-    const missing = cases.map((each) => each.u_id).filter((id) => !records.has(id));
-    for (let start = 0; start < missing.length; start += PAGE) {
-      const ids = missing.slice(start, start + PAGE);
-      const params = [...this._idConditions(ids), ["fields", CASE_FIELDS], ["limit", PAGE]];
-      const page = await getJson("/cases", params, { signal: this.signal });
-      for (const record of page.items) records.set(record.u_id, record);
-    }
-    return records;
-  }
-
   /** The parameters that select all images of the result, for /facets and /export; null if it is empty. */
   async query(without = []) {
     await this._start();
@@ -80,20 +67,7 @@ export class Result {
     if (this._ids?.length === 0) return null;
     const params = this._ofImages.filter(([name]) => !without.includes(name));
     // An order alone selects nothing.
-    return this._isSelecting ? [...params, ...this._idConditions(this._ids)] : params;
-  }
-
-  /** The ids of all cases of the result; those of the first 700 where there are more. */
-  async caseIds() {
-    const all = new Result(this.state, { signal: this.signal });
-    const ids = [];
-    while (!all.done && ids.length < MAX_CASES) ids.push(...(await all.nextCases(PAGE)).map((each) => each.u_id));
-    return ids.slice(0, MAX_CASES);
-  }
-
-  /** Parameters that select these cases. */
-  conditions(ids) {
-    return this._idConditions(ids);
+    return this._isSelecting ? [...params, ...this.conditions(this._ids)] : params;
   }
 
   async _retryable(work) {
@@ -206,7 +180,8 @@ export class Result {
     return ids.slice(0, MAX_CASES);
   }
 
-  _idConditions(ids) {
+  /** Parameters that select these cases. */
+  conditions(ids) {
     const lists = [];
     for (const id of ids ?? []) {
       const last = lists.length - 1;
@@ -226,7 +201,7 @@ export class Result {
     const images = [];
     if (this._ids?.length === 0) this._isOver = true;
     while (!this._isOver && images.length < size) {
-      const params = [...this._ofImages, ...this._idConditions(this._ids)];
+      const params = [...this._ofImages, ...this.conditions(this._ids)];
       if (this.state.sort) params.push(["sort", this.state.sort]);
       const page = await this._images(params, size - images.length, this._cursor);
       images.push(...page.items);
@@ -257,7 +232,7 @@ export class Result {
     const images = [];
     let cursor = null;
     do {
-      const page = await this._images([...this._ofImages, ...this._idConditions(ids)], PAGE, cursor);
+      const page = await this._images([...this._ofImages, ...this.conditions(ids)], PAGE, cursor);
       images.push(...page.items);
       cursor = page.next_cursor;
     } while (cursor);
