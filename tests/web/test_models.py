@@ -210,7 +210,7 @@ def test_the_about_page_says_how_good_the_models_are(page: Page, evaluated: Path
     page.goto("/pages/about")
     scores = web_results["models"]["compact"]["tasks"]["modality"]["scores"]
     expect(page.locator("#figures")).to_contain_text(
-        f"Modality: compact has an accuracy of {100 * scores['accuracy']:.1f}% on the test images (95 % interval"
+        f"Modality: compact has an accuracy of {100 * scores['accuracy']:.1f}% on the test images (95% interval"
     )
 
 

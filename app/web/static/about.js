@@ -13,7 +13,7 @@ async function counts() {
 
 /** How good a model is, in a sentence. */
 function sentence(card, task, { split, accuracy, accuracy_95: interval }) {
-  const range = interval ? ` (95 % interval ${interval.map((end) => percent(end, 0)).join(" to ")})` : "";
+  const range = interval ? ` (95% interval ${interval.map((end) => percent(end, 0)).join(" to ")})` : "";
   const caution = split === "dev" ? "; it was selected on these, and is not evaluated on the test split yet" : "";
   return `${spoken(task)}: ${card.name} has an accuracy of ${percent(accuracy)} on the ${split} images${range}${caution}.`;
 }

@@ -35,7 +35,7 @@ function row({ card, serves, backend, scores }, task, choose) {
 
 function head() {
   const axis = el("span", { class: "axis", "aria-hidden": "true" }, ["0", "0.5", "1"].map((text) => el("span", { text })));
-  const cells = [["Model", "model"], ["Accuracy", "number accuracy"], ["95 % interval", "interval"], ["", "chart"], ["Macro F1", "number more"], ["ECE", "number more"]];
+  const cells = [["Model", "model"], ["Accuracy", "number accuracy"], ["95% interval", "interval"], ["", "chart"], ["Macro F1", "number more"], ["ECE", "number more"]];
   return el("thead", {}, el("tr", {}, cells.map(([text, name]) => (text ? el("th", { scope: "col", class: name, text }) : el("td", { class: name }, axis)))));
 }
 

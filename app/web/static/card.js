@@ -62,7 +62,7 @@ function facts(card, backend, task, scored) {
 
 /** How many answers are confident, and how good these are. */
 function coverage({ coverage: share, n, accuracy, accuracy_95: interval }) {
-  const right = n ? `, of which ${percent(accuracy)} are right${interval ? ` (95 % interval ${interval.map((end) => percent(end, 0)).join(" to ")})` : ""}` : "";
+  const right = n ? `, of which ${percent(accuracy)} are right${interval ? ` (95% interval ${interval.map((end) => percent(end, 0)).join(" to ")})` : ""}` : "";
   return `${percent(share, 0)} of the evaluated images get a confident answer${right}`;
 }
 
@@ -81,7 +81,7 @@ function figures(card, task, scored) {
     el(
       "table",
       {},
-      el("thead", {}, el("tr", {}, ["Split", "Images", "Accuracy", "95 %", "Macro F1", "ECE"].map((text, index) => el("th", { scope: "col", class: index ? "number" : null, text })))),
+      el("thead", {}, el("tr", {}, ["Split", "Images", "Accuracy", "95%", "Macro F1", "ECE"].map((text, index) => el("th", { scope: "col", class: index ? "number" : null, text })))),
       el("tbody", {}, rows.map(([split, scores]) => el("tr", {}, el("th", { scope: "row", text: split }), cells(scores)))),
     ),
   );
