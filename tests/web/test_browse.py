@@ -155,6 +155,7 @@ def test_a_search_by_meaning_is_a_choice_where_the_service_has_it(page: Page, vi
     expect(page).to_have_url(re.compile(r"q=stone&mode=meaning"))
     expect(page.locator(".tile").first).to_be_visible()
     assert "meaning" in asked
+    page.unroute_all(behavior="ignoreErrors")
 
 
 def test_without_a_search_by_meaning_there_is_no_choice(page: Page, predict_api: httpx.Client) -> None:
@@ -548,6 +549,7 @@ def test_a_picture_that_cannot_be_had_is_said_in_its_place(page: Page) -> None:
     page.route("**/thumbnail?*", lambda route: route.abort())
     page.goto("/")
     expect(page.locator(".tile").first).to_contain_text("no picture")
+    page.mouse.wheel(0, 20_000)
     expect(page.locator(".tile img")).to_have_count(0)
 
 

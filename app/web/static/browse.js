@@ -24,6 +24,7 @@ const ID = /^(mpx\d{4,8})(_synpic\d{2,5})?$/i;
 const [box, results, status, problem, more, moreProblem] = ["q", "results", "status", "problem", "more", "more-problem"].map(byId);
 let state = readState(location.search);
 let current = null;
+const refreshExport = setUpMenu(byId("export"), async () => new (await import("./exports.js")).ExportMenu(byId("export"), { current: () => [current.result, state] }));
 let modes = null; // whether the search offers more than words; null: not known yet
 let stop = new AbortController();
 
@@ -82,10 +83,11 @@ function fail(error, signal) {
   problem.replaceChildren(notice);
 }
 
-/** There is nothing to export of an empty result; the menu of another one is closed. */
+/** There is nothing to export of an empty result; an open menu goes on with the new one. */
 function offerExport(isOffered) {
   byId("export").hidden = !isOffered;
-  byId("export").open = false;
+  if (!isOffered) byId("export").open = false;
+  refreshExport();
 }
 
 function showSwitches() {
@@ -339,7 +341,6 @@ function start() {
   box.addEventListener("focus", askForModes, { once: true });
   byId("mode").addEventListener("change", () => go({ mode: byId("mode").value, q: box.value.trim() }));
   setUpMenu(byId("saved"), async () => new (await import("./saved.js")).SavedMenu(byId("saved"), { state: () => state }));
-  setUpMenu(byId("export"), async () => new (await import("./exports.js")).ExportMenu(byId("export"), { current: () => [current.result, state] }));
   byId("quiz").addEventListener("click", () => go({ quiz: !state.quiz }));
   byId("random").addEventListener("click", openRandom);
   more.addEventListener("click", showMore);

@@ -1,13 +1,14 @@
 // A details element as a menu: its content is fetched when it is first opened; Esc and a click elsewhere close it.
 
-/** `load` resolves to the menu, whose `open` is called whenever it opens. */
+/** `load` resolves to the menu, whose `open` is called whenever it opens, and by the function that is returned if it is open. */
 export function setUpMenu(root, load) {
   let menu = null;
-  root.addEventListener("toggle", async () => {
+  const refresh = async () => {
     if (!root.open) return;
     menu ??= load();
     (await menu).open();
-  });
+  };
+  root.addEventListener("toggle", refresh);
   root.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || !root.open) return;
     event.preventDefault();
@@ -18,4 +19,5 @@ export function setUpMenu(root, load) {
     // What was clicked may be gone already.
     if (root.open && document.contains(event.target) && !root.contains(event.target)) root.open = false;
   });
+  return refresh;
 }
