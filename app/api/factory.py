@@ -28,6 +28,7 @@ from app.api.routes import (
     predict,
     predict_batch,
     predict_image,
+    preview,
     search,
     similar,
 )
@@ -54,6 +55,7 @@ ROUTERS = (
     predict,
     predict_batch,
     predict_image,
+    preview,
     explain,
     similar,
     models,
@@ -62,7 +64,15 @@ ROUTERS = (
     metrics,
     docs,
 )
-DESCRIPTION = """The MedPix 2.0 cases and images, and predictions of modality and anatomical location.
+DESCRIPTION = """The cases and images of MedPix 2.0, and predictions of modality and anatomical location.
+
+- **Ids** are those of the dataset: `MPX1007` for a case, `MPX1007_synpic46719` for an image.
+- **Filters** are query parameters named after fields: `/images?modality=CT&location_category=Head&age__gte=60`.
+  `GET /fields` lists all fields with their operators.
+- **Lists** are paged: pass `next_cursor` as `cursor`, or follow the `Link` header.
+- **Errors** are RFC 9457 problem documents (`application/problem+json`): `detail` says what to do.
+- **Predictions** are calibrated probabilities with a decision, `confident` or `uncertain`:
+  `curl -F image=@scan.png -F caption='Axial CT of the chest' http://localhost:8000/predict/location`
 
 For research and teaching; **not for diagnosis**."""
 
@@ -114,8 +124,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in ROUTERS:
         app.include_router(module.router, dependencies=[Depends(check_parameters)])
     docs.install_docs(app)
-    install_pages(app)
     install_error_handlers(app)
+    install_pages(app)
     if settings.rate_limit_per_minute or settings.rate_limit_reads_per_minute:
         app.add_middleware(RateLimit, settings=settings)
     app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(settings, path))
