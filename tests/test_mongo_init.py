@@ -17,11 +17,12 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
+from app.core.progress import Progress
 from app.core.settings import load_settings
 from app.data import schema
 from app.data.mongod import find_mongod
 from app.data.seed import seed
-from ml.training.progress import DatabaseReporter, Progress
+from ml.training.progress import DatabaseReporter
 from tests.conftest import REPOSITORY
 from tests.ports import free_port
 from tests.service import running_service

@@ -69,7 +69,7 @@ def run_training(
             _check(options, wanted)
             workers.wait()  # all must have asked before one registers anything
             with queued(wanted, database) if workers.leads else nullcontext():
-                for name in wanted:
+                for step, name in enumerate(wanted, start=1):
                     train_model(
                         name,
                         database=database,
@@ -81,6 +81,7 @@ def run_training(
                         resume=resume,
                         reporter=reporter,
                         options=options,
+                        step=(step, len(wanted)),
                     )
     except (RecordsError, RegistryError, OSError) as error:
         raise TrainingError(str(error)) from error

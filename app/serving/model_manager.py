@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from app.core.cpus import usable_cpus
 from app.core.exceptions import UnavailableError
+from app.core.progress import Progress
 from app.core.settings import Settings
 from app.core.telemetry import Metrics
 from app.data.dataset import IMAGE_FOLDER, find_dataset
@@ -25,7 +26,7 @@ from app.serving.model_selection import pin_fault, variable
 from app.serving.prediction import Prediction
 from app.serving.prediction_cache import ResultCache
 from app.serving.predictor import Predictor
-from app.serving.training_status import Progress, read_progress
+from app.serving.training_status import read_progress
 from ml.dataset.records import load_records
 from ml.registry.model_card import ModelCard
 from ml.registry.registry import Registry, RegistryError, load_model, load_reference
@@ -165,7 +166,7 @@ class ModelServer:
             if pin is not None:
                 lack = f"{variable(task)} names the model {pin}, which is not trained yet."
             return UnavailableError(f"{lack} Run `medpix train {pin or task}`.", retry_after_s=60)
-        wait = 30 if progress.eta_s is None else max(5, min(120, round(progress.eta_s)))
+        wait = 30 if progress.remaining_s is None else max(5, min(120, round(progress.remaining_s)))
         detail = f"The model for {task} is not ready. {progress.describe()}"
         return UnavailableError(detail, retry_after_s=wait, training=progress.as_json())
 

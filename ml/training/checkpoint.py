@@ -92,7 +92,7 @@ class Checkpoint:
         metadata = {
             "epochs": epochs,
             "identity": self._identity,
-            "run": self._place.run.told(),
+            "run": self._place.run.state_dict(),
             "scaler": learner.scaler.state_dict() if learner.scaler is not None else {},
         }
         try:
@@ -145,7 +145,7 @@ class Checkpoint:
         if learner.scaler is not None and metadata["scaler"]:
             learner.scaler.load_state_dict(metadata["scaler"])
         epochs = int(metadata["epochs"])
-        run.take_up(metadata["run"])
+        run.load_state_dict(metadata["run"])
         run.update(epochs / self._epochs, f"going on after epoch {epochs}", epoch=epochs, epochs=self._epochs)
         return epochs
 

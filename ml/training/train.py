@@ -12,6 +12,7 @@ import numpy as np
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
+from app.core.progress import Progress
 from app.data import schema
 from ml.dataset import labels
 from ml.dataset.records import Record, groups, load_records, need_labels, targets
@@ -116,20 +117,17 @@ def models_to_train(
 
 def queue(names: Sequence[str], database: Database[dict[str, Any]]) -> None:
     """Note in ``Training_runs`` that models wait for their training."""
-    for name in names:
-        document = {
-            "tasks": list(PLANS[name].tasks),
-            "state": "queued",
-            "fraction": 0.0,
-            "epoch": None,
-            "epochs": None,
-            "eta_s": None,
-            "started_at": None,
-            "updated_at": now(),
-            "message": "waiting for its turn",
-            "pid": None,
-        }
-        database[schema.TRAINING_RUNS].replace_one({"_id": name}, document, upsert=True)
+    for step, name in enumerate(names, start=1):
+        waiting = Progress(
+            name,
+            PLANS[name].tasks,
+            "queued",
+            message="waiting for its turn",
+            step=step,
+            steps=len(names),
+            updated_at=now(),
+        )
+        database[schema.TRAINING_RUNS].replace_one({"_id": name}, waiting.to_document(), upsert=True)
 
 
 @contextmanager
@@ -160,6 +158,7 @@ def train_model(
     resume: bool = True,
     reporter: Reporter = silent,
     options: Options | None = None,
+    step: tuple[int, int] | None = None,
 ) -> ModelCard:
     """Train one model on the train split, calibrate it on dev, and register it.
 
@@ -178,6 +177,7 @@ def train_model(
         resume: continue a run that was killed, where its settings were the same.
         reporter: told about progress.
         options: further choices; weights, seed and resume above win over its own.
+        step: position among the models that one command trains, and their number, for the progress.
 
     Returns:
         The registered card.
@@ -200,7 +200,7 @@ def train_model(
     with team(where) as workers, only_one(name, scratch) if workers.leads else nullcontext():
         # Every process hears of an error; one alone tells the world about progress.
         told = to_all([reporter, DatabaseReporter(database)]) if workers.leads else silent
-        with Run(name, plan.tasks, told) as run:
+        with Run(name, plan.tasks, told, step) as run:
             # Read now, needed at the end: a file that is missing must not show after hours.
             others = load_records(database, images_dir, ("test",)) if workers.leads else []
             context = Context(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pymongo.database import Database
 
+from app.core.progress import Progress
 from app.data import schema
 from app.data.seed import seed
 from ml.dataset.image_loading import load_images
@@ -21,7 +22,6 @@ from ml.evaluation.splits import content_hash
 from ml.models.predict_records import captions_of, run_captions, run_images
 from ml.registry.registry import Registry, RegistryError, UnknownModelError, read_card
 from ml.training.context import Options
-from ml.training.progress import Progress
 from ml.training.train import PLANS
 from tests.ml.conftest import Document
 

@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.core.progress import Progress
 from ml.dataset.records import Record
 from ml.evaluation.duplicate_patients import SAME_PATIENT
 from ml.evaluation.folds import FoldError, cross_validate, make_folds
 from ml.evaluation.retrain import Surroundings, with_needs
 from ml.training.context import Options
-from ml.training.progress import Progress
 
 
 @pytest.fixture

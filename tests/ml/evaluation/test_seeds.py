@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from app.core.progress import Progress
 from ml.dataset.records import Record
 from ml.evaluation.retrain import Surroundings
 from ml.evaluation.seeds import FIGURES, repeat
 from ml.training.context import Options
-from ml.training.progress import Progress
 
 
 def test_mean_and_deviation_are_over_trainings_that_differ(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pymongo.database import Database
 
+from app.core.progress import Progress
 from app.data import schema
 from app.data.seed import seed
 from ml.dataset.records import Record, RecordsError, snapshot_hash
@@ -14,7 +15,6 @@ from ml.registry.artifacts import BusyError, only_one
 from ml.registry.registry import Registry, UnknownModelError, load_model
 from ml.training.context import Options
 from ml.training.device import format_name, half_type
-from ml.training.progress import Progress
 from ml.training.train import PLANS, models_to_train, queue, queued, train_model
 from tests.ml.conftest import Document
 
