@@ -192,7 +192,7 @@ def test_the_api_user_serves_everything(
 
 def test_the_api_user_can_only_add_annotations(as_api: Database[Document], seeded: Database[Document]) -> None:
     names = [name for name in seeded.list_collection_names() if not name.startswith("system.")]
-    assert set(names) >= {schema.CASES, schema.IMAGES, schema.MODELS, schema.SEED_RUNS, schema.PREDICTIONS}
+    assert set(names) >= {schema.CASES, schema.IMAGES, schema.MODELS, schema.SEED_RUNS}
     for name in names:
         attempts: list[Document] = [
             {"insert": name, "documents": [{"_id": "x"}]},

@@ -25,7 +25,6 @@ MODELS: Final = "Models"
 TRAINING_RUNS: Final = "Training_runs"
 # The key under which an evaluation reports its progress there, beside those of the models in training.
 EVALUATION_RUN: Final = "evaluation"
-PREDICTIONS: Final = "Predictions"
 ANNOTATIONS: Final = "Annotations"
 SEED_RUNS: Final = "Seed_runs"
 

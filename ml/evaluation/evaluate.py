@@ -23,11 +23,10 @@ from ml.evaluation.leaderboard import majority, model_row, presence, untrained
 from ml.evaluation.metrics import NoLabelsError
 from ml.evaluation.model_outputs import Asked, Pictures, move_to
 from ml.evaluation.published_baselines import quoted_for
-from ml.evaluation.repeats import Repeats
-from ml.evaluation.retrain import Scratch
+from ml.evaluation.retrain import Retrainer, Scratch
 from ml.evaluation.scoring import Answers, compare, measure
 from ml.registry.model_card import ModelCard, environment, now
-from ml.registry.registry import Registry, UnknownModelError
+from ml.registry.registry import Registry, UnknownModelError, load_reference
 from ml.training.context import Options
 from ml.training.device import DeviceName, pick_device
 from ml.training.progress import Reporter, Run, silent
@@ -111,7 +110,9 @@ def evaluate(
             run.update(0.15 + 0.75 * index / len(cards), f"asking {card.name}")
             asked = Asked.ask(move_to(model, where), records, pictures)
             answers[card.name] = asked.answers()
-            results["models"][card.name] = model_row(card, asked, answers[card.name], pictures, suspects)
+            results["models"][card.name] = model_row(
+                card, asked, answers[card.name], pictures, suspects, load_reference(card, models_dir)
+            )
         run.update(0.9, "comparing")
         registered = {card.name: card for card in registry.list()}
         results["tasks"] = _tasks(cards, answers, records, registered, exact=results["split"]["exact"])
@@ -119,16 +120,16 @@ def evaluate(
             for card in cards:
                 own = results["models"][card.name]["tasks"]
                 registry.set_metrics(card, "test", {task: found["scores"] for task, found in own.items()})
-    repeats = Repeats(
+    retrainer = Retrainer(
         by_split, registered, where, scratch or Scratch(models_dir / ".training"), reporter, options or Options()
     )
     chosen = [card.name for card in cards]
-    results["cv"] = repeats.on_cards(chosen, "cv") | (repeats.folds(chosen) if cv else {})
-    results["seeds"] = repeats.on_cards(chosen, "seeds") if split == "test" else {}
+    results["cv"] = retrainer.on_cards(chosen, "cv") | (retrainer.folds(chosen) if cv else {})
+    results["seeds"] = retrainer.on_cards(chosen, "seeds") if split == "test" else {}
     if register and cv:
         _put_on_cards(registry, registered, "cv", results["cv"])
     if seeds:
-        results["seeds"] |= repeats.seeds(chosen, split, seeds)
+        results["seeds"] |= retrainer.seeds(chosen, split, seeds)
         if register and split == "test":
             _put_on_cards(registry, registered, "seeds", results["seeds"])
     return results

@@ -12,7 +12,9 @@ from ml.evaluation import splits
 from ml.evaluation.model_outputs import Asked, Pictures, as_answers
 from ml.evaluation.published_baselines import ORIGINAL_WEIGHTS
 from ml.evaluation.scoring import Answers, calibration, confident, describe, measure
+from ml.models.base import EMBEDDING
 from ml.registry.model_card import ModelCard
+from ml.registry.reference_embeddings import Reference
 from ml.training.context import log_prior
 from ml.training.train import PLANS
 
@@ -34,7 +36,12 @@ _CARD = {
 
 
 def model_row(
-    card: ModelCard, asked: Asked, answers: Mapping[str, Answers], pictures: Pictures, suspects: Sequence[str]
+    card: ModelCard,
+    asked: Asked,
+    answers: Mapping[str, Answers],
+    pictures: Pictures,
+    suspects: Sequence[str],
+    reference: Reference | None,
 ) -> dict[str, Any]:
     """Everything about one model, as JSON values.
 
@@ -44,7 +51,9 @@ def model_row(
         answers: its answers per task.
         pictures: the images decoded so far.
         suspects: cases to leave out for the figures without them.
+        reference: the embeddings registered with the model, for the out-of-distribution rule of the service.
     """
+    unlike = unlike_training(card, asked, reference)
     before, ablated, mirrored = asked.before_temperature(), probes.ablations(asked), probes.mirror(asked, pictures)
     shortcut, modes = probes.shortcuts(asked, pictures), probes.file_modes(asked, pictures)
     return card.model_dump(mode="json", include=_FACTS) | {
@@ -58,7 +67,7 @@ def model_row(
                 "dev": card.metrics.get("dev", {}).get(task),
                 "temperature": card.temperature[task],
                 "calibration": calibration(before[task], found),
-                "confident": confident(found, card.thresholds[task]),
+                "confident": confident(found, card.thresholds[task], np.isin(found.images, unlike)),
                 **describe(found, tuple(card.tasks[task])),
                 "subgroups": probes.subgroups(found, asked.records),
                 "ablations": ablated.get(task, {}),
@@ -70,6 +79,15 @@ def model_row(
             for task, found in answers.items()
         },
     }
+
+
+def unlike_training(card: ModelCard, asked: Asked, reference: Reference | None) -> list[str]:
+    """The images that the service calls out of distribution: no answer about them is confident."""
+    if reference is None or card.ood_threshold is None or asked.image_out is None or EMBEDDING not in asked.image_out:
+        return []
+    distances = reference.distance_by(card.ood_distance)(asked.image_out[EMBEDDING])
+    far = distances > card.ood_threshold
+    return [record.image for record, is_far in zip(asked.records, far, strict=True) if is_far]
 
 
 def remarks(card: ModelCard) -> list[str]:

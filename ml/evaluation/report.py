@@ -13,13 +13,14 @@ from typing import Final
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from app.core.exceptions import UserError
-from ml.evaluation.cards import as_markdown, model_card
+from ml.evaluation.card_sections import as_markdown, card_sections
 from ml.evaluation.console_tables import span
 from ml.evaluation.evaluate import MAJORITY, Results
 from ml.evaluation.plots import accuracy_plot, confusion_plot, coverage_plot, reliability_plot
 from ml.evaluation.splits import NEAR
 from ml.registry.artifacts import sync
 from ml.registry.model_card import INTENDED_USE
+from ml.training.calibration import TARGET_ACCURACY
 
 RESULTS_FILE: Final = "results.json"
 REPORT_FILE: Final = "report.html"
@@ -65,7 +66,7 @@ def write_report(results: Results, folder: Path) -> Path:
     plots = make_plots(results)
     files = {REPORT_FILE: render(results, plots).encode()} | plots
     for name in results["models"]:
-        files[f"{name}-{CARD_SUFFIX}"] = as_markdown(name, model_card(name, results)).encode()
+        files[f"{name}-{CARD_SUFFIX}"] = as_markdown(name, card_sections(name, results)).encode()
     content = without_thumbnails(results) | {"files": sorted([*files, RESULTS_FILE])}
     # The last one to take its place: the service reads it.
     files[RESULTS_FILE] = (json.dumps(content, indent=1) + "\n").encode()
@@ -135,8 +136,8 @@ def render(results: Results, plots: Mapping[str, bytes]) -> str:
     )
     environment.filters.update(span=span, three=_three, signed=_signed, spoken=lambda task: task.replace("_", " "))
     images = {name: "data:image/png;base64," + base64.b64encode(data).decode("ascii") for name, data in plots.items()}
-    cards = {name: model_card(name, results) for name in results["models"]}
-    environment.globals.update(majority=MAJORITY, near=NEAR, intended_use=INTENDED_USE)
+    cards = {name: card_sections(name, results) for name in results["models"]}
+    environment.globals.update(majority=MAJORITY, near=NEAR, intended_use=INTENDED_USE, target_accuracy=TARGET_ACCURACY)
     return environment.get_template("report.html").render(r=results, images=images, cards=cards)
 
 

@@ -91,8 +91,8 @@ def leakage(splits: Mapping[str, Sequence[Record]], evaluated: str) -> dict[str,
 
     Returns:
         shared_cases, shared_images, same_files and same_pixels across splits, near_duplicates (cosine
-        of 32x32 thumbnails above 0.97) across splits, same_patient pairs that are here, and the
-        cases of the evaluated split to leave out for a clean figure.
+        of 32x32 thumbnails above 0.97) across splits, same_patient pairs that are here, and suspect_cases: the
+        cases of the evaluated split with any of these, to leave out for a clean figure.
     """
     records = [record for members in splits.values() for record in members]
     prints = _fingerprints(records)
@@ -106,7 +106,7 @@ def leakage(splits: Mapping[str, Sequence[Record]], evaluated: str) -> dict[str,
     shared_cases = sorted(u_id for u_id, found in split_of.items() if len(found) > 1)
     names = Counter(record.image for record in records)
     patients = torn_patients(split_of)
-    for group in (*same_files, *same_pixels):
+    for group in (*same_files, *same_pixels, *(pair["images"] for pair in near)):
         suspects |= {item["u_id"] for item in group if item["split"] == evaluated}
     for twins in patients:
         suspects |= {twins[side] for side in ("first", "second") if evaluated in split_of[twins[side]]}

@@ -236,9 +236,10 @@ class Run:
         """Report a finished share, 0 to 1, of the current stage; without a message the last one stays."""
         low, high = self._span
         total = min(1.0, max(self._progress.fraction, low + (high - low) * fraction))
-        changed = {} if message is None else {"message": message, "epoch": epoch, "epochs": epochs}
-        eta_s = self._remaining.update(total, self.seconds)
-        self._report(replace(self._progress, fraction=total, eta_s=eta_s, **changed))
+        progress = replace(self._progress, fraction=total, eta_s=self._remaining.update(total, self.seconds))
+        if message is not None:
+            progress = replace(progress, message=message, epoch=epoch, epochs=epochs)
+        self._report(progress)
 
     def epoch(self, phase: str, epoch: int, epochs: int, loss: float) -> None:
         """Report a finished epoch of the current stage, and keep its loss."""

@@ -4,6 +4,7 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score,
 
 from ml.dataset.labels import IGNORED
 from ml.evaluation import metrics
+from ml.evaluation.bootstrap import CaseBootstrap
 from ml.evaluation.metrics import Probabilities, Targets
 
 
@@ -65,8 +66,8 @@ def test_the_bootstrap_over_cases_is_wider_than_over_images() -> None:
     random = np.random.default_rng(1)
     cases = np.repeat(np.arange(40), 10)
     right = np.repeat(random.random(40) < 0.7, 10).astype(np.float64)
-    by_case = metrics.bootstrap_mean(right, cases.astype(str))
-    by_image = metrics.bootstrap_mean(right, np.arange(400).astype(str))
+    by_case = CaseBootstrap(cases.astype(np.str_)).estimate_mean(right).intervals[0]
+    by_image = CaseBootstrap(np.arange(400).astype(np.str_)).estimate_mean(right).intervals[0]
     assert by_case.high - by_case.low > 2 * (by_image.high - by_image.low)
     assert by_case.low < right.mean() < by_case.high
     rows = random.integers(0, 40, (2000, 40))[:, :, None] * 10 + np.arange(10)

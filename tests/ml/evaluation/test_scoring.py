@@ -40,7 +40,19 @@ def test_every_interval_holds_its_score() -> None:
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "nll", "brier"):
         low, high = found[f"{name}_95"]
         assert low < found[name] < high, name
-    assert found["ece_95"][0] < found["ece_95"][1]
+    assert found["ece_95"][0] < found["ece"] <= found["ece_95"][1]
+
+
+def test_the_classes_of_macro_scores_are_the_same_in_every_resample() -> None:
+    # Class 1 is in one case alone, always right; a resample without it must not change the mean over classes.
+    rows = np.eye(2, dtype=np.float32)[[0] * 9 + [1]]
+    cases = np.array(list("abcdefghij"))
+    found = measure(Answers(rows, np.array([0] * 9 + [1]), cases, cases))
+    assert (found["macro_f1"], found["macro_f1_95"]) == (1.0, [1.0, 1.0])
+    assert found["balanced_accuracy_95"] == [1.0, 1.0]
+    # The other class is always wrong: its share of the mean is half in every resample.
+    found = measure(Answers(rows[[0] * 10], np.array([0] * 9 + [1]), cases, cases))
+    assert found["balanced_accuracy_95"] == [0.5, 0.5]
 
 
 def test_a_model_does_not_differ_from_itself() -> None:
@@ -105,8 +117,12 @@ def test_confident_answers_reach_the_threshold() -> None:
     mixed.probabilities[0] = (0.9, 0.1, 0.0)
     found = confident(mixed, 0.8)
     assert (found["n"], found["coverage"], found["accuracy"], found["threshold"]) == (2, 0.5, 0.5, 0.8)
+    far = np.array([True, False, True, False])
+    served = confident(mixed, 0.8, far)
+    assert (served["n"], served["coverage"], served["out_of_distribution"]) == (1, 0.25, 1)
     assert confident(mixed, 1.0) == {
         "threshold": 1.0,
+        "out_of_distribution": 0,
         "coverage": 0.0,
         "n": 0,
         "cases": 0,

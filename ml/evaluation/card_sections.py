@@ -1,4 +1,4 @@
-"""A model card per model, after Mitchell et al. 2018 (arXiv 1810.03993), for the report and as Markdown."""
+"""Renders a model card and the scores of an evaluation as sections, for the report and as Markdown."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,22 +6,9 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Final
 
+from ml.registry.model_card import LICENCE, METRICS, NOT_FOR
 from ml.training.train import PLANS
 
-_NOT_FOR: Final = (
-    "Diagnosis, triage, or any other decision about a patient.",
-    "Other kinds of images than CT and MR: there is no answer for them, so one of the known classes is given.",
-    "Original DICOM studies of a hospital: it has seen 8-bit pictures of a teaching file, cropped by their authors.",
-)
-_LICENCE: Final = (
-    "The code is under the MIT licence. The data have terms of their own: beside the files of MedPix 2.0 "
-    "(Siragusa et al., arXiv 2407.02994) no licence is stated, and the pictures and texts are those of MedPix."
-)
-_METRICS: Final = (
-    "Accuracy; balanced accuracy (mean recall) and macro F1, both over the classes present; ECE over 15 bins of "
-    "confidence. Intervals are 95% percentile intervals over resamples of whole cases, because images of one case "
-    "are alike. Temperature and threshold were set on the dev split."
-)
 # Fewer images say nothing about a subgroup.
 _LEAST_OF_SUBGROUP: Final = 20
 
@@ -45,8 +32,8 @@ class Section:
     rows: Sequence[Sequence[str]] = field(default_factory=list)
 
 
-def model_card(name: str, results: Mapping[str, Any]) -> list[Section]:
-    """The card of one evaluated model.
+def card_sections(name: str, results: Mapping[str, Any]) -> list[Section]:
+    """The card of one evaluated model, with the sections of Mitchell et al. 2018 (arXiv 1810.03993).
 
     Args:
         name: of the model.
@@ -58,8 +45,8 @@ def model_card(name: str, results: Mapping[str, Any]) -> list[Section]:
         Section("Model", [_kind(name)], _details(row)),
         Section("Intended use", [card["intended_use"]]),
         Section("Not for", _not_for(row)),
-        Section("Data", [_LICENCE], _data(row, results)),
-        Section("Metrics", [_METRICS], head=_HEAD, rows=list(_figures(name, results))),
+        Section("Data", [LICENCE], _data(row, results)),
+        Section("Metrics", [METRICS], head=_HEAD, rows=list(_figures(name, results))),
         Section("Limits", [*_own_limits(row, results), *card["limits"]]),
         Section("Training", (), _training(row)),
     ]
@@ -126,8 +113,8 @@ def _spoken(task: str) -> str:
 
 def _not_for(row: Mapping[str, Any]) -> list[str]:
     if "image" in row["inputs"]:
-        return list(_NOT_FOR)
-    return [*_NOT_FOR, "Images: it reads the caption alone."]
+        return list(NOT_FOR)
+    return [*NOT_FOR, "Images: it reads the caption alone."]
 
 
 def _data(row: Mapping[str, Any], results: Mapping[str, Any]) -> list[tuple[str, str]]:
