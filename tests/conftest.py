@@ -215,7 +215,7 @@ def every_model(
     database[MODELS].delete_many({})
     database[MODELS].insert_many(ml_database[MODELS].find())
     missing = [name for name in PLANS if database[MODELS].find_one({"_id": name}) is None]
-    small = partial(resnet.ResNetSettings, preprocess=replace(resnet.ResNetSettings().preprocess, size=96))
+    small = partial(resnet.ResNetSettings, scratch_preprocess=replace(resnet.ResNetSettings().preprocess, size=96))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resnet, "ResNetSettings", small)  # quicker
         for name in missing:

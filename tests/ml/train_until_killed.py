@@ -27,7 +27,7 @@ TOWERS: Final = SmallTowers(
     size=32, patch=8, width=32, image_layers=2, text_layers=2, heads=2, projection=16, vocabulary=300, tokens=24
 )
 _COMPACT: Final = compact.CompactSettings(width=8, preprocess=Preprocess(size=64))
-_RESNET: Final = resnet.ResNetSettings(preprocess=replace(resnet.ResNetSettings().preprocess, size=32))
+_RESNET: Final = resnet.ResNetSettings(scratch_preprocess=replace(resnet.ResNetSettings().preprocess, size=32))
 _CLIP: Final = clip_train.ClipSettings(small=TOWERS)
 # Every recipe is the real one, for fewer epochs on smaller images.
 TRAINERS: Final = {
