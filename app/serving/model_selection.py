@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ml.registry.model_card import ModelCard
-from ml.training.train import PLANS
+from ml.training.train import MODEL_SPECS
 
 _REMEDY: Final = "Name another one, or leave it unset for the best on dev."
 
@@ -26,9 +26,9 @@ def pin_fault(task: str, cards: Sequence[ModelCard], pin: str | None) -> str | N
         return None
     card = next((card for card in cards if card.name == pin), None)
     if card is None:
-        if pin in PLANS and task in PLANS[pin].tasks:
+        if pin in MODEL_SPECS and task in MODEL_SPECS[pin].tasks:
             return None
-        reason = "there is no such model" if pin not in PLANS else f"this model does not answer {task}"
+        reason = "there is no such model" if pin not in MODEL_SPECS else f"this model does not answer {task}"
     elif card.can_serve(task):
         return None
     elif task in card.tasks:

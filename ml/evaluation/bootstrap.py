@@ -80,7 +80,7 @@ class CaseBootstrap:
 
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore", DegenerateDataWarning)
-            found = bootstrap(
+            result = bootstrap(
                 (np.arange(self.cases),),
                 on_indices,
                 n_resamples=self._count,
@@ -89,8 +89,8 @@ class CaseBootstrap:
                 method="BCa",
                 rng=np.random.default_rng(self._seed),
             )
-        samples = np.asarray(found.bootstrap_distribution, dtype=np.float64).reshape(len(whole), -1)
-        pairs = zip(np.ravel(found.confidence_interval.low), np.ravel(found.confidence_interval.high), strict=True)
+        samples = np.asarray(result.bootstrap_distribution, dtype=np.float64).reshape(len(whole), -1)
+        pairs = zip(np.ravel(result.confidence_interval.low), np.ravel(result.confidence_interval.high), strict=True)
         intervals = [
             Interval(float(low), float(high)) if np.isfinite([low, high]).all() else _reflected(value, row)
             for (low, high), value, row in zip(pairs, whole.tolist(), samples, strict=True)

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any, Final
 
 from ml.registry.model_card import LICENCE, METRICS, NOT_FOR
-from ml.training.train import PLANS
+from ml.training.train import MODEL_SPECS
 
 # Fewer images say nothing about a subgroup.
 _LEAST_OF_SUBGROUP: Final = 20
@@ -72,9 +72,9 @@ def _cell(text: str) -> str:
 
 def _kind(name: str) -> str:
     """What the module of a model says it is."""
-    if name not in PLANS:
+    if name not in MODEL_SPECS:
         return name
-    return (import_module(f"ml.models.{PLANS[name].module}").__doc__ or name).strip().splitlines()[0]
+    return (import_module(f"ml.models.{MODEL_SPECS[name].module}").__doc__ or name).strip().splitlines()[0]
 
 
 def _details(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -146,14 +146,16 @@ def _figures(name: str, results: Mapping[str, Any]) -> Iterator[list[str]]:
             yield [_spoken(task), "dev", str(own["dev"]["n"]), *(_figure(own["dev"], key) for key in _SHOWN)]
         folds = results["cv"].get(name, {}).get(task)
         if folds:
-            where = f"{len(folds['folds'])} folds of all cases" + ("" if folds["run"]["official"] else ", quick try")
-            yield [_spoken(task), where, str(folds["n"]), *(_figure(folds, key) for key in _SHOWN)]
+            measured_on = f"{len(folds['folds'])} folds of all cases" + (
+                "" if folds["run"]["official"] else ", quick try"
+            )
+            yield [_spoken(task), measured_on, str(folds["n"]), *(_figure(folds, key) for key in _SHOWN)]
         seeds = results["seeds"].get(name, {}).get(task)
         if seeds:
-            where = f"{split}, mean and SD of {len(seeds['seeds'])} seeds"
-            where += "" if seeds["run"]["official"] else ", quick try"
+            measured_on = f"{split}, mean and SD of {len(seeds['seeds'])} seeds"
+            measured_on += "" if seeds["run"]["official"] else ", quick try"
             spread = (seeds["figures"][key] for key in _SHOWN)
-            yield [_spoken(task), where, str(seeds["n"]), *(f"{s['mean']:.3f} ± {s['sd']:.3f}" for s in spread)]
+            yield [_spoken(task), measured_on, str(seeds["n"]), *(f"{s['mean']:.3f} ± {s['sd']:.3f}" for s in spread)]
 
 
 _SHOWN: Final = ("accuracy", "macro_f1", "ece")
@@ -169,8 +171,12 @@ def _own_limits(row: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[
     for remark in row["remarks"]:
         yield remark[0].upper() + remark[1:] + "."
     for task, own in row["tasks"].items():
-        found = results["tasks"][task]
-        for limit in (*_unknown_classes(own, found["absent"]), *_weakest_group(own), *_needed_inputs(own, found)):
+        task_results = results["tasks"][task]
+        for limit in (
+            *_unknown_classes(own, task_results["absent"]),
+            *_weakest_group(own),
+            *_needed_inputs(own, task_results),
+        ):
             yield f"{_spoken(task).capitalize()}: {limit}."
 
 
@@ -190,19 +196,19 @@ def _weakest_group(own: Mapping[str, Any]) -> Iterator[str]:
         if s["n"] >= _LEAST_OF_SUBGROUP
     ]
     if groups:
-        accuracy, group, scores = min(groups, key=lambda found: (found[0], found[1]))
+        accuracy, group, scores = min(groups, key=lambda task_results: (task_results[0], task_results[1]))
         yield (
             f"the weakest subgroup of {_LEAST_OF_SUBGROUP} or more images is {group}, "
             f"{accuracy:.3f} on {scores['n']} images of {scores['cases']} cases"
         )
 
 
-def _needed_inputs(own: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+def _needed_inputs(own: Mapping[str, Any], task_results: Mapping[str, Any]) -> Iterator[str]:
     if kinds := own["ablations"]:
         alone = kinds["image only"]["accuracy"]
         yield f"without a caption accuracy is {alone:.3f} instead of {own['scores']['accuracy']:.3f}"
     elif own["shortcuts"]:
-        alone, always = own["shortcuts"]["text bands alone"]["accuracy"], found["majority"]["accuracy"]
+        alone, always = own["shortcuts"]["text bands alone"]["accuracy"], task_results["majority"]["accuracy"]
         yield (f"from the bands with burned-in text alone accuracy is {alone:.3f}; the majority class has {always:.3f}")
 
 

@@ -20,10 +20,10 @@ class NoLabelsError(UserError):
     """There is nothing to score: no row has a label."""
 
 
-def labelled(probabilities: Probabilities, targets: Targets, *others: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+def labelled(probabilities: Probabilities, targets: Targets, *more: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """The arguments without the rows that have no label."""
     keep = targets != IGNORED
-    return (probabilities[keep], targets[keep], *(other[keep] for other in others))
+    return (probabilities[keep], targets[keep], *(other[keep] for other in more))
 
 
 def scores(probabilities: Probabilities, targets: Targets, groups: NDArray[np.str_]) -> dict[str, Any]:

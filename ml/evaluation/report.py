@@ -98,10 +98,10 @@ def _remove_half_written(folder: Path) -> None:
 def read_results(folder: Path) -> Results | None:
     """What ``write_report`` wrote as results.json, None where there is none that can be read."""
     try:
-        found = json.loads((folder / RESULTS_FILE).read_bytes())
+        content = json.loads((folder / RESULTS_FILE).read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _files_of(folder: Path) -> set[str]:
@@ -113,11 +113,11 @@ def _files_of(folder: Path) -> set[str]:
 def make_plots(results: Results) -> dict[str, bytes]:
     """The plots as PNG, by file name."""
     plots = {}
-    for task, found in results["tasks"].items():
-        rows = [(MAJORITY, found["majority"])]
-        rows += [(name, results["models"][name]["tasks"][task]["scores"]) for name in found["models"]]
-        plots[f"{task}-accuracy.png"] = accuracy_plot(task, rows, found["quoted"])
-        for name in found["models"]:
+    for task, row in results["tasks"].items():
+        rows = [(MAJORITY, row["majority"])]
+        rows += [(name, results["models"][name]["tasks"][task]["scores"]) for name in row["models"]]
+        plots[f"{task}-accuracy.png"] = accuracy_plot(task, rows, row["quoted"])
+        for name in row["models"]:
             own = results["models"][name]["tasks"][task]
             plots[f"{name}-{task}-reliability.png"] = reliability_plot(own["calibration"])
             plots[f"{name}-{task}-coverage.png"] = coverage_plot(own["risk_coverage"], own["confident"])
@@ -143,11 +143,11 @@ def render(results: Results, plots: Mapping[str, bytes]) -> str:
 
 def without_thumbnails(results: Results) -> Results:
     """The results without the pictures, which would be most of the file."""
-    found = copy.deepcopy(results)
-    for task in found["tasks"].values():
+    content = copy.deepcopy(results)
+    for task in content["tasks"].values():
         for item in task["audit"]["items"]:
             del item["thumbnail"]
-    return found
+    return content
 
 
 def _three(value: float | None) -> str:

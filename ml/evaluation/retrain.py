@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from ml.dataset.records import Record, snapshot_hash
 from ml.evaluation.folds import FOLDS, make_folds
 from ml.evaluation.metrics import brier, scores
-from ml.evaluation.model_outputs import Asked, Pictures
-from ml.evaluation.scoring import SCORES, Answers, measure
+from ml.evaluation.model_outputs import ImageCache, ModelOutputs
+from ml.evaluation.scoring import SCORES, LabelledPredictions, measure
 from ml.models.base import ServedModel
 from ml.registry.model_card import ModelCard, now
 from ml.registry.registry import UnknownModelError
 from ml.training.context import Context, Options
 from ml.training.device import Team
 from ml.training.progress import Reporter, Run
-from ml.training.train import PLANS, calibrate, trainer
+from ml.training.train import MODEL_SPECS, calibrate, trainer
 
 # By model and task.
 Figures = dict[str, dict[str, Any]]
@@ -83,7 +83,7 @@ class TrainedModels:
 
 
 @dataclass(slots=True)
-class Surroundings:
+class RetrainSettings:
     """What all trainings of one evaluation share.
 
     Attributes:
@@ -107,10 +107,10 @@ def with_needs(names: Sequence[str]) -> list[str]:
     Raises:
         UnknownModelError: a model has no recipe.
     """
-    unknown = [name for name in names if name not in PLANS]
+    unknown = [name for name in names if name not in MODEL_SPECS]
     if unknown:
-        raise UnknownModelError(f"{', '.join(unknown)} cannot be trained anew; known are: {', '.join(PLANS)}")
-    return list(dict.fromkeys(step for name in names for step in (*PLANS[name].needs, name)))
+        raise UnknownModelError(f"{', '.join(unknown)} cannot be trained anew; known are: {', '.join(MODEL_SPECS)}")
+    return list(dict.fromkeys(step for name in names for step in (*MODEL_SPECS[name].needs, name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,46 +133,46 @@ class Part:
 
 
 def retrain(
-    names: Sequence[str], parts: Sequence[Part], around: Surroundings
-) -> dict[str, tuple[ModelCard, dict[str, list[Answers]]]]:
+    names: Sequence[str], parts: Sequence[Part], settings: RetrainSettings
+) -> dict[str, tuple[ModelCard, dict[str, list[LabelledPredictions]]]]:
     """Train models anew for every part with their own recipes, calibrate them on its dev records, and score them.
 
     A run that was stopped resumes from the checkpoints in the scratch folder, which is left there.
 
     Args:
-        names: keys of ``ml.training.train.PLANS``, each after those that it builds on.
+        names: keys of ``ml.training.train.MODEL_SPECS``, each after those that it builds on.
         parts: what to train and score on.
-        around: device, folder, options.
+        settings: device, folder, options.
 
     Returns:
         By name the card of the first part, and per task the predictions of each part.
     """
-    predictions: dict[str, dict[str, list[Answers]]] = {name: {} for name in names}
+    predictions: dict[str, dict[str, list[LabelledPredictions]]] = {name: {} for name in names}
     cards: dict[str, ModelCard] = {}
     for part in parts:
-        trained, pictures = TrainedModels(), Pictures()
+        trained, image_cache = TrainedModels(), ImageCache()
         for name in names:
-            model = _train(name, part, trained, around)
+            model = _train(name, part, trained, settings)
             trained.models[name] = model
             cards.setdefault(name, model.card)
-            for task, own in Asked.ask(model, part.scored, pictures).answers().items():
+            for task, own in ModelOutputs.compute(model, part.scored, image_cache).predictions().items():
                 predictions[name].setdefault(task, []).append(own)
     return {name: (cards[name], predictions[name]) for name in names}
 
 
-def _train(name: str, part: Part, trained: TrainedModels, around: Surroundings) -> ServedModel:
-    options = around.options[name]
-    with Run(f"{name}, {part.name}", PLANS[name].tasks, around.reporter) as run:
+def _train(name: str, part: Part, trained: TrainedModels, settings: RetrainSettings) -> ServedModel:
+    options = settings.options[name]
+    with Run(f"{name}, {part.name}", MODEL_SPECS[name].tasks, settings.reporter) as run:
         context = Context(
             train=part.train,
             dev=part.dev,
             registry=trained,
-            device=around.device,
+            device=settings.device,
             team=Team(),
             run=run,
             options=options if part.seed is None else replace(options, seed=part.seed),
-            scratch=around.scratch / part.name.replace(" ", "-") / name,
-            _images=around.images,
+            scratch=settings.scratch / part.name.replace(" ", "-") / name,
+            _images=settings.images,
         )
         model = trainer(name)(context)
         calibrate(model, context)
@@ -249,19 +249,19 @@ class Retrainer:
         kind: str,
         names: Sequence[str],
         parts: Sequence[Part],
-        score: Callable[[Sequence[Answers]], dict[str, Any]],
+        score: Callable[[Sequence[LabelledPredictions]], dict[str, Any]],
     ) -> Figures:
         order = with_needs(names)
         options = {name: self._options_of(name) for name in order}
         folder = self._scratch.folder(kind, self._records, options)
-        around = Surroundings(self._device, folder, self._reporter, options)
+        settings = RetrainSettings(self._device, folder, self._reporter, options)
         return {
             name: {
                 task: score(predictions)
                 | {"run": provenance(card, self._registered.get(name), self._records, options[name])}
                 for task, predictions in tasks.items()
             }
-            for name, (card, tasks) in retrain(order, parts, around).items()
+            for name, (card, tasks) in retrain(order, parts, settings).items()
         }
 
     def _options_of(self, name: str) -> Options:
@@ -270,9 +270,9 @@ class Retrainer:
         return replace(self._options, weights=self._registered[name].init)
 
 
-def pool(folds: Sequence[Answers]) -> dict[str, Any]:
+def pool(folds: Sequence[LabelledPredictions]) -> dict[str, Any]:
     """The scores of all folds together, and the accuracy of each with mean and standard deviation."""
-    together = Answers(
+    together = LabelledPredictions(
         *(
             np.concatenate([getattr(fold, name) for fold in folds])
             for name in ("probabilities", "targets", "groups", "images")
@@ -287,7 +287,7 @@ def pool(folds: Sequence[Answers]) -> dict[str, Any]:
     }
 
 
-def spread(predictions: Sequence[Answers], seeds: Sequence[int | None]) -> dict[str, Any]:
+def spread(predictions: Sequence[LabelledPredictions], seeds: Sequence[int | None]) -> dict[str, Any]:
     """The seeds and the scores, each with its value for every seed, their mean and their standard deviation."""
     rows = [
         scores(part.probabilities, part.targets, part.groups) | {"brier": brier(part.probabilities, part.targets)}

@@ -99,8 +99,8 @@ class Reference:
 
     def distance(self, embeddings: Floats) -> Floats:
         """Cosine distance, 0 to 2, of (M, D) embeddings to the nearest training image: (M,)."""
-        known = self.embeddings[self.training]
-        return np.asarray(1.0 - (normalise(embeddings) @ known.T).max(axis=1), dtype=np.float32)
+        training = self.embeddings[self.training]
+        return np.asarray(1.0 - (normalise(embeddings) @ training.T).max(axis=1), dtype=np.float32)
 
     def distance_by(self, kind: Literal["nearest", "mahalanobis"]) -> Callable[[Floats], Floats]:
         """The distance that a model card names: of (M, D) embeddings to the training images, (M,)."""

@@ -14,7 +14,7 @@ from app.core.exceptions import UserError
 from app.data import schema
 from ml.models.base import ServedModel
 from ml.models.families import family_class
-from ml.registry.artifacts import DamagedFileError, read_json, replaced, replaced_folder, sha256_of, write_json
+from ml.registry.artifacts import DamagedFileError, atomic_folder, atomic_write, read_json, sha256_of, write_json
 from ml.registry.model_card import FORMAT_VERSION, ModelCard, ModelFile
 from ml.registry.reference_embeddings import REFERENCE_FILE, Reference
 
@@ -62,7 +62,7 @@ class Registry:
         card = model.card
         folder = self.models_dir / card.name / card.version
         try:
-            with replaced_folder(folder) as temporary:
+            with atomic_folder(folder) as temporary:
                 names = model.save(temporary)
                 if reference is not None:
                     names.append(reference.save(temporary))
@@ -90,13 +90,13 @@ class Registry:
         Raises:
             RegistryError: another version was registered meanwhile, or the files cannot be written.
         """
-        found = self._models.update_one(
+        updated = self._models.update_one(
             {"_id": card.name, "version": card.version}, {"$set": {f"metrics.{split}": metrics}}
         )
-        if not found.matched_count:
+        if not updated.matched_count:
             raise RegistryError(f"{card.name} was trained anew while {card.version} was scored; evaluate it again")
         try:
-            with replaced(model_folder(card, self.models_dir) / _CARD_FILE) as path:
+            with atomic_write(model_folder(card, self.models_dir) / _CARD_FILE) as path:
                 write_json(path, self.get(card.name).model_dump(mode="json"))
         except OSError as error:
             raise RegistryError(
@@ -112,8 +112,8 @@ class Registry:
         """
         document = self._models.find_one({"_id": name})
         if document is None:
-            known = ", ".join(sorted(self._models.distinct("_id"))) or "none yet"
-            raise UnknownModelError(f"no model {name!r} is registered; registered are: {known}")
+            registered = ", ".join(sorted(self._models.distinct("_id"))) or "none yet"
+            raise UnknownModelError(f"no model {name!r} is registered; registered are: {registered}")
         return parse_card(document)
 
     def list(self) -> Iterable[ModelCard]:
@@ -165,11 +165,11 @@ def parse_card(document: dict[str, Any]) -> ModelCard:
     Raises:
         RegistryError: the card is from another version of this software.
     """
-    found = document.get("format_version")
+    format_version = document.get("format_version")
     name = document.get("name", "a model")
-    if found != FORMAT_VERSION:
+    if format_version != FORMAT_VERSION:
         raise RegistryError(
-            f"the card of {name} has format {found!r}, this version reads {FORMAT_VERSION}; train {name} again"
+            f"the card of {name} has format {format_version!r}, this version reads {FORMAT_VERSION}; train {name} again"
         )
     fields = {key: value for key, value in document.items() if key != "_id"}
     try:

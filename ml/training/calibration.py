@@ -40,8 +40,8 @@ def fit_temperature(logits: NDArray[np.floating], targets: Targets) -> float:
         probabilities = softmax(logits[keep], float(np.exp(log_temperature)))
         return negative_log_likelihood(probabilities, targets[keep])
 
-    found = minimize_scalar(loss, bounds=(np.log(0.2), np.log(5.0)), method="bounded")
-    return float(np.exp(found.x))
+    fitted = minimize_scalar(loss, bounds=(np.log(0.2), np.log(5.0)), method="bounded")
+    return float(np.exp(fitted.x))
 
 
 def decision_threshold(

@@ -39,10 +39,10 @@ def test_too_few_cases_are_refused(records: list[Record]) -> None:
 
 
 def test_the_cases_of_one_patient_stay_together(records: list[Record]) -> None:
-    twins, names = SAME_PATIENT[0], sorted({record.u_id for record in records})
-    renamed = {names[0]: twins.first, names[-1]: twins.second}
+    pair, names = SAME_PATIENT[0], sorted({record.u_id for record in records})
+    renamed = {names[0]: pair.first, names[-1]: pair.second}
     changed = [replace(record, u_id=renamed.get(record.u_id, record.u_id)) for record in records]
     for seed in range(8):
         for fold in make_folds(changed, 5, seed):
             parts = [{record.u_id for record in part} for part in (fold.train, fold.dev, fold.held_out)]
-            assert sum(bool(part & {twins.first, twins.second}) for part in parts) == 1
+            assert sum(bool(part & {pair.first, pair.second}) for part in parts) == 1

@@ -9,7 +9,7 @@ from ml.evaluation.metrics import Probabilities, Targets
 
 
 @pytest.fixture
-def answers() -> tuple[Probabilities, Targets]:
+def predictions() -> tuple[Probabilities, Targets]:
     random = np.random.default_rng(0)
     logits = random.normal(size=(300, 5)).astype(np.float32)
     targets = random.integers(0, 4, 300)
@@ -18,8 +18,8 @@ def answers() -> tuple[Probabilities, Targets]:
     return probabilities, targets
 
 
-def test_scores_agree_with_scikit_learn(answers: tuple[Probabilities, Targets]) -> None:
-    probabilities, targets = answers
+def test_scores_agree_with_scikit_learn(predictions: tuple[Probabilities, Targets]) -> None:
+    probabilities, targets = predictions
     cases = np.arange(300).astype(str)
     found = metrics.scores(probabilities, targets, cases)
     predicted = probabilities.argmax(axis=1)
@@ -33,8 +33,8 @@ def test_scores_agree_with_scikit_learn(answers: tuple[Probabilities, Targets]) 
     assert metrics.balanced_accuracy(predicted[keep], targets[keep]) == pytest.approx(expected)
 
 
-def test_rows_without_label_are_left_out(answers: tuple[Probabilities, Targets]) -> None:
-    probabilities, targets = answers
+def test_rows_without_label_are_left_out(predictions: tuple[Probabilities, Targets]) -> None:
+    probabilities, targets = predictions
     cases = np.arange(300).astype(str)
     partly = targets.copy()
     partly[100:] = IGNORED
@@ -42,9 +42,9 @@ def test_rows_without_label_are_left_out(answers: tuple[Probabilities, Targets])
     assert metrics.scores(probabilities, partly, cases) == expected
 
 
-def test_brier_of_two_classes_is_twice_that_of_one(answers: tuple[Probabilities, Targets]) -> None:
-    two = answers[0][:, :2] / answers[0][:, :2].sum(axis=1, keepdims=True)
-    truth = answers[1] % 2
+def test_brier_of_two_classes_is_twice_that_of_one(predictions: tuple[Probabilities, Targets]) -> None:
+    two = predictions[0][:, :2] / predictions[0][:, :2].sum(axis=1, keepdims=True)
+    truth = predictions[1] % 2
     assert metrics.brier(two, truth) == pytest.approx(2 * brier_score_loss(truth, two[:, 1]), abs=1e-6)
 
 

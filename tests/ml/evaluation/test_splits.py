@@ -13,7 +13,7 @@ from app.data.seed import seed
 from ml.dataset.records import Record, load_records
 from ml.evaluation import splits as splits_module
 from ml.evaluation.duplicate_patients import SAME_PATIENT
-from ml.evaluation.scoring import Answers
+from ml.evaluation.scoring import LabelledPredictions
 from ml.evaluation.splits import SplitError, content_hash, identity, leakage, without
 from tests.ml.conftest import Document
 
@@ -85,24 +85,24 @@ def test_a_case_in_two_splits_is_found(splits: dict[str, list[Record]]) -> None:
 
 
 def test_cases_of_one_patient_are_named(splits: dict[str, list[Record]]) -> None:
-    twins = SAME_PATIENT[0]
+    pair = SAME_PATIENT[0]
     changed = dict(splits)
-    changed["train"] = [replace(splits["train"][0], u_id=twins.first), *splits["train"][1:]]
-    changed["test"] = [replace(splits["test"][0], u_id=twins.second), *splits["test"][1:]]
+    changed["train"] = [replace(splits["train"][0], u_id=pair.first), *splits["train"][1:]]
+    changed["test"] = [replace(splits["test"][0], u_id=pair.second), *splits["test"][1:]]
     found = leakage(changed, "test")
     assert [(pair["first"], pair["second"], pair["splits"]) for pair in found["same_patient"]] == [
-        (twins.first, twins.second, ["train", "test"])
+        (pair.first, pair.second, ["train", "test"])
     ]
-    assert found["suspect_cases"] == sorted({twins.second} | near_cases(found))
-    assert twins.second not in leakage(changed, "dev")["suspect_cases"]
+    assert found["suspect_cases"] == sorted({pair.second} | near_cases(found))
+    assert pair.second not in leakage(changed, "dev")["suspect_cases"]
 
 
 def test_figures_without_cases_leave_all_their_images_out() -> None:
     rows = np.array([[0.9, 0.1]] * 3 + [[0.1, 0.9]], dtype=np.float32)
     cases = np.array(["a", "a", "b", "c"])
-    answers = Answers(rows, np.zeros(4, dtype=np.int64), cases, np.arange(4).astype(str))
-    assert without(answers, ["c"]) == {"n": 3, "cases": 2, "accuracy": 1.0, "accuracy_95": [1.0, 1.0]}
-    assert without(answers, [])["accuracy"] == 0.75
+    predictions = LabelledPredictions(rows, np.zeros(4, dtype=np.int64), cases, np.arange(4).astype(str))
+    assert without(predictions, ["c"]) == {"n": 3, "cases": 2, "accuracy": 1.0, "accuracy_95": [1.0, 1.0]}
+    assert without(predictions, [])["accuracy"] == 0.75
 
 
 def test_other_data_are_called_so_and_wrong_published_ones_refused(
