@@ -17,11 +17,12 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
+from app.core.progress import Progress
 from app.core.settings import load_settings
 from app.data import schema
 from app.data.mongod import find_mongod
 from app.data.seed import seed
-from ml.training.progress import DatabaseReporter, Progress
+from ml.training.progress import DatabaseReporter
 from tests.conftest import REPOSITORY
 from tests.ports import free_port
 from tests.service import running_service
@@ -205,7 +206,7 @@ def test_the_api_user_serves_everything(
 
 def test_the_api_user_can_only_add_annotations(as_api: Database[Document], seeded: Database[Document]) -> None:
     names = [name for name in seeded.list_collection_names() if not name.startswith("system.")]
-    assert set(names) >= {schema.CASES, schema.IMAGES, schema.MODELS, schema.SEED_RUNS, schema.PREDICTIONS}
+    assert set(names) >= {schema.CASES, schema.IMAGES, schema.MODELS, schema.SEED_RUNS}
     for name in names:
         attempts: list[Document] = [
             {"insert": name, "documents": [{"_id": "x"}]},

@@ -13,6 +13,7 @@ from pymongo.database import Database
 from rich.console import Console
 
 from app.core.exceptions import UserError
+from app.core.progress import Progress
 from app.core.settings import Settings
 from app.data import schema
 from app.data.dataset import IMAGE_FOLDER, find_dataset
@@ -25,7 +26,7 @@ from ml.evaluation.retrain import Scratch
 from ml.registry.registry import Registry
 from ml.training.context import Options
 from ml.training.device import DeviceName
-from ml.training.progress import DatabaseReporter, Progress, Reporter, console_reporter, to_all
+from ml.training.progress import DatabaseReporter, Reporter, console_reporter, to_all
 
 _LOG = logging.getLogger(__name__)
 Document = dict[str, Any]
