@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
+from ml.models.model_specs import MODEL_SPECS
 from ml.registry.model_card import ModelCard
-from ml.training.train import MODEL_SPECS
 
 _REMEDY: Final = "Name another one, or leave it unset for the best on dev."
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ml.registry.artifacts import read_tensors
-from ml.training.device import DeviceError, Team, half_type, pick_device, team
+from ml.training.device import DeviceError, Team, amp_dtype, pick_device, team
 from tests.ml.ddp_worker import start, train
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
@@ -28,8 +28,8 @@ def test_auto_finds_a_device_and_a_missing_one_is_named() -> None:
 def test_half_precision_on_a_cpu_needs_its_instructions() -> None:
     capable = torch.cpu.get_capabilities()
     expected = torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else None
-    assert half_type(torch.device("cpu")) == expected
-    assert half_type(torch.device("mps")) is None
+    assert amp_dtype(torch.device("cpu")) == expected
+    assert amp_dtype(torch.device("mps")) is None
 
 
 def test_shares_of_a_batch_are_disjoint_and_complete() -> None:
@@ -70,7 +70,7 @@ def test_freed_memory_is_not_asked_for_again() -> None:
 
 def test_one_process_is_a_team_of_one() -> None:
     with team(torch.device("cpu")) as alone:
-        assert alone.leads
+        assert alone.is_main_process
         network = torch.nn.Linear(1, 1)
         assert alone.wrap(network) is network
         alone.wait()
