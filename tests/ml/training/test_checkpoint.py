@@ -123,11 +123,11 @@ _FULL = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from ml.training.checkpoint import Checkpoint, CheckpointError, Learner, Place
+from ml.training.checkpoint import Checkpoint, CheckpointError, TrainState, CheckpointPath
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 network = torch.nn.Linear(1000, 1000)
-learner = Learner(network, {}, torch.optim.AdamW(network.parameters()))
-checkpoint = Checkpoint(Place(Path(sys.argv[1])), learner, {}, 3)
+learner = TrainState(network, {}, torch.optim.AdamW(network.parameters()))
+checkpoint = Checkpoint(CheckpointPath(Path(sys.argv[1])), learner, {}, 3)
 for epoch in (1, 2):
     try:
         checkpoint.save(epoch)
