@@ -127,7 +127,6 @@ def train(
     seed: Annotated[int, typer.Option(help="Of everything random")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from checkpoints")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's; for quick tries")] = None,
-    thorough: Annotated[bool, typer.Option("--thorough", help="The better recipe that takes longer")] = False,
     evaluate_too: Annotated[
         bool,
         typer.Option("--evaluate", help="Then evaluate all registered models, if the last evaluation is of others"),
@@ -152,7 +151,6 @@ def train(
             seed=seed,
             resume=not fresh,
             epochs=epochs,
-            thorough=thorough,
         )
         if evaluate_too:
             from app.cli.evaluate import evaluate_if_due
@@ -183,7 +181,6 @@ def evaluate(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Of these trainings; for quick tries, which go on no card")
     ] = None,
-    thorough: Annotated[bool, typer.Option("--thorough", help="Of these trainings, as in training")] = False,
     data: DataOption = None,
 ) -> None:
     """Score registered models on the test split; writes report.html, results.json, model cards and plots."""
@@ -202,7 +199,7 @@ def evaluate(
             register=register,
             cv=cv,
             seeds=seeds or 0,
-            options=Options(weights=weights, seed=seed, epochs=epochs, thorough=thorough),
+            options=Options(weights=weights, seed=seed, epochs=epochs),
         )
 
 

@@ -39,7 +39,7 @@ from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import load_records
 from ml.models.compact import CompactModel, CompactSettings, examples_of
 from ml.models.efficientnet import EfficientNetModel, EfficientNetSettings
-from ml.training.device import half_type
+from ml.training.device import amp_dtype
 from ml.training.loop import Examples, Recipe, fit
 
 Document = dict[str, Any]
@@ -60,9 +60,7 @@ def subject(name: str) -> Subject:
         settings = CompactSettings()
         return Subject(lambda: CompactModel.build(settings.architecture()), settings.recipe, settings.preprocess)
     lite = EfficientNetSettings()
-    return Subject(
-        lambda: EfficientNetModel.build(lite.architecture()), replace(lite.tune, mixed=False), lite.preprocess
-    )
+    return Subject(lambda: EfficientNetModel.build(lite.architecture()), replace(lite.tune, amp=False), lite.preprocess)
 
 
 def read_files(data: Path, splits: tuple[str, ...]) -> list[tuple[Document, Document]]:
@@ -149,7 +147,7 @@ def _step(
     *,
     mixed: bool,
 ) -> None:
-    half = half_type(images.device) if mixed else None
+    half = amp_dtype(images.device) if mixed else None
     with torch.autocast(images.device.type, half, enabled=half is not None):
         logits = network(images.contiguous(memory_format=torch.channels_last))
     losses = [
@@ -173,7 +171,7 @@ def measure_loop(name: str, database: Database[Document], data: Path, rounds: in
     model = subject(name)
     records = load_records(database, data / IMAGE_FOLDER, ("train",))
     batch = min(model.recipe.batch, len(records))
-    model = model._replace(recipe=replace(model.recipe, batch=batch))
+    model = model._replace(recipe=replace(model.recipe, batch_size=batch))
     started = time.perf_counter()
     pixels = load_images(records, model.preprocess)
     decoding = time.perf_counter() - started

@@ -22,8 +22,9 @@ from app.data.schema import DATABASE, MODELS
 from app.data.seed import seed
 from ml.dataset.records import Record, load_records
 from ml.models import resnet
+from ml.models.model_specs import MODEL_SPECS
 from ml.training.context import Options
-from ml.training.train import MODEL_SPECS, train_model
+from ml.training.train import train_model
 from tests.medpix_files import write_dataset
 from tests.service import is_ok, running_service, wait_for
 

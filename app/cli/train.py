@@ -15,11 +15,12 @@ from app.core.exceptions import UserError
 from app.core.settings import Settings
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 from ml.dataset.records import RecordsError
+from ml.models.model_specs import MODEL_SPECS
 from ml.registry.registry import RegistryError
 from ml.training.context import Options
 from ml.training.device import DeviceName, Team, pick_device, team
 from ml.training.progress import STOPPED, Reporter, console_reporter, silent
-from ml.training.train import MODEL_SPECS, models_to_train, queued, train_model
+from ml.training.train import models_to_train, queued, train_model
 
 Document = dict[str, Any]
 _LOG = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ def run_training(
     seed: int,
     resume: bool,
     epochs: int | None,
-    thorough: bool,
 ) -> None:
     """Train models one after the other; started by ``torchrun``, with all its processes.
 
@@ -54,7 +54,6 @@ def run_training(
         seed: of everything random.
         resume: go on from checkpoints.
         epochs: instead of the recipe's.
-        thorough: the better recipe that takes longer.
 
     Raises:
         TrainingError: says why, and what to do.
@@ -62,13 +61,13 @@ def run_training(
     signal.signal(signal.SIGTERM, _stop)
     models_dir = settings.model_files_dir
     images_dir = find_dataset(settings.dataset_dir) / IMAGE_FOLDER
-    options = Options(weights, seed, resume, epochs, thorough=thorough)
+    options = Options(weights, seed, resume, epochs)
     try:
         with team(pick_device(device)) as workers, _reporter(workers) as reporter:
             wanted = models_to_train(names, database, models_dir, missing=missing)
             _check(options, wanted)
             workers.wait()  # all must have asked before one registers anything
-            with queued(wanted, database) if workers.leads else nullcontext():
+            with queued(wanted, database) if workers.is_main_process else nullcontext():
                 for step, name in enumerate(wanted, start=1):
                     train_model(
                         name,
@@ -94,7 +93,7 @@ def _check(options: Options, wanted: Sequence[str]) -> None:
         TrainingError: names the option and the models that it is for.
     """
     plain = Options()
-    for option in ("weights", "epochs", "thorough"):
+    for option in ("weights", "epochs"):
         idle = [name for name in wanted if option not in MODEL_SPECS[name].options]
         if getattr(options, option) == getattr(plain, option) or not idle:
             continue
@@ -108,7 +107,7 @@ def _check(options: Options, wanted: Sequence[str]) -> None:
 
 def _reporter(workers: Team) -> AbstractContextManager[Reporter]:
     """Of the processes of ``torchrun`` one shows the progress; the others say only what went wrong."""
-    if workers.leads:
+    if workers.is_main_process:
         return console_reporter()
     logging.getLogger().setLevel(logging.ERROR)
     return nullcontext(silent)

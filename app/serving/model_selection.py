@@ -23,7 +23,7 @@ def selection_error(task: str, cards: Sequence[ModelCard], selected: str | None)
     """
     if selected is None:
         return None
-    from ml.training.train import MODEL_SPECS  # noqa: PLC0415 - takes seconds; most services select no model
+    from ml.models.model_specs import MODEL_SPECS  # noqa: PLC0415 - takes seconds; most services select no model
 
     card = next((card for card in cards if card.name == selected), None)
     if card is None:

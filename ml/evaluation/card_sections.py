@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Final
 
+from ml.models.model_specs import MODEL_SPECS
 from ml.registry.model_card import LICENCE, METRICS, NOT_FOR
-from ml.training.train import MODEL_SPECS
 
 # Fewer images say nothing about a subgroup.
 _LEAST_OF_SUBGROUP: Final = 20

@@ -25,12 +25,12 @@ from ml.evaluation.model_outputs import ImageCache, ModelOutputs
 from ml.evaluation.published_baselines import baselines_for
 from ml.evaluation.retrain import Retrainer, Scratch
 from ml.evaluation.scoring import LabelledPredictions, compare, measure
+from ml.models.model_specs import DEFAULTS, MODEL_SPECS
 from ml.registry.model_card import ModelCard, environment, now
 from ml.registry.registry import Registry, UnknownModelError, load_reference
 from ml.training.context import Options
 from ml.training.device import DeviceName, pick_device
 from ml.training.progress import Reporter, Run, silent
-from ml.training.train import DEFAULTS, MODEL_SPECS
 
 Results = dict[str, Any]
 MAJORITY: Final = "majority class"

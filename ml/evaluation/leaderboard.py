@@ -12,10 +12,10 @@ from ml.evaluation.model_outputs import ImageCache, ModelOutputs, label_predicti
 from ml.evaluation.published_baselines import ORIGINAL_WEIGHTS
 from ml.evaluation.scoring import LabelledPredictions, calibration, confident, describe, measure
 from ml.models.base import EMBEDDING
+from ml.models.model_specs import MODEL_SPECS
 from ml.registry.model_card import ModelCard
 from ml.registry.reference_embeddings import Reference
 from ml.training.context import log_prior
-from ml.training.train import MODEL_SPECS
 
 _FACTS = {"version", "init", "weights_source", "inputs", "parameters", "seconds", "seed", "preprocess_hash"}
 _CARD = {

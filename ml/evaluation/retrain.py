@@ -19,12 +19,13 @@ from ml.evaluation.metrics import brier, scores
 from ml.evaluation.model_outputs import ImageCache, ModelOutputs
 from ml.evaluation.scoring import SCORES, LabelledPredictions, measure
 from ml.models.base import ServedModel
+from ml.models.model_specs import MODEL_SPECS
 from ml.registry.model_card import ModelCard, now
 from ml.registry.registry import UnknownModelError
 from ml.training.context import Context, Options
 from ml.training.device import Team
 from ml.training.progress import Reporter, Run
-from ml.training.train import MODEL_SPECS, calibrate, trainer
+from ml.training.train import calibrate
 
 # By model and task.
 Figures = dict[str, dict[str, Any]]
@@ -174,7 +175,7 @@ def _train(name: str, part: Part, trained: TrainedModels, settings: RetrainSetti
             scratch=settings.scratch / part.name.replace(" ", "-") / name,
             _images=settings.images,
         )
-        model = trainer(name)(context)
+        model = MODEL_SPECS[name].train(context)
         calibrate(model, context)
     return model
 

@@ -16,7 +16,7 @@ from ml.models.base import Floats, ServedModel, has_caption
 from ml.models.fusion import FusedModel
 from ml.models.network import ServingNetwork
 from ml.models.predict_records import run_images
-from ml.models.texture_svm import TextureSumModel
+from ml.models.texture_svm import CnnSvmFusion
 
 # MedPix burns its mark into the top and a banner with names and dates into the bottom of an image:
 # shares of the height, from 10 and 14 of 128 rows.
@@ -206,7 +206,7 @@ def mirror(outputs: ModelOutputs, image_cache: ImageCache) -> dict[str, dict[str
 
 def _viewer(model: ServedModel) -> ServingNetwork | None:
     """The part of a model that decides how often it looks at an image."""
-    owner = model.image_model if isinstance(model, FusedModel | TextureSumModel) else model
+    owner = model.image_model if isinstance(model, FusedModel | CnnSvmFusion) else model
     return owner.network if isinstance(owner.network, ServingNetwork) else None
 
 

@@ -43,8 +43,8 @@ class HeadSettings:
         modality_dropout: probability to hide the image, and as much to hide the caption, of a
             training example, so that the head answers with either alone.
         epochs: passes over the cached embeddings.
-        batch: examples per step.
-        rate: highest learning rate.
+        batch_size: examples per step.
+        learning_rate: highest learning rate.
         weight_decay: of AdamW.
         smoothing: label smoothing.
         case_weight: exponent, see ``ml.training.loop.Recipe``.
@@ -55,8 +55,8 @@ class HeadSettings:
     dropout: float = 0.25
     modality_dropout: float = 0.2
     epochs: int = 60
-    batch: int = 64
-    rate: float = 1e-3
+    batch_size: int = 64
+    learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     smoothing: float = 0.05
     case_weight: float = 0.5

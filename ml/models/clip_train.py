@@ -1,4 +1,4 @@
-"""Trains ``ml.models.clip``: a head on cached embeddings, and all of it where that is asked for."""
+"""Trains ``ml.models.clip``: a head on cached embeddings of pretrained towers, or towers and head from scratch."""
 
 from dataclasses import asdict, dataclass, field, replace
 
@@ -11,7 +11,7 @@ from ml.models.clip import FAMILY, NAME, TASKS, ClipHead, ClipImageNetwork, Clip
 from ml.models.clip_examples import ClipExamples, embed, show
 from ml.models.clip_towers import SmallTowers, Start, start_from
 from ml.models.clip_tune import Tuner, TuneSettings
-from ml.training.checkpoint import Checkpoint, Learner
+from ml.training.checkpoint import Checkpoint, TrainState
 from ml.training.context import Context, adjustment
 from ml.training.device import format_name
 from ml.training.loop import schedule
@@ -23,15 +23,13 @@ class ClipSettings:
 
     Attributes:
         head: from pretrained towers, the head on cached embeddings.
-        tune: from pretrained towers, all weights after that; only with the option ``thorough``.
         scratch: from random weights, all weights at once.
         small: the towers to train from nothing.
     """
 
     head: HeadSettings = field(default_factory=HeadSettings)
-    tune: TuneSettings = field(default_factory=lambda: TuneSettings(epochs=10))
     scratch: TuneSettings = field(
-        default_factory=lambda: TuneSettings(epochs=60, rate=5e-4, weight_decay=0.05, shares=(1.0,))
+        default_factory=lambda: TuneSettings(epochs=60, learning_rate=5e-4, weight_decay=0.05)
     )
     small: SmallTowers = field(default_factory=SmallTowers)
 
@@ -63,7 +61,6 @@ def _train(context: Context, settings: ClipSettings, name: str) -> ClipModel:
         settings = replace(
             settings,
             head=replace(settings.head, epochs=epochs),
-            tune=replace(settings.tune, epochs=epochs),
             scratch=replace(settings.scratch, epochs=epochs),
         )
     # The bars of transformers would write over our own.
@@ -73,14 +70,10 @@ def _train(context: Context, settings: ClipSettings, name: str) -> ClipModel:
     head = ClipHead(start.towers.visual_projection.out_features, settings.head.hidden, settings.head.dropout)
     network = ClipImageNetwork(start.towers, head, start.preprocess.mean, start.preprocess.std)
     network.to(context.device)
-    share = 0.0
-    tuning = settings.scratch if start.init == "scratch" else settings.tune
     if start.init == "pretrained":
-        with context.run.stage(0.0, 0.4 if context.options.thorough else 1.0):
-            _train_head(context, network, start, settings.head)
-    if start.init == "scratch" or context.options.thorough:
-        with context.run.stage(0.0 if start.init == "scratch" else 0.4, 1.0):
-            share = Tuner(context, network, start, tuning, settings.head).run()
+        _train_head(context, network, start, settings.head)
+    else:
+        Tuner(context, network, start, settings.scratch, settings.head).run()
     card = context.draft_card(
         name,
         FAMILY,
@@ -89,8 +82,7 @@ def _train(context: Context, settings: ClipSettings, name: str) -> ClipModel:
         preprocess=start.preprocess if "image" in settings.head.inputs else None,
         settings={
             "head": asdict(settings.head),
-            "tune": asdict(tuning),
-            "share": share,
+            "tune": asdict(settings.scratch) if start.init == "scratch" else {},
             "adjust": adjustment(context.train, (labels.LOCATION,)),
         },
         init=start.init,
@@ -102,10 +94,12 @@ def _train(context: Context, settings: ClipSettings, name: str) -> ClipModel:
 def _train_head(context: Context, network: ClipImageNetwork, start: Start, settings: HeadSettings) -> None:
     """Fit the head on embeddings that are computed once."""
     examples = ClipExamples.of(context, start, settings.case_weight)
-    optimizer = torch.optim.AdamW(network.head.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        network.head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
     identity = {"settings": asdict(settings), "seed": context.options.seed, **examples.identity(network)}
-    learner = Learner(network.head, {}, optimizer)
-    checkpoint = Checkpoint(context.checkpoint("head"), learner, identity, settings.epochs)
+    state = TrainState(network.head, {}, optimizer)
+    checkpoint = Checkpoint(context.checkpoint("head"), state, identity, settings.epochs)
     context.run.precision = format_name(None)
     first = checkpoint.restore()
     network.eval()
@@ -115,10 +109,10 @@ def _train_head(context: Context, network: ClipImageNetwork, start: Start, setti
     with context.run.stage(0.7, 1.0):
         for epoch in range(first, settings.epochs):
             for group in optimizer.param_groups:
-                group["lr"] = settings.rate * schedule(epoch / settings.epochs, 0.05)
+                group["lr"] = settings.learning_rate * schedule(epoch / settings.epochs, 0.05)
             loss = _head_epoch(context, network, examples, embedded, optimizer, settings, epoch)
             context.run.epoch("head", epoch + 1, settings.epochs, loss)
-            if context.team.leads:
+            if context.team.is_main_process:
                 checkpoint.save(epoch + 1)
     network.eval()
 
@@ -140,7 +134,7 @@ def _head_epoch(
     generator = torch.Generator(context.device).manual_seed(seed)
     network.head.train()
     losses = []
-    for index in torch.randperm(len(image), generator=generator, device=context.device).split(settings.batch):
+    for index in torch.randperm(len(image), generator=generator, device=context.device).split(settings.batch_size):
         shown = show(settings, examples.has_text[index], generator)
         logits = network.head(image[index] * shown[:, :1], caption[index] * shown[:, 1:])
         loss = examples.loss(logits, index, settings.smoothing)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import timm
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
-from ml.models.compact import PLANE, PLANES, examples_of
+from ml.models.compact import PLANE, PLANES, READING, examples_of, member_span
 from ml.models.image import ImageModel
 from ml.models.network import MultiTaskNetwork
 from ml.training.context import Context
-from ml.training.loop import Examples, Recipe, fit
+from ml.training.loop import Examples, Recipe
+from ml.training.phases import Phase, fine_tuning, recipes_to_json, train_phases
 from ml.training.pretrained import WeightsError, efficientnet_state
 
 NAME: Final = "efficientnet"
@@ -49,10 +50,14 @@ class EfficientNetSettings:
         )
     )
     head: Recipe = field(
-        default_factory=lambda: Recipe(epochs=3, batch=32, rate=3e-3, average=0.98, task_weights=_TASK_WEIGHTS)
+        default_factory=lambda: Recipe(
+            epochs=3, batch_size=32, learning_rate=3e-3, ema_decay=0.98, task_weights=_TASK_WEIGHTS
+        )
     )
     tune: Recipe = field(
-        default_factory=lambda: Recipe(epochs=12, batch=32, rate=1e-3, average=0.99, task_weights=_TASK_WEIGHTS)
+        default_factory=lambda: Recipe(
+            epochs=12, batch_size=32, learning_rate=1e-3, ema_decay=0.99, task_weights=_TASK_WEIGHTS
+        )
     )
     backbone_rate: float = 0.3
     scratch: Recipe = field(default_factory=lambda: Recipe(epochs=60, task_weights=_TASK_WEIGHTS))
@@ -150,12 +155,6 @@ class EfficientNetModel(ImageModel):
         return MultiTaskNetwork(backbone, backbone.features, classes, architecture["dropout"])
 
 
-class _Phase(NamedTuple):
-    name: str
-    recipe: Recipe
-    rates: Mapping[str, float]
-
-
 def train(context: Context, settings: EfficientNetSettings | None = None) -> EfficientNetModel:
     """Train the ensemble, one member after the other.
 
@@ -166,18 +165,16 @@ def train(context: Context, settings: EfficientNetSettings | None = None) -> Eff
     settings = _with_options(settings or EfficientNetSettings(), context)
     state, source = efficientnet_state(context.options.weights)
     init: Literal["pretrained", "scratch"] = "scratch" if state is None else "pretrained"
-    phases = [_Phase("scratch", settings.scratch, {})]
+    phases = [Phase("scratch", settings.scratch, {})]
     if state is not None:
-        phases = [
-            _Phase("head", settings.head, {"backbone": 0.0, "heads": 1.0}),
-            _Phase("tune", settings.tune, {"backbone": settings.backbone_rate, "heads": 1.0}),
-        ]
-    with context.run.stage(0.0, 0.04):
+        rates = {"backbone": settings.backbone_rate, "heads": 1.0}
+        phases = fine_tuning(settings.head, settings.tune, rates)
+    with context.run.stage(0.0, READING):
         pixels = context.images(context.train, settings.preprocess)
         examples = examples_of(context.train, pixels, phases[0].recipe)
     members = []
     for index in range(settings.members):
-        with context.run.stage(0.04 + 0.96 * index / settings.members, 0.04 + 0.96 * (index + 1) / settings.members):
+        with context.run.stage(*member_span(index, settings.members)):
             members.append(_train_member(context, settings, examples, index, phases, state))
     card = context.draft_card(
         NAME,
@@ -187,7 +184,7 @@ def train(context: Context, settings: EfficientNetSettings | None = None) -> Eff
         preprocess=settings.preprocess,
         settings={
             "architecture": settings.architecture(),
-            "recipes": {phase.name: phase.recipe.to_json() | {"rates": dict(phase.rates)} for phase in phases},
+            "recipes": recipes_to_json(phases),
         },
         init=init,
         weights_source=source,
@@ -200,7 +197,7 @@ def _train_member(
     settings: EfficientNetSettings,
     examples: Examples,
     index: int,
-    phases: list[_Phase],
+    phases: list[Phase],
     state: Mapping[str, Tensor] | None,
 ) -> MultiTaskNetwork:
     seed = context.options.seed * 100 + index
@@ -209,28 +206,16 @@ def _train_member(
     if state is not None:
         assert isinstance(network.backbone, EfficientNetBackbone)
         network.backbone.load_pretrained(state)
-    total, done = sum(phase.recipe.epochs for phase in phases), 0
-    for phase in phases:
-        label = f"network {index + 1} of {settings.members}, {phase.name}"
-
-        def on_epoch(epoch: int, loss: float, label: str = label, epochs: int = phase.recipe.epochs) -> None:
-            context.run.epoch(label, epoch, epochs, loss)
-
-        with context.run.stage(done / total, (done + phase.recipe.epochs) / total):
-            fit(
-                network,
-                examples,
-                phase.recipe,
-                mean=settings.preprocess.mean,
-                std=settings.preprocess.std,
-                seed=seed,
-                device=context.device,
-                team=context.team,
-                rates=phase.rates,
-                checkpoint=context.checkpoint(f"member-{index}-{phase.name}"),
-                on_epoch=on_epoch,
-            )
-        done += phase.recipe.epochs
+    train_phases(
+        context,
+        network,
+        examples,
+        phases,
+        settings.preprocess,
+        seed=seed,
+        prefix=f"member-{index}-",
+        label=f"network {index + 1} of {settings.members}, ",
+    )
     return network
 
 
@@ -239,7 +224,7 @@ def _with_options(settings: EfficientNetSettings, context: Context) -> Efficient
 
     def shaped(recipe: Recipe) -> Recipe:
         # The gradient of a depthwise convolution in bfloat16 takes a CPU four times as long.
-        recipe = replace(recipe, mixed=context.device.type != "cpu")
+        recipe = replace(recipe, amp=context.device.type != "cpu")
         return recipe if options.epochs is None else replace(recipe, epochs=options.epochs)
 
     return replace(

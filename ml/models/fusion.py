@@ -15,14 +15,13 @@ from ml.evaluation.metrics import Targets, negative_log_likelihood
 from ml.models import caption, compact
 from ml.models.base import Floats, Outputs, ServedModel, adjust, has_caption, log, need_image, softmax
 from ml.models.caption import CaptionModel
-from ml.models.families import family_class
 from ml.models.image import ImageModel
+from ml.models.model_specs import family_class
 from ml.models.predict_records import captions_of, run_images
 from ml.registry.model_card import ModelCard
 from ml.training.context import Context, log_prior
 
 NAME: Final = "fused-location"
-EFFICIENTNET_NAME: Final = "fused-efficientnet"
 FAMILY: Final = "fusion"
 TASKS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
 
@@ -196,27 +195,18 @@ def _choose_on_dev(
     }
 
 
-def train(context: Context) -> FusedModel:
-    """Join the compact and the caption model, both trained from nothing.
+def train(context: Context, name: str = NAME, image: str = compact.NAME) -> FusedModel:
+    """Join a registered image model and the caption model; only the weights are chosen here, on dev.
+
+    Args:
+        context: records and registry.
+        name: of the new model.
+        image: name of the image model.
 
     Raises:
         ml.registry.registry.UnknownModelError: one of the two is not registered.
     """
-    return _join(context, NAME, compact.NAME)
-
-
-def train_efficientnet(context: Context) -> FusedModel:
-    """Join EfficientNet and the caption model.
-
-    Raises:
-        ml.registry.registry.UnknownModelError: one of the two is not registered.
-    """
-    return _join(context, EFFICIENTNET_NAME, "efficientnet")
-
-
-def _join(context: Context, name: str, image_name: str) -> FusedModel:
-    """Join registered models; only the weights are chosen here, on dev."""
-    image_model = context.load(image_name)
+    image_model = context.load(image)
     caption_model = context.load(caption.NAME)
     assert isinstance(image_model, ImageModel)
     assert isinstance(caption_model, CaptionModel)

@@ -2,22 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import groups, targets
+from ml.models.compact import READING
 from ml.models.image import ImageModel
 from ml.models.network import MultiTaskNetwork
 from ml.training.augment import Augment
 from ml.training.context import Context, adjustment
-from ml.training.loop import Recipe, fit, make_examples
+from ml.training.loop import Recipe, make_examples
+from ml.training.phases import Phase, fine_tuning, recipes_to_json, train_phases
 from ml.training.pretrained import WeightsError, resnet50_state
 
 FAMILY: Final = "resnet"
@@ -48,9 +48,13 @@ class ResNetSettings:
     scratch_preprocess: Preprocess = field(
         default_factory=lambda: Preprocess(size=128, channels=3, mean=_MEAN, std=_STD)
     )
-    head: Recipe = field(default_factory=lambda: Recipe(epochs=5, batch=32, rate=1e-3, average=0.99, augment=_STRONG))
+    head: Recipe = field(
+        default_factory=lambda: Recipe(epochs=5, batch_size=32, learning_rate=1e-3, ema_decay=0.99, augment=_STRONG)
+    )
     tune: Recipe = field(
-        default_factory=lambda: Recipe(epochs=20, batch=32, rate=5e-4, warmup=0.05, average=0.99, augment=_STRONG)
+        default_factory=lambda: Recipe(
+            epochs=20, batch_size=32, learning_rate=5e-4, warmup=0.05, ema_decay=0.99, augment=_STRONG
+        )
     )
     tune_rates: Mapping[str, float] = field(
         default_factory=lambda: {
@@ -60,7 +64,9 @@ class ResNetSettings:
             "backbone.layer4": 0.2,
         }
     )
-    scratch: Recipe = field(default_factory=lambda: Recipe(epochs=45, batch=32, rate=1e-3, augment=_STRONG))
+    scratch: Recipe = field(
+        default_factory=lambda: Recipe(epochs=45, batch_size=32, learning_rate=1e-3, augment=_STRONG)
+    )
 
 
 class ResNetBackbone(nn.Module):
@@ -100,12 +106,6 @@ def train_location(context: Context, settings: ResNetSettings | None = None) -> 
     return _train(context, labels.LOCATION, settings or ResNetSettings())
 
 
-class _Phase(NamedTuple):
-    name: str
-    recipe: Recipe
-    rates: Mapping[str, float]
-
-
 def _train(context: Context, task: str, settings: ResNetSettings) -> ResNetModel:
     state, source = resnet50_state(context.options.weights)
     architecture = {"tasks": [task], "dropout": 0.2, "members": 1}
@@ -113,24 +113,18 @@ def _train(context: Context, task: str, settings: ResNetSettings) -> ResNetModel
     network = ResNetModel.build(architecture)
     init: Literal["pretrained", "scratch"] = "scratch"
     preprocess = settings.scratch_preprocess
-    phases = [_Phase("scratch", settings.scratch, {})]
+    phases = [Phase("scratch", settings.scratch, {})]
     if state is not None:
         init, preprocess = "pretrained", settings.preprocess
         _load_backbone(network, state)
-        phases = [
-            _Phase("head", settings.head, {"backbone": 0.0, "heads": 1.0}),
-            _Phase("tune", settings.tune, settings.tune_rates),
-        ]
+        phases = fine_tuning(settings.head, settings.tune, settings.tune_rates)
     phases = [phase._replace(recipe=_shaped(phase.recipe, task, context)) for phase in phases]
-    with context.run.stage(0.0, 0.05):
+    with context.run.stage(0.0, READING):
         pixels = context.images(context.train, preprocess)
-    total = sum(phase.recipe.epochs for phase in phases)
-    done = 0
-    for phase in phases:
-        with context.run.stage(0.05 + 0.95 * done / total, 0.05 + 0.95 * (done + phase.recipe.epochs) / total):
-            _run_phase(context, network, pixels, phase, preprocess)
-        done += phase.recipe.epochs
-    recipes = {phase.name: phase.recipe.to_json() | {"rates": dict(phase.rates)} for phase in phases}
+    wanted = {task: targets(context.train, task)}
+    examples = make_examples(pixels, wanted, groups(context.train), phases[0].recipe.case_weight)
+    with context.run.stage(READING, 1.0):
+        train_phases(context, network, examples, phases, preprocess, seed=context.options.seed)
     card = context.draft_card(
         f"resnet50-{task}",
         FAMILY,
@@ -139,7 +133,7 @@ def _train(context: Context, task: str, settings: ResNetSettings) -> ResNetModel
         preprocess=preprocess,
         settings={
             "architecture": architecture,
-            "recipes": recipes,
+            "recipes": recipes_to_json(phases),
             "adjust": adjustment(context.train, (task,) if task == labels.LOCATION else ()),
         },
         init=init,
@@ -151,34 +145,6 @@ def _train(context: Context, task: str, settings: ResNetSettings) -> ResNetModel
 def _shaped(recipe: Recipe, task: str, context: Context) -> Recipe:
     epochs = context.options.epochs
     return replace(recipe, task_weights={task: 1.0}, epochs=recipe.epochs if epochs is None else epochs)
-
-
-def _run_phase(
-    context: Context,
-    network: MultiTaskNetwork,
-    pixels: NDArray[np.uint8],
-    phase: _Phase,
-    preprocess: Preprocess,
-) -> None:
-    recipe = phase.recipe
-    wanted = {task: targets(context.train, task) for task in recipe.task_weights}
-
-    def on_epoch(epoch: int, loss: float) -> None:
-        context.run.epoch(phase.name, epoch, recipe.epochs, loss)
-
-    fit(
-        network,
-        make_examples(pixels, wanted, groups(context.train), recipe.case_weight),
-        recipe,
-        mean=preprocess.mean,
-        std=preprocess.std,
-        seed=context.options.seed,
-        device=context.device,
-        team=context.team,
-        rates=phase.rates,
-        checkpoint=context.checkpoint(phase.name),
-        on_epoch=on_epoch,
-    )
 
 
 def _load_backbone(network: MultiTaskNetwork, state: Mapping[str, Tensor]) -> None:

@@ -31,7 +31,7 @@ _COST: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class RbfSvm:
     """A support vector machine with a Gaussian kernel (Cortes and Vapnik 1995), between two classes.
 
     Attributes:
@@ -51,15 +51,13 @@ class Machine:
     std: Floats
 
     @classmethod
-    def learn(cls, raw: NDArray[np.float64], wanted: NDArray[np.int64]) -> Self:
+    def fit(cls, raw: NDArray[np.float64], wanted: NDArray[np.int64]) -> Self:
         """The machine for descriptors (N, D) and classes 0 or 1, (N,)."""
         mean, std = raw.mean(axis=0), np.maximum(raw.std(axis=0), 1e-9)
         gamma = 1.0 / raw.shape[1]  # the features have variance 1
-        machine = SVC(C=_COST, gamma=gamma).fit((raw - mean) / std, wanted)
-        vectors, weights = (np.asarray(a, np.float32) for a in (machine.support_vectors_, machine.dual_coef_[0]))
-        return cls(
-            vectors, weights, float(machine.intercept_[0]), gamma, mean.astype(np.float32), std.astype(np.float32)
-        )
+        svm = SVC(C=_COST, gamma=gamma).fit((raw - mean) / std, wanted)
+        vectors, weights = (np.asarray(a, np.float32) for a in (svm.support_vectors_, svm.dual_coef_[0]))
+        return cls(vectors, weights, float(svm.intercept_[0]), gamma, mean.astype(np.float32), std.astype(np.float32))
 
     def margin(self, raw: NDArray[np.float64]) -> Floats:
         """Signed distances from the border for raw descriptors (M, D), (M,); positive for the second class."""
@@ -82,7 +80,7 @@ class SumWeights:
     texture: float = 1.0
 
 
-class TextureSumModel(ServedModel):
+class CnnSvmFusion(ServedModel):
     """The image model's answer corrected by texture; slower than it alone, since textures are counted.
 
     Args:
@@ -91,9 +89,9 @@ class TextureSumModel(ServedModel):
         machine: the support vector machine.
     """
 
-    def __init__(self, card: ModelCard, image_model: CompactModel, machine: Machine) -> None:
+    def __init__(self, card: ModelCard, image_model: CompactModel, svm: RbfSvm) -> None:
         super().__init__(card)
-        self.image_model, self.machine = image_model, machine
+        self.image_model, self.svm = image_model, svm
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -102,7 +100,7 @@ class TextureSumModel(ServedModel):
 
     def encode_images(self, pixels: NDArray[np.uint8]) -> dict[str, Floats]:
         """Log-odds of network and texture, (N, 2), and the network's embedding."""
-        found = parts(self.image_model, self.machine, pixels)
+        found = parts(self.image_model, self.svm, pixels)
         return {labels.MODALITY: found.odds, EMBEDDING: found.embedding}
 
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
@@ -114,7 +112,7 @@ class TextureSumModel(ServedModel):
 
     def save(self, folder: Path) -> list[str]:
         """Write the network and the machine."""
-        own = self.machine
+        own = self.svm
         arrays = {"vectors": own.vectors, "weights": own.weights, "mean": own.mean, "std": own.std}
         numbers = {"bias": np.float64(own.bias), "gamma": np.float64(own.gamma)}
         tensors = {name: torch.from_numpy(np.atleast_1d(a)) for name, a in (arrays | numbers).items()}
@@ -129,14 +127,14 @@ class TextureSumModel(ServedModel):
         tensors, _ = read_tensors(folder / WEIGHTS_FILE)
         try:
             arrays = {name: tensors[name].numpy() for name in ("vectors", "weights", "mean", "std")}
-            machine = Machine(bias=float(tensors["bias"]), gamma=float(tensors["gamma"]), **arrays)
+            svm = RbfSvm(bias=float(tensors["bias"]), gamma=float(tensors["gamma"]), **arrays)
         except (KeyError, RuntimeError) as error:
             raise DamagedFileError(f"{WEIGHTS_FILE} lacks a part: {error}") from error
-        return cls(card, image_model, machine)
+        return cls(card, image_model, svm)
 
     def count_parameters(self) -> int:
         """The number of trained values of the network and the machine."""
-        return self.image_model.count_parameters() + int(self.machine.vectors.size)
+        return self.image_model.count_parameters() + int(self.svm.vectors.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +143,13 @@ class _Parts:
     embedding: Floats
 
 
-def parts(image_model: CompactModel, machine: Machine, pixels: NDArray[np.uint8]) -> _Parts:
+def parts(image_model: CompactModel, svm: RbfSvm, pixels: NDArray[np.uint8]) -> _Parts:
     """What the network and the machine say of images (N, 1, S, S), S a multiple of the network's own side."""
     assert image_model.preprocess is not None
     outputs = image_model.encode_images(shrink(pixels, image_model.preprocess.size))
     assert outputs is not None
     logits = outputs[labels.MODALITY]
-    margin = machine.margin(describe(pixels, _DESCRIPTORS))
+    margin = svm.margin(describe(pixels, _DESCRIPTORS))
     return _Parts(np.stack([logits[:, 1] - logits[:, 0], margin], axis=1), outputs[EMBEDDING])
 
 
@@ -175,7 +173,7 @@ def choose_weights(odds: Floats, wanted: Targets) -> SumWeights:
     return min(ranked, key=lambda weights: negative_log_likelihood(softmax(add(odds, weights)), wanted))
 
 
-def train(context: Context) -> TextureSumModel:
+def train(context: Context) -> CnnSvmFusion:
     """Train the machine, and join it with the registered image model; the weights are chosen on dev.
 
     Raises:
@@ -192,9 +190,9 @@ def train(context: Context) -> TextureSumModel:
     count, wanted = len(context.train), targets(context.train, labels.MODALITY)
     if len(np.unique(wanted)) < len(labels.MODALITIES):
         raise RecordsError("all training images show one modality; two are needed to tell them apart")
-    machine = Machine.learn(describe(pixels[:count], _DESCRIPTORS), wanted)
+    svm = RbfSvm.fit(describe(pixels[:count], _DESCRIPTORS), wanted)
     context.run.update(0.8, "choosing weights on dev")
-    odds = parts(image_model, machine, pixels[count:]).odds
+    odds = parts(image_model, svm, pixels[count:]).odds
     weights = choose_weights(odds, targets(context.dev, labels.MODALITY))
     half = image_model.card
     card = context.draft_card(
@@ -216,4 +214,4 @@ def train(context: Context) -> TextureSumModel:
             },
         },
     )
-    return TextureSumModel(card, image_model, machine)
+    return CnnSvmFusion(card, image_model, svm)

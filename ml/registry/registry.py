@@ -13,7 +13,7 @@ from pymongo.database import Database
 from app.core.exceptions import UserError
 from app.data import schema
 from ml.models.base import ServedModel
-from ml.models.families import family_class
+from ml.models.model_specs import family_class
 from ml.registry.artifacts import DamagedFileError, atomic_folder, atomic_write, read_json, sha256_of, write_json
 from ml.registry.model_card import FORMAT_VERSION, ModelCard, ModelFile
 from ml.registry.reference_embeddings import REFERENCE_FILE, Reference

@@ -27,7 +27,6 @@ class Augment:
         contrast: largest relative change of contrast.
         brightness: largest change of brightness, in units of 0 to 1.
         erase: probability that a rectangle is painted over (Zhong et al. 2017, arXiv 1708.04896).
-        noise: largest standard deviation of added noise, in units of 0 to 1.
     """
 
     rotation: float = 15.0
@@ -39,7 +38,6 @@ class Augment:
     contrast: float = 0.25
     brightness: float = 0.08
     erase: float = 0.3
-    noise: float = 0.0
 
     def apply(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Change every image of a batch by itself.
@@ -87,11 +85,7 @@ class Augment:
             1.0 + symmetric(self.contrast),
             symmetric(self.brightness),
         )
-        if not self.noise:
-            return _Levels(exponent, factor, offset)
-        strength = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=pixels.device)
-        grain = torch.randn(pixels.shape, generator=generator, device=pixels.device)
-        return _Levels(exponent, factor, offset, grain.mul_(strength).mul_(self.noise))
+        return _Levels(exponent, factor, offset)
 
     def _erase(self, images: Tensor, generator: torch.Generator) -> Tensor:
         count, _, height, width = images.shape
@@ -113,18 +107,15 @@ def _span(side: int, share: Tensor, place: Tensor) -> Tensor:
 
 
 class _Levels(NamedTuple):
-    """How the grey levels of each image change; (N, 1, 1, 1) but for the noise, which is (N, C, H, W)."""
+    """How the grey levels of each image change, (N, 1, 1, 1) each."""
 
     exponent: Tensor
     factor: Tensor
     offset: Tensor
-    noise: Tensor | None = None
 
     def apply(self, images: Tensor, some: slice) -> Tensor:
         """Change some of the images, in place."""
         images.clamp_(1e-4, 1.0).pow_(self.exponent[some]).mul_(self.factor[some]).add_(self.offset[some])
-        if self.noise is not None:
-            images.add_(self.noise[some])
         return images.clamp_(0.0, 1.0)
 
 
@@ -161,33 +152,3 @@ def grid(theta: Tensor, height: int, width: int) -> Tensor:
         columns, rows = by_x[:, None] * x, by_y[:, None] * y
         places[..., axis] = columns[:, None, :] + rows[:, :, None] + shift[:, None, None]
     return places
-
-
-def mix(images: Tensor, alpha: float, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
-    """Mixup (Zhang et al. 2018, arXiv 1710.09412): blend each image with another of the batch.
-
-    Args:
-        images: float tensor (N, C, H, W).
-        alpha: both parameters of the beta distribution that the share is drawn from; 0 for none.
-        probability: share of batches that are mixed.
-        generator: source of randomness, on the device of ``images``.
-
-    Returns:
-        The images, the index (N,) of the partner of each, and the share of the image itself, 0 to 1.
-    """
-    count, device = len(images), images.device
-    if not alpha or torch.rand(1, generator=generator, device=device).item() >= probability:
-        return images, torch.arange(count, device=device), 1.0
-    partner = torch.randperm(count, generator=generator, device=device)
-    # A beta draw as the ratio of two gamma draws, which take a generator only through uniform noise.
-    share = _beta(alpha, generator, device)
-    return share * images + (1.0 - share) * images[partner], partner, share
-
-
-def _beta(alpha: float, generator: torch.Generator, device: torch.device) -> float:
-    """One draw from Beta(alpha, alpha) for alpha <= 1 (Johnk 1964): reject until the powers add to 1."""
-    while True:
-        first, second = torch.rand(2, generator=generator, device=device).tolist()
-        a, b = first ** (1.0 / alpha), second ** (1.0 / alpha)
-        if 0.0 < a + b <= 1.0:
-            return float(a / (a + b))

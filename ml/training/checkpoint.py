@@ -1,4 +1,4 @@
-"""What a training run needs to go on after it was killed, in one safetensors file per part of the run."""
+"""Checkpoints of a training run, one safetensors file per part of the run."""
 
 import hashlib
 import json
@@ -24,8 +24,8 @@ class CheckpointError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a part of a run keeps its checkpoint.
+class CheckpointPath:
+    """The checkpoint file of a part of a run, and the run.
 
     Attributes:
         path: the file; None for a part that keeps none.
@@ -36,18 +36,18 @@ class Place:
     run: Run = field(default_factory=lambda: Run("", (), silent))
 
 
-class Learner(NamedTuple):
-    """What changes while a network learns.
+class TrainState(NamedTuple):
+    """The state of a training: all that changes with each step.
 
     Attributes:
         network: the network.
-        average: the moving average of its weights; empty where there is none.
+        ema: the moving average of its weights; empty where there is none.
         optimizer: its optimizer.
         scaler: of the gradients; only float16 needs one.
     """
 
     network: nn.Module
-    average: State
+    ema: State
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None = None
 
@@ -62,18 +62,18 @@ def digest(tensors: Iterable[Tensor]) -> str:
 
 
 class Checkpoint:
-    """The state of a learner after a number of epochs, and what its run had told by then.
+    """The training state after a number of epochs, and the progress of its run by then.
 
     Args:
-        place: where it is kept.
-        learner: what is saved and restored.
+        path: file and run.
+        state: what is saved and restored.
         identity: all that decides how the training ends, as JSON values by name: data, seed, recipe
             and the weights that it starts from.
         epochs: that the part will have.
     """
 
-    def __init__(self, place: Place, learner: Learner, identity: Mapping[str, Any], epochs: int) -> None:
-        self._place, self._learner, self._epochs = place, learner, epochs
+    def __init__(self, path: CheckpointPath, state: TrainState, identity: Mapping[str, Any], epochs: int) -> None:
+        self._path, self._state, self._epochs = path, state, epochs
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
 
     def save(self, epochs: int) -> None:
@@ -82,18 +82,18 @@ class Checkpoint:
         Raises:
             CheckpointError: the disk is full or failed.
         """
-        path, learner = self._place.path, self._learner
+        path, state = self._path.path, self._state
         if path is None:
             return
-        tensors = {f"network.{name}": value for name, value in learner.network.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in learner.average.items()}
-        for index, state in learner.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors = {f"network.{name}": value for name, value in state.network.state_dict().items()}
+        tensors |= {f"ema.{name}": value for name, value in state.ema.items()}
+        for index, moments in state.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
         metadata = {
             "epochs": epochs,
             "identity": self._identity,
-            "run": self._place.run.state_dict(),
-            "scaler": learner.scaler.state_dict() if learner.scaler is not None else {},
+            "run": self._path.run.state_dict(),
+            "scaler": state.scaler.state_dict() if state.scaler is not None else {},
         }
         try:
             with atomic_write(path) as temporary:
@@ -107,7 +107,7 @@ class Checkpoint:
             ) from error
 
     def restore(self) -> int:
-        """Load the state into the learner, and tell the run what was told before.
+        """Load the state from the file, and the progress into the run.
 
         A file of another run, or a damaged one, is left alone, with a warning: this run starts anew
         and replaces it after its first epoch.
@@ -115,7 +115,7 @@ class Checkpoint:
         Returns:
             The finished epochs; 0 where there is nothing to go on from, and everything is as it was.
         """
-        path, learner, run = self._place.path, self._learner, self._place.run
+        path, state, run = self._path.path, self._state, self._path.run
         if path is None or not path.exists():
             return 0
         try:
@@ -123,27 +123,27 @@ class Checkpoint:
         except DamagedFileError as error:
             _LOG.warning("%s; this part is trained anew, as with --fresh", error)
             return 0
-        identity = metadata.get("identity", {})
-        other = [name for name, value in self._identity.items() if identity.get(name) != value]
-        if other:
+        saved = metadata.get("identity", {})
+        changed = [name for name, value in self._identity.items() if saved.get(name) != value]
+        if changed:
             _LOG.warning(
                 "The checkpoint %s is of a run with other %s: this part is trained anew, as with --fresh, and "
                 "replaces it after its first epoch. To go on with the former run, stop now and repeat its command.",
                 path,
-                ", ".join(other),
+                ", ".join(changed),
             )
             return 0
-        learner.network.load_state_dict(_part(tensors, "network."))
-        for name, value in _part(tensors, "average.").items():
-            learner.average[name].copy_(value)
+        state.network.load_state_dict(_part(tensors, "network."))
+        for name, value in _part(tensors, "ema.").items():
+            state.ema[name].copy_(value)
         states: dict[int, State] = {}
         for name, value in _part(tensors, "optimizer.").items():
             index, _, key = name.partition(".")
             states.setdefault(int(index), {})[key] = value
-        groups = learner.optimizer.state_dict()["param_groups"]
-        learner.optimizer.load_state_dict({"state": states, "param_groups": groups})
-        if learner.scaler is not None and metadata["scaler"]:
-            learner.scaler.load_state_dict(metadata["scaler"])
+        groups = state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        if state.scaler is not None and metadata["scaler"]:
+            state.scaler.load_state_dict(metadata["scaler"])
         epochs = int(metadata["epochs"])
         run.load_state_dict(metadata["run"])
         run.update(epochs / self._epochs, f"going on after epoch {epochs}", epoch=epochs, epochs=self._epochs)

@@ -16,7 +16,7 @@ from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import Record, snapshot_hash
 from ml.models.base import ServedModel
 from ml.registry.model_card import DataSource, ModelCard, environment, now
-from ml.training.checkpoint import Place
+from ml.training.checkpoint import CheckpointPath
 from ml.training.device import Team
 from ml.training.progress import Run
 
@@ -31,7 +31,6 @@ class Options:
         resume: continue from checkpoints of the same settings.
         epochs: instead of the recipe's; for quick tries.
         members: networks of the ensemble, instead of the recipe's.
-        thorough: the better recipe that takes longer.
     """
 
     weights: str = "auto"
@@ -39,7 +38,6 @@ class Options:
     resume: bool = True
     epochs: int | None = None
     members: int | None = None
-    thorough: bool = False
 
 
 class ModelSource(Protocol):
@@ -99,13 +97,13 @@ class Context:
             known.update({record.image: pixels for record, pixels in zip(missing, loaded, strict=True)})
         return np.stack([known[record.image] for record in records])
 
-    def checkpoint(self, part: str) -> Place:
+    def checkpoint(self, part: str) -> CheckpointPath:
         """Where a part of the run keeps its checkpoint; what is there is removed where the run starts anew."""
         path = self.scratch / f"{part}.safetensors"
-        if not self.options.resume and self.team.leads:
+        if not self.options.resume and self.team.is_main_process:
             path.unlink(missing_ok=True)
         self.team.wait()
-        return Place(path, self.run)
+        return CheckpointPath(path, self.run)
 
     def draft_card(
         self,

@@ -81,7 +81,7 @@ def warn_of_unusable_gpu() -> None:
         _LOG.warning("this machine has an NVIDIA GPU that cannot be used, models run without it: %s", fault)
 
 
-def half_type(device: torch.device) -> torch.dtype | None:
+def amp_dtype(device: torch.device) -> torch.dtype | None:
     """The number format for mixed precision that pays on a device, None for float32 alone.
 
     That is bfloat16 where its instructions are in hardware: elsewhere it is emulated and slow.
@@ -117,38 +117,38 @@ class Team:
     """The processes that train one model together, as ``torchrun`` starts them.
 
     Attributes:
-        rank: this process, 0 to size - 1; only rank 0 writes files and the database.
-        size: number of processes.
+        rank: this process, 0 to world_size - 1; only rank 0 writes files and the database.
+        world_size: number of processes.
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes for all."""
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:
         """This process's part of a batch of indices; parts differ in length by one at most."""
-        return batch[self.rank :: self.size]
+        return batch[self.rank :: self.world_size]
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network, with gradients averaged over the team after every backward pass."""
-        if self.size == 1:
+        if self.world_size == 1:
             return network
         return nn.parallel.DistributedDataParallel(network)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a value over all processes, in place."""
-        if self.size > 1:
+        if self.world_size > 1:
             distributed.all_reduce(value)
-            value /= self.size
+            value /= self.world_size
         return value
 
     def wait(self) -> None:
         """Wait until every process is here."""
-        if self.size > 1:
+        if self.world_size > 1:
             distributed.barrier()
 
 

@@ -1,4 +1,4 @@
-"""The training loop of every network: all of it, to be read in one sitting."""
+"""The training loop of every network."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ml.dataset.labels import IGNORED
-from ml.training.augment import Augment, mix
-from ml.training.checkpoint import Checkpoint, Learner, Place, digest
-from ml.training.device import Team, format_name, half_type, keep_freed_memory
+from ml.training.augment import Augment
+from ml.training.checkpoint import Checkpoint, CheckpointPath, TrainState, digest
+from ml.training.device import Team, amp_dtype, format_name, keep_freed_memory
 
 OnEpoch = Callable[[int, float], None]
 
@@ -26,38 +27,34 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training images.
-        batch: images per step, over all processes.
-        rate: highest learning rate; each parameter group scales it.
+        batch_size: images per step, over all processes.
+        learning_rate: highest learning rate; each parameter group scales it.
         warmup: share of the steps over which the rate rises from zero.
         weight_decay: of AdamW, on weights of two and more axes.
         smoothing: label smoothing.
-        average: decay of the moving average of the weights (EMA), which is what is kept.
-        mixup: parameter of the beta distribution, 0 for none.
-        mixup_probability: share of the batches that are mixed.
-        clip: largest norm of the gradient.
+        ema_decay: decay of the exponential moving average of the weights, which is what is kept.
+        max_grad_norm: largest norm of the gradient.
         case_weight: exponent p of the weight (images of the case)^-p, so that a case with thirty
             images does not count thirty times: 0 for none, 1 for equal cases.
         task_weights: weight of each task in the loss; tasks that are not named are not trained.
         augment: random changes of the images.
-        mixed: whether to compute in half precision where the device does it in hardware.
+        amp: automatic mixed precision, where the device has it in hardware.
     """
 
     epochs: int = 45
-    batch: int = 64
-    rate: float = 2e-3
+    batch_size: int = 64
+    learning_rate: float = 2e-3
     warmup: float = 0.15
     weight_decay: float = 0.05
     smoothing: float = 0.05
-    average: float = 0.995
-    mixup: float = 0.0
-    mixup_probability: float = 0.5
-    clip: float = 2.0
+    ema_decay: float = 0.995
+    max_grad_norm: float = 2.0
     case_weight: float = 0.0
     task_weights: Mapping[str, float] = field(
         default_factory=lambda: {"modality": 1.0, "location": 1.0, "location_category": 1.0}
     )
     augment: Augment = field(default_factory=Augment)
-    mixed: bool = True
+    amp: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -124,7 +121,7 @@ def fit(
     device: torch.device,
     team: Team | None = None,
     rates: Mapping[str, float] | None = None,
-    checkpoint: Place | Path | None = None,
+    checkpoint: CheckpointPath | Path | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> nn.Module:
     """Train a network in place; it ends with the moving average of its weights.
@@ -154,13 +151,13 @@ def fit(
         ml.training.checkpoint.CheckpointError: the checkpoint could not be written.
     """
     team = team or Team()
-    place = checkpoint if isinstance(checkpoint, Place) else Place(checkpoint)
+    path = checkpoint if isinstance(checkpoint, CheckpointPath) else CheckpointPath(checkpoint)
     identity = {
         "recipe": recipe.to_json(),
         "rates": dict(rates or {}),
         "seed": seed,
         "mean and deviation": [mean, std],
-        **({} if place.path is None else contents(network, examples)),
+        **({} if path.path is None else contents(network, examples)),
     }
     keep_freed_memory()
     torch.manual_seed(seed)
@@ -169,16 +166,16 @@ def fit(
     optimizer = _optimizer(network, recipe, rates or {})
     normalise = _Normaliser(mean, std, device)
     trainer = _Trainer(network, optimizer, recipe, team=team, normalise=normalise)
-    place.run.precision = format_name(trainer.half)
-    learner = Learner(network, trainer.average, optimizer, trainer.scaler)
-    saved = Checkpoint(place, learner, identity, recipe.epochs)
+    path.run.precision = format_name(trainer.amp_dtype)
+    state = TrainState(network, trainer.ema, optimizer, trainer.scaler)
+    saved = Checkpoint(path, state, identity, recipe.epochs)
     for epoch in range(saved.restore(), recipe.epochs):
-        loss = trainer.epoch(examples, epoch, seed)
+        loss = trainer.epoch(examples, epoch, seed, path.run.update)
         if on_epoch is not None:
             on_epoch(epoch + 1, loss)
-        if team.leads:
+        if team.is_main_process:
             saved.save(epoch + 1)
-    network.load_state_dict(trainer.average)
+    network.load_state_dict(trainer.ema)
     return network.eval()
 
 
@@ -214,50 +211,48 @@ class _Trainer:
         self.network, self.parallel, self.optimizer = network, team.wrap(network), optimizer
         self.recipe, self.team, self.normalise = recipe, team, normalise
         self.device = next(network.parameters()).device
-        self.half = half_type(self.device) if recipe.mixed else None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half == torch.float16)
+        self.amp_dtype = amp_dtype(self.device) if recipe.amp else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
         state = network.state_dict()
-        self.average = {name: value.clone() for name, value in state.items()}
+        self.ema = {name: value.clone() for name, value in state.items()}
         # The weights are changed in place, so they can be looked up once.
-        smooth = [name for name, value in state.items() if value.dtype.is_floating_point]
-        self._smooth = [self.average[name] for name in smooth], [state[name] for name in smooth]
-        self._counts = [(self.average[name], state[name]) for name in state if name not in smooth]
+        averaged = [name for name, value in state.items() if value.dtype.is_floating_point]
+        self._averaged = [self.ema[name] for name in averaged], [state[name] for name in averaged]
+        self._counters = [(self.ema[name], state[name]) for name in state if name not in averaged]
 
-    def epoch(self, examples: Examples, epoch: int, seed: int) -> float:
-        """One pass over the examples; returns the mean loss of the team."""
+    def epoch(self, examples: Examples, epoch: int, seed: int, on_progress: Callable[[float], None]) -> float:
+        """One pass over the examples; returns the mean loss of all processes."""
         torch.manual_seed(_mix_seed(seed, epoch, self.team.rank))
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(_mix_seed(seed, epoch, 0)))
         generator = torch.Generator(self.device).manual_seed(_mix_seed(seed, epoch, 1 + self.team.rank))
-        steps = max(1, len(examples) // self.recipe.batch)
+        steps = max(1, len(examples) // self.recipe.batch_size)
         _set_training(self.network)
         self.parallel.training = True
         total = torch.zeros((), device=self.device)
         for step in range(steps):
-            batch = order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
+            batch = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size]
             done = (epoch * steps + step) / (self.recipe.epochs * steps)
             total += self._step(examples, self.team.share(batch).to(self.device), done, generator)
-            self._update_average(epoch * steps + step)
+            self._update_ema(epoch * steps + step)
+            on_progress(done)
         return float(self.team.mean(total)) / steps
 
     def _step(self, examples: Examples, index: Tensor, done: float, generator: torch.Generator) -> Tensor:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate * group["factor"] * schedule(done, self.recipe.warmup)
+            group["lr"] = self.recipe.learning_rate * group["factor"] * schedule(done, self.recipe.warmup)
         images = self.recipe.augment.apply(examples.pixels.index_select(0, index), generator)
-        images, partner, share = mix(images, self.recipe.mixup, self.recipe.mixup_probability, generator)
-        with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
+        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             logits: dict[str, Tensor] = self.parallel(self.normalise(images))
-        loss = self._loss(logits, examples, index, share)
-        if share < 1.0:
-            loss = loss + self._loss(logits, examples, index[partner], 1.0 - share)
+        loss = self._loss(logits, examples, index)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach()
 
-    def _loss(self, logits: Mapping[str, Tensor], examples: Examples, index: Tensor, share: float) -> Tensor:
+    def _loss(self, logits: Mapping[str, Tensor], examples: Examples, index: Tensor) -> Tensor:
         total = torch.zeros((), device=self.device)
         for task, weight in self.recipe.task_weights.items():
             target = examples.targets[task][index]
@@ -269,17 +264,19 @@ class _Trainer:
                 label_smoothing=self.recipe.smoothing,
             )
             count = (target != IGNORED).sum().clamp_min(1)
-            total = total + weight * share * (losses * examples.weights[index]).sum() / count
+            total = total + weight * (losses * examples.weights[index]).sum() / count
         return total
 
     @torch.no_grad()
-    def _update_average(self, step: int) -> None:
-        # Early on the average must not be held back by the random start.
-        decay = min(self.recipe.average, (1.0 + step) / (10.0 + step))
-        # One call for all tensors: they are many and small.
-        torch._foreach_lerp_(*self._smooth, 1.0 - decay)
-        for average, count in self._counts:
+    def _update_ema(self, step: int) -> None:
+        get_ema_multi_avg_fn(ema_decay(self.recipe.ema_decay, step))(*self._averaged, step)
+        for average, count in self._counters:
             average.copy_(count)
+
+
+def ema_decay(decay: float, step: int) -> float:
+    """The decay of the moving average at a step: lower at first, so that the random start is soon forgotten."""
+    return min(decay, (1.0 + step) / (10.0 + step))
 
 
 def schedule(done: float, warmup: float) -> float:
@@ -319,5 +316,5 @@ def _optimizer(network: nn.Module, recipe: Recipe, rates: Mapping[str, float]) -
             {"params": members, "factor": factor, "weight_decay": recipe.weight_decay if decays else 0.0}
             for (factor, decays), members in groups.items()
         ],
-        lr=recipe.rate,
+        lr=recipe.learning_rate,
     )

@@ -1,12 +1,10 @@
 """Trains a model by name, from records in MongoDB to a registered card."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from pymongo.database import Database
@@ -14,10 +12,10 @@ from pymongo.errors import PyMongoError
 
 from app.core.progress import Progress
 from app.data import schema
-from ml.dataset import labels
 from ml.dataset.records import Record, groups, load_records, need_labels, targets
 from ml.evaluation.metrics import scores
 from ml.models.base import EMBEDDING, ServedModel, log
+from ml.models.model_specs import DEFAULTS, MODEL_SPECS
 from ml.models.predict_records import captions_of, run_captions, run_images
 from ml.registry.artifacts import exclusive_lock
 from ml.registry.model_card import ModelCard, now
@@ -28,53 +26,6 @@ from ml.training.context import Context, Options
 from ml.training.device import DeviceName, pick_device, team
 from ml.training.progress import STOPPED, DatabaseReporter, Reporter, Run, silent, to_all
 
-
-class ModelSpec(NamedTuple):
-    """How a model is trained.
-
-    Attributes:
-        module: the module of ``ml.models`` whose ``function`` trains it.
-        function: takes a ``Context``, returns a ``ServedModel``.
-        tasks: what it predicts.
-        needs: models that must be registered first.
-        options: fields of ``Options`` that change its training: weights, epochs, thorough.
-    """
-
-    module: str
-    function: str
-    tasks: tuple[str, ...]
-    needs: tuple[str, ...] = ()
-    options: frozenset[str] = frozenset()
-
-
-_BOTH_LOCATIONS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
-_TUNED: Final = frozenset({"weights", "epochs"})
-MODEL_SPECS: Final[Mapping[str, ModelSpec]] = MappingProxyType(
-    {
-        "efficientnet": ModelSpec("efficientnet", "train", tuple(labels.TASKS), options=_TUNED),
-        "caption-location": ModelSpec("caption", "train", _BOTH_LOCATIONS),
-        "fused-efficientnet": ModelSpec(
-            "fusion", "train_efficientnet", _BOTH_LOCATIONS, ("efficientnet", "caption-location")
-        ),
-        "compact": ModelSpec("compact", "train", tuple(labels.TASKS), options=frozenset({"epochs"})),
-        "fused-location": ModelSpec("fusion", "train", _BOTH_LOCATIONS, ("compact", "caption-location")),
-        "knn-texture": ModelSpec("texture_knn", "train_texture", (labels.MODALITY,)),
-        "knn-colour": ModelSpec("texture_knn", "train_colour", (labels.MODALITY,)),
-        "knn-texture-colour": ModelSpec("texture_knn", "train_both", (labels.MODALITY,)),
-        "fused-modality": ModelSpec("texture_svm", "train", (labels.MODALITY,), ("compact",)),
-        "resnet50-modality": ModelSpec("resnet", "train_modality", (labels.MODALITY,), options=_TUNED),
-        "resnet50-location": ModelSpec("resnet", "train_location", (labels.LOCATION,), options=_TUNED),
-        "clip-location": ModelSpec("clip_train", "train", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}),
-        "clip-location-image": ModelSpec("clip_train", "train_image", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}),
-        "clip-location-caption": ModelSpec(
-            "clip_train", "train_caption", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}
-        ),
-    }
-)
-# What `medpix train modality` and `medpix train location` train, in this order.
-DEFAULTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {"modality": ("efficientnet",), "location": ("caption-location", "fused-efficientnet")}
-)
 _OOD_QUANTILE: Final = 0.99
 
 
@@ -196,21 +147,21 @@ def train_model(
     spec = MODEL_SPECS[name]
     torch_device = pick_device(device)
     base = options or Options()
-    chosen = Options(weights, seed, resume, base.epochs, base.members, base.thorough)
+    chosen = Options(weights, seed, resume, base.epochs, base.members)
     registry = Registry(database, models_dir)
     scratch = models_dir / ".training" / name
-    with team(torch_device) as team_, exclusive_lock(name, scratch) if team_.leads else nullcontext():
+    with team(torch_device) as processes, exclusive_lock(name, scratch) if processes.is_main_process else nullcontext():
         # Every process hears of an error; one alone tells the world about progress.
-        report = to_all([reporter, DatabaseReporter(database)]) if team_.leads else silent
+        report = to_all([reporter, DatabaseReporter(database)]) if processes.is_main_process else silent
         with Run(name, spec.tasks, report, step) as run:
             # Read now, needed at the end: a file that is missing must not show after hours.
-            test_records = load_records(database, images_dir, ("test",)) if team_.leads else []
+            test_records = load_records(database, images_dir, ("test",)) if processes.is_main_process else []
             context = Context(
                 train=load_records(database, images_dir, ("train",)),
                 dev=load_records(database, images_dir, ("dev",)),
                 registry=registry,
                 device=torch_device,
-                team=team_,
+                team=processes,
                 run=run,
                 options=chosen,
                 scratch=scratch,
@@ -218,20 +169,13 @@ def train_model(
             for records in (context.train, context.dev):
                 need_labels(records, spec.tasks)
             with run.stage(0.0, 0.95):
-                model = trainer(name)(context)
-            if team_.leads:
+                model = spec.train(context)
+            if processes.is_main_process:
                 with run.stage(0.95, 1.0):
                     _finish(model, context, registry, test_records)
             # The next model may build on this one: nobody goes on before it is registered.
-            team_.wait()
+            processes.wait()
     return registry.get(name)
-
-
-def trainer(name: str) -> Callable[[Context], ServedModel]:
-    """The function that trains a model of ``MODEL_SPECS``; what it returns is not calibrated."""
-    spec = MODEL_SPECS[name]
-    function: Callable[[Context], ServedModel] = getattr(import_module(f"ml.models.{spec.module}"), spec.function)
-    return function
 
 
 def _finish(model: ServedModel, context: Context, registry: Registry, test_records: Sequence[Record]) -> None:

@@ -11,8 +11,8 @@ from app.api.routes.explain import ExplanationView
 from app.api.schemas.predictions import PredictionView
 from app.core.settings import Settings
 from ml.dataset.records import Record
+from ml.models.model_specs import MODEL_SPECS
 from ml.registry.registry import Registry
-from ml.training.train import MODEL_SPECS
 from tests.api.predict_client import CAPTION, ask, ask_many
 from tests.service import is_ok, wait_for
 

@@ -63,7 +63,7 @@ def train(settings: Settings, database: Database[Document], generated_dataset: P
     before = signal.getsignal(signal.SIGTERM)
     own = settings.model_copy(update={"data_dir": generated_dataset})
     options: Document = {"missing": False, "weights": "auto", "device": "cpu", "seed": 0, "resume": True}
-    options |= {"epochs": None, "thorough": False}
+    options |= {"epochs": None}
     yield lambda *names, **chosen: run_training(own, database, names, **options | chosen)
     signal.signal(signal.SIGTERM, before)
 
@@ -71,7 +71,6 @@ def train(settings: Settings, database: Database[Document], generated_dataset: P
 @pytest.mark.parametrize(
     ("names", "chosen", "message"),
     [
-        (["knn-texture"], {"thorough": True}, "--thorough changes nothing for knn-texture; it is for .*clip-location"),
         (
             ["caption-location"],
             {"epochs": 3},

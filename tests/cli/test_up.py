@@ -18,7 +18,7 @@ from pymongo.database import Database
 
 from app.data import schema
 from app.data.seed import seed
-from ml.training.train import DEFAULTS
+from ml.models.model_specs import DEFAULTS
 from tests.conftest import Document, database_address
 from tests.ports import free_port
 from tests.service import is_ok, wait_for

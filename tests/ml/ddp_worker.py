@@ -14,8 +14,10 @@ from ml.training.device import team
 from ml.training.loop import Recipe, fit, make_examples
 
 # Nothing here depends on which process an image is in: no draws, and no statistics of a batch.
-_NONE = Augment(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-RECIPE = Recipe(epochs=3, batch=16, rate=5e-3, task_weights={"modality": 1.0}, average=0.9, augment=_NONE)
+_NONE = Augment(0, 0, 0, 0, 0, 0, 0, 0, 0)
+RECIPE = Recipe(
+    epochs=3, batch_size=16, learning_rate=5e-3, task_weights={"modality": 1.0}, ema_decay=0.9, augment=_NONE
+)
 
 
 class Plain(nn.Module):

@@ -10,7 +10,12 @@ from ml.training.loop import Recipe
 
 CPU: Final = torch.device("cpu")
 RECIPE: Final = Recipe(
-    epochs=3, batch=16, rate=5e-3, task_weights={"modality": 1.0}, average=0.9, augment=Augment(erase=0.5)
+    epochs=3,
+    batch_size=16,
+    learning_rate=5e-3,
+    task_weights={"modality": 1.0},
+    ema_decay=0.9,
+    augment=Augment(erase=0.5),
 )
 
 

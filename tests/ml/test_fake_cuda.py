@@ -16,9 +16,10 @@ from ml.evaluation.retrain import Part, RetrainSettings, TrainedModels, retrain
 from ml.models import clip_train, efficientnet, resnet
 from ml.models.base import ServedModel
 from ml.models.clip_train import ClipSettings
+from ml.models.model_specs import MODEL_SPECS
 from ml.training.context import Context, Options
 from ml.training.progress import silent
-from ml.training.train import calibrate, trainer
+from ml.training.train import calibrate
 from tests.fake_cuda import CUDA, fake_cuda
 from tests.ml.conftest import MakeContext
 from tests.ml.small_options import CPU
@@ -33,7 +34,6 @@ WAYS = [
     ("resnet50-location", {"weights": "scratch"}),
     ("clip-location", {"weights": "scratch"}),
     ("clip-location", {"weights": "clip"}),
-    ("clip-location", {"weights": "clip", "thorough": True}),
     ("clip-location-image", {"weights": "scratch"}),
     ("clip-location-caption", {"weights": "scratch"}),
     ("clip-location-caption", {"weights": "clip"}),
@@ -90,7 +90,7 @@ def test_a_network_is_trained_calibrated_and_asked_on_cuda(
     weights = options.get("weights", "auto")
     context = on_cuda(make_context, **options | {"weights": local.get(weights, weights)})
     with fake_cuda():
-        model = trainer(name)(context)
+        model = MODEL_SPECS[name].train(context)
         check(model, CUDA)
         calibrate(model, context)
         check(model.to(CPU), CPU)
@@ -100,7 +100,7 @@ def test_a_model_that_others_made_moves_as_one(make_context: MakeContext) -> Non
     with fake_cuda():
         context = on_cuda(make_context)
         context.device = CPU
-        model = trainer("compact")(context)
+        model = MODEL_SPECS["compact"].train(context)
         check(model, CPU)
         check(model.to(CUDA), CUDA)
 

@@ -20,7 +20,6 @@ from ml.dataset.preprocess import Preprocess
 from ml.models import clip_train, compact, resnet
 from ml.models.clip_towers import SmallTowers
 from ml.registry.model_card import ModelCard
-from ml.training.context import Options
 from ml.training.train import train_model
 
 TOWERS: Final = SmallTowers(
@@ -44,7 +43,7 @@ TRAINERS: Final = {
     "clip-location": (
         clip_train,
         "train",
-        replace(_CLIP, head=replace(_CLIP.head, epochs=2), tune=replace(_CLIP.tune, epochs=2)),
+        replace(_CLIP, head=replace(_CLIP.head, epochs=2)),
     ),
 }
 
@@ -54,9 +53,12 @@ class Killer:
 
     def __init__(self, epochs: int) -> None:
         self.left = epochs
+        self.message = ""
 
     def __call__(self, progress: Progress) -> None:
-        self.left -= "loss" in progress.message
+        # Within an epoch the message of the last one stays.
+        self.left -= "loss" in progress.message and progress.message != self.message
+        self.message = progress.message
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -78,7 +80,6 @@ def train(
             weights=weights,
             device="cpu",
             reporter=Killer(kill or sys.maxsize),
-            options=Options(thorough=True),
         )
     finally:
         setattr(module, function, whole)

@@ -19,10 +19,10 @@ from ml.evaluation.metrics import NoLabelsError, negative_log_likelihood
 from ml.evaluation.published_baselines import PUBLISHED_BASELINES, baselines_for
 from ml.evaluation.retrain import Scratch
 from ml.evaluation.splits import content_hash
+from ml.models.model_specs import MODEL_SPECS
 from ml.models.predict_records import captions_of, run_captions, run_images
 from ml.registry.registry import Registry, RegistryError, UnknownModelError, read_card
 from ml.training.context import Options
-from ml.training.train import MODEL_SPECS
 from tests.ml.conftest import Document
 
 

@@ -4,7 +4,7 @@ from ml.dataset import labels
 from ml.dataset.records import Record
 from ml.evaluation.leaderboard import presence, remarks, untrained
 from ml.evaluation.published_baselines import ORIGINAL_WEIGHTS
-from ml.training.train import MODEL_SPECS
+from ml.models.model_specs import MODEL_SPECS
 from tests.ml.conftest import MakeContext
 
 

@@ -74,7 +74,7 @@ def test_figures_stand_for_a_model_of_the_same_recipe(make_context: MakeContext,
     assert not official(started, Options())
     found = provenance(same, None, train_records, Options(seed=4, weights="scratch"))
     assert (found["official"], found["images"]) == (False, len(train_records))
-    assert found["options"] == {"weights": "scratch", "seed": 4, "epochs": None, "members": None, "thorough": False}
+    assert found["options"] == {"weights": "scratch", "seed": 4, "epochs": None, "members": None}
 
 
 @pytest.fixture

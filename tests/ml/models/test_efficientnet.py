@@ -9,7 +9,7 @@ from PIL import Image
 from skimage import data
 
 from ml.dataset.preprocess import Preprocess
-from ml.models import caption, fusion
+from ml.models import caption
 from ml.models.efficientnet import (
     EfficientNetBackbone,
     EfficientNetModel,
@@ -18,6 +18,7 @@ from ml.models.efficientnet import (
     train,
 )
 from ml.models.fusion import FusedModel
+from ml.models.model_specs import MODEL_SPECS
 from ml.registry.registry import Registry
 from ml.training import pretrained as weights
 from ml.training.pretrained import WeightsError, efficientnet_state
@@ -83,7 +84,7 @@ def test_it_is_joined_with_the_caption_model(make_context: MakeContext, small: E
     assert isinstance(registry, Registry)
     for model in (train(context, small), caption.train(context)):
         registry.register(model)
-    fused = fusion.train_efficientnet(context)
+    fused = MODEL_SPECS["fused-efficientnet"].train(context)
     assert fused.card.init == "pretrained"
     registry.register(fused)
     loaded = registry.load("fused-efficientnet")

@@ -19,7 +19,7 @@ def small() -> ResNetSettings:
     """The real recipes, on images small enough for a test."""
     preprocess = Preprocess(size=32, **THREE)  # type: ignore[arg-type]
     settings = ResNetSettings(preprocess=preprocess, scratch_preprocess=preprocess)
-    return replace(settings, tune=replace(settings.tune, average=0.5))
+    return replace(settings, tune=replace(settings.tune, ema_decay=0.5))
 
 
 def test_the_backbone_is_torchvisions(resnet_file: Path) -> None:

@@ -6,7 +6,7 @@ from pymongo.database import Database
 from sklearn.svm import SVC
 
 from ml.models.base import InputError, softmax
-from ml.models.texture_svm import WEIGHTS_FILE, Machine, SumWeights, TextureSumModel, add, choose_weights, shrink
+from ml.models.texture_svm import WEIGHTS_FILE, CnnSvmFusion, RbfSvm, SumWeights, add, choose_weights, shrink
 from ml.registry.artifacts import DamagedFileError
 from ml.registry.registry import Registry
 from ml.training.train import train_model
@@ -17,13 +17,13 @@ def test_the_margin_is_that_of_scikit_learn() -> None:
     random = np.random.default_rng(0)
     raw = random.normal(3.0, 2.0, (80, 5))
     wanted = (np.abs(raw[:, 0] - 3.0) > 1.5).astype(np.int64)
-    machine = Machine.learn(raw, wanted)
+    svm = RbfSvm.fit(raw, wanted)
     scaled = (raw - raw.mean(axis=0)) / raw.std(axis=0)
     known = SVC(C=10.0, gamma=0.2).fit(scaled, wanted)
     other = random.normal(3.0, 2.0, (40, 5))
     expected = known.decision_function((other - raw.mean(axis=0)) / raw.std(axis=0))
-    assert machine.margin(other) == pytest.approx(expected, abs=1e-4)
-    assert ((machine.margin(raw) > 0) == wanted).mean() > 0.9
+    assert svm.margin(other) == pytest.approx(expected, abs=1e-4)
+    assert ((svm.margin(raw) > 0) == wanted).mean() > 0.9
 
 
 def test_an_image_shrinks_to_the_means_of_its_squares() -> None:
@@ -55,7 +55,7 @@ def test_it_learns_and_comes_back(
     try:
         assert card.metrics["dev"]["modality"]["accuracy"] > 0.9
         model = known.load("fused-modality")
-        assert isinstance(model, TextureSumModel)
+        assert isinstance(model, CnnSvmFusion)
         assert model.preprocess is not None
         pixels = np.random.default_rng(0).integers(0, 256, (3, 1, model.preprocess.size, model.preprocess.size))
         outputs = model.encode_images(pixels.astype(np.uint8))
@@ -66,6 +66,6 @@ def test_it_learns_and_comes_back(
         cut = (tmp_path / WEIGHTS_FILE).read_bytes()[:-10]
         (tmp_path / WEIGHTS_FILE).write_bytes(cut)
         with pytest.raises(DamagedFileError):
-            TextureSumModel.load(tmp_path, model.card)
+            CnnSvmFusion.load(tmp_path, model.card)
     finally:
         ml_database["Models"].delete_one({"_id": "fused-modality"})

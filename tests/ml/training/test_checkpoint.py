@@ -12,7 +12,7 @@ import torch
 
 from app.core.progress import Progress
 from ml.registry.artifacts import read_tensors, write_tensors
-from ml.training.checkpoint import Checkpoint, CheckpointError, Learner, Place
+from ml.training.checkpoint import Checkpoint, CheckpointError, CheckpointPath, TrainState
 from ml.training.loop import Examples, fit, make_examples
 from ml.training.progress import Run, silent
 from tests.ml.small_options import CPU, RECIPE, network
@@ -40,7 +40,7 @@ def epochs_trained(checkpoint: Path, **changed: Any) -> list[int]:
 @pytest.mark.parametrize(
     ("named", "changed"),
     [
-        ("recipe", {"recipe": replace(ONE, rate=1e-3)}),
+        ("recipe", {"recipe": replace(ONE, learning_rate=1e-3)}),
         ("seed", {"seed": 2}),
         ("rates", {"rates": {"backbone": 0.5}}),
         ("mean and deviation", {"mean": (0.2,)}),
@@ -89,10 +89,10 @@ def test_history_and_time_are_kept_with_the_weights(tmp_path: Path) -> None:
 
     options: dict[str, Any] = {"mean": (0.3,), "std": (0.3,), "seed": 1, "device": CPU}
     with pytest.raises(KeyboardInterrupt):
-        fit(network(), make(), recipe, checkpoint=Place(path, first), on_epoch=stop, **options)
+        fit(network(), make(), recipe, checkpoint=CheckpointPath(path, first), on_epoch=stop, **options)
     second = Run("m", (), heard.append)
     fit(
-        network(), make(), recipe, checkpoint=Place(path, second),
+        network(), make(), recipe, checkpoint=CheckpointPath(path, second),
         on_epoch=lambda epoch, loss: second.epoch("network", epoch, 2, loss), **options,
     )  # fmt: skip
     assert [(epoch.part, epoch.epoch) for epoch in second.history] == [("network", 1), ("network", 2)]
@@ -104,13 +104,13 @@ def test_history_and_time_are_kept_with_the_weights(tmp_path: Path) -> None:
 
 
 def test_float16_scaling_goes_on_where_it_was(tmp_path: Path) -> None:
-    def learner(scale: float) -> Learner:
+    def learner(scale: float) -> TrainState:
         plain = network()
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         scaler.scale(torch.ones(1))
-        return Learner(plain, {}, torch.optim.AdamW(plain.parameters()), scaler)
+        return TrainState(plain, {}, torch.optim.AdamW(plain.parameters()), scaler)
 
-    place = Place(tmp_path / "state.safetensors")
+    place = CheckpointPath(tmp_path / "state.safetensors")
     Checkpoint(place, learner(64.0), {}, 2).save(1)
     restored = learner(1024.0)
     assert Checkpoint(place, restored, {}, 2).restore() == 1
@@ -123,11 +123,11 @@ _FULL = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from ml.training.checkpoint import Checkpoint, CheckpointError, Learner, Place
+from ml.training.checkpoint import Checkpoint, CheckpointError, TrainState, CheckpointPath
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 network = torch.nn.Linear(1000, 1000)
-learner = Learner(network, {}, torch.optim.AdamW(network.parameters()))
-checkpoint = Checkpoint(Place(Path(sys.argv[1])), learner, {}, 3)
+learner = TrainState(network, {}, torch.optim.AdamW(network.parameters()))
+checkpoint = Checkpoint(CheckpointPath(Path(sys.argv[1])), learner, {}, 3)
 for epoch in (1, 2):
     try:
         checkpoint.save(epoch)

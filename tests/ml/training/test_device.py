@@ -12,8 +12,8 @@ from ml.registry.artifacts import read_tensors
 from ml.training.device import (
     DeviceError,
     Team,
+    amp_dtype,
     cuda_fault,
-    half_type,
     pick_device,
     team,
     warn_of_unusable_gpu,
@@ -37,8 +37,8 @@ def test_auto_finds_a_device_and_a_missing_one_is_named() -> None:
 def test_half_precision_on_a_cpu_needs_its_instructions() -> None:
     capable = torch.cpu.get_capabilities()
     expected = torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else None
-    assert half_type(torch.device("cpu")) == expected
-    assert half_type(torch.device("mps")) is None
+    assert amp_dtype(torch.device("cpu")) == expected
+    assert amp_dtype(torch.device("mps")) is None
 
 
 def test_shares_of_a_batch_are_disjoint_and_complete() -> None:
@@ -79,7 +79,7 @@ def test_freed_memory_is_not_asked_for_again() -> None:
 
 def test_one_process_is_a_team_of_one() -> None:
     with team(torch.device("cpu")) as alone:
-        assert alone.leads
+        assert alone.is_main_process
         network = torch.nn.Linear(1, 1)
         assert alone.wrap(network) is network
         alone.wait()
@@ -159,6 +159,6 @@ def test_a_team_waits_as_long_as_its_first_process_needs(monkeypatch: pytest.Mon
     gpu = torch.device("cuda", 1)
     for device in (gpu, torch.device("cpu")):
         with team(device) as workers:
-            assert not workers.leads
+            assert not workers.is_main_process
     assert [(name, device) for name, _, device in joined] == [("nccl", gpu), ("gloo", None)]
     assert all(timeout > timedelta(hours=1) for _, timeout, _ in joined)

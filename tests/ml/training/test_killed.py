@@ -56,7 +56,7 @@ def killed(
     weights = {"compact": "auto", "resnet50-modality": str(resnet_file), "clip-location": str(clip_folder)}
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "tests.ml.killed", database_address(mongo_server, database.name)),
+            *(sys.executable, "-m", "tests.ml.train_until_killed", database_address(mongo_server, database.name)),
             *(str(images), str(models), *(f"{name}={start}" for name, start in weights.items())),
         ],
         capture_output=True,
@@ -70,7 +70,7 @@ def killed(
     mongo_client.drop_database(database)
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("compact", 4), ("resnet50-modality", 3), ("clip-location", 4)])
+@pytest.mark.parametrize(("name", "epochs"), [("compact", 4), ("resnet50-modality", 3), ("clip-location", 2)])
 def test_a_training_killed_at_every_epoch_ends_as_one_that_was_not(
     name: str, epochs: int, killed: Killed, tmp_path: Path
 ) -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ml.training.augment import Augment, grid, mix
-from ml.training.checkpoint import Place
-from ml.training.loop import Examples, Recipe, fit, make_examples, schedule
+from app.core.progress import Progress
+from ml.training.augment import Augment, grid
+from ml.training.checkpoint import CheckpointPath
+from ml.training.loop import Examples, Recipe, ema_decay, fit, make_examples, schedule
 from ml.training.progress import Run, silent
 from tests.ml.small_options import CPU, RECIPE, network
 
@@ -24,7 +25,7 @@ def examples() -> Examples:
 
 
 def train(
-    examples: Examples, recipe: Recipe = RECIPE, checkpoint: Place | Path | None = None, **options: object
+    examples: Examples, recipe: Recipe = RECIPE, checkpoint: CheckpointPath | Path | None = None, **options: object
 ) -> tuple[nn.Module, list[float]]:
     losses: list[float] = []
     model = fit(
@@ -79,11 +80,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(examples: Examples, tmp_path: Pa
 def test_mixed_precision_learns_in_weights_of_full_precision(
     half: torch.dtype, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ml.training.loop.half_type", lambda _: None)
+    monkeypatch.setattr("ml.training.loop.amp_dtype", lambda _: None)
     full = train(examples)[1]
-    monkeypatch.setattr("ml.training.loop.half_type", lambda _: half)
+    monkeypatch.setattr("ml.training.loop.amp_dtype", lambda _: half)
     run = Run("m", (), silent)
-    model, losses = train(examples, checkpoint=Place(None, run))
+    model, losses = train(examples, checkpoint=CheckpointPath(None, run))
     assert losses == pytest.approx(full, rel=0.03)
     assert losses != full, "the network did compute in half precision"
     assert {value.dtype for value in model.parameters()} == {torch.float32}
@@ -131,8 +132,37 @@ def test_ignored_targets_and_weights_of_cases() -> None:
     examples = make_examples(pixels, {"modality": targets}, np.array(["a", "a", "a", "b"]), 1.0)
     assert examples.weights.tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
     nothing = replace(examples, targets={"modality": torch.full((4,), -1)})
-    _, losses = train(nothing, replace(RECIPE, epochs=1, batch=4))
+    _, losses = train(nothing, replace(RECIPE, epochs=1, batch_size=4))
     assert losses == [0.0]
+
+
+def test_the_kept_weights_are_the_moving_average(examples: Examples) -> None:
+    def trained(decay: float) -> dict[str, Tensor]:
+        recipe = replace(RECIPE, epochs=2, ema_decay=decay)
+        return fit(network(), examples, recipe, mean=(0.5,), std=(0.25,), seed=3, device=CPU).state_dict()
+
+    last, averaged, start = trained(0.0), trained(0.9), network().state_dict()
+    name = "heads.modality.weight"
+    between = (averaged[name] - start[name]) / (last[name] - start[name])
+    assert 0.0 < float(between.median()) < 1.0, "between the start and the end"
+    counter = "backbone.stem.1.num_batches_tracked"
+    assert torch.equal(last[counter], averaged[counter])
+
+
+def test_the_decay_of_the_average_grows_from_a_tenth() -> None:
+    assert [ema_decay(0.9, step) for step in (0, 10, 1000)] == pytest.approx([0.1, 11 / 20, 0.9])
+
+
+def test_progress_is_reported_within_an_epoch(examples: Examples) -> None:
+    heard: list[Progress] = []
+    with Run("m", (), heard.append) as run:
+        path = CheckpointPath(run=run)
+        fit(network(), examples, RECIPE, mean=(0.5,), std=(0.25,), seed=3, device=CPU, checkpoint=path)
+    steps = len(examples) // RECIPE.batch_size
+    fractions = [progress.fraction for progress in heard]
+    assert steps > 1
+    assert len(set(fractions)) >= RECIPE.epochs * steps
+    assert fractions == sorted(fractions)
 
 
 def test_the_schedule_rises_and_falls() -> None:
@@ -142,7 +172,7 @@ def test_the_schedule_rises_and_falls() -> None:
 
 def test_augmented_images_stay_in_range_and_differ() -> None:
     pixels = torch.randint(0, 256, (8, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    strong = Augment(noise=0.2, erase=1.0)
+    strong = Augment(erase=1.0)
     images = strong.apply(pixels, torch.Generator().manual_seed(1))
     assert images.shape == pixels.shape
     assert 0.0 <= float(images.min()) <= float(images.max()) <= 1.0
@@ -152,7 +182,7 @@ def test_augmented_images_stay_in_range_and_differ() -> None:
 
 def test_a_batch_is_changed_in_parts_as_if_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.randint(0, 256, (11, 3, 32, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    strong = Augment(noise=0.2, erase=1.0)
+    strong = Augment(erase=1.0)
     at_once = strong.apply(pixels, torch.Generator().manual_seed(1))
     monkeypatch.setattr("ml.training.augment._CACHED", 2 * pixels[0].numel())
     assert torch.equal(strong.apply(pixels, torch.Generator().manual_seed(1)), at_once)
@@ -160,25 +190,9 @@ def test_a_batch_is_changed_in_parts_as_if_at_once(monkeypatch: pytest.MonkeyPat
 
 def test_no_augmentation_is_the_image_itself() -> None:
     pixels = torch.randint(1, 256, (2, 1, 16, 16), dtype=torch.uint8)
-    none = Augment(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    none = Augment(0, 0, 0, 0, 0, 0, 0, 0, 0)
     images: Tensor = none.apply(pixels, torch.Generator().manual_seed(0))
     assert torch.allclose(images, pixels / 255, atol=1e-5)
-
-
-def test_mixup_blends_with_a_partner() -> None:
-    images = torch.rand(6, 1, 8, 8)
-    mixed, partner, share = mix(images, 0.4, 1.0, torch.Generator().manual_seed(0))
-    assert 0.0 < share < 1.0
-    assert torch.allclose(mixed, share * images + (1 - share) * images[partner])
-    assert mix(images, 0.0, 1.0, torch.Generator())[2] == 1.0
-
-
-def test_shares_of_a_mix_are_a_beta_draw() -> None:
-    generator, image = torch.Generator().manual_seed(0), torch.zeros(2, 1, 1, 1)
-    shares = np.array([mix(image, 0.4, 1.0, generator)[2] for _ in range(3000)])
-    # Of Beta(a, a): mean 1/2, variance 1 / (4 (2 a + 1)).
-    assert shares.mean() == pytest.approx(0.5, abs=0.03)
-    assert shares.var() == pytest.approx(1 / (4 * 1.8), rel=0.05)
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (96, 33), (1, 5)])

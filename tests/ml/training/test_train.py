@@ -10,12 +10,13 @@ from app.core.progress import Progress
 from app.data import schema
 from app.data.seed import seed
 from ml.dataset.records import Record, RecordsError, snapshot_hash
+from ml.models.model_specs import MODEL_SPECS
 from ml.models.predict_records import captions_of, run_captions, run_images
 from ml.registry.artifacts import BusyError, exclusive_lock
 from ml.registry.registry import Registry, UnknownModelError, load_model
 from ml.training.context import Options
-from ml.training.device import format_name, half_type
-from ml.training.train import MODEL_SPECS, models_to_train, queue, queued, train_model
+from ml.training.device import amp_dtype, format_name
+from ml.training.train import models_to_train, queue, queued, train_model
 from tests.ml.conftest import Document
 
 
@@ -27,7 +28,7 @@ def test_default_models_are_registered_with_whole_cards(
     assert card.data.snapshot == snapshot_hash([*train_records, *dev_records])
     assert card.data.cases == {"train": 24, "dev": 8}
     assert card.init == "scratch"
-    assert card.environment.precision == format_name(half_type(torch.device("cpu")))
+    assert card.environment.precision == format_name(amp_dtype(torch.device("cpu")))
     assert card.parameters > 2_000_000
     assert card.seconds > 0
     assert card.settings["recipe"]["epochs"] == 2
@@ -123,7 +124,7 @@ def test_a_gpu_trains_a_model_for_the_service(
     )
     ml_database[schema.MODELS].delete_one({"_id": card.name})
     assert card.environment.device == "cuda:0"
-    assert card.environment.precision == format_name(half_type(torch.device("cuda")))
+    assert card.environment.precision == format_name(amp_dtype(torch.device("cuda")))
     model = load_model(card, tmp_path)
     assert model.network is not None
     assert {value.device.type for value in model.network.parameters()} == {"cpu"}

@@ -1,0 +1,98 @@
+"""The models that can be trained, and the classes that load them.
+
+Modules are imported when they are first needed, because transformers alone takes seconds.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from ml.dataset import labels
+from ml.models.base import ServedModel
+
+if TYPE_CHECKING:
+    from ml.training.context import Context
+
+_FAMILIES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {
+        "compact": ("ml.models.compact", "CompactModel"),
+        "efficientnet": ("ml.models.efficientnet", "EfficientNetModel"),
+        "caption": ("ml.models.caption", "CaptionModel"),
+        "fusion": ("ml.models.fusion", "FusedModel"),
+        "texture-knn": ("ml.models.texture_knn", "TextureModel"),
+        "texture-svm": ("ml.models.texture_svm", "CnnSvmFusion"),
+        "resnet": ("ml.models.resnet", "ResNetModel"),
+        "clip": ("ml.models.clip", "ClipModel"),
+    }
+)
+
+
+def family_class(family: str) -> type[ServedModel]:
+    """The class whose ``load`` reads the models of a family.
+
+    Raises:
+        KeyError: there is no such family.
+    """
+    module, name = _FAMILIES[family]
+    loaded: type[ServedModel] = getattr(import_module(module), name)
+    return loaded
+
+
+class ModelSpec(NamedTuple):
+    """How a model is trained.
+
+    Attributes:
+        module: the module of ``ml.models`` whose ``function`` trains it.
+        function: takes a ``Context``, returns a ``ServedModel``.
+        tasks: what it predicts.
+        needs: models that must be registered first.
+        options: fields of ``Options`` that change its training: weights, epochs.
+        arguments: of the function, beside the context.
+    """
+
+    module: str
+    function: str
+    tasks: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    options: frozenset[str] = frozenset()
+    arguments: Mapping[str, Any] = MappingProxyType({})
+
+    def train(self, context: "Context") -> ServedModel:
+        """Train the model; what it returns is not calibrated."""
+        function: Callable[..., ServedModel] = getattr(import_module(f"ml.models.{self.module}"), self.function)
+        return function(context, **self.arguments)
+
+
+_BOTH_LOCATIONS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
+_TUNED: Final = frozenset({"weights", "epochs"})
+
+
+def _fusion(name: str, image: str) -> ModelSpec:
+    """An image model of all tasks joined with the caption model."""
+    needs = (image, "caption-location")
+    return ModelSpec("fusion", "train", _BOTH_LOCATIONS, needs, arguments={"name": name, "image": image})
+
+
+MODEL_SPECS: Final[Mapping[str, ModelSpec]] = MappingProxyType(
+    {
+        "efficientnet": ModelSpec("efficientnet", "train", tuple(labels.TASKS), options=_TUNED),
+        "caption-location": ModelSpec("caption", "train", _BOTH_LOCATIONS),
+        "fused-efficientnet": _fusion("fused-efficientnet", "efficientnet"),
+        "compact": ModelSpec("compact", "train", tuple(labels.TASKS), options=frozenset({"epochs"})),
+        "fused-location": _fusion("fused-location", "compact"),
+        "knn-texture": ModelSpec("texture_knn", "train_texture", (labels.MODALITY,)),
+        "knn-colour": ModelSpec("texture_knn", "train_colour", (labels.MODALITY,)),
+        "knn-texture-colour": ModelSpec("texture_knn", "train_both", (labels.MODALITY,)),
+        "fused-modality": ModelSpec("texture_svm", "train", (labels.MODALITY,), ("compact",)),
+        "resnet50-modality": ModelSpec("resnet", "train_modality", (labels.MODALITY,), options=_TUNED),
+        "resnet50-location": ModelSpec("resnet", "train_location", (labels.LOCATION,), options=_TUNED),
+        "clip-location": ModelSpec("clip_train", "train", _BOTH_LOCATIONS, options=_TUNED),
+        "clip-location-image": ModelSpec("clip_train", "train_image", _BOTH_LOCATIONS, options=_TUNED),
+        "clip-location-caption": ModelSpec("clip_train", "train_caption", _BOTH_LOCATIONS, options=_TUNED),
+    }
+)
+# What `medpix train modality` and `medpix train location` train, in this order.
+DEFAULTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"modality": ("efficientnet",), "location": ("caption-location", "fused-efficientnet")}
+)
