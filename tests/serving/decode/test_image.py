@@ -1,13 +1,17 @@
 import hashlib
 import tracemalloc
+import zlib
 
+import imagecodecs
 import numpy as np
 import pytest
+from PIL import Image
 
 from app.core.exceptions import ApiError
 from app.core.settings import load_settings
 from app.serving.decode.image import decode
-from tests.serving.hostile_files import GOOD_SIZE, accepted, png_bomb, refused
+from ml.dataset.preprocess import Preprocess
+from tests.serving.hostile_files import GOOD_SIZE, accepted, png_bomb, png_chunk, refused
 
 ACCEPTED, REFUSED = accepted(), refused()
 
@@ -60,3 +64,61 @@ def test_limits_are_settings() -> None:
         decode(ACCEPTED["grey"], settings)
     with pytest.raises(ApiError, match="at least 100"):
         decode(ACCEPTED["smallest"], settings)
+
+
+_TEXT = b"Comment\0" + b"x" * 3 * 2**20
+_ZIPPED = zlib.compress(bytes(5 * 2**20))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"tEXt", _TEXT),
+        png_chunk(b"zTXt", b"Comment\0\0" + _ZIPPED),
+        png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + _ZIPPED),
+        png_chunk(b"iCCP", b"profile\0\0" + _ZIPPED),
+        png_chunk(b"iCCP", b"not a profile"),
+        png_chunk(b"eXIf", b"not exif"),
+        png_chunk(b"tEXt", b"Comment\0fine")[:-1] + b"?",
+        png_chunk(b"tRNS", b"\0\x09")[:-1] + b"?",
+        png_chunk(b"gAMA", b"\0"),
+    ],
+    ids=["text", "zipped text", "unicode text", "profile", "no profile", "no exif", "checksum", "tRNS", "cut"],
+)
+def test_metadata_of_a_png_are_skipped(chunk: bytes) -> None:
+    plain = ACCEPTED["grey"]
+    end_of_header = 8 + 25
+    spoiled = plain[:end_of_header] + chunk + plain[end_of_header:]
+    image = decode(spoiled, load_settings()).image
+    assert image.tobytes() == decode(plain, load_settings()).image.tobytes()
+    Preprocess().apply(image)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bits_are_stretched_in_every_mode(channels: int) -> None:
+    """12-bit values: cut to their upper 8 bits they would be nearly black."""
+    values = np.zeros((64, 64, channels), dtype=np.uint16)
+    values[..., :] = np.arange(64, dtype=np.uint16)[None, :, None] * 65
+    if channels in (2, 4):
+        values[..., -1] = 65535
+    image = decode(imagecodecs.png_encode(values.squeeze()), load_settings()).image
+    levels = np.asarray(image).reshape(64, 64, -1)
+    assert levels.dtype == np.uint8
+    assert image.mode == ["L", "LA", "RGB", "RGBA"][channels - 1]
+    assert np.abs(levels[0, :, 0] - np.linspace(0, 255, 64)).max() <= 1
+    assert channels not in (2, 4) or levels[..., -1].min() == 255
+
+
+def test_three_bright_pixels_do_not_darken_an_image_of_sixteen_bits() -> None:
+    values = np.tile(np.arange(64, dtype=np.uint16) * 65, (64, 1))
+    values[0, :3] = 65535
+    levels = np.asarray(decode(imagecodecs.png_encode(values), load_settings()).image)
+    assert levels[1].max() == 255
+
+
+def test_the_limit_of_pixels_is_the_setting_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's own limit stays on for the rest of the process, and is not asked here."""
+    assert Image.MAX_IMAGE_PIXELS is not None
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name in ("grey", "jpeg colour"):
+        assert decode(ACCEPTED[name], load_settings()).image.size == GOOD_SIZE
