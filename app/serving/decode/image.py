@@ -9,7 +9,7 @@ from typing import Any, Final
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from app.core.exceptions import ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
 from app.core.settings import Settings
@@ -72,7 +72,18 @@ def decode(data: bytes, settings: Settings, sha256: str | None = None) -> Decode
     if image.format == _MULTI_PICTURE:
         count = getattr(image, "n_frames", 2)
         info = replace(info, notes=(f"The JPEG file holds {count} pictures; the first one was analysed.",))
-    return DecodedImage(image, info)
+    return DecodedImage(_upright(image), info)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says; as it is stored where the EXIF is damaged."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # noqa: BLE001 - Pillow raises anything on damaged EXIF, and pixels do not depend on it
+        image = image.copy()
+        for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
+            image.info.pop(name, None)
+    return image
 
 
 def _open(data: bytes, *, is_png: bool) -> Image.Image:

@@ -1,11 +1,12 @@
 import hashlib
+import io
 import tracemalloc
 import zlib
 
 import imagecodecs
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from app.core.exceptions import ApiError
 from app.core.settings import load_settings
@@ -122,3 +123,26 @@ def test_the_limit_of_pixels_is_the_setting_alone(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for name in ("grey", "jpeg colour"):
         assert decode(ACCEPTED[name], load_settings()).image.size == GOOD_SIZE
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0not exif", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x09"]
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_damaged_exif_is_skipped(exif: bytes, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, kind, exif=exif)
+    image = decode(buffer.getvalue(), load_settings()).image
+    assert image.size == (256, 256)
+    Preprocess().apply(image)
+
+
+def test_an_image_is_turned_as_its_exif_says() -> None:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees clockwise
+    Image.linear_gradient("L").resize((64, 32)).save(buffer, "PNG", exif=exif)
+    decoded = decode(buffer.getvalue(), load_settings())
+    assert (decoded.image.size, decoded.info.width, decoded.info.height) == ((32, 64), 64, 32)
+    levels = np.asarray(decoded.image)
+    assert levels[0, 0] > 240
+    assert Preprocess(size=64).apply(decoded.image)[0, 32, 17] > 240  # and not a second time
