@@ -14,7 +14,7 @@ import torch
 
 from app.core.cpus import usable_cpus
 from app.core.settings import Settings
-from app.serving.autotune import accelerated
+from app.serving.autotune import autotune
 from app.serving.backends.base import Backend
 from app.serving.backends.cuda_graphs import SIZES
 from app.serving.decode.image import decode
@@ -105,7 +105,7 @@ def bare_loop(
     preprocess = model.preprocess
     assert preprocess is not None
     backend, _ = select_backend(model, settings, model.card.sha256, lambda: dev)
-    backend = accelerated(backend, (preprocess.channels, preprocess.size, preprocess.size))
+    backend = autotune(backend, (preprocess.channels, preprocess.size, preprocess.size))
 
     def prepare(image: bytes) -> Pixels:
         return preprocess.apply(decode(image, settings).image)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +19,7 @@ from pymongo.errors import (
     WaitQueueTimeoutError,
 )
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.core.exceptions import ApiError, DeadlineExceededError, ProblemItem, UnavailableError, UnprocessableError
 from app.data.filters import ParameterError
@@ -27,6 +28,8 @@ from app.data.repository import NotFoundError
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
+# As nginx counts clients that close the connection before the answer.
+CLIENT_CLOSED_REQUEST: Final = 499
 _INVALID_REGEX: Final = frozenset({2, 51091, 51108})
 
 
@@ -138,6 +141,10 @@ def install_error_handlers(app: FastAPI) -> None:
     async def handle(request: Request, error: Exception) -> JSONResponse:
         return problem_response(request, translate(error))
 
+    async def handle_disconnect(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)  # for the metrics; nobody reads it
+
+    app.add_exception_handler(ClientDisconnect, handle_disconnect)
     for kind in (
         ApiError,
         NotFoundError,

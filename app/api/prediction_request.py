@@ -1,30 +1,31 @@
-"""What all routes that ask a model share: the deadline, capacity, the dataset's word, a caller who leaves."""
+"""Shared by the prediction routes: deadline, admission, dataset lookup, client disconnects."""
 
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Annotated, Any, Final, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import pymongo
-from fastapi import Depends, Header, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import Depends, Header, Request
 from pymongo.errors import PyMongoError
+from starlette.requests import ClientDisconnect
 
 from app.api.errors import Responses, documented
-from app.api.schemas.predictions import Task, prediction_notes, prediction_view
+from app.api.schemas.predictions import Task, prediction_view
 from app.api.uploads import body_limit
 from app.core.settings import Settings
 from app.data.repository import Repository
-from app.serving.deadline import until
-from app.serving.model_manager import ModelServer
-from app.serving.prediction import Prediction, Upload
-from app.serving.predictor import Predictor
+from app.serving.admission import enforce_deadline
+from app.serving.model_manager import ModelManager
+from app.serving.prediction_context import PredictionContext
 
-# A prediction does not wait longer for the database than this: it can be given without.
+if TYPE_CHECKING:  # imports PyTorch
+    from app.serving.predictor import Predictor
+
+# A prediction does not wait longer than this for the database: it can be given without.
 _LOOKUP_S: Final = 0.5
-_CLIENT_CLOSED_REQUEST: Final = 499
 
 _SLOW_UPLOAD: Final = (
     "The upload was not complete before the deadline. Send less at once, or allow more time in X-Request-Timeout."
@@ -32,10 +33,10 @@ _SLOW_UPLOAD: Final = (
 
 T = TypeVar("T")
 
-# Of routes that take an upload, and of those that judge an image of the dataset.
-ASKING_ERRORS: Final = documented(400, 413, 415, 422, 429, 500, 503, 504)
-JUDGING_ERRORS: Final = documented(404, 422, 500, 503, 504)
-_STAGES: Final = "Milliseconds per stage: wait (for a thread), decode, queue (for the model), run, conclude"
+# Of routes that take an upload, and of those that predict for an image of the dataset.
+UPLOAD_ERRORS: Final = documented(400, 413, 415, 422, 429, 500, 503, 504)
+DATASET_IMAGE_ERRORS: Final = documented(404, 422, 500, 503, 504)
+_STAGES: Final = "Milliseconds per stage: wait (for a thread), decode, queue (for the model), run, postprocess"
 _TIMING: Final = {"description": f"{_STAGES}; or wait and cache", "schema": {"type": "string"}}
 TIMED: Final[Responses] = {
     200: {
@@ -58,15 +59,18 @@ TIMED_TOGETHER: Final[Responses] = {
 }
 
 
-class Asking:
-    """One request to the models.
+class PredictionRequest:
+    """One HTTP request for one or several predictions.
+
+    A route calls, in this order: ``admit`` before the body is read, ``read``, ``acquire_slot``,
+    ``cancel_on_disconnect``, and ``predict`` for each image.
 
     Args:
-        request: as it came in.
+        http: the request as it came in.
         models: that are served.
-        repository: to find out whether an image is of the dataset.
+        repository: to look up whether an image is of the dataset.
         settings: limits.
-        timeout_s: what the caller allows; None: as long as the service does.
+        timeout_s: the client's deadline in seconds; None: the service's own.
 
     Attributes:
         deadline: on the clock of ``time.perf_counter``; the time runs from the request's first bytes.
@@ -74,100 +78,113 @@ class Asking:
 
     def __init__(
         self,
-        request: Request,
-        models: ModelServer,
+        http: Request,
+        models: ModelManager,
         repository: Repository,
         settings: Settings,
         timeout_s: float | None,
     ) -> None:
-        self.request = request
+        self.http = http
         self.repository = repository
         self.settings = settings
         seconds = min(timeout_s or settings.request_deadline_s, settings.request_deadline_s)
-        self.deadline: float = request.state.started + seconds
+        self.deadline: float = http.state.started + seconds
         self._models = models
 
     @property
     def request_id(self) -> str:
         """The id of the request."""
-        return str(self.request.state.request_id)
+        return str(self.http.state.request_id)
 
     @contextmanager
-    def place(self, task: str, count: int = 1) -> Iterator[Predictor]:
-        """The model of a task, with a place for some images until the end.
+    def admit(self, task: str) -> Iterator[None]:
+        """Refuse what cannot be answered in time before its body is read; reserve memory for the body.
+
+        Args:
+            task: modality or location.
+
+        Raises:
+            UnavailableError: no model is ready, it has too much to do, or there is no memory for the body.
+        """
+        length = self.http.headers.get("content-length", "")
+        declared = int(length) if length.isdigit() else None
+        fewest = 1 if declared is None else math.ceil(max(1, declared) / self.settings.max_image_bytes)
+        self._models.predictor(task).admission.check(self._seconds_left(), fewest)
+        size = body_limit(self.settings, self.http.url.path) if declared is None else declared
+        with self._models.upload_budget.reserve(size):
+            yield
+
+    async def read(self, upload: Awaitable[T]) -> T:
+        """Read the body before the deadline.
+
+        Raises:
+            ApiError: the body cannot be used, or came too slowly.
+        """
+        async with enforce_deadline(self.deadline, _SLOW_UPLOAD):
+            return await upload
+
+    @contextmanager
+    def acquire_slot(self, task: str, count: int = 1) -> Iterator["Predictor"]:
+        """The model of a task, with capacity for some images until the end.
 
         Raises:
             UnavailableError: no model is ready, or it has too much to do.
         """
         predictor = self._models.predictor(task)
-        with predictor.admission.admit(self._left(), count):
+        with predictor.admission.admit(self._seconds_left(), count):
             yield predictor
 
-    async def answer_upload(
-        self,
-        task: str,
-        read: Callable[[], Awaitable[T]],
-        work: Callable[[Predictor, T], Coroutine[Any, Any, Response]],
-        *,
-        count: Callable[[T], int] = lambda _: 1,
-    ) -> Response:
-        """Read an upload if there is room and time for it, and answer as long as the caller is there.
-
-        Who cannot be answered in time is refused before the body is read.
-
-        Args:
-            task: modality or location.
-            read: reads the body.
-            work: answers; its model has places for all images.
-            count: images in the upload.
+    @asynccontextmanager
+    async def cancel_on_disconnect(self) -> AsyncIterator[None]:
+        """Cancel the body of the ``async with`` when the client disconnects; the request must have been read.
 
         Raises:
-            ApiError: no model is ready or it has too much to do, the upload cannot be used or came too slowly.
+            ClientDisconnect: the client is gone.
         """
-        size = self._declared_size()
-        least = 1 if size is None else math.ceil(max(1, size) / self.settings.max_image_bytes)
-        self._models.predictor(task).admission.check(self._left(), least)
-        with self._models.room.hold(body_limit(self.settings, self.request.url.path) if size is None else size):
-            async with until(self.deadline, _SLOW_UPLOAD):
-                upload = await read()
-            with self.place(task, count(upload)) as predictor:  # there may be another model by now
-                return await self.unless_gone(work(predictor, upload))
+        task = asyncio.current_task()
+        assert task is not None
+        disconnected = False
 
-    def _left(self) -> float:
-        return self.deadline - time.perf_counter()
+        async def watch() -> None:
+            nonlocal disconnected
+            while (await self.http.receive())["type"] != "http.disconnect":
+                pass
+            disconnected = True
+            task.cancel()
 
-    def _declared_size(self) -> int | None:
-        """The length of the body, where the caller says it."""
-        length = self.request.headers.get("content-length", "")
-        return int(length) if length.isdigit() else None
+        watcher = asyncio.create_task(watch())
+        try:
+            yield
+        except asyncio.CancelledError:
+            if disconnected and task.uncancel() == 0:
+                raise ClientDisconnect from None
+            raise
+        finally:
+            watcher.cancel()
 
-    async def predict(self, predictor: Predictor, task: Task, upload: Upload) -> tuple[Prediction, dict[str, Any]]:
-        """A prediction, and the same as a ``PredictionView``.
+    async def predict(self, predictor: "Predictor", task: Task, context: PredictionContext) -> dict[str, Any]:
+        """Predict one image: decode -> encode -> postprocess -> ``PredictionView``.
 
         Raises:
             ApiError: the image cannot be used, the service is full, or the deadline passed.
         """
-        prepared = await predictor.prepare(task, upload, self.deadline)
-        # The database answers while the model works.
-        finding = asyncio.ensure_future(self.find(prepared.info.sha256))
-        try:
-            prediction = await predictor.answer(task, upload.caption, prepared, self.deadline)
-            return prediction, self.view(prediction, await asyncio.shield(finding))
-        finally:
-            # Never cancelled: PyMongo then loses the socket that it is connecting.
-            finding.add_done_callback(_retrieve)
+        context.task, context.deadline = task, self.deadline
+        await predictor.predict(context)
+        return await self.view(context)
 
-    def view(self, prediction: Prediction, found: tuple[dict[str, Any] | None, list[str]]) -> dict[str, Any]:
-        """A prediction as a ``PredictionView``, with what ``find`` said of its image."""
-        in_dataset, notes = found
-        notes = prediction_notes(prediction) + notes
-        view = prediction_view(prediction)
-        return view | {"in_dataset": in_dataset, "notes": notes, "request_id": self.request_id}
+    async def view(self, context: PredictionContext) -> dict[str, Any]:
+        """A prediction as a ``PredictionView``, with what the dataset knows of its image."""
+        in_dataset, notes = await self.find_in_dataset(context.info.sha256)
+        found = {"in_dataset": in_dataset, "notes": [*context.notes, *notes], "request_id": self.request_id}
+        return prediction_view(context) | found
 
-    async def find(self, sha256: str) -> tuple[dict[str, Any] | None, list[str]]:
-        """The image of the dataset with a content hash, and what there is to say about that."""
+    async def find_in_dataset(self, sha256: str) -> tuple[dict[str, Any] | None, list[str]]:
+        """The image of the dataset with a content hash, and notes about it."""
+        # Shielded: PyMongo loses the socket of a query that is cancelled while it connects.
+        return await asyncio.shield(self._find_in_dataset(sha256))
+
+    async def _find_in_dataset(self, sha256: str) -> tuple[dict[str, Any] | None, list[str]]:
         try:
-            # PyMongo's own limit, not asyncio's: a cancelled connection loses its socket.
             with pymongo.timeout(_LOOKUP_S):
                 found = await self.repository.image_with_content(sha256)
         except PyMongoError:
@@ -175,34 +192,18 @@ class Asking:
         if found is None or found["split"] == "test":
             return found, []
         use = "trained" if found["split"] == "train" else "chosen"
-        return found, [f"The model was {use} on this image ({found['image']}): its answer proves nothing."]
+        return found, [f"The model was {use} on this image ({found['image']}), so a correct answer means little."]
 
-    async def unless_gone(self, work: Coroutine[Any, Any, Response]) -> Response:
-        """Answer, or stop working as soon as the caller hangs up; the body must have been read."""
-        answering = asyncio.ensure_future(work)
-        leaving = asyncio.ensure_future(self._gone())
-        try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                return answering.result()
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)  # for the metrics; nobody reads it
-        finally:
-            for task in (answering, leaving):
-                task.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
-
-    async def _gone(self) -> None:
-        while (await self.request.receive())["type"] != "http.disconnect":
-            pass
+    def _seconds_left(self) -> float:
+        return self.deadline - time.perf_counter()
 
 
-def timed(content: Mapping[str, Any], prediction: Prediction) -> Response:
-    """An answer in JSON that says how long each stage took."""
-    cache = {"X-Cache": "hit" if prediction.cached else "miss"}
-    return JSONResponse(content, headers=timing_headers(prediction.timings_s) | cache)
+def cache_header(context: PredictionContext) -> dict[str, str]:
+    """The header X-Cache."""
+    return {"X-Cache": "hit" if context.cached else "miss"}
 
 
-def timing_headers(*timings_s: Mapping[str, float]) -> dict[str, str]:
+def timing_header(*timings_s: Mapping[str, float]) -> dict[str, str]:
     """The header Server-Timing: per stage, the longest of some predictions."""
     longest: dict[str, float] = {}
     for timings in timings_s:
@@ -217,21 +218,15 @@ TimeoutHeader = Annotated[
         gt=0,
         le=600,
         allow_inf_nan=False,
-        description="Seconds after which an answer is of no use any more; the service's own limit holds too",
+        description="Client deadline in seconds; the service's own limit holds too",
     ),
 ]
 
 
-async def get_asking(request: Request, timeout_s: TimeoutHeader = None) -> Asking:
-    """One request to the models; each further dependency would take FastAPI a twentieth of a millisecond."""
-    state = request.app.state
-    return Asking(request, state.models, state.repository, state.settings, timeout_s)
+async def get_prediction_request(http: Request, timeout_s: TimeoutHeader = None) -> PredictionRequest:
+    """One request for predictions; each further dependency would cost FastAPI 0.05 ms."""
+    state = http.app.state
+    return PredictionRequest(http, state.models, state.repository, state.settings, timeout_s)
 
 
-AskingDep = Annotated[Asking, Depends(get_asking)]
-
-
-def _retrieve(task: "asyncio.Future[Any]") -> None:
-    """Take note of how a task ended that nobody waits for any more."""
-    if not task.cancelled():
-        task.exception()
+PredictionRequestDep = Annotated[PredictionRequest, Depends(get_prediction_request)]

@@ -7,7 +7,7 @@ from starlette.datastructures import UploadFile
 
 from app.core.exceptions import ApiError, ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
 from app.core.settings import Settings
-from app.serving.prediction import Upload
+from app.serving.prediction_context import PredictionContext
 
 # Room for a caption at its longest allowed setting, four bytes a character.
 _MAX_PART_BYTES: Final = 512 * 1024
@@ -17,7 +17,7 @@ _MAX_FIELDS: Final = 8
 _FORM_OVERHEAD: Final = 64 * 1024
 
 # In the order of the request; an error stands for an image whose caption cannot be used.
-Uploads = list[Upload | ApiError]
+Uploads = list[PredictionContext | ApiError]
 
 
 def body_limit(settings: Settings, path: str) -> int:
@@ -25,7 +25,7 @@ def body_limit(settings: Settings, path: str) -> int:
     return settings.max_body_bytes if path.endswith("/batch") else settings.max_image_bytes + _FORM_OVERHEAD
 
 
-async def read_upload(request: Request, settings: Settings, *, with_caption: bool) -> Upload:
+async def read_upload(request: Request, settings: Settings, *, with_caption: bool) -> PredictionContext:
     """The image, and the caption if there is one, of a multipart request.
 
     An empty caption counts as none.
@@ -45,7 +45,7 @@ async def read_upload(request: Request, settings: Settings, *, with_caption: boo
             found = "it is text, not a file" if images else "it is missing"
             raise UnprocessableError(f"The field image must be a file; {found}.")
         caption = _caption(form.get("caption", ""), "caption", settings) if with_caption else None
-        return Upload(await images[0].read(), caption)
+        return PredictionContext(await images[0].read(), caption)
 
 
 async def read_batch(request: Request, settings: Settings, *, with_captions: bool) -> Uploads:
@@ -77,7 +77,7 @@ async def read_batch(request: Request, settings: Settings, *, with_captions: boo
         for place, file in enumerate(files):
             try:
                 caption = _caption(captions[place], f"captions[{place}]", settings) if captions else None
-                uploads.append(Upload(await file.read(), caption))
+                uploads.append(PredictionContext(await file.read(), caption))
             except ApiError as error:
                 uploads.append(error)
         return uploads

@@ -21,7 +21,7 @@ class Metrics:
         )
         self._stages = Histogram(
             "medpix_stage_seconds",
-            "Time of a stage: wait (for a thread), decode, queue (for the model), run, conclude, cache, explain",
+            "Time of a stage: wait (for a thread), decode, queue (for the model), run, postprocess, cache, explain",
             ["model", "stage"],
             registry=registry,
             buckets=_STAGE_BUCKETS,

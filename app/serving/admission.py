@@ -1,19 +1,26 @@
-"""Who may come in: how many images and bytes may be in work, and who would wait too long."""
+"""Admission control: limits on in-flight images, bytes and time."""
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
 
-from app.core.exceptions import RETRY_AFTER_S, UnavailableError
+from app.core.exceptions import RETRY_AFTER_S, DeadlineExceededError, UnavailableError
+
+_LATE: Final = "The answer was not ready before the deadline. Try again, or allow more time in X-Request-Timeout."
+_WEIGHT: Final = 0.1
+# A slow image counts for at most this many times the average: one that takes seconds says little of the others.
+_MAX_RATIO: Final = 3.0
 
 
 class Admission:
-    """Counts the images that one model has in work.
+    """Counts the in-flight images of one model.
 
     Args:
-        limit: most of them.
-        seconds_per_image: how long one takes when there are many.
+        limit: largest number of them.
+        seconds_per_image: estimated seconds per image under load.
     """
 
     def __init__(self, limit: int, seconds_per_image: Callable[[], float]) -> None:
@@ -24,12 +31,12 @@ class Admission:
         self.active = 0
 
     def check(self, seconds: float, count: int = 1) -> None:
-        """Refuse what would spend more than half of its time waiting for its turn.
+        """Refuse a request that would spend more than half of its time in the queue.
 
-        Nobody is refused by an idle service: an estimate that is too high can then mend.
+        An idle service refuses nobody, so that an estimate that is too high corrects itself.
 
         Args:
-            seconds: that the request has left.
+            seconds: left until the request's deadline.
             count: images in it.
 
         Raises:
@@ -37,14 +44,14 @@ class Admission:
         """
         if not self.active:
             return
-        pace = self._seconds_per_image()
+        latency = self._seconds_per_image()
         over = self.active + count - self._limit
         if over > 0:
             raise UnavailableError(
                 f"The service is at its capacity: {self.active} of {self._limit} images are in work. Try again later.",
-                retry_after_s=max(1, math.ceil(over * pace)),
+                retry_after_s=max(1, math.ceil(over * latency)),
             )
-        wait = (self.active + count - 1) * pace
+        wait = (self.active + count - 1) * latency
         if wait > seconds / 2:
             raise UnavailableError(
                 f"The service has too much to do: the answer would begin in about {wait:.1f} s. Try again later.",
@@ -53,7 +60,7 @@ class Admission:
 
     @contextmanager
     def admit(self, seconds: float, count: int = 1) -> Iterator[None]:
-        """The same, and count the images as in work until the end."""
+        """The same, and count the images as in flight until the end."""
         self.check(seconds, count)
         self.active += count
         self._idle.clear()
@@ -65,15 +72,15 @@ class Admission:
                 self._idle.set()
 
     async def idle(self) -> None:
-        """Wait until nothing is in work."""
+        """Wait until no image is in flight."""
         await self._idle.wait()
 
 
-class Room:
-    """Room for uploads in memory.
+class UploadBudget:
+    """Limit on the bytes of uploads held in memory.
 
     Args:
-        limit: most bytes at once.
+        limit: largest number of bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -81,11 +88,11 @@ class Room:
         self._held = 0
 
     @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """Count bytes as held until the end; alone, an upload of any size fits.
+    def reserve(self, size: int) -> Iterator[None]:
+        """Count bytes as held until the end; a single upload of any size fits.
 
         Raises:
-            UnavailableError: there is no room.
+            UnavailableError: the budget is spent.
         """
         if self._held and self._held + size > self._limit:
             raise UnavailableError(
@@ -97,3 +104,33 @@ class Room:
             yield
         finally:
             self._held -= size
+
+
+class LatencyEstimator:
+    """Moving average of seconds per image that one slow image cannot upset.
+
+    Args:
+        seconds: to start with; 0 takes the first image's.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def add(self, seconds: float) -> None:
+        """Take in how long an image took, in seconds."""
+        before = self.seconds or seconds
+        self.seconds = (1 - _WEIGHT) * before + _WEIGHT * min(seconds, _MAX_RATIO * before)
+
+
+@asynccontextmanager
+async def enforce_deadline(deadline: float, detail: str = _LATE) -> AsyncIterator[None]:
+    """Cancel the body at a deadline on the clock of ``time.perf_counter``.
+
+    Raises:
+        DeadlineExceededError: the deadline passed; with ``detail``.
+    """
+    try:
+        async with asyncio.timeout(deadline - time.perf_counter()):
+            yield
+    except TimeoutError:
+        raise DeadlineExceededError(detail) from None

@@ -1,4 +1,4 @@
-"""Other ways to run the same network, taken where they are measured to be faster on this machine."""
+"""Autotuning: alternative ways to run a network, taken where they are measured to be faster on this machine."""
 
 import logging
 import time
@@ -7,9 +7,10 @@ from typing import Final
 
 import numpy as np
 
-from app.serving.backends.base import Backend, OpenVinoBackend, Pixels, TorchBackend
-from app.serving.backends.cuda_graphs import SIZES, RecordedBackend
-from app.serving.backends.openvino import StreamedBackend, stream_count
+from app.serving.backends.base import Backend, Pixels
+from app.serving.backends.cuda_graphs import SIZES, CudaGraphBackend
+from app.serving.backends.openvino import AsyncOpenVinoBackend, OpenVinoBackend, stream_count
+from app.serving.backends.torch import TorchBackend
 from app.serving.batch_tuning import CPU_SIZES, noise
 
 logger = logging.getLogger(__name__)
@@ -17,52 +18,52 @@ logger = logging.getLogger(__name__)
 _REPEATS: Final = 5
 # Outputs are log-probabilities and embeddings; sums in another order move them by far less.
 _TOLERANCE: Final = 1e-2
-_WORTH: Final = 0.95
-_WORSE: Final = 1.05
+_FASTER: Final = 0.95
+_SLOWER: Final = 1.05
 
 Shape = tuple[int, int, int]
 
 
-def accelerated(backend: Backend, shape: Shape) -> Backend:
-    """A backend in the fastest way that this machine has for it: as it is, in streams, or recorded.
+def autotune(backend: Backend, shape: Shape) -> Backend:
+    """The fastest variant of a backend on this machine: as it is, with asynchronous requests, or as CUDA graphs.
 
     Args:
         backend: of the device and precision that were chosen.
         shape: of an image, (C, H, W).
     """
     if isinstance(backend, TorchBackend) and backend.device == "cuda":
-        return choose(backend, lambda: RecordedBackend(backend, shape), shape, (SIZES[0], SIZES[-1]))
+        return choose(backend, lambda: CudaGraphBackend(backend, shape), shape, (SIZES[0], SIZES[-1]))
     if isinstance(backend, OpenVinoBackend) and (streams := stream_count(backend.threads)) > 1:
         sizes = [size for size in CPU_SIZES if size >= streams]
-        return choose(backend, lambda: StreamedBackend(backend, streams), shape, sizes)
+        return choose(backend, lambda: AsyncOpenVinoBackend(backend, streams), shape, sizes)
     return backend
 
 
 def choose(plain: Backend, make: Callable[[], Backend], shape: Shape, sizes: Sequence[int]) -> Backend:
-    """Another way to run a network, if it answers alike and is faster.
+    """An alternative backend, if it gives the same outputs and is faster.
 
     Args:
-        plain: the way that is known to work.
-        make: makes the other one; may fail.
+        plain: the backend that is known to work.
+        make: makes the alternative; may fail.
         shape: of an image, (C, H, W).
-        sizes: batch sizes to try: the other way must answer alike with all, be slower with none, and faster
-            with one.
+        sizes: batch sizes to try: the alternative must give the same outputs with all, be slower with none, and
+            faster with one.
     """
     try:
         other = make()
-        pace: list[tuple[float, float]] = []
+        seconds: list[tuple[float, float]] = []
         for size in sizes:
             pixels = noise(size, shape)
             expected, got = plain.run(pixels), other.run(pixels)
             if not all(np.allclose(got[name], value, atol=_TOLERANCE) for name, value in expected.items()):
-                logger.warning("%s answers otherwise than the plain way, which serves", type(other).__name__)
+                logger.warning("%s gives other outputs than the plain backend, which serves", type(other).__name__)
                 return plain
-            pace.append(_seconds(plain, other, pixels))
+            seconds.append(_seconds(plain, other, pixels))
     except Exception:
-        logger.warning("a faster way to run the network failed; the plain one serves", exc_info=True)
+        logger.warning("the alternative backend failed; the plain one serves", exc_info=True)
         return plain
-    logger.info("%s: seconds per batch of %s, plain and other: %s", type(other).__name__, sizes, pace)
-    faster = any(new < _WORTH * old for old, new in pace) and all(new < _WORSE * old for old, new in pace)
+    logger.info("%s: seconds per batch of %s, plain and other: %s", type(other).__name__, sizes, seconds)
+    faster = any(new < _FASTER * old for old, new in seconds) and all(new < _SLOWER * old for old, new in seconds)
     return other if faster else plain
 
 

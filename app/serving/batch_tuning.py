@@ -1,4 +1,4 @@
-"""How many images to run at once: measured, because on a CPU a larger batch may buy nothing."""
+"""Batch tuning: the batch size is measured, because on a CPU a larger one may not be faster."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +13,16 @@ Run = Callable[[Array], Mapping[str, Array]]
 
 CPU_SIZES: Final = (1, 2, 4, 8)
 _REPEATS: Final = 3
-# A smaller batch answers sooner; a larger one must be this much faster per image to be worth it.
-_WORTH: Final = 1.05
+# A smaller batch has the lower latency; a larger one must be this much faster per image.
+_MIN_SPEEDUP: Final = 1.05
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """How to run a network.
+    """The batch size of a network.
 
     Attributes:
-        size: most images in one run.
+        size: largest number of images in one run.
         seconds_per_image: in a run of that size.
     """
 
@@ -31,26 +31,26 @@ class BatchPlan:
 
 
 def warm_up(run: Run, shape: tuple[int, int, int], sizes: Sequence[int]) -> BatchPlan:
-    """Run every batch size that may occur, and choose the largest one to use.
+    """Measure the batch sizes, choose one, and run every smaller one once.
 
-    The first run of a shape compiles it; nobody should wait for that.
+    The first run of a shape compiles it; no request should wait for that.
 
     Args:
         run: a batch (N, C, H, W) of uint8 to outputs.
         shape: (C, H, W).
         sizes: candidates, ascending; the smallest one within 5 % of the best images per second wins.
     """
-    pace = {size: _seconds(run, shape, size) / size for size in sizes}
-    best = min(pace.values())
-    chosen = next(size for size in sizes if pace[size] <= best * _WORTH)
+    latency = {size: _seconds(run, shape, size) / size for size in sizes}
+    best = min(latency.values())
+    chosen = next(size for size in sizes if latency[size] <= best * _MIN_SPEEDUP)
     for size in range(1, chosen + 1):
-        if size not in pace:
+        if size not in latency:
             run(noise(size, shape))
-    return BatchPlan(chosen, pace[chosen])
+    return BatchPlan(chosen, latency[chosen])
 
 
 def noise(count: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Images without meaning, (count, C, H, W); the same ones every time."""
+    """Uniform noise, (count, C, H, W), from a fixed seed."""
     return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 

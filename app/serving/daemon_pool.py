@@ -1,4 +1,4 @@
-"""Threads that can be left behind: what hangs in a decoder or a driver cannot be stopped."""
+"""Daemon pool whose hung workers can be abandoned: a decoder or driver that hangs cannot be stopped."""
 
 import time
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from typing import Any, Final, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_PATIENCE_S: Final = 5.0
+_JOIN_TIMEOUT_S: Final = 5.0
 
 
-class Threads(Executor):
-    """A pool of daemon threads.
+class DaemonThreadPool(Executor):
+    """An executor of daemon threads.
 
-    ``ThreadPoolExecutor`` makes the interpreter wait at its exit for whatever its threads do. These are
-    waited for some seconds, and only if asked.
+    ``ThreadPoolExecutor`` makes the interpreter join its threads at exit, however long they take. These are
+    joined for some seconds, and only if asked.
 
     Args:
         count: of threads.
-        name: that theirs begin with.
+        name: prefix of the thread names.
 
     Attributes:
         count: of threads.
@@ -43,17 +43,17 @@ class Threads(Executor):
             RuntimeError: the pool was shut down.
         """
         if self._closed:
-            raise RuntimeError("these threads were ended")
+            raise RuntimeError("the thread pool was shut down")
         future: Future[T] = Future()
         self._jobs.put((future, lambda: fn(*args, **kwargs)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take nothing more; the threads end when their work is done.
+        """Accept nothing more; the threads end when their work is done.
 
         Args:
-            wait: up to five seconds for that; whoever still hangs is left behind.
-            cancel_futures: drop what no thread has begun.
+            wait: join for up to five seconds; a thread that still hangs is abandoned.
+            cancel_futures: cancel what has not started.
         """
         self._closed = True
         with suppress(Empty):
@@ -63,7 +63,7 @@ class Threads(Executor):
                     job[0].cancel()
         for _ in self._threads:
             self._jobs.put(None)
-        deadline = time.monotonic() + (_PATIENCE_S if wait else 0.0)
+        deadline = time.monotonic() + (_JOIN_TIMEOUT_S if wait else 0.0)
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -73,6 +73,6 @@ class Threads(Executor):
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(run())
-                except BaseException as error:  # noqa: BLE001 - it belongs to who waits for the result
+                except BaseException as error:  # noqa: BLE001 - it belongs to the caller of the future
                     future.set_exception(error)
-            del job, future, run  # an image must not be kept until the next one comes
+            del job, future, run  # or an image would be kept in memory until the next job

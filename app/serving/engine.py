@@ -1,7 +1,6 @@
-"""The batch engine: one owner of the queue, batches that form while the device is busy.
+"""Dynamic batching: one owner of the queue; a batch forms while the device runs the one before.
 
-A request is never held back to wait for company: an idle engine runs it at once, and what arrives
-in the meantime makes the next batch.
+There is no batching delay: an idle engine runs an image at once, and what arrives meanwhile is the next batch.
 """
 
 import asyncio
@@ -18,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from app.core.exceptions import DeadlineExceededError, UnavailableError
+from app.serving.admission import LatencyEstimator
 from app.serving.batch_tuning import BatchPlan
-from app.serving.daemon_pool import Threads
-from app.serving.latency import Pace
+from app.serving.daemon_pool import DaemonThreadPool
 
 logger = logging.getLogger(__name__)
 
@@ -37,46 +36,44 @@ class _HungError(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """One image that waits for its turn."""
+    """One queued image."""
 
     pixels: Array
     deadline: float
-    future: asyncio.Future["Answer"]
+    future: asyncio.Future["BatchOutput"]
     queued_at: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What the model said of one image.
+class BatchOutput:
+    """The network's outputs for one image.
 
     Attributes:
         outputs: one row of every output of the network.
         queue_s: time between submission and the start of its batch, in seconds.
         run_s: time of the run, in seconds.
-        batch_size: how many images shared the run.
     """
 
     outputs: Outputs
     queue_s: float
     run_s: float
-    batch_size: int
 
 
 class Engine:
-    """Runs one network for many callers.
+    """Runs one network for many concurrent callers.
 
-    When the batch loop dies, a run hangs, or the model fails on an image that it can be relied on to take,
-    all who wait are told at once, and the loop comes back as soon as the model runs again.
+    When the batch loop dies, a run hangs, or the model fails on the probe, all queued requests fail at once, and
+    the loop restarts as soon as the model runs again.
 
     Args:
         name: of the model, for log lines.
         run: a batch of images (N, C, H, W) to outputs with N rows each; called in one thread only.
-        plan: batch size, and the pace to start with.
+        plan: batch size, and the latency to start with.
         probe: a batch (1, C, H, W) that the model can take.
-        max_queue: most images that may wait; one more is refused.
-        max_run_s: a run that takes longer hangs: the engine is dead then, and its thread is left behind.
-        restart_s: how long a dead engine waits before it tries again; doubles with every failure.
-        on_batch: told the size of every batch that ran.
+        max_queue: largest number of queued images; one more is refused.
+        max_run_s: a run that takes longer counts as hung: the engine is dead then, and its thread is abandoned.
+        restart_s: delay before a dead engine is restarted; doubles with every failure.
+        on_batch: called with the size of every batch that ran.
     """
 
     def __init__(
@@ -100,12 +97,12 @@ class Engine:
         self._restart_s = restart_s
         self._on_batch = on_batch
         self._queue: deque[_Item] = deque()
-        self._in_hand: Sequence[_Item] = ()
+        self._current_batch: Sequence[_Item] = ()
         self._arrived = asyncio.Event()
         self._thread = self._new_thread()
         self._task: asyncio.Task[None] | None = None
-        self._revival: asyncio.Task[None] | None = None
-        self._pace = Pace(plan.seconds_per_image)
+        self._restarting: asyncio.Task[None] | None = None
+        self._latency = LatencyEstimator(plan.seconds_per_image)
         self._draining = False
 
     @property
@@ -115,13 +112,13 @@ class Engine:
 
     @property
     def depth(self) -> int:
-        """How many images wait."""
+        """Number of queued images."""
         return len(self._queue)
 
     @property
     def seconds_per_image(self) -> float:
-        """How long an image takes in the batches of late, in seconds."""
-        return self._pace.seconds
+        """Moving average of the seconds per image."""
+        return self._latency.seconds
 
     def start(self) -> None:
         """Start the batch loop on the running event loop."""
@@ -129,17 +126,17 @@ class Engine:
         self._task.add_done_callback(self._ended)
 
     async def stop(self) -> None:
-        """Answer what was accepted, then end."""
+        """Finish accepted requests, then shut down."""
         self._draining = True
         self._arrived.set()
-        if self._revival is not None:
-            self._revival.cancel()
+        if self._restarting is not None:
+            self._restarting.cancel()
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.to_thread(self._thread.shutdown)
 
-    async def submit(self, pixels: Array, deadline: float) -> Answer:
-        """Wait for the answer to one image.
+    async def submit(self, pixels: Array, deadline: float) -> BatchOutput:
+        """Queue one image and wait for its outputs.
 
         Args:
             pixels: (C, H, W), as the network's preprocessing made it.
@@ -152,7 +149,7 @@ class Engine:
         if not self.healthy or self._draining:
             raise UnavailableError(f"The model {self._name} is not running at the moment. Try again shortly.")
         if len(self._queue) >= self._max_queue:
-            wait = max(1, math.ceil(len(self._queue) * self._pace.seconds))
+            wait = max(1, math.ceil(len(self._queue) * self._latency.seconds))
             raise UnavailableError("The service is at its capacity. Try again shortly.", retry_after_s=wait)
         item = _Item(pixels, deadline, asyncio.get_running_loop().create_future())
         self._queue.append(item)
@@ -166,13 +163,13 @@ class Engine:
     async def _serve(self) -> None:
         while self._queue or not self._draining:
             await self._arrived.wait()
-            self._in_hand = self._next_batch()
-            if self._in_hand:
-                await self._run_batch(self._in_hand)
-            self._in_hand = ()
+            self._current_batch = self._next_batch()
+            if self._current_batch:
+                await self._run_batch(self._current_batch)
+            self._current_batch = ()
 
     def _next_batch(self) -> list[_Item]:
-        """The oldest items that somebody still waits for."""
+        """The oldest items whose callers still wait."""
         batch: list[_Item] = []
         now = time.perf_counter()
         while self._queue and len(batch) < self._max_batch:
@@ -197,15 +194,15 @@ class Engine:
             await self._retry_singly(batch, error)
             return
         run_s = time.perf_counter() - started
-        self._pace.add(run_s / len(batch))
+        self._latency.add(run_s / len(batch))
         self._on_batch(len(batch))
         for row, item in enumerate(batch):
             if not item.future.done():
-                answer = {name: values[row] for name, values in outputs.items()}
-                item.future.set_result(Answer(answer, started - item.queued_at, run_s, len(batch)))
+                row_outputs = {name: values[row] for name, values in outputs.items()}
+                item.future.set_result(BatchOutput(row_outputs, started - item.queued_at, run_s))
 
     async def _in_thread(self, pixels: Array, limit_s: float | None) -> Outputs:
-        """Run a batch; one that outlasts the limit is left behind with its thread."""
+        """Run a batch; one that outlasts the limit is abandoned with its thread."""
         try:
             async with asyncio.timeout(limit_s) as limit:
                 return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, pixels)
@@ -216,53 +213,57 @@ class Engine:
             self._thread = self._new_thread()
             raise _HungError(f"a run has not ended after {limit_s:g} s") from None
 
-    def _new_thread(self) -> Threads:
-        return Threads(1, f"model-{self._name}")
+    def _new_thread(self) -> DaemonThreadPool:
+        return DaemonThreadPool(1, f"model-{self._name}")
 
     async def _run_halves(self, batch: Sequence[_Item]) -> None:
-        """The device has no memory for so many images: never again that many."""
+        """Out of memory: halve the batch size, for good."""
         self._max_batch = min(self._max_batch, len(batch) // 2)
-        logger.warning("model %s has no memory for %d images; it runs %d now", self._name, len(batch), self._max_batch)
+        logger.warning(
+            "model %s ran out of memory with %d images; the batch size is %d now",
+            self._name,
+            len(batch),
+            self._max_batch,
+        )
         while batch:
             part, batch = batch[: self._max_batch], batch[self._max_batch :]
             await self._run_batch(part)
 
     async def _retry_singly(self, batch: Sequence[_Item], error: Exception) -> None:
-        """Only the image that makes the model fail may fail."""
+        """Run the images one by one, so that only the one that makes the model fail fails."""
         if len(batch) == 1:
             if not batch[0].future.done():
                 batch[0].future.set_exception(error)
-            await self._in_thread(
-                self._probe, self._max_run_s
-            )  # is it the image, or does the model fail on everything?
+            # Is it the image, or does the model fail on everything?
+            await self._in_thread(self._probe, self._max_run_s)
             return
         for item in batch:
             if not item.future.done():
                 await self._run_batch([item])
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """The loop is gone: nobody may wait for it."""
+        """The loop has ended: fail what is queued, and restart it."""
         if not task.cancelled() and task.exception() is not None:
             logger.error("the batch loop of %s died", self._name, exc_info=task.exception())
-        for item in [*self._in_hand, *self._queue]:
+        for item in [*self._current_batch, *self._queue]:
             if not item.future.done():
                 error = UnavailableError(f"The model {self._name} stopped. Try again shortly.")
                 item.future.set_exception(error)
-        self._in_hand = ()
+        self._current_batch = ()
         self._queue.clear()
         if not self._draining:
-            self._revival = task.get_loop().create_task(self._revive(), name=f"revival-{self._name}")
+            self._restarting = task.get_loop().create_task(self._restart(), name=f"restart-{self._name}")
 
-    async def _revive(self) -> None:
+    async def _restart(self) -> None:
         wait = self._restart_s
         while True:
             await asyncio.sleep(wait)
             try:
-                await self._in_thread(self._probe, None)  # one that hangs is waited for: more threads would too
+                await self._in_thread(self._probe, None)  # without limit: a new thread would hang too
             except Exception:
                 logger.exception("model %s cannot run yet", self._name)
                 wait = min(2 * wait, _MAX_RESTART_S)
             else:
-                logger.warning("the batch loop of %s runs again", self._name)
+                logger.warning("the batch loop of %s was restarted", self._name)
                 self.start()
                 return

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from app.core.exceptions import UnavailableError, UnprocessableError
 from app.core.settings import Settings
-from app.serving.daemon_pool import Threads
+from app.serving.daemon_pool import DaemonThreadPool
 from app.serving.decode.image import decode
 from ml.dataset.preprocess import Preprocess
 from ml.models.base import Floats, InputError, ServedModel
@@ -70,7 +70,7 @@ class Explainer:
         self._shared = shared
         self._network: ServingNetwork | None = None
         self._waiting = 0
-        self._thread = Threads(1, f"explain-{model.card.name}")
+        self._thread = DaemonThreadPool(1, f"explain-{model.card.name}")
 
     async def explain(self, task: str, data: bytes, label: str) -> Explanation:
         """What in an image speaks for a class.
@@ -141,15 +141,14 @@ def grad_cam(network: ServingNetwork, pixels: NDArray[np.uint8], task: str, inde
         float32 (S, S), 0 where nothing speaks for the class.
     """
     size = pixels.shape[-1]
-    images = torch.from_numpy(pixels.astype(np.float32))[None]
-    normalised = (images - network.mean) / network.std
-    total = torch.zeros((size, size))
+    normalised = network.normalise(torch.from_numpy(pixels)[None].to(network.mean.device))
+    total = torch.zeros((size, size), device=normalised.device)
     for member in network.members:
         assert isinstance(member, MultiTaskNetwork)
         for mirrored in (False, True) if network.flip else (False,):
             heat = _member_cam(member, normalised.flip(3) if mirrored else normalised, task, index)
             total += heat.flip(1) if mirrored else heat
-    return np.asarray(total.numpy(), dtype=np.float32)
+    return np.asarray(total.cpu().numpy(), dtype=np.float32)
 
 
 def _member_cam(member: MultiTaskNetwork, images: Tensor, task: str, index: int) -> Tensor:
@@ -197,6 +196,8 @@ def occlusion(model: ServedModel, pixels: NDArray[np.uint8], task: str, index: i
 def by_input(model: ServedModel, task: str, outputs: dict[str, Any] | None, caption: str | None) -> Inputs:
     """What image and caption would each have said alone: class to probability; None where it cannot be asked."""
     encoded = None if caption is None else model.encode_captions([caption])
+    if encoded is not None and np.isnan(encoded).any():  # the caption has no word that the model knows
+        encoded = None
     return {"image": _alone(model, task, outputs, None), "caption": _alone(model, task, None, encoded)}
 
 

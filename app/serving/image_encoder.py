@@ -1,4 +1,4 @@
-"""The image half of a model: a file is decoded in a thread, then waits for its turn on the device."""
+"""The image half of a model: decodes a file in a thread, then runs the network on it in batches."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,36 +9,36 @@ from numpy.typing import NDArray
 
 from app.core.settings import Settings
 from app.core.telemetry import Metrics
-from app.serving.autotune import accelerated
+from app.serving.admission import LatencyEstimator
+from app.serving.autotune import autotune
 from app.serving.backends.base import Backend
 from app.serving.backends.cuda_graphs import SIZES
 from app.serving.batch_tuning import CPU_SIZES, noise, warm_up
 from app.serving.decode.image import decode
 from app.serving.engine import Engine
 from app.serving.input_heuristics import is_colourful, is_plausible
-from app.serving.latency import Pace
-from app.serving.precision import Choice, LoadRecords, select_backend
-from app.serving.prediction import Observation, Prepared
+from app.serving.precision import LoadRecords, PrecisionChoice, select_backend
+from app.serving.prediction_context import PredictionContext
 from ml.dataset.preprocess import Preprocess
 from ml.models.base import ServedModel
 
 Array = NDArray[Any]
 
-_LEAST_HANG_S: Final = 30.0
+_MIN_HANG_S: Final = 30.0
 
 
-class Observer:
-    """Runs the image half of one model on image files.
+class ImageEncoder:
+    """Encodes image files with the image half of one model.
 
     Args:
         model: loaded from the registry.
         settings: limits, device and batch size.
         metrics: to report to.
-        decoders: how many threads decode.
+        decoders: number of decode threads.
         dev: reads the dev split, to see whether the model may compute in less than fp32; None where there is none.
 
     Attributes:
-        backend: what the network runs on; None for a model without network.
+        backend: runs the network; None for a model without network.
         precision: what it computes in, and why; None for a model without network.
     """
 
@@ -54,11 +54,11 @@ class Observer:
         self._settings = settings
         self._metrics = metrics
         self._decoders = decoders
-        self._decoding = Pace()
+        self._decode_latency = LatencyEstimator()
         self._unwatch: Callable[[], None] = lambda: None
         self._preprocess = model.preprocess
         self.backend: Backend | None = None
-        self.precision: Choice | None = None
+        self.precision: PrecisionChoice | None = None
         self.engine = None if self._preprocess is None else self._make_engine(self._preprocess, dev)
 
     def _make_engine(self, preprocess: Preprocess, dev: LoadRecords | None) -> Engine:
@@ -68,7 +68,7 @@ class Observer:
             run: Callable[[Array], Mapping[str, Array]] = self._run_without_network
         else:
             self.backend, self.precision = select_backend(self._model, self._settings, self._weights_key(), dev)
-            self.backend = accelerated(self.backend, shape)
+            self.backend = autotune(self.backend, shape)
             run = self.backend.run
         plan = warm_up(run, shape, self._batch_sizes())
         return Engine(
@@ -76,14 +76,14 @@ class Observer:
             run,
             plan=plan,
             probe=noise(1, shape),
-            # Admission counts too, before a body is read; this is for those who came in at the same time.
+            # Admission limits too, before a body is read; this is for requests that were admitted at the same time.
             max_queue=2 * max(self._settings.max_queue, self._settings.max_images_per_request),
-            max_run_s=max(self._settings.request_deadline_s, _LEAST_HANG_S),
+            max_run_s=max(self._settings.request_deadline_s, _MIN_HANG_S),
             on_batch=lambda size: self._metrics.batch(name, size),
         )
 
     def _batch_sizes(self) -> tuple[int, ...]:
-        """The largest batch, or those to choose it from."""
+        """Candidates for the batch size."""
         if self._settings.max_batch is not None:
             return (self._settings.max_batch,)
         return SIZES[-1:] if self.backend is not None and self.backend.device == "cuda" else CPU_SIZES
@@ -100,14 +100,14 @@ class Observer:
 
     @property
     def healthy(self) -> bool:
-        """Whether images can be judged."""
+        """Whether images can be encoded."""
         return self.engine is None or self.engine.healthy
 
     @property
     def seconds_per_image(self) -> float:
-        """How long an image takes when there are many, in seconds: the slower of decoding and running."""
+        """Estimated seconds per image under load: the slower of decoding and running."""
         run_s = self.engine.seconds_per_image if self.engine is not None else 0.0
-        return max(run_s, self._decoding.seconds / self._decoders)
+        return max(run_s, self._decode_latency.seconds / self._decoders)
 
     def start(self) -> None:
         """Start to answer, on the running event loop."""
@@ -116,16 +116,16 @@ class Observer:
             self._unwatch = self._metrics.watch_queue(self._model.card.name, lambda: engine.depth)
 
     async def stop(self) -> None:
-        """Answer what was accepted, then end."""
+        """Finish accepted requests, then shut down."""
         if self.engine is not None:
             await self.engine.stop()
             self._unwatch()
 
-    def prepare(self, data: bytes, sha256: str | None, queued_at: float) -> Prepared:
-        """An image file as the network takes it; not for the event loop.
+    def decode(self, context: PredictionContext, sha256: str | None, queued_at: float) -> None:
+        """Decode and resize the image file; not for the event loop.
 
         Args:
-            data: of the file.
+            context: with data; filled up to ``plausible``.
             sha256: of the file, where it is known already.
             queued_at: when this was asked for, on the clock of ``time.perf_counter``.
 
@@ -133,28 +133,28 @@ class Observer:
             ApiError: the image cannot be used.
         """
         started = time.perf_counter()
-        decoded = decode(data, self._settings, sha256)
-        pixels, plausible = None, True
+        decoded = decode(context.data, self._settings, sha256)
+        context.info = decoded.info
+        context.pixels, context.plausible = None, True
         if self._preprocess is not None:
-            pixels = self._preprocess.apply(decoded.image)
-            plausible = is_plausible(pixels) and not is_colourful(decoded.image)
+            context.pixels = self._preprocess.apply(decoded.image)
+            context.plausible = is_plausible(context.pixels) and not is_colourful(decoded.image)
         decode_s = time.perf_counter() - started
-        self._decoding.add(decode_s)
-        return Prepared(decoded.info, pixels, plausible, {"wait": started - queued_at, "decode": decode_s})
+        self._decode_latency.add(decode_s)
+        context.timings_s |= {"wait": started - queued_at, "decode": decode_s}
 
-    async def observe(self, prepared: Prepared, deadline: float) -> Observation:
-        """What the image half gives for an image.
+    async def encode(self, context: PredictionContext) -> None:
+        """Run the network on the image.
 
         Args:
-            prepared: the image.
-            deadline: on the clock of ``time.perf_counter``.
+            context: after decode; filled up to ``outputs``.
 
         Raises:
             ApiError: the service is full, or the deadline passed.
         """
-        if prepared.pixels is None or self.engine is None:
-            return Observation(prepared.info, None, prepared.timings_s, prepared.plausible)
-        answer = await self.engine.submit(prepared.pixels, deadline)
-        outputs = {name: np.asarray(row)[None] for name, row in answer.outputs.items()}
-        timings = {**prepared.timings_s, "queue": answer.queue_s, "run": answer.run_s}
-        return Observation(prepared.info, outputs, timings, prepared.plausible)
+        if context.pixels is None or self.engine is None:
+            context.outputs = None
+            return
+        answer = await self.engine.submit(context.pixels, context.deadline)
+        context.outputs = {name: np.asarray(row)[None] for name, row in answer.outputs.items()}
+        context.timings_s |= {"queue": answer.queue_s, "run": answer.run_s}

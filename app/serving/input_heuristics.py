@@ -1,4 +1,4 @@
-"""Pictures that cannot be a CT or MR image, known by their pixels alone: photographs, paper and empty frames."""
+"""Input heuristics: pixels that cannot be those of a CT or MR image (photographs, scanned pages, empty images)."""
 
 from typing import Any, Final
 
@@ -10,20 +10,20 @@ from PIL import Image
 # are near white, and the grey values of the flattest have a standard deviation of 11.6.
 _SIDE: Final = 112
 _NEAR_WHITE: Final = 230
-_MOST_WHITE: Final = 0.6
-_LEAST_CONTRAST: Final = 6.0
+_MAX_WHITE: Final = 0.6
+_MIN_CONTRAST: Final = 6.0
 # Highest less lowest of red, green and blue, of 255; and the largest share of such pixels.
 _COLOURED: Final = 60
-_MOST_COLOURED: Final = 0.05
+_MAX_COLOURED: Final = 0.05
 _SAMPLES: Final = (64, 64)
 _WITHOUT_COLOUR: Final = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
 def is_plausible(pixels: NDArray[Any]) -> bool:
-    """Whether a picture could be a CT or MR image.
+    """Whether an image could be a CT or MR image by its share of white and its contrast.
 
-    Charts, scanned pages and empty pictures can come closer to the images of the dataset in a network's
-    embedding than odd but real images do: it never learned to tell them apart.
+    Charts, scanned pages and empty images can be closer to the dataset's images in a network's embedding
+    space than unusual but real images: it never learned to tell them apart.
 
     Args:
         pixels: (C, H, W), 0 to 255, as a network takes them.
@@ -31,11 +31,11 @@ def is_plausible(pixels: NDArray[Any]) -> bool:
     step = max(1, pixels.shape[-1] // _SIDE)
     pixels = pixels[:, ::step, ::step]
     white = float((pixels >= _NEAR_WHITE).mean())
-    return white <= _MOST_WHITE and float(np.std(pixels)) >= _LEAST_CONTRAST
+    return white <= _MAX_WHITE and float(np.std(pixels)) >= _MIN_CONTRAST
 
 
 def is_colourful(image: Image.Image) -> bool:
-    """Whether a picture has more colour than a CT or MR image with coloured marks, or one photographed off a film.
+    """Whether an image has more colour than a CT or MR image with coloured marks, or one photographed off a film.
 
     Over the 2,050 images of the dataset the share of strongly coloured pixels is 0.015 at most, over all of
     their pixels 0.018, and none is taken for colourful. A lower bar for "strongly" (30, say) would take one for
@@ -47,4 +47,4 @@ def is_colourful(image: Image.Image) -> bool:
     if image.mode in _WITHOUT_COLOUR:
         return False
     sample = image.resize(_SAMPLES, Image.Resampling.NEAREST).convert("RGB")
-    return float((np.ptp(np.asarray(sample), axis=2) > _COLOURED).mean()) > _MOST_COLOURED
+    return float((np.ptp(np.asarray(sample), axis=2) > _COLOURED).mean()) > _MAX_COLOURED

@@ -1,4 +1,8 @@
-"""The models that are served: found in the registry, loaded and replaced while the service runs."""
+"""Loads the best registered models and replaces them while the service runs.
+
+PyTorch, OpenVINO and the models' code are imported where models are loaded, in a thread: the data are served from
+the first second, and the imports take ten times as long as those of the data service.
+"""
 
 import asyncio
 import gc
@@ -7,75 +11,79 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 from threadpoolctl import threadpool_limits
 
 from app.core.cpus import usable_cpus
-from app.core.exceptions import UnavailableError
+from app.core.exceptions import UnavailableError, UserError
+from app.core.progress import Progress
 from app.core.settings import Settings
 from app.core.telemetry import Metrics
 from app.data.dataset import IMAGE_FOLDER, find_dataset
-from app.serving.admission import Room
-from app.serving.backends.base import on_cuda
-from app.serving.daemon_pool import Threads
-from app.serving.model_selection import pin_fault, variable
-from app.serving.prediction import Prediction
-from app.serving.prediction_cache import ResultCache
-from app.serving.predictor import Predictor
-from app.serving.training_status import Progress, read_progress
+from app.serving.admission import UploadBudget
+from app.serving.daemon_pool import DaemonThreadPool
+from app.serving.model_selection import selection_error, setting_name
+from app.serving.prediction_cache import PredictionCache
+from app.serving.prediction_context import PredictionContext
+from app.serving.training_status import read_progress
 from ml.dataset.records import load_records
 from ml.registry.model_card import ModelCard
-from ml.registry.registry import Registry, RegistryError, load_model, load_reference
+
+if TYPE_CHECKING:
+    from app.serving.predictor import Predictor
+    from ml.registry.registry import Registry
 
 logger = logging.getLogger(__name__)
 
 Document = dict[str, Any]
 
 TASKS: Final = ("modality", "location")
-# What a task waits for comes before what has ended.
-_RELEVANCE: Final = {"running": 0, "queued": 1}
+# A training under way says more than one that has ended.
+_STATE_ORDER: Final = {"running": 0, "queued": 1}
 # The largest bodies that are held in memory at once; images are seldom a hundredth of that.
-_MOST_BODIES: Final = 8
+_MAX_BODIES: Final = 8
 _POLL_S: Final = 2.0
-# A model that could not be loaded is tried again after this long: its files may have been put right.
+# A model that could not be loaded is tried again after this long: its files may have been repaired.
 _RETRY_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What the last look at the database found.
+class _RegistryState:
+    """The registry and the training runs when they were last read.
 
     Attributes:
         progress: the training runs, newest report first.
         cards: every registered model, by name.
         ranked: per task, the models that answer it from an image, the best first.
+        selection_errors: per task, what is wrong with the setting that selects its model; None where nothing is.
     """
 
     progress: list[Progress]
     cards: list[ModelCard]
     ranked: Mapping[str, list[ModelCard]]
+    selection_errors: Mapping[str, str | None]
 
 
-class ModelServer:
-    """Keeps the best registered model of each task ready.
+class ModelManager:
+    """Serves each task with its best registered model.
 
     Attributes:
-        room: for the uploads that are in work.
+        upload_budget: memory for the uploads in flight.
     """
 
     def __init__(self, settings: Settings, database: Database[Document], metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
         self._database = database
-        self._registry = Registry(database, settings.model_files_dir)
-        self._pins = {"modality": settings.model_modality, "location": settings.model_location}
-        self._pool = Threads(settings.decode_threads or _decoders(settings), "decode")
-        self.room = Room(_MOST_BODIES * settings.max_body_bytes)
-        self._cache: ResultCache[Prediction] = ResultCache(settings.cache_entries)
-        self._found = _Found([], [], {})
+        self._registry: Registry | None = None
+        self._selected = {"modality": settings.model_modality, "location": settings.model_location}
+        self._pool: DaemonThreadPool | None = None
+        self.upload_budget = UploadBudget(_MAX_BODIES * settings.max_body_bytes)
+        self._cache: PredictionCache[PredictionContext] = PredictionCache(settings.cache_entries)
+        self._state = _RegistryState([], [], {}, {})
         self._serving: dict[str, Predictor] = {}
         self._faults: dict[str, str] = {}
         self._unusable: dict[str, tuple[float, str]] = {}
@@ -97,14 +105,14 @@ class ModelServer:
     @property
     def cards(self) -> list[ModelCard]:
         """Every registered model, by name."""
-        return self._found.cards
+        return self._state.cards
 
     @property
-    def serving(self) -> Mapping[str, Predictor]:
+    def serving(self) -> Mapping[str, "Predictor"]:
         """The model that answers each task."""
         return self._serving
 
-    def predictor(self, task: str) -> Predictor:
+    def predictor(self, task: str) -> "Predictor":
         """The model that answers a task.
 
         Raises:
@@ -115,17 +123,18 @@ class ModelServer:
         return self._serving[task]
 
     def start(self) -> None:
-        """Begin to load what is registered, and to watch for more; the data are served meanwhile."""
+        """Start to load what is registered and to watch for more; the data are served meanwhile."""
         self._watch = asyncio.create_task(self._watch_registry(), name="model-watch")
 
     async def stop(self) -> None:
-        """End the watch; answer what was accepted."""
+        """Stop watching the registry, and finish accepted requests."""
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         await asyncio.gather(*(predictor.stop() for predictor in set(self._serving.values())))
-        # A decoder that hangs is left behind: nobody waits for its image any more.
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        # A decoder that hangs is abandoned: no request waits for it any more.
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
         for limits in reversed(self._blas):
             limits.restore_original_limits()
         gc.unfreeze()
@@ -134,11 +143,18 @@ class ModelServer:
         """Per task: what serves it, or how far its training is."""
         return {task: self._task_status(task) for task in TASKS}
 
+    def not_serving(self) -> list[str]:
+        """The tasks whose predictions answer 503 at the moment."""
+        return [task for task in TASKS if task not in self._serving or not self._serving[task].healthy]
+
     def _task_status(self, task: str) -> Mapping[str, Any]:
-        status: dict[str, Any] = {"state": "missing" if self._loaded else "loading"}
         progress = self._progress_of(task)
-        if progress is not None and progress.state != "done":
+        if self._is_loading(task):
+            status: dict[str, Any] = {"state": "loading"}
+        elif progress is not None and progress.state != "done":
             status = {"state": progress.state, "training": progress.as_json()}
+        else:
+            status = {"state": "missing" if self._loaded else "loading"}
         if task in self._serving:
             card = self._serving[task].card
             status |= {"state": "serving", "model": card.name, "version": card.version}
@@ -146,26 +162,30 @@ class ModelServer:
             status["fault"] = self._faults[task]
         return status
 
+    def _is_loading(self, task: str) -> bool:
+        """Whether a model of a task is trained, but not served yet."""
+        return task not in self._serving and task not in self._faults and bool(self._candidates(task))
+
     def _progress_of(self, task: str) -> Progress | None:
-        """The training that a task waits for: one under way, else the last."""
-        pin = self._pins[task]
-        runs = [run for run in self._found.progress if task in run.tasks and (pin is None or run.name == pin)]
-        return min(runs, key=lambda run: _RELEVANCE.get(run.state, len(_RELEVANCE)), default=None)
+        """The training run of a task: one under way, else the last."""
+        selected = self._selected[task]
+        runs = [run for run in self._state.progress if task in run.tasks and (selected is None or run.name == selected)]
+        return min(runs, key=lambda run: _STATE_ORDER.get(run.state, len(_STATE_ORDER)), default=None)
 
     def not_ready(self, task: str) -> UnavailableError:
         """The answer while no model serves a task."""
         progress = self._progress_of(task)
-        if not self._loaded:
-            return UnavailableError("The models are being loaded. Try again shortly.", retry_after_s=5)
+        if not self._loaded or self._is_loading(task):
+            return UnavailableError(f"The model for {task} is being loaded. Try again shortly.", retry_after_s=5)
         if task in self._faults:
             return UnavailableError(f"The model for {task} cannot be served: {self._faults[task]}", retry_after_s=60)
-        if progress is None or (progress.state == "done" and not self._candidates(task)):
-            pin = self._pins[task]
+        if progress is None or progress.state == "done":
+            selected = self._selected[task]
             lack = f"No model for {task} that takes an image is trained yet."
-            if pin is not None:
-                lack = f"{variable(task)} names the model {pin}, which is not trained yet."
-            return UnavailableError(f"{lack} Run `medpix train {pin or task}`.", retry_after_s=60)
-        wait = 30 if progress.eta_s is None else max(5, min(120, round(progress.eta_s)))
+            if selected is not None:
+                lack = f"{setting_name(task)} names the model {selected}, which is not trained yet."
+            return UnavailableError(f"{lack} Run `medpix train {selected or task}`.", retry_after_s=60)
+        wait = 30 if progress.remaining_s is None else max(5, min(120, round(progress.remaining_s)))
         detail = f"The model for {task} is not ready. {progress.describe()}"
         return UnavailableError(detail, retry_after_s=wait, training=progress.as_json())
 
@@ -173,7 +193,7 @@ class ModelServer:
         last = ""
         while True:
             try:
-                self._found = await asyncio.to_thread(self._look)
+                self._state = await asyncio.to_thread(self._read_registry)
                 for task in TASKS:
                     await self._serve_best(task)
                 self._loaded = True
@@ -181,27 +201,34 @@ class ModelServer:
             except PyMongoError as error:
                 reason = str(error).partition(" (configured timeouts")[0]
                 logger.warning("the model registry cannot be read: %s", reason)
-            except Exception as error:  # whatever it was, the next look may succeed; the models serve on
+            except Exception as error:  # whatever it was, the next read may succeed; the models go on serving
                 if repr(error) != last:
-                    logger.exception("looking for models failed")
+                    logger.exception("reading the model registry failed")
                 last = repr(error)
             await asyncio.sleep(_POLL_S)
 
-    def _look(self) -> _Found:
+    def _read_registry(self) -> _RegistryState:
         progress = read_progress(self._database)
-        cards = list(self._registry.list())
-        return _Found(progress, cards, {task: self._registry.ranked(task, cards) for task in TASKS})
+        if self._registry is None:
+            from ml.registry.registry import Registry  # noqa: PLC0415 - see above
+
+            self._registry = Registry(self._database, self._settings.model_files_dir)
+        registry = self._registry
+        cards = list(registry.list())
+        ranked = {task: registry.ranked(task, cards) for task in TASKS}
+        errors = {task: selection_error(task, cards, self._selected[task]) for task in TASKS}
+        return _RegistryState(progress, cards, ranked, errors)
 
     async def _serve_best(self, task: str) -> None:
-        """Serve a task with the best model that can be loaded; what answers goes on until there is a better one."""
-        fault = pin_fault(task, self._found.cards, self._pins[task])
+        """Serve a task with the best model that can be loaded; the current one serves until there is a better one."""
+        fault = self._state.selection_errors[task]
         current = self._serving.get(task)
         for card in self._candidates(task):
             if current is not None and current.card.version == card.version:
                 break
             try:
-                predictor = await self._ready(card)
-            except RegistryError as error:
+                predictor = await self._load_and_warm_up(card)
+            except UserError as error:
                 fault = fault or str(error)
                 if current is not None:
                     break
@@ -214,38 +241,38 @@ class ModelServer:
             self._faults[task] = fault
 
     def _candidates(self, task: str) -> list[ModelCard]:
-        """The models to try for a task, in this order; where a setting names one, that one alone."""
-        pin = self._pins[task]
-        return [card for card in self._found.ranked.get(task, ()) if pin in (None, card.name)]
+        """The models to try for a task, best first; where a setting selects one, that one alone."""
+        selected = self._selected[task]
+        return [card for card in self._state.ranked.get(task, ()) if selected in (None, card.name)]
 
-    async def _ready(self, card: ModelCard) -> Predictor:
-        """A model that answers.
+    async def _load_and_warm_up(self, card: ModelCard) -> "Predictor":
+        """A predictor that is ready to answer.
 
         Raises:
-            RegistryError: it cannot be loaded, now or when it was last tried; this is logged once.
+            UserError: it cannot be loaded, now or when it was last tried; this is logged once.
         """
         shared = next((each for each in self._serving.values() if each.card.version == card.version), None)
         if shared is not None:
             return shared
         tried_at, reason = self._unusable.get(card.version, (-math.inf, ""))
         if time.monotonic() < tried_at + _RETRY_S:
-            raise RegistryError(reason)
+            raise UserError(reason)
         try:
             predictor = await asyncio.to_thread(self._load, card)
         except Exception as error:
             found = str(error) or repr(error)
             if found != reason:
-                expected = isinstance(error, (RegistryError, RuntimeError))
+                expected = isinstance(error, (UserError, RuntimeError))
                 logger.exception("the model %s cannot be served: %s", card.name, found, exc_info=not expected)
             self._unusable[card.version] = (time.monotonic(), found)
-            raise RegistryError(found) from error
+            raise UserError(found) from error
         self._unusable.pop(card.version, None)
         predictor.start()
-        await self._rehearse(predictor)
-        await asyncio.to_thread(_spare_the_collector)
+        await self._warm_up(predictor)
+        await asyncio.to_thread(_freeze_garbage_collector)
         return predictor
 
-    async def _replace(self, task: str, predictor: Predictor) -> None:
+    async def _replace(self, task: str, predictor: "Predictor") -> None:
         former = self._serving.get(task)
         self._serving[task] = predictor
         cards = {task: each.card for task, each in self._serving.items()}
@@ -254,17 +281,22 @@ class ModelServer:
         if former is not None and former not in self._serving.values():
             await former.stop()
 
-    async def _rehearse(self, predictor: Predictor) -> None:
+    async def _warm_up(self, predictor: "Predictor") -> None:
         try:
-            await predictor.rehearse()
-        except Exception:  # it may still answer others; its engine says whether it is alive
-            logger.exception("%s could not answer a question at its start", predictor.card.name)
+            await predictor.warm_up()
+        except Exception:  # real requests may still succeed; the engine reports its own health
+            logger.exception("the warm-up of %s failed", predictor.card.name)
 
-    def _load(self, card: ModelCard) -> Predictor:
+    def _load(self, card: ModelCard) -> "Predictor":
+        from app.serving.predictor import Predictor  # noqa: PLC0415 - see above
+        from ml.registry.registry import load_model, load_reference  # noqa: PLC0415 - see above
+
+        if self._pool is None:
+            self._pool = DaemonThreadPool(self._settings.decode_threads or _decode_threads(self._settings), "decode")
         folder = self._settings.model_files_dir
         model = load_model(card, folder)
-        # Threads of BLAS wait for work in a loop that takes the cores from the network's own threads for
-        # milliseconds after each small product. Anew for each model: it may have brought a BLAS of its own.
+        # BLAS threads spin for milliseconds after each small product and take the cores from the network's own
+        # threads. Set again for each model: it may have loaded another BLAS.
         self._blas.append(threadpool_limits(1, user_api="blas"))
         return Predictor(
             model,
@@ -277,15 +309,17 @@ class ModelServer:
         )
 
 
-def _decoders(settings: Settings) -> int:
+def _decode_threads(settings: Settings) -> int:
+    from app.serving.backends.devices import on_cuda  # noqa: PLC0415 - see above
+
     return min(64 if on_cuda(settings) else 4, usable_cpus())
 
 
-def _spare_the_collector() -> None:
-    """Keep the hundreds of thousands of objects of a loaded model out of garbage collection.
+def _freeze_garbage_collector() -> None:
+    """Exclude the hundreds of thousands of objects of a loaded model from garbage collection.
 
-    Going through them stops every thread for 0.2 s or more, in the midst of requests.
+    A full collection over them stops every thread for 0.2 s or more.
     """
-    gc.unfreeze()  # what a replaced model left
+    gc.unfreeze()  # the objects of a replaced model
     gc.collect()
     gc.freeze()

@@ -1,39 +1,40 @@
-"""What is wrong with a setting that names the model of a task."""
+"""Validates the settings that select the model of a task."""
 
 from collections.abc import Sequence
 from typing import Final
 
 from ml.registry.model_card import ModelCard
-from ml.training.train import PLANS
 
 _REMEDY: Final = "Name another one, or leave it unset for the best on dev."
 
 
-def variable(task: str) -> str:
-    """The setting that names the model of a task."""
+def setting_name(task: str) -> str:
+    """The setting that selects the model of a task."""
     return f"MEDPIX_MODEL_{task.upper()}"
 
 
-def pin_fault(task: str, cards: Sequence[ModelCard], pin: str | None) -> str | None:
-    """Why the model that a setting names can never answer, in sentences; None where it can, once it is trained.
+def selection_error(task: str, cards: Sequence[ModelCard], selected: str | None) -> str | None:
+    """Why the selected model can never answer a task, in sentences; None where it can, once it is trained.
 
     Args:
         task: modality or location.
         cards: all registered models.
-        pin: the name in the setting.
+        selected: the name in the setting.
     """
-    if pin is None:
+    if selected is None:
         return None
-    card = next((card for card in cards if card.name == pin), None)
+    from ml.training.train import MODEL_SPECS  # noqa: PLC0415 - takes seconds; most services select no model
+
+    card = next((card for card in cards if card.name == selected), None)
     if card is None:
-        if pin in PLANS and task in PLANS[pin].tasks:
+        if selected in MODEL_SPECS and task in MODEL_SPECS[selected].tasks:
             return None
-        reason = "there is no such model" if pin not in PLANS else f"this model does not answer {task}"
+        reason = "there is no such model" if selected not in MODEL_SPECS else f"this model does not answer {task}"
     elif card.can_serve(task):
         return None
     elif task in card.tasks:
-        reason = "this model takes no image, and the service is always given one"
+        reason = "this model takes no image, and every request has one"
     else:
         reason = f"this model does not answer {task}"
     usable = ", ".join(card.name for card in cards if card.can_serve(task)) or "none yet"
-    return f"{variable(task)}={pin[:80]}: {reason}. {_REMEDY} Registered for {task}: {usable}."
+    return f"{setting_name(task)}={selected[:80]}: {reason}. {_REMEDY} Registered for {task}: {usable}."

@@ -1,4 +1,4 @@
-"""Whether a model may compute in bf16 or fp16: only if its answers on the dev split are those of fp32."""
+"""Precision gate: a model may compute in bf16 or fp16 only if its predictions on the dev split are those of fp32."""
 
 import hashlib
 import json
@@ -15,12 +15,13 @@ from pymongo.errors import PyMongoError
 
 from app.core.exceptions import UserError
 from app.core.settings import Settings
-from app.serving.backends.base import Backend, Precision, device_name, low_precision, make_backend, software
+from app.serving.backends.base import Backend, Precision
+from app.serving.backends.devices import device_name, low_precision, make_backend, software
 from ml.dataset.image_loading import load_images
 from ml.dataset.records import Record, snapshot_hash
 from ml.models.base import Floats, Outputs, ServedModel
 from ml.models.predict_records import captions_of
-from ml.registry.artifacts import replaced, write_json
+from ml.registry.artifacts import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ _BATCH: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What a model computes in, and why.
+class PrecisionChoice:
+    """The precision of a model, and why.
 
     Attributes:
         precision: fp32, bf16 or fp16.
@@ -61,7 +62,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether the lower precision gives the same answers."""
+        """Whether the lower precision gives the same predictions."""
         return self.changed == 0 and self.shift <= MAX_SHIFT
 
     def describe(self, precision: Precision) -> str:
@@ -99,7 +100,7 @@ def _caption_halves(model: ServedModel, captions: Sequence[str | None]) -> list[
 
 def select_backend(
     model: ServedModel, settings: Settings, weights: str, dev: LoadRecords | None
-) -> tuple[Backend, Choice]:
+) -> tuple[Backend, PrecisionChoice]:
     """The backend of a model, in a lower precision where MEDPIX_PRECISION allows it and the dev split agrees.
 
     The comparison is made when a model is first served on a machine, and kept in the cache folder.
@@ -118,25 +119,27 @@ def select_backend(
     assert preprocess is not None
     full = make_backend(model.network, preprocess, settings, weights)
     if settings.precision == "fp32":
-        return full, Choice("fp32", "MEDPIX_PRECISION=fp32.")
+        return full, PrecisionChoice("fp32", "MEDPIX_PRECISION=fp32.")
     if full.device == "cpu" and full.name != "openvino":
-        return full, Choice("fp32", "OpenVINO cannot run this network; PyTorch on the CPU computes in fp32.")
+        return full, PrecisionChoice("fp32", "OpenVINO cannot run this network; PyTorch on the CPU computes in fp32.")
     lower = low_precision(full.device)
     if lower is None:
-        return full, Choice("fp32", "This device does not compute in bf16.")
+        return full, PrecisionChoice("fp32", "This device does not compute in bf16.")
     try:
         records = dev() if dev is not None else ()
     except (UserError, PyMongoError) as error:
-        return full, Choice("fp32", f"{lower} was not compared: the dev split cannot be read: {error}")
+        return full, PrecisionChoice("fp32", f"{lower} was not compared: the dev split cannot be read: {error}")
     if not records:
-        return full, Choice("fp32", f"{lower} was not compared: there is no dev split.")
+        return full, PrecisionChoice("fp32", f"{lower} was not compared: there is no dev split.")
     low = make_backend(model.network, preprocess, settings, weights, lower)
     choice = _compared(model, full, low, records, settings)
     logger.info("%s computes in %s: %s", model.card.name, choice.precision, choice.reason)
     return (low if choice.precision == lower else full), choice
 
 
-def _compared(model: ServedModel, full: Backend, low: Backend, records: Sequence[Record], settings: Settings) -> Choice:
+def _compared(
+    model: ServedModel, full: Backend, low: Backend, records: Sequence[Record], settings: Settings
+) -> PrecisionChoice:
     card = model.card
     # The version stands for the temperatures, which move probabilities.
     machine = (full.name, device_name(full.device), software())
@@ -148,12 +151,12 @@ def _compared(model: ServedModel, full: Backend, low: Backend, records: Sequence
         try:
             parity = _measure(model, full, low, records)
         except UserError as error:
-            return Choice("fp32", f"{low.precision} was not compared: {error}")
+            return PrecisionChoice("fp32", f"{low.precision} was not compared: {error}")
         with suppress(OSError):  # a disk that is full or read-only costs time, not the service
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replaced(path) as temporary:
+            with atomic_write(path) as temporary:
                 write_json(temporary, asdict(parity))
-    return Choice(low.precision if parity.holds else "fp32", parity.describe(low.precision))
+    return PrecisionChoice(low.precision if parity.holds else "fp32", parity.describe(low.precision))
 
 
 def _read(path: Path) -> Parity | None:

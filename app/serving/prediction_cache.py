@@ -1,4 +1,4 @@
-"""Predictions that were given before, kept in memory."""
+"""Least-recently-used cache of predictions, in memory."""
 
 import threading
 from collections import OrderedDict
@@ -8,13 +8,13 @@ from typing import Generic, TypeVar
 V = TypeVar("V")
 
 
-class ResultCache(Generic[V]):
-    """The results used last, at most a number of them; safe to use from any thread.
+class PredictionCache(Generic[V]):
+    """A thread-safe LRU cache.
 
-    A key is a tuple of all that a result depends on: two different questions never share one.
+    A key is a tuple of everything that a result depends on: two different requests never share one.
 
     Args:
-        entries: most results to keep; 0 keeps none.
+        entries: largest number of results; 0 keeps none.
     """
 
     def __init__(self, entries: int) -> None:
@@ -23,11 +23,11 @@ class ResultCache(Generic[V]):
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """How many results are kept."""
+        """Number of cached results."""
         return len(self._results)
 
     def get(self, key: tuple[Hashable, ...]) -> V | None:
-        """The result of a question, None where it is not kept."""
+        """The cached result, or None."""
         with self._lock:
             if key not in self._results:
                 return None
@@ -35,7 +35,7 @@ class ResultCache(Generic[V]):
             return self._results[key]
 
     def put(self, key: tuple[Hashable, ...], result: V) -> None:
-        """Keep a result; the one that was not used for longest makes room."""
+        """Cache a result; the least recently used one is evicted."""
         with self._lock:
             self._results[key] = result
             self._results.move_to_end(key)

@@ -1,43 +1,40 @@
-"""One loaded model, ready to answer: bytes and caption in, calibrated probabilities out."""
+"""One loaded model and its prediction pipeline: decode -> encode -> postprocess."""
 
 import asyncio
 import hashlib
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from numpy.typing import NDArray
+import numpy as np
 from PIL import Image
 
 from app.core.exceptions import UnprocessableError
 from app.core.settings import Settings
 from app.core.telemetry import Metrics
-from app.serving.admission import Admission
+from app.serving.admission import Admission, enforce_deadline
 from app.serving.backends.base import Backend
 from app.serving.batch_tuning import noise
-from app.serving.daemon_pool import Threads
-from app.serving.deadline import until
-from app.serving.decode.decoded_image import ImageInfo
+from app.serving.daemon_pool import DaemonThreadPool
 from app.serving.explain import Explainer, by_input
-from app.serving.image_encoder import Observer
-from app.serving.precision import Choice, LoadRecords
-from app.serving.prediction import Explained, Observation, Prediction, Prepared, Upload
-from app.serving.prediction_cache import ResultCache
+from app.serving.image_encoder import ImageEncoder
+from app.serving.precision import LoadRecords, PrecisionChoice
+from app.serving.prediction_cache import PredictionCache
+from app.serving.prediction_context import PredictionContext
+from ml.dataset.labels import MODALITIES
 from ml.models.base import EMBEDDING, Floats, InputError, ServedModel
 from ml.registry.model_card import ModelCard
 from ml.registry.reference_embeddings import Reference
 
-Array = NDArray[Any]
 T = TypeVar("T")
 
 _DRAIN_S: Final = 30.0
 
 
 class Predictor:
-    """Answers with one model.
+    """Predicts with one model.
 
     Args:
         model: loaded from the registry.
@@ -49,7 +46,7 @@ class Predictor:
         dev: reads the dev split, to see whether the model may compute in less than fp32; None where there is none.
 
     Attributes:
-        admission: counts what is in work; ask it before anything else.
+        admission: counts the images in flight; ask it before anything else.
     """
 
     def __init__(
@@ -57,8 +54,8 @@ class Predictor:
         model: ServedModel,
         reference: Reference | None,
         settings: Settings,
-        pool: Threads,
-        cache: ResultCache[Prediction],
+        pool: DaemonThreadPool,
+        cache: PredictionCache[PredictionContext],
         metrics: Metrics,
         dev: LoadRecords | None = None,
     ) -> None:
@@ -69,202 +66,207 @@ class Predictor:
         self._cache = cache
         self._metrics = metrics
         self._sha256 = model.card.sha256
-        self.observer = Observer(model, settings, metrics, pool.count, dev)
-        self.admission = Admission(settings.max_queue, lambda: self.observer.seconds_per_image)
-        self._concluding = Threads(1, f"conclude-{model.card.name}")
-        backend = self.observer.backend
+        self.image_encoder = ImageEncoder(model, settings, metrics, pool.count, dev)
+        self.admission = Admission(settings.max_queue, lambda: self.image_encoder.seconds_per_image)
+        # A thread of its own: a finished image must not wait for the decoding of others.
+        self._postprocessing = DaemonThreadPool(1, f"postprocess-{model.card.name}")
+        backend = self.image_encoder.backend
         # A network that OpenVINO runs is idle as a PyTorch module: explanations may use it as it is.
         self._explainer = Explainer(model, settings, shared=backend is not None and backend.name == "torch")
 
     @property
     def card(self) -> ModelCard:
-        """What is known about the model."""
+        """The model's card."""
         return self.model.card
 
     @property
     def backend(self) -> Backend | None:
         """What the network runs on; None for a model without network."""
-        return self.observer.backend
+        return self.image_encoder.backend
 
     @property
-    def precision(self) -> Choice | None:
+    def precision(self) -> PrecisionChoice | None:
         """What the network computes in, and why; None for a model without network."""
-        return self.observer.precision
+        return self.image_encoder.precision
 
     @property
     def healthy(self) -> bool:
         """Whether requests can be answered."""
-        return self.observer.healthy
+        return self.image_encoder.healthy
 
     def start(self) -> None:
         """Start to answer, on the running event loop."""
-        self.observer.start()
+        self.image_encoder.start()
 
     async def stop(self) -> None:
-        """Answer what was accepted, then end."""
+        """Finish accepted requests, then shut down."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_S):
                 await self.admission.idle()
-        await self.observer.stop()
+        await self.image_encoder.stop()
         self._explainer.stop()
-        self._concluding.shutdown(wait=False, cancel_futures=True)
+        self._postprocessing.shutdown(wait=False, cancel_futures=True)
 
-    async def prepare(self, task: str, upload: Upload, deadline: float) -> Prepared | Prediction:
-        """The decoded image of an upload, or the answer to it that was given before.
-
-        Args:
-            task: one of the model's tasks.
-            upload: image and caption.
-            deadline: on the clock of ``time.perf_counter``.
-
-        Raises:
-            ApiError: the image cannot be used, or the deadline passed.
-        """
-        async with until(deadline):
-            return await _in(self._pool, self._recall_or_prepare, task, upload, time.perf_counter())
-
-    async def answer(
-        self, task: str, caption: str | None, prepared: Prepared | Prediction, deadline: float
-    ) -> Prediction:
-        """The answer to what ``prepare`` gave.
-
-        Raises:
-            ApiError: the service is full, or the deadline passed.
-        """
-        if isinstance(prepared, Prediction):
-            prediction = prepared
-        else:
-            async with until(deadline):
-                prediction = await self._conclude(task, caption, await self.observer.observe(prepared, deadline))
-            self._cache.put(self._key(task, prepared.info.sha256, caption), prediction)
-        label, probability = max(prediction.probabilities[task].items(), key=lambda pair: pair[1])
-        self._metrics.prediction(task, label, probability, confident=prediction.confident, cached=prediction.cached)
-        self._metrics.stages(self.card.name, prediction.timings_s)
-        return prediction
-
-    async def rehearse(self) -> None:
-        """Answer a question that nobody asked, so that the first caller does not pay for what is made on first use."""
-        picture = io.BytesIO()
-        Image.fromarray(noise(1, (1, 256, 256))[0, 0]).save(picture, "PNG")
-        caption = "A picture without meaning" if "caption" in self.model.inputs else None
-        observation = await self._observe(picture.getvalue(), time.perf_counter() + _DRAIN_S)
-        for task in self.model.tasks:
-            await self._conclude(task, caption, observation)
-
-    async def nearest(
-        self, data: bytes, count: int, deadline: float
-    ) -> tuple[ImageInfo, list[tuple[str, float]], Mapping[str, float]]:
-        """The images of the dataset that look most like an image file.
+    async def predict(self, context: PredictionContext) -> None:
+        """Predict the context's task.
 
         Args:
-            data: of the file.
+            context: with data, caption, task and deadline; filled up to ``notes``.
+
+        Raises:
+            ApiError: the image cannot be used, the service is full, or the deadline passed.
+        """
+        async with enforce_deadline(context.deadline):
+            await _in(self._pool, self._recall_or_decode, context, time.perf_counter())
+            if not context.cached:
+                await self.image_encoder.encode(context)
+                await self._postprocess(context)
+                self._cache.put(self._key(context, context.info.sha256), context.without_image())
+        probability = context.probabilities[context.task][context.label]
+        self._metrics.prediction(
+            context.task, context.label, probability, confident=context.confident, cached=context.cached
+        )
+        self._metrics.stages(self.card.name, context.timings_s)
+
+    async def explain(self, context: PredictionContext, label: str | None) -> None:
+        """Predict the context's task, and explain one class of it.
+
+        Args:
+            context: with data, caption, task and deadline; filled up to ``by_input``.
+            label: class to explain; None: the one that the model answers.
+
+        Raises:
+            ApiError: image or label cannot be used, the service is full, or the deadline passed.
+        """
+        classes = self.model.tasks[context.task]
+        if label is not None and label not in classes:
+            raise UnprocessableError(f"There is no {context.task} {label[:80]!r}. There is: {'; '.join(classes)}.")
+        async with enforce_deadline(context.deadline):
+            await self._decode_and_encode(context)
+            await self._postprocess(context)
+            started = time.perf_counter()
+            context.by_input = await _in(
+                self._postprocessing, by_input, self.model, context.task, context.outputs, context.caption
+            )
+            context.explanation = await self._explainer.explain(context.task, context.data, label or context.label)
+        context.timings_s["explain"] = time.perf_counter() - started
+        self._metrics.stages(self.card.name, context.timings_s)
+
+    async def nearest(self, context: PredictionContext, count: int) -> None:
+        """Find the images of the dataset that look most like an image.
+
+        Args:
+            context: with data and deadline; filled up to ``outputs``, and ``neighbours``.
             count: how many.
-            deadline: on the clock of ``time.perf_counter``.
-
-        Returns:
-            The file; (image, cosine similarity) pairs, the most similar first; and seconds per stage.
 
         Raises:
             ApiError: the image or the model cannot be used, the service is full, or the deadline passed.
         """
         if self.reference is None:
             raise UnprocessableError(f"The model {self.card.name} compares no images. Ask with another task.")
-        async with until(deadline):
-            observation = await self._observe(data, deadline)
-            embedding = (observation.outputs or {}).get(EMBEDDING)
+        async with enforce_deadline(context.deadline):
+            await self._decode_and_encode(context)
+            embedding = (context.outputs or {}).get(EMBEDDING)
             if embedding is None:
                 raise UnprocessableError(f"The model {self.card.name} does not look at images.")
             started = time.perf_counter()
-            found = await _in(self._concluding, self.reference.nearest, embedding[0], count)
-        timings = {**observation.timings_s, "conclude": time.perf_counter() - started}
-        self._metrics.stages(self.card.name, timings)
-        return observation.info, found, timings
+            context.neighbours = await _in(self._postprocessing, self.reference.nearest, embedding[0], count)
+        context.timings_s["postprocess"] = time.perf_counter() - started
+        self._metrics.stages(self.card.name, context.timings_s)
 
-    async def explain(self, task: str, upload: Upload, label: str | None, deadline: float) -> Explained:
-        """The answer to one upload, with what speaks for it.
+    async def warm_up(self) -> None:
+        """Run a dummy prediction so that lazy initialisation is paid before traffic."""
+        file = io.BytesIO()
+        Image.fromarray(noise(1, (1, 256, 256))[0, 0]).save(file, "PNG")
+        caption = "A picture without meaning" if "caption" in self.model.inputs else None
+        context = PredictionContext(file.getvalue(), caption, deadline=time.perf_counter() + _DRAIN_S)
+        await self._decode_and_encode(context)
+        for context.task in self.model.tasks:
+            await self._postprocess(context)
+
+    async def _decode_and_encode(self, context: PredictionContext) -> None:
+        await _in(self._pool, self.image_encoder.decode, context, None, time.perf_counter())
+        await self.image_encoder.encode(context)
+
+    def _recall_or_decode(self, context: PredictionContext, queued_at: float) -> None:
+        """Decode the image, unless the cache has the answer; in a decode thread."""
+        started = time.perf_counter()
+        sha256 = hashlib.sha256(context.data).hexdigest()
+        known = self._cache.get(self._key(context, sha256))
+        if known is None:
+            self.image_encoder.decode(context, sha256, queued_at)
+        else:
+            context.answer_from(known)
+            context.timings_s = {"wait": started - queued_at, "cache": time.perf_counter() - started}
+
+    def _key(self, context: PredictionContext, sha256: str) -> tuple[str | None, ...]:
+        """All that an answer depends on; the version stands for temperatures and thresholds, which are in no file."""
+        return context.task, sha256, context.caption, self._sha256, self.card.version, self.card.preprocess_hash
+
+    async def _postprocess(self, context: PredictionContext) -> None:
+        started = time.perf_counter()
+        await _in(self._postprocessing, self.postprocess, context)
+        context.timings_s["postprocess"] = time.perf_counter() - started
+
+    def postprocess(self, context: PredictionContext) -> None:
+        """From network outputs and caption to calibrated probabilities and a decision; not for the event loop.
 
         Args:
-            task: one of the model's tasks.
-            upload: image and caption.
-            label: class to explain; None: the one that the model answers.
-            deadline: on the clock of ``time.perf_counter``.
-
-        Raises:
-            ApiError: image or label cannot be used, the service is full, or the deadline passed.
-        """
-        classes = self.model.tasks[task]
-        if label is not None and label not in classes:
-            raise UnprocessableError(f"There is no {task} {label[:80]!r}. There is: {'; '.join(classes)}.")
-        async with until(deadline):
-            observation = await self._observe(upload.data, deadline)
-            prediction = await self._conclude(task, upload.caption, observation)
-            started = time.perf_counter()
-            inputs = await _in(self._concluding, by_input, self.model, task, observation.outputs, upload.caption)
-            shares = prediction.probabilities[task]
-            chosen = label or max(shares, key=lambda name: shares[name])
-            explanation = await self._explainer.explain(task, upload.data, chosen)
-        timings = {**prediction.timings_s, "explain": time.perf_counter() - started}
-        self._metrics.stages(self.card.name, timings)
-        return Explained(replace(prediction, timings_s=timings), explanation, inputs)
-
-    async def _observe(self, data: bytes, deadline: float) -> Observation:
-        prepared = await _in(self._pool, self.observer.prepare, data, None, time.perf_counter())
-        return await self.observer.observe(prepared, deadline)
-
-    def _recall_or_prepare(self, task: str, upload: Upload, queued_at: float) -> Prepared | Prediction:
-        started = time.perf_counter()
-        sha256 = hashlib.sha256(upload.data).hexdigest()
-        known = self._cache.get(self._key(task, sha256, upload.caption))
-        if known is None:
-            return self.observer.prepare(upload.data, sha256, queued_at)
-        timings = {"wait": started - queued_at, "cache": time.perf_counter() - started}
-        return replace(known, cached=True, timings_s=timings)
-
-    def _key(self, task: str, sha256: str, caption: str | None) -> tuple[str | None, ...]:
-        """All that an answer depends on; the version stands for temperatures and thresholds, which are in no file."""
-        return task, sha256, caption, self._sha256, self.card.version, self.card.preprocess_hash
-
-    async def _conclude(self, task: str, caption: str | None, observation: Observation) -> Prediction:
-        """The prediction, made in a thread of its own: what is finished must not wait for others' images."""
-        started = time.perf_counter()
-        prediction = await _in(self._concluding, self.conclude, task, caption, observation)
-        timings = {**observation.timings_s, "conclude": time.perf_counter() - started}
-        return replace(prediction, timings_s=timings)
-
-    def conclude(self, task: str, caption: str | None, observation: Observation) -> Prediction:
-        """The prediction from what the image half gave and a caption; not for the event loop.
+            context: after encode; filled up to ``notes``.
 
         Raises:
             UnprocessableError: the model lacks an input that it cannot do without.
         """
-        outputs = observation.outputs
-        uses_caption = caption is not None and "caption" in self.model.inputs
-        encoded = self.model.encode_captions([caption]) if uses_caption else None
+        takes_caption = context.caption is not None and "caption" in self.model.inputs
+        encoded = self.model.encode_captions([context.caption]) if takes_caption else None
+        uses_caption = encoded is not None and not bool(np.isnan(encoded).any())
         try:
-            combined = self.model.combine(outputs, encoded)
+            combined = self.model.combine(context.outputs, encoded)
         except InputError as error:
             raise UnprocessableError(f"The model cannot answer: {error}.") from error
-        probabilities = {
+        context.card = self.card
+        context.probabilities = {
             name: dict(zip(self.model.tasks[name], map(float, rows[0]), strict=True)) for name, rows in combined.items()
         }
-        unusual = self._is_unusual(outputs) if observation.plausible else True
-        sure = max(probabilities[task].values()) >= self.card.thresholds.get(task, 0.0)
-        used = [name for name, given in (("image", outputs is not None), ("caption", uses_caption)) if given]
-        return Prediction(
-            card=self.card,
-            task=task,
-            probabilities=probabilities,
-            confident=sure and not unusual,
-            unusual=unusual,
-            inputs_used=tuple(used),
-            info=observation.info,
-            timings_s=observation.timings_s,
-        )
+        context.out_of_distribution = True if not context.plausible else self._is_out_of_distribution(context)
+        sure = max(context.probabilities[context.task].values()) >= self.card.thresholds.get(context.task, 0.0)
+        header_note = self._header_note(context)
+        context.confident = sure and not context.out_of_distribution and header_note is None
+        used = (("image", context.outputs is not None), ("caption", uses_caption))
+        context.inputs_used = tuple(name for name, given in used if given)
+        context.notes = (*self._notes(context), *([header_note] if header_note else []))
 
-    def _is_unusual(self, outputs: dict[str, Array] | None) -> bool | None:
-        if outputs is None or self._distance is None or self.card.ood_threshold is None or EMBEDDING not in outputs:
+    def _notes(self, context: PredictionContext) -> tuple[str, ...]:
+        """What a reader of the answer should know of the image and of the inputs used."""
+        notes = list(context.info.notes)
+        if context.out_of_distribution:
+            notes.append("The image is unlike every image that the model was trained on.")
+        if context.task == "location" and "caption" not in context.inputs_used:
+            reason = "the caption has no word that the model knows"
+            if context.caption is None:
+                reason = "there was no caption"
+            elif "caption" not in self.model.inputs:
+                reason = "the model takes no caption"
+            notes.append(f"Predicted from the image alone: {reason}.")
+        return tuple(notes)
+
+    def _header_note(self, context: PredictionContext) -> str | None:
+        """What in a DICOM header's modality speaks against the prediction; None where nothing does."""
+        header = context.info.header_modality
+        if header is None:
             return None
-        return bool(self._distance(outputs[EMBEDDING])[0] > self.card.ood_threshold)
+        if header not in MODALITIES:
+            return f"The DICOM header says modality {header[:16]}; the model was trained on CT and MR images only."
+        if context.task == "modality" and header != context.label:
+            return f"The DICOM header says modality {header}, which contradicts the prediction."
+        return None
+
+    def _is_out_of_distribution(self, context: PredictionContext) -> bool | None:
+        limit = self.card.ood_threshold
+        embedding = (context.outputs or {}).get(EMBEDDING)
+        if embedding is None or self._distance is None or limit is None:
+            return None
+        return bool(self._distance(embedding)[0] > limit)
 
 
 def _distance_of(reference: Reference | None, card: ModelCard) -> Callable[[Floats], Floats] | None:
@@ -273,5 +275,5 @@ def _distance_of(reference: Reference | None, card: ModelCard) -> Callable[[Floa
     return reference.density().distance if card.ood_distance == "mahalanobis" else reference.distance
 
 
-async def _in(threads: Threads, function: Callable[..., T], *arguments: Any) -> T:
-    return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+async def _in(pool: DaemonThreadPool, function: Callable[..., T], *arguments: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)

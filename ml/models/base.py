@@ -26,7 +26,8 @@ class ServedModel(ABC):
     """A trained model: one half runs on images, one on captions, and ``combine`` joins them.
 
     The halves are apart so that a service can run ``network`` in batches on any backend. A model may
-    lack either half.
+    lack either half. All its weights and buffers are on one device, ``device``: that of the modules
+    it is made of, until ``to`` moves them all.
 
     Attributes:
         card: what is known about the model.
@@ -60,8 +61,25 @@ class ServedModel(ABC):
         """The part of ``network`` whose output is the last feature map (N, D, h, w), for Grad-CAM."""
         return None
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Every module of the model; a family that has more than ``network`` names them all."""
+        return () if self.network is None else (self.network,)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; the CPU for a model without modules."""
+        weights = (parameter for module in self.modules for parameter in module.parameters())
+        return next((parameter.device for parameter in weights), torch.device("cpu"))
+
+    def to(self, device: torch.device) -> Self:
+        """Move every weight and buffer to a device, in place; returns the model."""
+        for module in self.modules:
+            module.to(device)
+        return self
+
     def encode_images(self, pixels: NDArray[np.uint8]) -> dict[str, Floats] | None:
-        """The image half, run here and now on the device that the network is on.
+        """The image half, run here and now on the device of the model.
 
         Args:
             pixels: uint8 array (N, C, size, size) from ``preprocess.apply``.
@@ -72,9 +90,8 @@ class ServedModel(ABC):
         if self.network is None:
             return None
         self.network.eval()
-        device = next(self.network.parameters()).device
         with torch.inference_mode():
-            outputs: dict[str, Tensor] = self.network(torch.from_numpy(pixels).to(device))
+            outputs: dict[str, Tensor] = self.network(torch.from_numpy(pixels).to(self.device))
         return {name: output.float().cpu().numpy() for name, output in outputs.items()}
 
     def encode_captions(self, captions: Sequence[str | None]) -> Floats | None:
@@ -84,8 +101,8 @@ class ServedModel(ABC):
             captions: N captions; None or "" where there is none.
 
         Returns:
-            float32 array (N, D), a row of NaN where there is no caption; None for a model that
-            takes no captions.
+            float32 array (N, D), a row of NaN where there is no caption or no word that the model knows;
+            None for a model that takes no captions.
         """
         del captions
         return None

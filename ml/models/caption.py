@@ -60,11 +60,11 @@ class CaptionModel(ServedModel):
         self.features, self.classifiers = features, classifiers
 
     def encode_captions(self, captions: Sequence[str | None]) -> Floats:
-        """Log-probabilities (N, 21 + 5), NaN where there is no caption."""
+        """Log-probabilities (N, 21 + 5), NaN where there is no caption or none of its words is known."""
         texts = [clean(caption) for caption in captions]
         features = self.features.transform(texts)
         encoded = np.hstack([self.classifiers[task].log_probabilities(features) for task in TASKS])
-        encoded[[not text for text in texts]] = np.nan
+        encoded[~self.features.has_known_words(texts)] = np.nan
         return np.asarray(encoded, dtype=np.float32)
 
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:

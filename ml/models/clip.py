@@ -20,6 +20,7 @@ from ml.models.base import (
     ServedModel,
     calibrated,
 )
+from ml.models.network import PixelNetwork, full_precision
 from ml.registry.artifacts import DamagedFileError, read_json, read_tensors, write_json, write_tensors
 from ml.registry.model_card import ModelCard
 
@@ -78,26 +79,23 @@ class ClipHead(nn.Module):
 
     def forward(self, image: Tensor, caption: Tensor) -> dict[str, Tensor]:
         """Embeddings (N, size) of length 1, zeros where one is missing, to logits per task."""
-        hidden = self.hidden(torch.cat([image, caption], dim=1))
-        return {task: head(hidden) for task, head in self.heads.items()}
+        with full_precision(image.device):
+            hidden = self.hidden(torch.cat([image, caption], dim=1).float())
+            return {task: head(hidden) for task, head in self.heads.items()}
 
 
-class ClipImageNetwork(nn.Module):
+class ClipImageNetwork(PixelNetwork):
     """CLIP's image tower with normalisation, and the head's answer from the image alone."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, towers: CLIPModel, head: ClipHead, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
+        super().__init__(head, mean, std)
         self.towers, self.head = towers, head
-        self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", 255.0 * torch.tensor(std).view(1, -1, 1, 1))
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Images (N, 3, H, W), 0 to 255, to embeddings (N, size) of length 1."""
-        vision = self.towers.vision_model(pixel_values=(pixels.float() - self.mean) / self.std)
-        return functional.normalize(self.towers.visual_projection(vision.pooler_output), dim=1)
+        vision = self.towers.vision_model(pixel_values=self.normalise(pixels))
+        with full_precision(pixels.device):
+            return functional.normalize(self.towers.visual_projection(vision.pooler_output.float()), dim=1)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Images (N, 3, H, W), 0 to 255, to log-probabilities per task and the embedding."""
@@ -129,6 +127,11 @@ class ClipModel(ServedModel):
         if preprocess := self.preprocess:
             self.network = ClipImageNetwork(towers, head, preprocess.mean, preprocess.std).eval()
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Towers and head, and the network around them where the model takes images."""
+        return (self.towers, self.head) if self.network is None else (self.network,)
+
     def encode_captions(self, captions: Sequence[str | None]) -> Floats:
         """Caption embeddings (N, size) of length 1, NaN where there is no caption.
 
@@ -154,10 +157,9 @@ class ClipModel(ServedModel):
         if some is None or (image is None and "image" in self.inputs and np.isnan(some).any()):
             wanted = " or ".join({"image": "an image", "caption": "a caption"}[name] for name in self.card.inputs)
             raise InputError(f"{self.card.name} needs {wanted} for every item")
-        device = next(self.head.parameters()).device
         parts = [np.zeros_like(some) if part is None else np.nan_to_num(part) for part in (image, caption)]
         with torch.inference_mode():
-            logits = self.head(*(torch.from_numpy(part).float().to(device) for part in parts))
+            logits = self.head(*(torch.from_numpy(part).float().to(self.device) for part in parts))
         return {task: calibrated(self.card, task, logits[task].float().cpu().numpy()) for task in self.card.tasks}
 
     def save(self, folder: Path) -> list[str]:

@@ -29,8 +29,10 @@ class ClipExamples:
         pixels: uint8 tensor (N, 3, size, size).
         texts: N captions, "" where there is none.
         has_text: whether there is one, float tensor (N,).
-        wanted: per task int64 tensor (N,), on the device of the run.
-        weights: float32 tensor (N,), mean 1, on the device of the run.
+        wanted: per task int64 tensor (N,).
+        weights: float32 tensor (N,), mean 1.
+
+    All tensors are on the device of the run.
     """
 
     pixels: Tensor
@@ -51,9 +53,9 @@ class ClipExamples:
         wanted = {task: targets(context.train, task) for task in TASKS}
         empty = np.zeros((len(context.train), 1, 1, 1), dtype=np.uint8)
         plain = make_examples(empty, wanted, groups(context.train), case_weight).to(context.device)
-        pixels = torch.from_numpy(context.images(context.train, start.preprocess))
+        pixels = torch.from_numpy(context.images(context.train, start.preprocess)).to(context.device)
         texts = [record.caption for record in context.train]
-        has_text = torch.tensor([float(bool(text)) for text in texts])
+        has_text = torch.tensor([float(bool(text)) for text in texts], device=context.device)
         return cls(pixels, texts, has_text, plain.targets, plain.weights)
 
     def identity(self, network: nn.Module) -> dict[str, Any]:
@@ -134,12 +136,12 @@ def show(head: HeadSettings, has_text: Tensor, generator: torch.Generator) -> Te
     Args:
         head: its inputs, and the probability that one of two is hidden; never both are.
         has_text: whether there is a caption to show, float (N,).
-        generator: source of randomness.
+        generator: source of randomness, on the device of ``has_text``.
     """
     if len(head.inputs) == 1:
-        only = torch.tensor([float(name in head.inputs) for name in ("image", "caption")])
+        only = has_text.new_tensor([float(name in head.inputs) for name in ("image", "caption")])
         return only.expand(len(has_text), 2)
-    draw = torch.rand(len(has_text), generator=generator)
+    draw = torch.rand(len(has_text), generator=generator, device=has_text.device)
     caption = has_text * (draw <= 1.0 - head.modality_dropout)
     # Without caption the image must show, whatever the dice say.
     image = torch.where(caption > 0, (draw >= head.modality_dropout).float(), 1.0)

@@ -137,12 +137,11 @@ def _head_epoch(
     # From seed and epoch alone, so that a run that goes on sees what an unbroken one would have seen.
     seed = context.options.seed * 1_000_003 + epoch
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(context.device).manual_seed(seed)
     network.head.train()
     losses = []
-    for batch in torch.randperm(len(image), generator=generator).split(settings.batch):
-        index = batch.to(context.device)
-        shown = show(settings, examples.has_text[batch], generator).to(context.device)
+    for index in torch.randperm(len(image), generator=generator, device=context.device).split(settings.batch):
+        shown = show(settings, examples.has_text[index], generator)
         logits = network.head(image[index] * shown[:, :1], caption[index] * shown[:, 1:])
         loss = examples.loss(logits, index, settings.smoothing)
         optimizer.zero_grad(set_to_none=True)

@@ -134,7 +134,7 @@ class Tuner:
         seed = self.context.options.seed * 1_000_003 + epoch
         torch.manual_seed(seed * 101 + self.context.team.rank)
         order = torch.randperm(len(self.examples.texts), generator=torch.Generator().manual_seed(seed))
-        generator = torch.Generator().manual_seed(seed * 101 + self.context.team.rank)
+        generator = torch.Generator(self.context.device).manual_seed(seed * 101 + self.context.team.rank)
         steps = max(1, len(order) // self.settings.batch)
         total = torch.zeros((), device=self.context.device)
         whole.train()
@@ -149,11 +149,13 @@ class Tuner:
 
     def _step(self, whole: nn.Module, rows: Tensor, generator: torch.Generator) -> Tensor:
         device = self.context.device
-        images = 255.0 * self.settings.augment.apply(self.examples.pixels[rows], generator)
-        shown = show(self.head, self.examples.has_text[rows], generator)
+        texts = [self.examples.texts[row] for row in rows.tolist()]
+        index = rows.to(device)
+        images = 255.0 * self.settings.augment.apply(self.examples.pixels[index], generator)
+        shown = show(self.head, self.examples.has_text[index], generator)
         with torch.autocast(device.type, self.half, enabled=self.half is not None):
-            logits = whole(images.to(device), [self.examples.texts[i] for i in rows.tolist()], shown.to(device))
-        loss = self.examples.loss(logits, rows.to(device), self.head.smoothing)
+            logits = whole(images, texts, shown)
+        loss = self.examples.loss(logits, index, self.head.smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)

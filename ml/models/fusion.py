@@ -72,7 +72,7 @@ class FusedModel(ServedModel):
         return self.image_model.cam_layer
 
     def encode_captions(self, captions: Sequence[str | None]) -> Floats:
-        """Log-probabilities (N, 21 + 5) of the caption half, NaN where there is no caption."""
+        """Log-probabilities (N, 21 + 5) of the caption half, NaN where there is no usable caption."""
         return self.caption_model.encode_captions(captions)
 
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
@@ -216,8 +216,8 @@ def train_efficientnet(context: Context) -> FusedModel:
 
 def _join(context: Context, name: str, image_name: str) -> FusedModel:
     """Join registered models; only the weights are chosen here, on dev."""
-    image_model = context.registry.load(image_name)
-    caption_model = context.registry.load(caption.NAME)
+    image_model = context.load(image_name)
+    caption_model = context.load(caption.NAME)
     assert isinstance(image_model, ImageModel)
     assert isinstance(caption_model, CaptionModel)
     prior = {task: log_prior(context.train, task) for task in TASKS}

@@ -1,12 +1,40 @@
 """A small residual network with one head per task, and what wraps networks for serving."""
 
+import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ml.models.base import EMBEDDING
+
+# What the modules that stay in float32 are called in every family.
+_HEADS: Final = frozenset({"head", "heads", "visual_projection"})
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Within it autocast converts nothing: heads cost next to nothing, and half precision costs their answers digits.
+
+    Nothing is entered where autocast is off, so that an exported graph has no trace of it.
+    """
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+
+
+def reduced(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy for autocast whose weights are converted once, where autocast alone converts them at every run.
+
+    Args:
+        network: of any family, in float32.
+        dtype: bfloat16 or float16, for the weights of convolutions and linear layers; heads and norms keep theirs.
+    """
+    network = copy.deepcopy(network)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and not _HEADS & set(name.split(".")):
+            module.to(dtype)
+    return network
 
 
 class ResidualBlock(nn.Module):
@@ -83,25 +111,47 @@ class MultiTaskNetwork(nn.Module):
         """Normalised images (N, C, H, W) to logits per task and the pooled features as embedding."""
         embedding = self.backbone(x).float().mean(dim=(2, 3))
         dropped = self.dropout(embedding)
-        return {task: head(dropped) for task, head in self.heads.items()} | {EMBEDDING: embedding}
+        with full_precision(x.device):
+            return {task: head(dropped) for task, head in self.heads.items()} | {EMBEDDING: embedding}
 
 
-class ServingNetwork(nn.Module):
+class PixelNetwork(nn.Module):
+    """A network that takes pixels as they are in an image, 0 to 255, and normalises them itself.
+
+    Args:
+        part: a module of the network, whose device is that of the buffers too.
+        mean: per channel, in units of 0 to 1.
+        std: per channel, in units of 0 to 1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, part: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        # A network that was just trained is on the device of its training.
+        device = next(part.parameters()).device
+        self.register_buffer("mean", 255.0 * torch.tensor(mean, device=device).view(1, -1, 1, 1))
+        self.register_buffer("std", 255.0 * torch.tensor(std, device=device).view(1, -1, 1, 1))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Images (N, C, H, W), 0 to 255, as the weights expect them."""
+        return (pixels.float() - self.mean) / self.std
+
+
+class ServingNetwork(PixelNetwork):
     """Normalisation, test-time views and the mean of several networks in one traceable module.
 
     The probabilities of all members over all views are averaged; their logarithm is the logit. The
     embedding is that of every member on the unchanged image, each of length 1, side by side.
 
     Args:
-        members: networks that take normalised images.
+        members: networks that take normalised images, all on one device.
         tasks: the tasks to answer; other heads of the members are left out.
         mean: per channel, in units of 0 to 1.
         std: per channel, in units of 0 to 1.
         flip: average over the mirrored image too.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -112,16 +162,14 @@ class ServingNetwork(nn.Module):
         *,
         flip: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(members[0], mean, std)
         self.members = nn.ModuleList(members)
         self.tasks = tuple(tasks)
         self.flip = flip
-        self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", 255.0 * torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Images (N, C, H, W), 0 to 255, to log-probabilities per task and the embedding (N, D)."""
-        x = (pixels.float() - self.mean) / self.std
+        x = self.normalise(pixels)
         sums: dict[str, Tensor] = {}
         embeddings = []
         for member in self.members:

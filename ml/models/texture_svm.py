@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.svm import SVC
+from torch import nn
 
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
@@ -94,6 +95,11 @@ class TextureSumModel(ServedModel):
         super().__init__(card)
         self.image_model, self.machine = image_model, machine
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Those of the image model."""
+        return self.image_model.modules
+
     def encode_images(self, pixels: NDArray[np.uint8]) -> dict[str, Floats]:
         """Log-odds of network and texture, (N, 2), and the network's embedding."""
         found = parts(self.image_model, self.machine, pixels)
@@ -176,7 +182,7 @@ def train(context: Context) -> TextureSumModel:
         ml.registry.registry.UnknownModelError: the image model is not registered.
         ml.dataset.records.RecordsError: images are missing or damaged, or all show one modality.
     """
-    image_model = context.registry.load(compact.NAME)
+    image_model = context.load(compact.NAME)
     assert isinstance(image_model, CompactModel)
     assert image_model.preprocess is not None
     preprocess = Preprocess(size=2 * image_model.preprocess.size)

@@ -95,13 +95,21 @@ class Augment:
 
     def _erase(self, images: Tensor, generator: torch.Generator) -> Tensor:
         count, _, height, width = images.shape
-        draw = torch.rand(count, 6, generator=generator, device=images.device).cpu()
-        for index in (draw[:, 0] < self.erase).nonzero()[:, 0].tolist():
-            tall, wide, top, left, grey = draw[index, 1:].tolist()
-            rows, columns = int(height * (0.1 + 0.25 * tall)), int(width * (0.1 + 0.25 * wide))
-            y, x = int((height - rows) * top), int((width - columns) * left)
-            images[index, :, y : y + rows, x : x + columns] = grey
-        return images
+        # All on the device of the images: to ask for these numbers would stop a GPU at every step.
+        draw = torch.rand(count, 6, 1, generator=generator, device=images.device)
+        chosen, tall, wide, top, left, grey = draw.unbind(1)
+        rows = _span(height, tall, top) & (chosen < self.erase)
+        columns = _span(width, wide, left)
+        hidden = rows[:, None, :, None] & columns[:, None, None, :]
+        return torch.where(hidden, grey[:, None, None], images, out=images)
+
+
+def _span(side: int, share: Tensor, place: Tensor) -> Tensor:
+    """Which rows, or columns, a rectangle covers in each image: a tenth of the side and more, bool (N, side)."""
+    length = (side * (0.1 + 0.25 * share)).int()
+    start = ((side - length) * place).int()
+    index = torch.arange(side, device=share.device)
+    return (index >= start) & (index < start + length)
 
 
 class _Levels(NamedTuple):

@@ -75,6 +75,14 @@ class Context:
     scratch: Path
     _images: dict[str, dict[str, NDArray[np.uint8]]] = field(default_factory=dict)
 
+    def load(self, name: str) -> ServedModel:
+        """A registered model that this one builds on, on the device of the run.
+
+        Raises:
+            ml.registry.UnknownModelError: it is not registered.
+        """
+        return self.registry.load(name).to(self.device)
+
     def images(self, records: Sequence[Record], preprocess: Preprocess) -> NDArray[np.uint8]:
         """The prepared images of records, decoded at most once per run.
 

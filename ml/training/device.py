@@ -3,9 +3,12 @@
 import contextlib
 import ctypes
 import functools
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Final, Literal
 
 import torch
@@ -13,11 +16,17 @@ from torch import Tensor, distributed, nn
 
 from app.core.exceptions import UserError
 
+_LOG = logging.getLogger(__name__)
+
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 # Of malloc.h; the threshold is an int.
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 _KEPT_BYTES: Final = 1 << 30
+# The first process calibrates, embeds the dataset and registers while the others wait at a barrier.
+_TEAM_TIMEOUT: Final = timedelta(hours=2)
+# Where the kernel module of NVIDIA shows each GPU, whether PyTorch can use it or not.
+_NVIDIA_NODES: Final = (Path("/dev"), "nvidia[0-9]*")
 
 
 class DeviceError(UserError):
@@ -27,22 +36,49 @@ class DeviceError(UserError):
 def pick_device(name: DeviceName = "auto") -> torch.device:
     """The device to run on; ``auto`` prefers CUDA, then Apple's GPU, then the CPU.
 
+    An NVIDIA GPU that ``auto`` has to leave aside is logged as a warning, with the cause.
+
     Raises:
         DeviceError: the device is not there.
     """
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
+        warn_of_unusable_gpu()
         name = "cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"
     if name not in has:
         raise DeviceError(f"unknown device {name!r}; known are auto, cpu, cuda and mps")
     if not has[name]:
-        raise DeviceError(f"device {name} was asked for, but this machine has none; use --device auto")
+        fault = cuda_fault() if name == "cuda" else None
+        lack = "this machine has none" if fault is None else f"it cannot be used: {fault}"
+        raise DeviceError(f"device {name} was asked for, but {lack}; use --device auto")
     if name != "cuda":
         return torch.device(name)
     index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if index >= count:
         raise DeviceError(f"torchrun started more processes than there are GPUs; use --nproc-per-node {count}")
     return torch.device(name, index)
+
+
+def cuda_fault() -> str | None:
+    """Why PyTorch cannot use an NVIDIA GPU of this machine; None where it can, none is here, or all are hidden."""
+    folder, pattern = _NVIDIA_NODES
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    if hidden or torch.cuda.is_available() or not any(folder.glob(pattern)):
+        return None
+    if torch.version.cuda is None:
+        return "this build of PyTorch has no CUDA; install one that has"
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:  # of a driver that is too old, or that fails
+        return " ".join(str(error).split())
+    return "PyTorch finds no device; look at the output of nvidia-smi, and at CUDA_VISIBLE_DEVICES"
+
+
+@functools.cache
+def warn_of_unusable_gpu() -> None:
+    """Log once why an NVIDIA GPU of this machine is not used: work on the CPU must not pass for work on the GPU."""
+    if (fault := cuda_fault()) is not None:
+        _LOG.warning("this machine has an NVIDIA GPU that cannot be used, models run without it: %s", fault)
 
 
 def half_type(device: torch.device) -> torch.dtype | None:
@@ -131,7 +167,11 @@ def team(device: torch.device) -> Iterator[Team]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL would use the first for every process
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=_TEAM_TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
     try:
         yield Team(distributed.get_rank(), size)
     finally:

@@ -18,7 +18,7 @@ def test_an_overlay_is_a_picture_of_the_same_size(predict_api: httpx.Client, png
     assert Image.open(io.BytesIO(answer.content)).size == Image.open(io.BytesIO(png)).size
     assert answer.headers["x-explained-label"] == ask(predict_api, f"/predict/{task}", png, CAPTION).json()["label"]
     assert answer.headers["x-explanation-method"] == "grad-cam"
-    assert stages(answer) == ["wait", "decode", "queue", "run", "conclude", "explain"]
+    assert stages(answer) == ["wait", "decode", "queue", "run", "postprocess", "explain"]
 
 
 def test_the_map_comes_with_the_prediction_and_what_each_input_says(predict_api: httpx.Client, png: bytes) -> None:

@@ -22,7 +22,7 @@ import uvicorn
 
 from app.api.factory import create_app
 from app.core.settings import Settings
-from app.serving.admission import Room
+from app.serving.admission import UploadBudget
 from app.serving.decode.image import decode
 from app.serving.engine import Engine
 from app.serving.predictor import Predictor
@@ -38,13 +38,13 @@ class Held:
     client: httpx.Client
     server: uvicorn.Server
     predictor: Predictor
-    room: Room
+    upload_budget: UploadBudget
     free: threading.Event
     runs: list[int]
 
     @property
     def engine(self) -> Engine:
-        engine = self.predictor.observer.engine
+        engine = self.predictor.image_encoder.engine
         assert engine is not None
         return engine
 
@@ -56,7 +56,7 @@ def held(predict_settings: Settings) -> Iterator[Held]:
     with running_server(predict_settings, app) as (client, server):
         wait_for(client, "/health/ready", is_ok)
         predictor = app.state.models.serving["modality"]
-        engine = predictor.observer.engine
+        engine = predictor.image_encoder.engine
         run = engine._run
 
         def gated(pixels: Any) -> Any:
@@ -66,7 +66,7 @@ def held(predict_settings: Settings) -> Iterator[Held]:
 
         engine._run = gated
         try:
-            yield Held(client, server, predictor, app.state.models.room, free, runs)
+            yield Held(client, server, predictor, app.state.models.upload_budget, free, runs)
         finally:
             free.set()
 
@@ -131,7 +131,7 @@ def test_who_would_wait_too_long_is_refused_before_the_body_is_read(held: Held, 
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(ask, held.client, "/predict/modality", png) for _ in range(4)]
         _eventually(lambda: held.predictor.admission.active == 4)
-        held.engine._pace.seconds = 10.0
+        held.engine._latency.seconds = 10.0
         with closing(socket.create_connection((held.client.base_url.host, held.client.base_url.port or 80))) as raw:
             raw.settimeout(20)
             raw.sendall(
@@ -151,13 +151,13 @@ def test_a_batch_is_not_taken_in_if_it_cannot_be_done_in_time(held: Held, png: b
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(ask, held.client, "/predict/modality", png)
         _eventually(lambda: held.predictor.admission.active == 1)
-        held.engine._pace.seconds = 1.0
+        held.engine._latency.seconds = 1.0
         answer = held.client.post("/predict/modality/batch", files=files)
         is_problem(answer, 503)
         assert answer.headers["retry-after"] == "6"  # 20 s to wait, of 30
         held.free.set()
         assert job.result().status_code == 200
-    held.engine._pace.seconds = 1.0
+    held.engine._latency.seconds = 1.0
     answer = held.client.post("/predict/modality/batch", files=files)  # nobody is before it: it is tried
     assert answer.json()["succeeded"] == 20
     assert held.engine.seconds_per_image < 1
@@ -173,14 +173,14 @@ def test_an_upload_that_does_not_come_is_not_waited_for(held: Held) -> None:
         answer = raw.recv(65536).decode()
     assert answer.startswith("HTTP/1.1 504")
     assert "upload was not complete" in answer
-    _eventually(lambda: held.room._held == 0)
+    _eventually(lambda: held.upload_budget._held == 0)
 
 
 def test_uploads_have_only_so_much_room(held: Held, png: bytes) -> None:
-    held.room._limit = 3 * len(png)
+    held.upload_budget._limit = 3 * len(png)
     with ThreadPoolExecutor(2) as pool:
         job = pool.submit(ask, held.client, "/predict/modality", png)
-        _eventually(lambda: held.room._held > len(png))
+        _eventually(lambda: held.upload_budget._held > len(png))
         answer = held.client.post("/predict/modality/batch", files=[("images", ("any.png", png))] * 3)
         is_problem(answer, 503)
         assert "of uploads already" in answer.json()["detail"]
@@ -212,7 +212,7 @@ def test_a_finished_image_does_not_wait_for_the_decoding_of_others(
         assert not any(job.done() for job in others)
         slow.set()
         stages = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
-        assert list(stages) == ["wait", "decode", "queue", "run", "conclude"]
+        assert list(stages) == ["wait", "decode", "queue", "run", "postprocess"]
         assert [job.result().status_code for job in others] == [200] * len(threads)
 
 

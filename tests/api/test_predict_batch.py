@@ -18,7 +18,7 @@ def test_many_images_get_the_answers_that_each_gets_alone(
     captions = [record.caption or "" for record in records[:12]] if task == "location" else None
     answer = ask_many(predict_api, f"/predict/{task}/batch", images, captions)
     assert answer.status_code == 200, answer.text
-    assert set(stages(answer)) <= {"wait", "decode", "queue", "run", "conclude", "cache"}
+    assert set(stages(answer)) <= {"wait", "decode", "queue", "run", "postprocess", "cache"}
     body = BatchAnswer.model_validate(answer.json())
     assert (body.succeeded, body.failed) == (12, 0)
     assert [item.index for item in body.items] == list(range(12))

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from pymongo.database import Database
 
-from app.api.routes.predict_image import JudgedImage
+from app.api.routes.predict_image import LabelledPrediction
 from app.core.settings import Settings
 from app.data.schema import MODELS
 from app.data.seed import seed
@@ -29,7 +29,7 @@ def test_an_image_of_the_dataset_is_judged_beside_its_labels(predict_api: httpx.
     answer = predict_api.get(f"/images/{record.image.lower()}/predict")
     assert answer.status_code == 200, answer.text
     assert "wait" in stages(answer)
-    body = JudgedImage.model_validate(answer.json())
+    body = LabelledPrediction.model_validate(answer.json())
     stored = predict_api.get(f"/images/{record.image}").json()
     assert (body.image, body.u_id, body.split) == (record.image, record.u_id, "test")
     assert body.truth.model_dump() == {name: stored[name] for name in ("modality", "location", "location_category")}
@@ -52,7 +52,7 @@ def test_the_caption_can_be_left_out(predict_api: httpx.Client, record: Record) 
 def test_a_training_image_says_that_it_proves_nothing(predict_api: httpx.Client, records: list[Record]) -> None:
     image = next(record.image for record in records if record.split == "train")
     notes = predict_api.get(f"/images/{image}/predict").json()["modality"]["prediction"]["notes"]
-    assert any("proves nothing" in note for note in notes)
+    assert any("means little" in note for note in notes)
 
 
 def test_an_image_that_is_not_there_is_said(predict_api: httpx.Client) -> None:

@@ -12,7 +12,7 @@ def test_similar_images_come_from_other_cases(predict_api: httpx.Client, records
     record = records[0]
     by_name = predict_api.get(f"/images/{record.image}/similar?limit=7&task={task}")
     assert by_name.status_code == 200, by_name.text
-    assert stages(by_name) == ["wait", "decode", "queue", "run", "conclude"]
+    assert stages(by_name) == ["wait", "decode", "queue", "run", "postprocess"]
     body = SimilarImages.model_validate(by_name.json())
     assert len(body.items) == 7
     assert all(item.u_id != record.u_id for item in body.items)

@@ -1,4 +1,4 @@
-"""Trains a small network with all processes of ``torchrun``: ``torchrun -m tests.ml.together FOLDER``."""
+"""Trains a small network with all processes of ``torchrun``: ``torchrun -m tests.ml.ddp_worker FOLDER``."""
 
 import os
 import sys

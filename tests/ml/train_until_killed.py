@@ -15,19 +15,19 @@ import torch
 from pymongo import MongoClient
 from pymongo.database import Database
 
+from app.core.progress import Progress
 from ml.dataset.preprocess import Preprocess
 from ml.models import clip_train, compact, resnet
 from ml.models.clip_towers import SmallTowers
 from ml.registry.model_card import ModelCard
 from ml.training.context import Options
-from ml.training.progress import Progress
 from ml.training.train import train_model
 
 TOWERS: Final = SmallTowers(
     size=32, patch=8, width=32, image_layers=2, text_layers=2, heads=2, projection=16, vocabulary=300, tokens=24
 )
 _COMPACT: Final = compact.CompactSettings(width=8, preprocess=Preprocess(size=64))
-_RESNET: Final = resnet.ResNetSettings(preprocess=replace(resnet.ResNetSettings().preprocess, size=32))
+_RESNET: Final = resnet.ResNetSettings(scratch_preprocess=replace(resnet.ResNetSettings().preprocess, size=32))
 _CLIP: Final = clip_train.ClipSettings(small=TOWERS)
 # Every recipe is the real one, for fewer epochs on smaller images.
 TRAINERS: Final = {

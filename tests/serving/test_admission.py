@@ -3,8 +3,7 @@ import asyncio
 import pytest
 
 from app.core.exceptions import UnavailableError
-from app.serving.admission import Admission, Room
-from app.serving.latency import Pace
+from app.serving.admission import Admission, LatencyEstimator, UploadBudget
 
 
 def _refusal(admission: Admission, seconds: float, count: int = 1) -> tuple[str, str]:
@@ -63,19 +62,19 @@ def test_places_are_given_back_after_an_error_and_idle_is_told() -> None:
 
 
 def test_room_is_shared_and_given_back() -> None:
-    room = Room(10)
-    with room.hold(50):  # alone, anything fits
-        with pytest.raises(UnavailableError) as caught, room.hold(1):
+    upload_budget = UploadBudget(10)
+    with upload_budget.reserve(50):  # alone, anything fits
+        with pytest.raises(UnavailableError) as caught, upload_budget.reserve(1):
             pass
         assert caught.value.headers["Retry-After"]
-    with room.hold(6), room.hold(4):
+    with upload_budget.reserve(6), upload_budget.reserve(4):
         pass
-    with room.hold(10):
+    with upload_budget.reserve(10):
         pass
 
 
 def test_one_slow_image_does_not_upset_the_pace() -> None:
-    pace = Pace(0.01)
+    pace = LatencyEstimator(0.01)
     pace.add(10.0)
     assert pace.seconds == pytest.approx(0.012)
     for _ in range(100):
@@ -84,6 +83,6 @@ def test_one_slow_image_does_not_upset_the_pace() -> None:
     for _ in range(60):
         pace.add(0.01)
     assert pace.seconds < 0.02
-    first = Pace()
+    first = LatencyEstimator()
     first.add(2.0)
     assert first.seconds == 2.0

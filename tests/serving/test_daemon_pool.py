@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from app.serving.daemon_pool import Threads
+from app.serving.daemon_pool import DaemonThreadPool
 
 _HANG = """
 import threading, time
-from app.serving.daemon_pool import Threads
-pool = Threads(2, "stuck")
+from app.serving.daemon_pool import DaemonThreadPool
+pool = DaemonThreadPool(2, "stuck")
 for _ in range(2):
     pool.submit(threading.Event().wait)
 waiting = pool.submit(print, "never")
@@ -21,7 +21,7 @@ assert waiting.cancelled()
 
 
 def test_results_and_errors_come_back() -> None:
-    pool = Threads(2, "test")
+    pool = DaemonThreadPool(2, "test")
     assert [job.result() for job in [pool.submit(divmod, n, 3) for n in range(50)]] == [divmod(n, 3) for n in range(50)]
     with pytest.raises(ZeroDivisionError):
         pool.submit(divmod, 1, 0).result()
@@ -32,7 +32,7 @@ def test_results_and_errors_come_back() -> None:
 
 
 def test_shutting_down_waits_for_what_was_begun() -> None:
-    pool, done = Threads(1, "test"), list[int]()
+    pool, done = DaemonThreadPool(1, "test"), list[int]()
 
     def work(number: int) -> None:
         time.sleep(0.05)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from app.core.exceptions import DeadlineExceededError, UnavailableError
 from app.serving.batch_tuning import BatchPlan, warm_up
-from app.serving.engine import Answer, Engine
+from app.serving.engine import BatchOutput, Engine
 
 Pixels = NDArray[np.generic]
 POISON = 255
@@ -68,7 +68,7 @@ async def _engine(
         await engine.stop()
 
 
-def _submit(engine: Engine, value: int, seconds: float = 30) -> "asyncio.Task[Answer]":
+def _submit(engine: Engine, value: int, seconds: float = 30) -> "asyncio.Task[BatchOutput]":
     return asyncio.create_task(engine.submit(_image(value), _soon(seconds)))
 
 
@@ -106,7 +106,7 @@ def test_only_the_image_that_breaks_the_model_fails() -> None:
             model.free.set()
             answers = await asyncio.gather(*tasks, return_exceptions=True)
             assert isinstance(answers[3], ValueError)
-            good = [answer for answer in answers if isinstance(answer, Answer)]
+            good = [answer for answer in answers if isinstance(answer, BatchOutput)]
             assert [int(answer.outputs["value"]) for answer in good] == [0, 1, 2, 4, 5]
             assert engine.healthy
 

@@ -3,6 +3,9 @@
 import asyncio
 import logging
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,8 +18,10 @@ from app.core.settings import Settings
 from app.core.telemetry import Metrics
 from app.data.schema import MODELS, TRAINING_RUNS
 from app.serving import model_manager as models
-from app.serving.model_manager import ModelServer
+from app.serving.model_manager import ModelManager
+from app.serving.predictor import Predictor
 from ml.models.image import WEIGHTS_FILE
+from ml.registry.model_card import ModelCard
 
 Document = dict[str, Any]
 
@@ -62,9 +67,9 @@ def shelf(
 @asynccontextmanager
 async def _serving(
     shelf: Shelf, metrics: Metrics | None = None, pins: Mapping[str, str] | None = None
-) -> AsyncIterator[ModelServer]:
+) -> AsyncIterator[ModelManager]:
     settings = shelf.settings.model_copy(update=pins)
-    server = ModelServer(settings, shelf.database, metrics or Metrics())
+    server = ModelManager(settings, shelf.database, metrics or Metrics())
     server.start()
     try:
         yield server
@@ -80,7 +85,7 @@ async def _until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not happen within a minute")
 
 
-def _version(server: ModelServer) -> str | None:
+def _version(server: ModelManager) -> str | None:
     predictor = server.serving.get("modality")
     return None if predictor is None else predictor.card.version
 
@@ -89,7 +94,7 @@ def test_a_document_that_cannot_be_read_does_not_end_the_watch(shelf: Shelf, cap
     async def scenario() -> None:
         shelf.database[TRAINING_RUNS].insert_one({"_id": "of another version"})
         async with _serving(shelf) as server:
-            await _until(lambda: "looking for models failed" in caplog.text)
+            await _until(lambda: "reading the model registry failed" in caplog.text)
             await asyncio.sleep(0.2)
             assert not server.healthy
             shelf.put("compact")
@@ -98,7 +103,7 @@ def test_a_document_that_cannot_be_read_does_not_end_the_watch(shelf: Shelf, cap
             assert _version(server) == "compact-1"
 
     asyncio.run(scenario())
-    assert caplog.text.count("looking for models failed") == 1
+    assert caplog.text.count("reading the model registry failed") == 1
 
 
 def test_a_card_that_cannot_be_used_is_said_and_does_not_end_the_watch(
@@ -210,6 +215,30 @@ def test_a_model_of_captions_alone_is_not_said_to_be_loading(shelf: Shelf) -> No
     asyncio.run(scenario())
 
 
+def test_a_trained_model_that_is_being_loaded_is_not_missing(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, loading, free = ModelManager._load, threading.Event(), threading.Event()
+
+    def load_slowly(manager: ModelManager, card: ModelCard) -> Predictor:
+        loading.set()
+        free.wait(30)
+        return load(manager, card)
+
+    async def scenario() -> None:
+        async with _serving(shelf) as server:
+            await _until(lambda: server._loaded)
+            assert server.status()["modality"]["state"] == "missing"
+            monkeypatch.setattr(ModelManager, "_load", load_slowly)
+            shelf.put("compact")
+            await _until(loading.is_set)
+            assert server.status()["modality"] == {"state": "loading"}
+            assert server.not_serving() == ["modality", "location"]
+            assert "being loaded" in server.not_ready("modality").detail
+            free.set()
+            await _until(lambda: "modality" not in server.not_serving())
+
+    asyncio.run(scenario())
+
+
 def test_a_replaced_model_leaves_the_metrics(shelf: Shelf) -> None:
     async def scenario() -> None:
         metrics = Metrics()
@@ -226,3 +255,11 @@ def test_a_replaced_model_leaves_the_metrics(shelf: Shelf) -> None:
             assert 'medpix_queue_depth{model="better"} 0.0' in metrics.text().decode()
 
     asyncio.run(scenario())
+
+
+def test_the_application_is_made_without_the_libraries_of_the_models() -> None:
+    """They take seconds to import, in which the data can be served already."""
+    heavy = "torch, openvino, sklearn, scipy, pandas, pydicom"
+    code = f"import sys, app.api.factory; print(*sorted(set('{heavy}'.split(', ')) & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -7,7 +7,7 @@ _IMPORT = """
 import socket
 def refuse(*_): raise AssertionError("a connection was tried")
 socket.socket.connect = refuse
-import app.serving.backends.base
+import app.serving.backends.openvino
 from openvino.tools import ovc
 print(type(ovc.telemetry).__module__)
 """

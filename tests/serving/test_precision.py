@@ -10,7 +10,7 @@ from pymongo.database import Database
 
 from app.core.settings import Settings, load_settings
 from app.data.seed import seed
-from app.serving.backends.base import low_precision
+from app.serving.backends.devices import low_precision
 from app.serving.precision import MAX_SHIFT, compare, select_backend
 from ml.dataset.image_loading import load_images
 from ml.dataset.records import Record, RecordsError, load_records

@@ -1,8 +1,8 @@
-from app.serving.prediction_cache import ResultCache
+from app.serving.prediction_cache import PredictionCache
 
 
 def test_what_was_not_used_for_longest_makes_room() -> None:
-    cache: ResultCache[int] = ResultCache(2)
+    cache: PredictionCache[int] = PredictionCache(2)
     cache.put(("a",), 1)
     cache.put(("b",), 2)
     assert cache.get(("a",)) == 1
@@ -12,13 +12,13 @@ def test_what_was_not_used_for_longest_makes_room() -> None:
 
 
 def test_parts_of_a_key_do_not_run_together() -> None:
-    cache: ResultCache[int] = ResultCache(10)
+    cache: PredictionCache[int] = PredictionCache(10)
     cache.put(("ab", "c"), 1)
     assert cache.get(("a", "bc")) is None
     assert cache.get(("ab", "c", None)) is None
 
 
 def test_a_cache_of_nothing_keeps_nothing() -> None:
-    cache: ResultCache[int] = ResultCache(0)
+    cache: PredictionCache[int] = PredictionCache(0)
     cache.put(("a",), 1)
     assert cache.get(("a",)) is None

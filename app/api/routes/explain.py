@@ -1,6 +1,5 @@
 """Explanations: where the model looked, and what each input alone would have said."""
 
-from collections.abc import Awaitable
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Response
@@ -8,18 +7,19 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.api.errors import Responses
-from app.api.prediction_request import ASKING_ERRORS, Asking, AskingDep, timing_headers
+from app.api.prediction_request import UPLOAD_ERRORS, PredictionRequest, PredictionRequestDep, timing_header
 from app.api.schemas.predictions import PredictionView, Ranking, Task, ranking
 from app.api.uploads import read_upload, upload_schema
-from app.serving.prediction import Explained, Upload
-from app.serving.predictor import Predictor
+from app.serving.prediction_context import PredictionContext
 
 router = APIRouter(tags=["explain"], prefix="/explain")
 
 LabelQuery = Annotated[
     str | None, Query(max_length=100, description="Class to explain; default: the one that the model answers")
 ]
-FormatQuery = Annotated[Literal["png", "json"], Query(description="The picture with the map on it, or the map")]
+FormatQuery = Annotated[
+    Literal["png", "json"], Query(alias="format", description="The picture with the map on it, or the map")
+]
 
 
 class RelevanceMap(BaseModel):
@@ -43,6 +43,10 @@ class ExplanationView(BaseModel):
     prediction: PredictionView
     explanation: RelevanceMap
     by_input: InputAnswers
+    caption_effect: float | None = Field(
+        description="Probability of the answered class less its probability from the image alone: negative where the "
+        "caption lowers the confidence; null without a caption that counts"
+    )
 
 
 def _header(description: str) -> dict[str, Any]:
@@ -57,10 +61,10 @@ _ANSWERS: Final[Responses] = {
         "headers": {
             "X-Explained-Label": _header("The class that the map speaks for"),
             "X-Explanation-Method": _header("grad-cam or occlusion"),
-            "Server-Timing": _header("Milliseconds per stage: wait, decode, queue, run, conclude, explain"),
+            "Server-Timing": _header("Milliseconds per stage: wait, decode, queue, run, postprocess, explain"),
         },
     },
-    **ASKING_ERRORS,
+    **UPLOAD_ERRORS,
 }
 
 
@@ -69,11 +73,13 @@ _ANSWERS: Final[Responses] = {
     response_model=None,
     responses=_ANSWERS,
     openapi_extra=upload_schema(with_caption=False),
-    summary="What speaks for CT or MR",
+    summary="Explain a modality prediction (Grad-CAM)",
 )
-async def explain_modality(asking: AskingDep, label: LabelQuery = None, format: FormatQuery = "png") -> Response:  # noqa: A002 - the name in the address
+async def explain_modality(
+    request: PredictionRequestDep, label: LabelQuery = None, output_format: FormatQuery = "png"
+) -> Response:
     """A Grad-CAM map of what in the image speaks for the modality: red is what counts most."""
-    return await _explain("modality", asking, label, format)
+    return await _explain("modality", request, label, output_format)
 
 
 @router.post(
@@ -81,43 +87,47 @@ async def explain_modality(asking: AskingDep, label: LabelQuery = None, format: 
     response_model=None,
     responses=_ANSWERS,
     openapi_extra=upload_schema(with_caption=True),
-    summary="What speaks for the location",
+    summary="Explain a location prediction (Grad-CAM)",
 )
-async def explain_location(asking: AskingDep, label: LabelQuery = None, format: FormatQuery = "png") -> Response:  # noqa: A002 - the name in the address
+async def explain_location(
+    request: PredictionRequestDep, label: LabelQuery = None, output_format: FormatQuery = "png"
+) -> Response:
     """A Grad-CAM map of what in the image speaks for the location: red is what counts most.
 
     `format=json` also says what image and caption would each have answered alone.
     """
-    return await _explain("location", asking, label, format)
+    return await _explain("location", request, label, output_format)
 
 
-async def _explain(task: Task, asking: Asking, label: str | None, form: str) -> Response:
-    def read() -> Awaitable[Upload]:
-        return read_upload(asking.request, asking.settings, with_caption=task == "location")
-
-    async def work(predictor: Predictor, upload: Upload) -> Response:
-        explained = await predictor.explain(task, upload, label, asking.deadline)
-        prediction, explanation = explained.prediction, explained.explanation
-        headers = {
-            "X-Explained-Label": explanation.label,
-            "X-Explanation-Method": explanation.method,
-            **timing_headers(prediction.timings_s),
-        }
-        if form == "png":
-            return Response(explanation.overlay, media_type="image/png", headers=headers)
-        return JSONResponse(
-            _view(explained, asking.view(prediction, await asking.find(prediction.info.sha256))), headers=headers
-        )
-
-    return await asking.answer_upload(task, read, work)
-
-
-def _view(explained: Explained, prediction: dict[str, Any]) -> dict[str, Any]:
-    explanation = explained.explanation
+async def _explain(task: Task, request: PredictionRequest, label: str | None, output_format: str) -> Response:
+    with request.admit(task):
+        context = await request.read(read_upload(request.http, request.settings, with_caption=task == "location"))
+        context.task, context.deadline = task, request.deadline
+        with request.acquire_slot(task) as predictor:
+            async with request.cancel_on_disconnect():
+                await predictor.explain(context, label)
+                prediction = await request.view(context) if output_format == "json" else {}
+    explanation = context.explanation
+    headers = {
+        "X-Explained-Label": explanation.label,
+        "X-Explanation-Method": explanation.method,
+        **timing_header(context.timings_s),
+    }
+    if output_format == "png":
+        return Response(explanation.overlay, media_type="image/png", headers=headers)
     rows = [[round(value, 3) for value in row] for row in explanation.heat.tolist()]
-    inputs = {name: shares and ranking(shares) for name, shares in explained.inputs.items()}
-    return {
+    content = {
         "prediction": prediction,
         "explanation": {"label": explanation.label, "method": explanation.method, "map": rows},
-        "by_input": inputs,
+        "caption_effect": _caption_effect(context),
+        "by_input": {name: shares and ranking(shares) for name, shares in context.by_input.items()},
     }
+    return JSONResponse(content, headers=headers)
+
+
+def _caption_effect(context: PredictionContext) -> float | None:
+    """By how much the caption changes the probability of the answered class."""
+    image_alone = context.by_input["image"]
+    if image_alone is None or "caption" not in context.inputs_used:
+        return None
+    return round(context.probabilities[context.task][context.label] - image_alone[context.label], 6)

@@ -34,6 +34,7 @@ class Readiness(BaseModel):
 
     status: Literal["ready", "not ready"]
     database: DatabaseHealth
+    not_serving: list[str] = Field(description="Tasks whose predictions answer 503 at the moment; models says why")
     models: dict[str, Any] = Field(description="Per task: the model that serves it, or how far its training is")
 
 
@@ -50,16 +51,20 @@ async def live() -> Response:
     summary="Can the service do its work",
 )
 async def ready(repository: RepositoryDep, models: ModelsDep) -> Response:
-    """Ready when the data are there and every registered model is loaded; a model in training does not count."""
+    """Ready when the data are there and every registered model answers.
+
+    A task whose first model is still in training does not count; `not_serving` names it.
+    """
     database: dict[str, Any] = dict.fromkeys(("cases", "images", "dataset_version"))
     try:
         seed_run = await repository.latest_seed()
         database |= {"reachable": True, "seeded": seed_run is not None, **await repository.counts()}
         database["dataset_version"] = seed_run["dataset_version"] if seed_run else None
-        await repository.remember_contents()
+        await repository.load_image_hashes()
     except PyMongoError:
         database |= {"reachable": False, "seeded": False}
     is_ready = database["seeded"] and models.healthy
-    content = {"status": "ready" if is_ready else "not ready", "database": database, "models": models.status()}
+    content: dict[str, Any] = {"status": "ready" if is_ready else "not ready", "database": database}
+    content |= {"not_serving": models.not_serving(), "models": models.status()}
     headers = {} if is_ready else {"Retry-After": str(RETRY_AFTER_S)}
     return JSONResponse(content, status_code=200 if is_ready else 503, headers=headers)

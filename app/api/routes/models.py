@@ -1,6 +1,6 @@
 """The registered models: their cards, and which one answers each task."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
@@ -9,9 +9,11 @@ from pydantic import BaseModel, Field
 from app.api.deps import ModelsDep
 from app.api.errors import documented
 from app.data.repository import NotFoundError
-from app.serving.model_manager import ModelServer
-from app.serving.predictor import Predictor
+from app.serving.model_manager import ModelManager
 from ml.registry.model_card import ModelCard
+
+if TYPE_CHECKING:  # imports PyTorch
+    from app.serving.predictor import Predictor
 
 router = APIRouter(tags=["models"])
 
@@ -56,13 +58,13 @@ async def read_model(name: str, models: ModelsDep) -> Response:
     raise NotFoundError(f"There is no model {name[:80]!r}. GET /models lists those that are registered.")
 
 
-def _view(card: ModelCard, models: ModelServer) -> dict[str, Any]:
+def _view(card: ModelCard, models: ModelManager) -> dict[str, Any]:
     serving = {task: p for task, p in models.serving.items() if p.card.version == card.version}
     backend = next((_backend_view(predictor) for predictor in serving.values()), None)
     return {"card": card.model_dump(mode="json"), "serves": sorted(serving), "backend": backend}
 
 
-def _backend_view(predictor: Predictor) -> dict[str, str] | None:
+def _backend_view(predictor: "Predictor") -> dict[str, str] | None:
     backend, choice = predictor.backend, predictor.precision
     if backend is None or choice is None:
         return None

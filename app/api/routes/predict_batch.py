@@ -1,20 +1,27 @@
 """Predictions of many images in one request: each gets its own answer or its own problem."""
 
 import asyncio
-from collections.abc import Awaitable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.api.errors import Problem, problem_of
-from app.api.prediction_request import ASKING_ERRORS, TIMED_TOGETHER, Asking, AskingDep, timing_headers
+from app.api.prediction_request import (
+    TIMED_TOGETHER,
+    UPLOAD_ERRORS,
+    PredictionRequest,
+    PredictionRequestDep,
+    timing_header,
+)
 from app.api.schemas.predictions import PredictionView, Task
-from app.api.uploads import Uploads, batch_schema, read_batch
+from app.api.uploads import batch_schema, read_batch
 from app.core.exceptions import ApiError
-from app.serving.prediction import Upload
-from app.serving.predictor import Predictor
+from app.serving.prediction_context import PredictionContext
+
+if TYPE_CHECKING:  # imports PyTorch
+    from app.serving.predictor import Predictor
 
 router = APIRouter(tags=["predict"], prefix="/predict")
 
@@ -40,58 +47,60 @@ class BatchAnswer(BaseModel):
 @router.post(
     "/modality/batch",
     response_model=BatchAnswer,
-    responses={**TIMED_TOGETHER, **ASKING_ERRORS},
+    responses={**TIMED_TOGETHER, **UPLOAD_ERRORS},
     openapi_extra=batch_schema(with_captions=False),
     summary="CT or MR, for many images",
 )
-async def predict_modality_batch(asking: AskingDep) -> Response:
+async def predict_modality_batch(request: PredictionRequestDep) -> Response:
     """The modality of each of `images`. An image that cannot be used gets a problem; the others do not suffer."""
-    return await _predict("modality", asking)
+    return await _predict("modality", request)
 
 
 @router.post(
     "/location/batch",
     response_model=BatchAnswer,
-    responses={**TIMED_TOGETHER, **ASKING_ERRORS},
+    responses={**TIMED_TOGETHER, **UPLOAD_ERRORS},
     openapi_extra=batch_schema(with_captions=True),
     summary="Anatomical location, for many images",
 )
-async def predict_location_batch(asking: AskingDep) -> Response:
+async def predict_location_batch(request: PredictionRequestDep) -> Response:
     """The location of each of `images`, with one of `captions` each, or none at all; an empty caption counts as none.
 
     An image that cannot be used gets a problem; the others do not suffer.
     """
-    return await _predict("location", asking)
+    return await _predict("location", request)
 
 
-async def _predict(task: Task, asking: Asking) -> Response:
-    def read() -> Awaitable[Uploads]:
-        return read_batch(asking.request, asking.settings, with_captions=task == "location")
-
-    async def work(predictor: Predictor, uploads: Uploads) -> Response:
-        found = await asyncio.gather(*(_item(asking, predictor, task, place) for place in enumerate(uploads)))
-        items = [item for item, _ in found]
-        succeeded = sum(item["problem"] is None for item in items)
-        content = {"items": items, "succeeded": succeeded, "failed": len(items) - succeeded}
-        timings = timing_headers(*(timings for _, timings in found))
-        return JSONResponse(content | {"request_id": asking.request_id}, headers=timings)
-
-    return await asking.answer_upload(task, read, work, count=len)
+async def _predict(task: Task, request: PredictionRequest) -> Response:
+    with request.admit(task):
+        uploads = await request.read(read_batch(request.http, request.settings, with_captions=task == "location"))
+        with request.acquire_slot(task, len(uploads)) as predictor:
+            async with request.cancel_on_disconnect():
+                items = await asyncio.gather(*(_item(request, predictor, task, upload) for upload in uploads))
+    succeeded = sum(item["problem"] is None for item in items)
+    content = {
+        "items": [{"index": index, **item} for index, item in enumerate(items)],
+        "succeeded": succeeded,
+        "failed": len(items) - succeeded,
+        "request_id": request.request_id,
+    }
+    timings = (upload.timings_s for upload in uploads if isinstance(upload, PredictionContext))
+    return JSONResponse(content, headers=timing_header(*timings))
 
 
 async def _item(
-    asking: Asking, predictor: Predictor, task: Task, place: tuple[int, Upload | ApiError]
-) -> tuple[dict[str, Any], Mapping[str, float]]:
-    """The answer to one image, and how long its stages took."""
-    index, upload = place
-    item: dict[str, Any] = {"index": index, "status": 200, "prediction": None, "problem": None}
+    request: PredictionRequest, predictor: "Predictor", task: Task, upload: PredictionContext | ApiError
+) -> dict[str, Any]:
+    """The result for one image."""
     if isinstance(upload, ApiError):
-        problem = problem_of(asking.request, upload)
-    else:
-        try:
-            prediction, view = await asking.predict(predictor, task, upload)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the problem of this image alone
-            problem = problem_of(asking.request, error)
-        else:
-            return item | {"prediction": view}, prediction.timings_s
-    return item | {"status": problem["status"], "problem": problem}, {}
+        return _failed(request, upload)
+    try:
+        prediction = await request.predict(predictor, task, upload)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the problem of this image alone
+        return _failed(request, error)
+    return {"status": 200, "prediction": prediction, "problem": None}
+
+
+def _failed(request: PredictionRequest, error: Exception) -> dict[str, Any]:
+    problem = problem_of(request.http, error)
+    return {"status": problem["status"], "prediction": None, "problem": problem}

@@ -1,92 +1,100 @@
-"""Predictions for the dataset's own images, beside what the dataset says of them."""
+"""Predictions for the dataset's own images, beside their labels."""
 
 import asyncio
-from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.api.deps import ImageIdDep, PicturesDep
+from app.api.deps import ImageIdDep, ImageStoreDep
 from app.api.errors import Problem, problem_of
-from app.api.prediction_request import JUDGING_ERRORS, TIMED_TOGETHER, Asking, AskingDep, timing_headers
+from app.api.prediction_request import (
+    DATASET_IMAGE_ERRORS,
+    TIMED_TOGETHER,
+    PredictionRequest,
+    PredictionRequestDep,
+    timing_header,
+)
 from app.api.schemas.predictions import PredictionView, Task
-from app.api.schemas.records import CaseId, ImageId, Split
 from app.api.serializers import image_view
-from app.data.image_store import PictureStore
+from app.data.image_store import ImageStore
+from app.data.record import CaseId, ImageId, Split
 from app.data.repository import IMAGES, NotFoundError
-from app.serving.prediction import Upload
+from app.serving.prediction_context import PredictionContext
 
 router = APIRouter(tags=["predict"])
 
 TASKS: Final[tuple[Task, ...]] = ("modality", "location")
 
 
-class Truth(BaseModel):
-    """What the dataset says of an image; null where it says nothing."""
+class GroundTruth(BaseModel):
+    """The labels of an image; null where the dataset has none."""
 
     modality: str
     location: str | None
     location_category: str | None
 
 
-class JudgedTask(BaseModel):
-    """The answer to one question: a prediction, or why there is none."""
+class TaskResult(BaseModel):
+    """The result for one task: a prediction, or why there is none."""
 
     status: int = Field(description="200, or the status of the problem", examples=[200])
-    truth: str | None = Field(description="What the dataset says; null where it says nothing")
+    truth: str | None = Field(description="Label in the dataset; null where it has none")
     correct: bool | None = Field(description="Whether the prediction agrees; null where there is nothing to compare")
     prediction: PredictionView | None
     problem: Problem | None
 
 
-class JudgedImage(BaseModel):
+class LabelledPrediction(BaseModel):
     """An image of the dataset with predictions beside its labels."""
 
     image: ImageId
     u_id: CaseId
     split: Split
-    caption: str | None = Field(description="That the location was judged with; null where it was left out")
-    truth: Truth
-    modality: JudgedTask
-    location: JudgedTask
+    caption: str | None = Field(description="Caption used for the location; null where it was left out")
+    truth: GroundTruth
+    modality: TaskResult
+    location: TaskResult
     request_id: str
 
 
 @router.get(
     "/images/{image}/predict",
-    response_model=JudgedImage,
-    responses={**TIMED_TOGETHER, **JUDGING_ERRORS},
-    summary="Judge an image of the dataset",
+    response_model=LabelledPrediction,
+    responses={**TIMED_TOGETHER, **DATASET_IMAGE_ERRORS},
+    summary="Predict an image of the dataset",
 )
 async def predict_image(
     image: ImageIdDep,
-    asking: AskingDep,
-    pictures: PicturesDep,
-    caption: Annotated[bool, Query(description="Judge the location with the image's caption")] = True,
+    request: PredictionRequestDep,
+    pictures: ImageStoreDep,
+    caption: Annotated[bool, Query(description="Use the image's caption for the location")] = True,
 ) -> Response:
     """Modality and location of an image of the dataset, with its true labels beside the answers.
 
-    On an image of the training split the answer proves nothing; its notes say so.
+    On an image of the training split a correct answer means little; the notes say so.
     """
-    document = await asking.repository.get(IMAGES, image)
-    view = image_view(document)
-    data = await read_picture(pictures, document)
-    text = view["caption"] if caption else None
+    document = await request.repository.get(IMAGES, image)
+    labels = image_view(document)
+    data = await read_image_file(pictures, document)
+    text = labels["caption"] if caption else None
+    contexts = [PredictionContext(data, text) for _ in TASKS]
+    async with request.cancel_on_disconnect():
+        results = await asyncio.gather(
+            *(_result(request, task, context, labels[task]) for task, context in zip(TASKS, contexts, strict=True))
+        )
+    content = {
+        **{name: labels[name] for name in ("image", "u_id", "split")},
+        "caption": text,
+        "truth": {name: labels[name] for name in GroundTruth.model_fields},
+        **dict(zip(TASKS, results, strict=True)),
+        "request_id": request.request_id,
+    }
+    return JSONResponse(content, headers=timing_header(*(context.timings_s for context in contexts)))
 
-    async def answer() -> Response:
-        found = await asyncio.gather(*(_judge(asking, task, Upload(data, text), view[task]) for task in TASKS))
-        content = {name: view[name] for name in ("image", "u_id", "split")}
-        content |= {"caption": text, "truth": {name: view[name] for name in Truth.model_fields}}
-        content |= dict(zip(TASKS, (judged for judged, _ in found), strict=True))
-        timings = timing_headers(*(timings for _, timings in found))
-        return JSONResponse(content | {"request_id": asking.request_id}, headers=timings)
 
-    return await asking.unless_gone(answer())
-
-
-async def read_picture(pictures: PictureStore, document: dict[str, Any]) -> bytes:
+async def read_image_file(pictures: ImageStore, document: dict[str, Any]) -> bytes:
     """The file of an image of the dataset.
 
     Raises:
@@ -99,16 +107,16 @@ async def read_picture(pictures: PictureStore, document: dict[str, Any]) -> byte
         raise NotFoundError(message) from error
 
 
-async def _judge(
-    asking: Asking, task: Task, upload: Upload, truth: str | None
-) -> tuple[dict[str, Any], Mapping[str, float]]:
-    """The answer to one question, and how long its stages took."""
-    judged = {"status": 200, "truth": truth, "correct": None, "prediction": None, "problem": None}
+async def _result(
+    request: PredictionRequest, task: Task, context: PredictionContext, truth: str | None
+) -> dict[str, Any]:
+    """The prediction of one task beside its label."""
+    result = {"status": 200, "truth": truth, "correct": None, "prediction": None, "problem": None}
     try:
-        with asking.place(task) as predictor:
-            prediction, view = await asking.predict(predictor, task, upload)
+        with request.acquire_slot(task) as predictor:
+            prediction = await request.predict(predictor, task, context)
     except Exception as error:  # noqa: BLE001 - a model in training must not hide the answer of the other
-        problem = problem_of(asking.request, error)
-        return judged | {"status": problem["status"], "problem": problem}, {}
-    known = truth in {entry["label"] for entry in view["probabilities"]}
-    return judged | {"correct": view["label"] == truth if known else None, "prediction": view}, prediction.timings_s
+        problem = problem_of(request.http, error)
+        return result | {"status": problem["status"], "problem": problem}
+    known = truth in {entry["label"] for entry in prediction["probabilities"]}
+    return result | {"correct": prediction["label"] == truth if known else None, "prediction": prediction}

@@ -1,23 +1,30 @@
-"""Images of the dataset that look alike to the model that serves."""
+"""Similar images of the dataset, by the embeddings of the model that serves."""
 
-from collections.abc import Awaitable
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.api.deps import ImageIdDep, PicturesDep
-from app.api.prediction_request import ASKING_ERRORS, JUDGING_ERRORS, TIMED_TOGETHER, Asking, AskingDep, timing_headers
-from app.api.routes.predict_image import read_picture
+from app.api.deps import ImageIdDep, ImageStoreDep
+from app.api.prediction_request import (
+    DATASET_IMAGE_ERRORS,
+    TIMED_TOGETHER,
+    UPLOAD_ERRORS,
+    PredictionRequest,
+    PredictionRequestDep,
+    timing_header,
+)
+from app.api.routes.predict_image import read_image_file
 from app.api.schemas.predictions import DatasetImage, ImageStamp, ModelStamp, Task, image_stamp, model_stamp
-from app.api.schemas.records import CaseId, ImageId, ImageLinks, Split
+from app.api.schemas.records import ImageLinks
 from app.api.serializers import case_view, image_view
 from app.api.uploads import read_upload, upload_schema
 from app.core.exceptions import UnprocessableError
-from app.data.repository import CASES, IMAGES
-from app.serving.prediction import Upload
-from app.serving.predictor import Predictor
+from app.data.record import CaseId, ImageId, Split
+from app.data.repository import IMAGES, Repository
+from app.serving.prediction_context import PredictionContext
 
 router = APIRouter(tags=["similar"])
 
@@ -29,7 +36,7 @@ TaskQuery = Annotated[Task, Query(description="Whose model compares: the one tha
 
 
 class SimilarImage(BaseModel):
-    """An image of the dataset that looks alike."""
+    """A similar image of the dataset."""
 
     image: ImageId
     u_id: CaseId
@@ -57,69 +64,75 @@ class SimilarImages(BaseModel):
 @router.post(
     "/search/similar",
     response_model=SimilarImages,
-    responses={**TIMED_TOGETHER, **ASKING_ERRORS},
+    responses={**TIMED_TOGETHER, **UPLOAD_ERRORS},
     openapi_extra=upload_schema(with_caption=False),
-    summary="Find images that look alike",
+    summary="Find visually similar images",
 )
-async def search_similar(asking: AskingDep, limit: LimitQuery = 10, task: TaskQuery = "modality") -> Response:
+async def search_similar(
+    request: PredictionRequestDep, limit: LimitQuery = 10, task: TaskQuery = "modality"
+) -> Response:
     """The images of the dataset that look most like an uploaded one, with title, diagnosis and caption of their cases.
 
     If the upload is itself of the dataset, the images of its own case are left out.
     """
-
-    def read() -> Awaitable[Upload]:
-        return read_upload(asking.request, asking.settings, with_caption=False)
-
-    async def work(predictor: Predictor, upload: Upload) -> Response:
-        return await _similar(asking, predictor, upload.data, limit)
-
-    return await asking.answer_upload(task, read, work)
+    with request.admit(task):
+        context = await request.read(read_upload(request.http, request.settings, with_caption=False))
+        return await _similar(request, task, context, limit)
 
 
 @router.get(
     "/images/{image}/similar",
     response_model=SimilarImages,
-    responses={**TIMED_TOGETHER, **JUDGING_ERRORS},
-    summary="Find images that look like one of the dataset",
+    responses={**TIMED_TOGETHER, **DATASET_IMAGE_ERRORS},
+    summary="Find images similar to one of the dataset",
 )
 async def similar_images(
     image: ImageIdDep,
-    asking: AskingDep,
-    pictures: PicturesDep,
+    request: PredictionRequestDep,
+    pictures: ImageStoreDep,
     limit: LimitQuery = 10,
     task: TaskQuery = "modality",
 ) -> Response:
     """The images of other cases that look most like an image of the dataset."""
-    document = await asking.repository.get(IMAGES, image)
-    data = await read_picture(pictures, document)
-    with asking.place(task) as predictor:
-        return await asking.unless_gone(_similar(asking, predictor, data, limit))
+    data = await read_image_file(pictures, await request.repository.get(IMAGES, image))
+    return await _similar(request, task, PredictionContext(data), limit)
 
 
-async def _similar(asking: Asking, predictor: Predictor, data: bytes, limit: int) -> Response:
-    info, nearest, timings_s = await predictor.nearest(data, limit + _SPARE, asking.deadline)
-    in_dataset, notes = await asking.find(info.sha256)
-    notes = [] if in_dataset else notes  # being trained on an image does not make it look like another
-    own_case = in_dataset and in_dataset["u_id"]
-    images = {each["_id"]: each for each in await asking.repository.get_many(IMAGES, [name for name, _ in nearest])}
-    kept = [
-        (images[name], similarity)
-        for name, similarity in nearest
-        if name in images and images[name]["U_id"] != own_case
-    ][:limit]
-    wanted = sorted({document["U_id"] for document, _ in kept})
-    cases = {each["_id"]: each for each in await asking.repository.get_many(CASES, wanted)}
-    if not kept:
+async def _similar(request: PredictionRequest, task: Task, context: PredictionContext, limit: int) -> Response:
+    context.task, context.deadline = task, request.deadline
+    with request.acquire_slot(task) as predictor:
+        async with request.cancel_on_disconnect():
+            await predictor.nearest(context, limit + _SPARE)
+            in_dataset, notes = await request.find_in_dataset(context.info.sha256)
+            items = await _items(
+                request.repository, context.neighbours, in_dataset["u_id"] if in_dataset else None, limit
+            )
+    if not items:
         raise UnprocessableError("The model knows no image of this dataset. Train it again: `medpix train --missing`.")
     content = {
-        "items": [_item(document, cases[document["U_id"]], similarity) for document, similarity in kept],
+        "items": items,
         "model": model_stamp(predictor.card),
-        "image": image_stamp(info),
+        "image": image_stamp(context.info),
         "in_dataset": in_dataset,
-        "notes": [*info.notes, *notes],
-        "request_id": asking.request_id,
+        # That the model was trained on the image does not make it look like another.
+        "notes": [*context.info.notes, *([] if in_dataset else notes)],
+        "request_id": request.request_id,
     }
-    return JSONResponse(content, headers=timing_headers(timings_s))
+    return JSONResponse(content, headers=timing_header(context.timings_s))
+
+
+async def _items(
+    repository: Repository, neighbours: Sequence[tuple[str, float]], own_case: str | None, limit: int
+) -> list[dict[str, Any]]:
+    """The most similar images of other cases, with their cases."""
+    images = {each["_id"]: each for each in await repository.get_many(IMAGES, [name for name, _ in neighbours])}
+    kept = [
+        (images[name], similarity)
+        for name, similarity in neighbours
+        if name in images and images[name]["U_id"] != own_case
+    ][:limit]
+    cases = await repository.cases(sorted({document["U_id"] for document, _ in kept}))
+    return [_item(document, cases[document["U_id"]], similarity) for document, similarity in kept]
 
 
 def _item(document: dict[str, Any], case: dict[str, Any], similarity: float) -> dict[str, Any]:

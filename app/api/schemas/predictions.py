@@ -1,4 +1,4 @@
-"""A prediction as the API answers it."""
+"""Serialises predictions: the response schemas of the prediction routes."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from app.serving.decode.decoded_image import ImageInfo
-from app.serving.prediction import Prediction
+from app.serving.prediction_context import PredictionContext
 from ml.registry.model_card import ModelCard
 
 Task = Literal["modality", "location"]
@@ -36,12 +36,13 @@ class ModelStamp(BaseModel):
 
 
 class ImageStamp(BaseModel):
-    """Which image was judged."""
+    """Which image was predicted."""
 
     sha256: str
     width: int
     height: int
     mode: str = Field(examples=["L"])
+    header_modality: str | None = Field(default=None, description="Modality of the header of a DICOM file")
 
 
 class DatasetImage(BaseModel):
@@ -66,30 +67,20 @@ class PredictionView(Ranking):
     request_id: str
 
 
-def prediction_view(prediction: Prediction) -> dict[str, Any]:
-    """All of a ``PredictionView`` but what the dataset and the request add."""
-    task = prediction.task
+def prediction_view(context: PredictionContext) -> dict[str, Any]:
+    """A prediction as a ``PredictionView``, but for what dataset and request add."""
+    task = context.task
     answer = {
         "task": task,
-        **ranking(prediction.probabilities[task]),
-        "decision": "confident" if prediction.confident else "uncertain",
-        "inputs_used": list(prediction.inputs_used),
-        "model": model_stamp(prediction.card),
-        "image": image_stamp(prediction.info),
+        **ranking(context.probabilities[task]),
+        "decision": "confident" if context.confident else "uncertain",
+        "inputs_used": list(context.inputs_used),
+        "model": model_stamp(context.card),
+        "image": image_stamp(context.info),
     }
-    if task == "location" and "location_category" in prediction.probabilities:
-        answer["location_category"] = ranking(prediction.probabilities["location_category"])
+    if task == "location" and "location_category" in context.probabilities:
+        answer["location_category"] = ranking(context.probabilities["location_category"])
     return answer
-
-
-def prediction_notes(prediction: Prediction) -> list[str]:
-    """What a reader of a prediction should know."""
-    notes = list(prediction.info.notes)
-    if prediction.unusual:
-        notes.append("The image is unlike every image that the model was trained on.")
-    if prediction.task == "location" and "caption" not in prediction.inputs_used:
-        notes.append("Judged by the image alone: there was no caption.")
-    return notes
 
 
 def ranking(probabilities: Mapping[str, float]) -> dict[str, Any]:
@@ -105,5 +96,11 @@ def model_stamp(card: ModelCard) -> dict[str, str]:
 
 
 def image_stamp(info: ImageInfo) -> dict[str, Any]:
-    """Which file was judged."""
-    return {"sha256": info.sha256, "width": info.width, "height": info.height, "mode": info.mode}
+    """Which file was predicted."""
+    return {
+        "sha256": info.sha256,
+        "width": info.width,
+        "height": info.height,
+        "mode": info.mode,
+        "header_modality": info.header_modality,
+    }

@@ -17,7 +17,8 @@ THREE = {"channels": 3, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.2
 @pytest.fixture
 def small() -> ResNetSettings:
     """The real recipes, on images small enough for a test."""
-    settings = ResNetSettings(preprocess=Preprocess(size=32, **THREE))  # type: ignore[arg-type]
+    preprocess = Preprocess(size=32, **THREE)  # type: ignore[arg-type]
+    settings = ResNetSettings(preprocess=preprocess, scratch_preprocess=preprocess)
     return replace(settings, tune=replace(settings.tune, average=0.5))
 
 

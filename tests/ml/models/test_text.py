@@ -77,3 +77,22 @@ def test_a_single_class_is_always_the_answer() -> None:
     features = sparse.csr_matrix(np.eye(2))
     model = LinearClassifier.fit(features, np.array([1, 1]), np.ones(2), 3, strength=1.0, balanced=False)
     assert np.exp(model.log_probabilities(features))[:, 1] == pytest.approx(np.ones(2), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("Axial CT of the liver", True),
+        ("fractura del menisco", True),  # a stem of the lexicon
+        ("stone", True),  # in the vocabulary alone
+        ("", False),
+        ("CT image 3", False),
+        ("Figure 2a", False),
+        ("Schnitt durch das Gehirn", False),
+        ("\U0001f600\U0001f600", False),
+        ("12 34", False),
+    ],
+)
+def test_a_text_without_a_word_that_says_something_is_told(text: str, known: bool) -> None:
+    features = TextFeatures.fit(["image of a stone", "CT image 3 with mass", "Figure 1: the the image"])
+    assert features.has_known_words([text]).tolist() == [known]

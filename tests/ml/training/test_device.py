@@ -2,13 +2,22 @@ import itertools
 import platform
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 
 from ml.registry.artifacts import read_tensors
-from ml.training.device import DeviceError, Team, half_type, pick_device, team
+from ml.training.device import (
+    DeviceError,
+    Team,
+    cuda_fault,
+    half_type,
+    pick_device,
+    team,
+    warn_of_unusable_gpu,
+)
 from tests.ml.ddp_worker import start, train
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
@@ -79,7 +88,7 @@ def test_one_process_is_a_team_of_one() -> None:
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     """The mean of the gradients over both halves of a batch is the gradient of the batch."""
     done = subprocess.run(
-        [*TORCHRUN, "tests.ml.together", str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
+        [*TORCHRUN, "tests.ml.ddp_worker", str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
     network, losses = train()
@@ -99,3 +108,57 @@ def test_a_process_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert pick_device("cpu") == torch.device("cpu")
     with pytest.raises(DeviceError, match="use --nproc-per-node 2"):
         pick_device("cuda")
+
+
+def test_a_gpu_that_cannot_be_used_is_told_with_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_old() -> None:
+        raise RuntimeError("The NVIDIA driver on your system\n is too old (found version 11040)")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("ml.training.device._NVIDIA_NODES", (tmp_path, "nvidia[0-9]*"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    (tmp_path / "nvidiactl").touch()
+    assert cuda_fault() is None, "the control node alone is no GPU"
+    warn_of_unusable_gpu.cache_clear()
+    pick_device("auto")
+    assert not caplog.records
+    (tmp_path / "nvidia0").touch()
+    warn_of_unusable_gpu.cache_clear()
+    pick_device("auto")
+    pick_device("auto")
+    [record] = caplog.records
+    assert record.message.startswith("this machine has an NVIDIA GPU that cannot be used, models run without it")
+    assert record.message.endswith("The NVIDIA driver on your system is too old (found version 11040)")
+    with pytest.raises(DeviceError, match="it cannot be used: The NVIDIA driver on your system is too old"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "this build of PyTorch has no CUDA" in (cuda_fault() or "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert cuda_fault() is None, "who hides the GPUs wants none"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert cuda_fault() is None
+    warn_of_unusable_gpu.cache_clear()
+
+
+def test_a_team_waits_as_long_as_its_first_process_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait at a barrier while the first one calibrates and registers; NCCL alone would give up."""
+    joined: list[tuple[str, timedelta, torch.device | None]] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(
+        torch.distributed,
+        "init_process_group",
+        lambda name, *, timeout, device_id: joined.append((name, timeout, device_id)),
+    )
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    gpu = torch.device("cuda", 1)
+    for device in (gpu, torch.device("cpu")):
+        with team(device) as workers:
+            assert not workers.leads
+    assert [(name, device) for name, _, device in joined] == [("nccl", gpu), ("gloo", None)]
+    assert all(timeout > timedelta(hours=1) for _, timeout, _ in joined)

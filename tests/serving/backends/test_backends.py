@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from app.core.settings import load_settings
-from app.serving.autotune import accelerated
-from app.serving.backends.base import OpenVinoBackend, Precision, TorchBackend, make_backend, software
+from app.serving.autotune import autotune
+from app.serving.backends.base import Precision
+from app.serving.backends.devices import make_backend, software
+from app.serving.backends.openvino import OpenVinoBackend
+from app.serving.backends.torch import TorchBackend
 from ml.dataset.preprocess import Preprocess
 from ml.models.clip import ClipHead, ClipImageNetwork
 from ml.models.clip_towers import SmallTowers, build_small
@@ -82,13 +85,13 @@ def test_another_version_of_the_code_gets_a_graph_of_its_own(tmp_path: Path, mon
     make_backend(network, preprocess, settings, "weights")
     known = software()
     assert all(part in known for part in (openvino.__version__, torch.__version__, "code "))
-    monkeypatch.setattr("app.serving.backends.base.software", lambda: known + "!")
+    monkeypatch.setattr("app.serving.backends.devices.software", lambda: known + "!")
     make_backend(network, preprocess, settings, "weights")
     assert len(list((tmp_path / "cache" / "openvino").glob("*/graph.xml"))) == 2
 
 
 def test_a_quota_of_processors_limits_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.serving.backends.base.usable_cpus", lambda: 1)
+    monkeypatch.setattr("app.serving.backends.devices.usable_cpus", lambda: 1)
     network, preprocess = _compact()
     backend = make_backend(network, preprocess, load_settings(home=tmp_path, device="cpu"), "weights")
     assert isinstance(backend, OpenVinoBackend)
@@ -135,7 +138,7 @@ def test_cuda_answers_as_the_cpu_does(make: object, tmp_path: Path) -> None:
     expected = make_backend(network, preprocess, load_settings(home=tmp_path, device="cpu"), "weights").run(pixels)
     backend = make_backend(network, preprocess, load_settings(home=tmp_path, device="cuda"), "weights")
     assert (backend.name, backend.device) == ("torch", "cuda")
-    got = accelerated(backend, (preprocess.channels, preprocess.size, preprocess.size)).run(pixels)
+    got = autotune(backend, (preprocess.channels, preprocess.size, preprocess.size)).run(pixels)
     for name, value in expected.items():
         assert got[name] == pytest.approx(value, abs=1e-3)
 
