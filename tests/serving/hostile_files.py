@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from tests.serving.decode.dicom_files import deflated, dicom, jpeg
+from tests.serving.decode.dicom_files import deflated, dicom, dicom_start, jpeg
 
 GOOD_SIZE = (96, 80)
 JPEG_BASELINE, JPEG_LOSSLESS, JPEG_2000 = (
@@ -187,6 +187,13 @@ def _refused_dicoms() -> Mapping[str, tuple[bytes, int, str]]:
         ),
         "larger inside": (bombs["jpeg 2000 larger inside"], 422, "64 x 64 pixels of 1 sample(s), the compressed"),
         "scan bomb": (dicom(square, syntax=JPEG_BASELINE, frame=scan_bomb(400)), 422, "more than 100 scans"),
+        "of many elements": (dicom_start() + b"\x08\0\0\0CS\0\0" * 1_000_000, 422, "more than 20000 elements"),
+        "of much meta information": (b"\0" * 128 + b"DICM" + b"\2\0\2\0UI\0\0" * 1_000_000, 422, "20000 elements"),
+        "of many items": (
+            dicom_start() + b"\0\x52\x30\x92SQ\0\0" + b"\xff" * 4 + b"\xfe\xff\0\xe0\0\0\0\0" * 1_000_000,
+            422,
+            "more than 100000 sequence items",
+        ),
         "garbage": (b"\0" * 128 + b"DICM" + b"garbage" * 100, 422, "DICOM"),
         "deflate bomb": (bombs["deflated behind a long meta header"], 413, "when it is inflated"),
         "deflated and cut": (deflated(ramp)[:-20], 422, "deflated data set of the DICOM file is cut"),

@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +32,10 @@ warnings.filterwarnings("ignore", module=r"pydicom\.")
 
 _MAGIC: Final = b"DICM"
 _PREAMBLE: Final = 128
+_MAX_ELEMENTS: Final = 20_000
+# Items of sequences and fragments of pixel data; pydicom takes seconds for the million that fit into an upload.
+_MAX_ITEMS: Final = 100_000
+_ITEM: Final = b"\xfe\xff\x00\xe0"
 _LAST_TAG: Final = 0x7FE00010  # PixelData
 PIXEL_KEYWORDS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _KEYWORDS: Final = (
@@ -128,11 +132,10 @@ def read_header(data: bytes, max_inflated: int) -> Dataset:
     elif not syntax:
         syntax = _guessed_syntax(data[stream.tell() : stream.tell() + 6])
     implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
-
-    def past_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-        return int(tag) > _LAST_TAG
-
-    dataset = read_dataset(stream, implicit, little, stop_when=past_pixels, specific_tags=_TAGS)
+    if stream.getvalue().count(_ITEM if little else _ITEM[1::-1] + _ITEM[:1:-1]) > _MAX_ITEMS:
+        raise UnprocessableError(f"The DICOM file has more than {_MAX_ITEMS} sequence items or fragments.")
+    stop = _stop_when(lambda tag: int(tag) > _LAST_TAG)
+    dataset = read_dataset(stream, implicit, little, stop_when=stop, specific_tags=_TAGS)
     dataset.set_original_encoding(implicit, little)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
@@ -141,17 +144,27 @@ def read_header(data: bytes, max_inflated: int) -> Dataset:
     return dataset
 
 
+def _stop_when(is_past: Callable[[BaseTag], bool]) -> Callable[[BaseTag, str | None, int], bool]:
+    """Where to stop reading: behind some tag. Refuses more elements than any device writes; each takes time to read."""
+    count = 0
+
+    def stop(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+        nonlocal count
+        count += 1
+        if count > _MAX_ELEMENTS:
+            raise UnprocessableError(f"The header of the DICOM file has more than {_MAX_ELEMENTS} elements.")
+        return is_past(tag)
+
+    return stop
+
+
 def _file_meta(stream: io.BytesIO, data: bytes) -> Dataset:
     """Read the file meta information, empty where there is none, and leave the stream behind it."""
     start = stream.tell()
-
-    def past_meta(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-        return tag.group != 2
-
     if data[start : start + 2] != b"\x02\x00":
         return Dataset()
     implicit = _EXPLICIT_VR.fullmatch(data[start + 4 : start + 6]) is None  # against the standard, but it occurs
-    return read_dataset(stream, implicit, is_little_endian=True, stop_when=past_meta)
+    return read_dataset(stream, implicit, is_little_endian=True, stop_when=_stop_when(lambda tag: tag.group != 2))
 
 
 def _guessed_syntax(first: bytes) -> UID:

@@ -12,7 +12,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
 from pydicom.pixels.processing import convert_color_space
 from pydicom.uid import (
@@ -71,7 +71,7 @@ def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
     elif syntax in _JPEG_LS:
         values = imagecodecs.jpegls_decode(source)
     else:
-        values = imagecodecs.jpeg2k_decode(jpeg_2000_codestream(source) or b"", planar=False)
+        values = imagecodecs.jpeg2k_decode(source, planar=False)
         if samples == 3 and runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
             runner.set_option("photometric_interpretation", "RGB")  # OpenJPEG has undone the transform
     if values.size != runner.rows * runner.columns * samples:
@@ -102,7 +102,10 @@ def stored_pixels(dataset: Dataset, frame: int) -> tuple[NDArray[Any], str]:
     syntax: UID = dataset.file_meta.TransferSyntaxUID
     try:
         if syntax in COMPRESSED:
-            _check_frame(get_frame(dataset.PixelData, frame, number_of_frames=dataset.NumberOfFrames), dataset, syntax)
+            source = get_frame(dataset.PixelData, frame, number_of_frames=dataset.NumberOfFrames)
+            # pydicom sees this one frame alone, so that it decodes what was checked.
+            dataset.PixelData = encapsulate([_checked_frame(source, dataset, syntax)])
+            dataset.NumberOfFrames, frame = 1, 0
         else:
             _check_length(dataset)
         values, properties = get_decoder(syntax).as_array(dataset, index=frame, raw=True, decoding_plugin=_PLUGIN)
@@ -133,13 +136,17 @@ def _check_length(dataset: Dataset) -> None:
         )
 
 
-def _check_frame(frame: bytes, dataset: Dataset, syntax: UID) -> None:
-    """A compressed frame has a size of its own, which may be of another order than the one in the header."""
+def _checked_frame(frame: bytes, dataset: Dataset, syntax: UID) -> bytes:
+    """A compressed frame, whose own size may be of another order than the one in the header.
+
+    JP2 boxes are taken off: pydicom reads them in a loop that does not end where a box has no length.
+    """
     if syntax == RLELossless:
-        return  # it has no header of its own, and is decoded into a buffer of the expected size
+        return frame  # it has no header of its own, and is decoded into a buffer of the expected size
     header: FrameHeader | None
     if syntax in _JPEG_2000:
-        header = jpeg_2000_header(jpeg_2000_codestream(frame) or b"")
+        frame = jpeg_2000_codestream(frame) or b""
+        header = jpeg_2000_header(frame)
     else:
         check_scans(frame)
         header = jpeg_header(frame)
@@ -152,3 +159,4 @@ def _check_frame(frame: bytes, dataset: Dataset, syntax: UID) -> None:
             f"{expected[0]} x {expected[1]} pixels of {expected[2]} sample(s), the compressed frame "
             f"{header.width} x {header.height} of {header.components}."
         )
+    return frame

@@ -108,6 +108,11 @@ def deflated(pixels: NDArray[Any], *, version: bytes = b"\0\1", mebibytes: int =
     return b"\0" * 128 + b"DICM" + length + meta + packed
 
 
+def dicom_start() -> bytes:
+    """Preamble and file meta information, behind which a data set of explicit VRs follows."""
+    return b"\0" * 128 + b"DICM\2\0\x10\0UI\x14\x00" + ExplicitVRLittleEndian.encode() + b"\0"
+
+
 def jpeg(pixels: NDArray[np.uint8], kind: str = "JPEG") -> bytes:
     """A compressed frame."""
     buffer = io.BytesIO()

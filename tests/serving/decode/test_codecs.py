@@ -1,6 +1,7 @@
 """Every file of pydicom and pydicom-data that pydicom decodes, against pydicom with another decoder (GDCM)."""
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pydicom.data
 import pytest
 from numpy.typing import NDArray
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import HTJ2KLossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
+from pydicom.uid import HTJ2KLossless, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
+from app.core.exceptions import ApiError
 from app.core.settings import load_settings
 from app.serving.decode import dicom as decoder
 from app.serving.decode import dicom_pixels
@@ -108,6 +110,13 @@ def test_compressed_frames(syntax: str, frame: bytes, frames: int, monkeypatch: 
     assert np.array_equal(_decode(data, monkeypatch), RAMP)
 
 
+def test_boxes_around_jpeg_2000_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second box has no length, in which pydicom would search for ever."""
+    signature = b"\0\0\0\x0cjP  \r\n\x87\n"
+    frame = signature + b"\0\0\0\0ftyp" + bytes(imagecodecs.jpeg2k_encode(RAMP, codecformat="j2k", reversible=True))
+    assert np.array_equal(_decode(dicom(RAMP, syntax=JPEG2000Lossless, frame=frame), monkeypatch), RAMP)
+
+
 def test_jpeg_of_twelve_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The JPEG Extended file against the lossless one of the same image."""
     import data_store
@@ -118,3 +127,22 @@ def test_jpeg_of_twelve_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert extended.shape == lossless.shape == (1024, 256)
     assert np.abs(extended.astype(int) - lossless.astype(int)).mean() < 3
     assert np.corrcoef(extended.ravel(), lossless.ravel())[0, 1] > 0.98
+
+
+_SMALL = (
+    "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_jp2klossless.dcm", "SC_rgb_jpeg.dcm",
+    "SC_rgb_jpeg_gdcm.dcm", "JPGExtended.dcm", "image_dfl.dcm", "liver_1frame.dcm", "examples_palette.dcm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _SMALL)
+def test_damaged_files_are_read_or_refused(name: str) -> None:
+    original = (Path(pydicom.data.__file__).parent / "test_files" / name).read_bytes()
+    generator = np.random.default_rng(len(original))
+    settings = load_settings(max_image_bytes=2 * 1024**2)
+    for round_ in range(25):
+        data = np.frombuffer(original, dtype=np.uint8).copy()
+        end = len(data) if round_ % 2 else min(len(data), 3000)  # every second time in the header
+        data[generator.integers(0, end, 1 + round_)] = generator.integers(0, 256, 1 + round_)
+        with suppress(ApiError):
+            assert decode(data.tobytes(), settings).image.mode in ("L", "RGB")
