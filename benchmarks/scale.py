@@ -27,8 +27,9 @@ from app.core.settings import load_settings
 from app.data.client import connect
 from app.data.dataset import find_dataset
 from app.data.mongod import embedded_mongod, find_mongod
-from app.data.schema import CASES, DATABASE, IMAGES, SEED_RUNS, ensure_schema
+from app.data.schema import CASES, DATABASE, IMAGES, LATEST_RUN_FIRST, SEED_RUNS, ensure_schema
 from app.data.seed import seed
+from app.data.serializers import ANSWER, case_answer, image_answer
 from tests.service import is_ok, running_service, wait_for
 
 Document = dict[str, Any]
@@ -47,6 +48,7 @@ def renamed(document: Document, number: int) -> Document:
     else:
         twin["_id"] = case
     twin["U_id"] = case
+    twin[ANSWER] = image_answer(twin) if "image" in twin else case_answer(twin, [])
     return twin
 
 
@@ -64,7 +66,7 @@ def enlarge(source: Database[Document], target: Database[Document], images: int)
         for batch in copies(documents, rounds):
             target[name].insert_many(batch, ordered=False)
     ensure_schema(target)  # building the indexes at the end is faster than keeping them while writing
-    target[SEED_RUNS].insert_one(source[SEED_RUNS].find_one(sort=[("started_at", -1)]) or {})
+    target[SEED_RUNS].insert_one(source[SEED_RUNS].find_one(sort=LATEST_RUN_FIRST) or {})
 
 
 def p99(ask: Callable[[int], str], client: httpx.Client) -> float:
@@ -149,9 +151,7 @@ def report(uri: str, client: MongoClient[Document], folder: Path, home: Path) ->
     found = {}
     for name in (DATABASE, "large"):
         # Without the memory of answers: every request reaches the database.
-        settings = load_settings(
-            home=home / name, mongo_uri=uri.replace(f"/{DATABASE}?", f"/{name}?"), data_dir=folder, answer_cache_mb=0
-        )
+        settings = load_settings(home=home / name, mongo_uri=uri.replace(f"/{DATABASE}?", f"/{name}?"), data_dir=folder)
         with running_service(settings) as api:
             wait_for(api, "/health/ready", is_ok)
             found[name] = measure(api)

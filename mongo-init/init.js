@@ -44,7 +44,8 @@ for (const { name, validator, indexes } of schema.collections) {
   if (made.includes(name)) {
     continue; // `medpix seed` compares it with its definition
   }
-  run({ create: name, validator });
+  // The validators of the records come from their models: `medpix seed` adds them before it writes a document.
+  run(validator ? { create: name, validator } : { create: name });
   if (indexes.length > 0) {
     run({ createIndexes: name, indexes: indexes.map(({ keys, ...options }) => ({ key: Object.fromEntries(keys), ...options })) });
   }

@@ -23,7 +23,7 @@ from app.data.seed import seed
 from ml.dataset.records import Record, load_records
 from ml.models import resnet
 from ml.training.context import Options
-from ml.training.train import PLANS, train_model
+from ml.training.train import MODEL_SPECS, train_model
 from tests.medpix_files import write_dataset
 from tests.service import is_ok, running_service, wait_for
 
@@ -214,7 +214,7 @@ def every_model(
     folder = Path(shutil.copytree(models_dir, tmp_path_factory.mktemp("every-model") / "models"))
     database[MODELS].delete_many({})
     database[MODELS].insert_many(ml_database[MODELS].find())
-    missing = [name for name in PLANS if database[MODELS].find_one({"_id": name}) is None]
+    missing = [name for name in MODEL_SPECS if database[MODELS].find_one({"_id": name}) is None]
     small = partial(resnet.ResNetSettings, scratch_preprocess=replace(resnet.ResNetSettings().preprocess, size=96))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resnet, "ResNetSettings", small)  # quicker

@@ -1,24 +1,31 @@
 """What routes ask for, as annotated types, so that a signature says what a route needs."""
 
 import re
-from typing import Annotated, Final
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
 
 from fastapi import Depends, Path, Query, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 
+from app.api.filter_parameters import takes_filters
 from app.core.settings import Settings
 from app.data.fields import CASE_ALIASES, CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS
 from app.data.filters import Filter, ParameterError, ParameterProblem, parse_filter
-from app.data.image_store import PictureStore
+from app.data.image_store import ImageStore
 from app.data.pagination import SortOrder, parse_sort
-from app.data.repository import Repository
+from app.data.record import CASE_ID, IMAGE_ID
+from app.data.repository import CASES, IMAGES, Collection, Repository
 from app.serving.model_manager import ModelManager
 
 MAX_LIMIT: Final = 100
-RESERVED: Final = frozenset({"limit", "cursor", "sort", "fields", "expand", "raw", "q", "offset", "of", "format"})
+MAX_QUERY_CHARS: Final = 300
+MAX_SAMPLE: Final = 1_000
 
-# MedPix 2.0 has four digits; a larger collection may have more.
-_CASE_ID = re.compile(r"mpx\d{4,8}", re.IGNORECASE)
-_IMAGE_ID = re.compile(r"(mpx\d{4,8})_(synpic)(\d{2,5})", re.IGNORECASE)
+_CASE_ID = re.compile(CASE_ID, re.IGNORECASE | re.ASCII)
+_IMAGE_ID = re.compile(IMAGE_ID, re.IGNORECASE | re.ASCII)
 
 
 async def get_settings(request: Request) -> Settings:
@@ -33,10 +40,10 @@ async def get_repository(request: Request) -> Repository:
     return repository
 
 
-async def get_pictures(request: Request) -> PictureStore:
+async def get_image_store(request: Request) -> ImageStore:
     """The image files of this application."""
-    pictures: PictureStore = request.app.state.pictures
-    return pictures
+    image_store: ImageStore = request.app.state.image_store
+    return image_store
 
 
 async def get_models(request: Request) -> ModelManager:
@@ -62,26 +69,124 @@ async def image_id(image: Annotated[str, Path(examples=["MPX1007_synpic46719"])]
     Raises:
         ParameterError: it cannot be the id of an image.
     """
-    match = _IMAGE_ID.fullmatch(image)
-    if not match:
+    if not _IMAGE_ID.fullmatch(image):
         message = f"expected an id such as MPX1007_synpic46719, got {image[:40]!r}"
         raise ParameterError([ParameterProblem("image", message)])
-    return f"{match[1].upper()}_synpic{match[3]}"
+    case, _, number = image.upper().partition("_SYNPIC")
+    return f"{case}_synpic{number}"
+
+
+def _declared(route: APIRoute) -> frozenset[str]:
+    """The query parameters that a route declares, its filters apart."""
+
+    def names(dependant: Dependant) -> Iterator[str]:
+        yield from (field.alias for field in dependant.query_params)
+        for each in dependant.dependencies:
+            yield from names(each)
+
+    return frozenset(names(route.dependant))
+
+
+async def check_parameters(request: Request) -> None:
+    """Refuse a query parameter that a route does not take, or takes once and was given several times.
+
+    Raises:
+        ParameterError: names each.
+    """
+    route: APIRoute = request.scope["route"]
+    declared, counts = _declared(route), Counter(name for name, _ in request.query_params.multi_items())
+    problems = [
+        ParameterProblem(name, f"given {count} times; this parameter is taken once")
+        for name, count in counts.items()
+        if name in declared and count > 1
+    ]
+    if not takes_filters(route):
+        taken = f"takes {', '.join(sorted(declared))}" if declared else "takes none"
+        unknown = [name for name in counts if name not in declared]
+        problems += [ParameterProblem(name[:60], f"is no parameter of {route.path}, which {taken}") for name in unknown]
+    if problems:
+        raise ParameterError(problems)
 
 
 def query_pairs(request: Request) -> list[tuple[str, str]]:
-    """The parameters of a query that name fields."""
-    return [(name, value) for name, value in request.query_params.multi_items() if name not in RESERVED]
+    """The parameters of a query that are filters: all that the route does not declare."""
+    declared = _declared(request.scope["route"])
+    return [(name, value) for name, value in request.query_params.multi_items() if name not in declared]
 
 
-async def case_filter(request: Request) -> Filter:
+async def case_filter(request: Request, repository: Annotated[Repository, Depends(get_repository)]) -> Filter:
     """The filter over cases in the query string."""
-    return parse_filter(query_pairs(request), CASE_FIELDS, CASE_ALIASES)
+    return parse_filter(query_pairs(request), CASE_FIELDS, CASE_ALIASES, await repository.vocabulary(CASES))
 
 
-async def image_filter(request: Request) -> Filter:
+async def image_filter(request: Request, repository: Annotated[Repository, Depends(get_repository)]) -> Filter:
     """The filter over images in the query string."""
-    return parse_filter(query_pairs(request), IMAGE_FIELDS, IMAGE_ALIASES)
+    return parse_filter(query_pairs(request), IMAGE_FIELDS, IMAGE_ALIASES, await repository.vocabulary(IMAGES))
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """What narrows a selection beside its filters: a text search, then a random sample of what is left."""
+
+    q: str | None
+    sample: int | None
+    seed: int
+    per_case: bool
+
+    async def apply(self, repository: Repository, collection: Collection, selection: Filter) -> Filter:
+        """The narrowed selection."""
+        if self.q is not None:
+            selection = await repository.found_by_text(collection, selection, self.q)
+        if self.sample is not None:
+            selection = await repository.sampled(collection, selection, self.sample, self.seed, per_case=self.per_case)
+        return selection
+
+
+async def narrowing(
+    q: Annotated[
+        str | None,
+        Query(max_length=MAX_QUERY_CHARS, description="Only cases that `/search` finds by this text, and their images"),
+    ] = None,
+    sample: Annotated[
+        int | None, Query(ge=1, le=MAX_SAMPLE, description="Only this many, chosen at random", examples=[50])
+    ] = None,
+    seed: Annotated[
+        int | None, Query(ge=0, le=2**31 - 1, description="Of the sample: the same seed chooses the same, default 0")
+    ] = None,
+    sample_by: Annotated[
+        Literal["case"] | None, Query(description="`case`: a sample has at most one image of each case")
+    ] = None,
+) -> Narrowing:
+    """Text search and sample.
+
+    Raises:
+        ParameterError: `seed` or `sample_by` without `sample`.
+    """
+    for name, value in (("seed", seed), ("sample_by", sample_by)):
+        if value is not None and sample is None:
+            raise ParameterError([ParameterProblem(name, "belongs to a sample; give `sample` too")])
+    return Narrowing(q, sample, seed or 0, per_case=sample_by is not None)
+
+
+NarrowingDep = Annotated[Narrowing, Depends(narrowing)]
+
+
+async def case_selection(
+    selection: Annotated[Filter, Depends(case_filter)],
+    narrowed: NarrowingDep,
+    repository: Annotated[Repository, Depends(get_repository)],
+) -> Filter:
+    """Filters over cases, text search and sample."""
+    return await narrowed.apply(repository, CASES, selection)
+
+
+async def image_selection(
+    selection: Annotated[Filter, Depends(image_filter)],
+    narrowed: NarrowingDep,
+    repository: Annotated[Repository, Depends(get_repository)],
+) -> Filter:
+    """Filters over images, text search and sample."""
+    return await narrowed.apply(repository, IMAGES, selection)
 
 
 SortText = Annotated[
@@ -101,12 +206,14 @@ async def image_order(sort: SortText = None) -> SortOrder:
 
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 RepositoryDep = Annotated[Repository, Depends(get_repository)]
-PicturesDep = Annotated[PictureStore, Depends(get_pictures)]
+ImageStoreDep = Annotated[ImageStore, Depends(get_image_store)]
 ModelsDep = Annotated[ModelManager, Depends(get_models)]
 CaseIdDep = Annotated[str, Depends(case_id)]
 ImageIdDep = Annotated[str, Depends(image_id)]
 CaseFilterDep = Annotated[Filter, Depends(case_filter)]
 ImageFilterDep = Annotated[Filter, Depends(image_filter)]
+CaseSelectionDep = Annotated[Filter, Depends(case_selection)]
+ImageSelectionDep = Annotated[Filter, Depends(image_selection)]
 CaseOrderDep = Annotated[SortOrder, Depends(case_order)]
 ImageOrderDep = Annotated[SortOrder, Depends(image_order)]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Most items on a page")]

@@ -1,14 +1,17 @@
 """Puts the service together: settings, lifespan, routers, error handlers."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from pymongo.errors import PyMongoError
 
-from app.api.answer_cache import AnswerCache
+from app.api.deps import check_parameters
 from app.api.errors import install_error_handlers
-from app.api.middleware import BodyLimit, CountRequests, RequestContext
+from app.api.middleware import BodyLimit, CountRequests, ForwardedPrefix, RequestContext
 from app.api.ratelimit import RateLimit
 from app.api.routes import (
     annotations,
@@ -25,21 +28,24 @@ from app.api.routes import (
     predict,
     predict_batch,
     predict_image,
+    preview,
     search,
     similar,
 )
+from app.api.trusted_hosts import TrustedHosts
 from app.api.uploads import body_limit
+from app.core.exceptions import ApiError
 from app.core.settings import Settings, get_settings
 from app.core.telemetry import Metrics
 from app.data.client import connect, connect_async
-from app.data.image_store import PictureStore
+from app.data.image_store import ImageStore
 from app.data.repository import Repository
 from app.data.schema import DATABASE
 from app.serving.model_manager import ModelManager
 from app.web.pages import install_pages
 
 # In the order of the API reference.
-ROOMS = (
+ROUTERS = (
     cases,
     images,
     search,
@@ -49,6 +55,7 @@ ROOMS = (
     predict,
     predict_batch,
     predict_image,
+    preview,
     explain,
     similar,
     models,
@@ -57,9 +64,23 @@ ROOMS = (
     metrics,
     docs,
 )
-DESCRIPTION = """The MedPix 2.0 cases and images, and predictions of modality and anatomical location.
+DESCRIPTION = """The cases and images of MedPix 2.0, and predictions of modality and anatomical location.
+
+- **Ids** are those of the dataset: `MPX1007` for a case, `MPX1007_synpic46719` for an image.
+- **Filters** are query parameters named after fields: `/images?modality=CT&location_category=Head&age__gte=60`.
+  `GET /fields` lists all fields with their operators.
+- **Lists** are paged: pass `next_cursor` as `cursor`, or follow the `Link` header.
+- **Errors** are RFC 9457 problem documents (`application/problem+json`): `detail` says what to do.
+- **Predictions** are calibrated probabilities with a decision, `confident` or `uncertain`:
+  `curl -F image=@scan.png -F caption='Axial CT of the chest' http://localhost:8000/predict/location`
 
 For research and teaching; **not for diagnosis**."""
+
+
+async def _prepare_search(repository: Repository) -> None:
+    """Build the search index at start, so that the first query does not wait for it."""
+    with suppress(PyMongoError, ApiError):  # the first query tries again, and knows how to answer each fault
+        await repository.prepare_search()
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -75,13 +96,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         uri = settings.mongo_uri or "mongodb://127.0.0.1:27017"
         async with connect_async(uri, settings) as client:
-            app.state.repository = Repository(client.get_default_database(DATABASE))
+            repository = app.state.repository = Repository(
+                client.get_default_database(DATABASE), settings.home / "cache"
+            )
             with connect(uri, settings) as blocking_client:
                 database = blocking_client.get_default_database(DATABASE)
                 app.state.models = ModelManager(settings, database, app.state.metrics)
                 app.state.models.start()
+                warm_up = asyncio.create_task(_prepare_search(repository))
                 yield
+                warm_up.cancel()
                 await app.state.models.stop()
+            await repository.close()
 
     app = FastAPI(
         title="MedPix service",
@@ -90,20 +116,29 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        root_path=settings.root_path,
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
-    app.state.pictures = PictureStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
-    for module in ROOMS:
-        app.include_router(module.router)
+    app.state.image_store = ImageStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
+    for module in ROUTERS:
+        app.include_router(module.router, dependencies=[Depends(check_parameters)])
     docs.install_docs(app)
-    install_pages(app)
     install_error_handlers(app)
-    if settings.answer_cache_mb:
-        app.add_middleware(AnswerCache, max_bytes=settings.answer_cache_mb * 1024**2)
-    if settings.rate_limit_per_minute:
+    install_pages(app)
+    if settings.rate_limit_per_minute or settings.rate_limit_reads_per_minute:
         app.add_middleware(RateLimit, settings=settings)
     app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(settings, path))
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["ETag", "Link", "Location", "Retry-After", "X-Dataset-Version", "X-Request-ID"],
+        )
+    app.add_middleware(TrustedHosts, hosts=settings.trusted_hosts)
+    app.add_middleware(ForwardedPrefix)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     app.add_middleware(RequestContext)
     return app

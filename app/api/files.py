@@ -32,7 +32,7 @@ async def file_response(request: Request, etag: str, image: str, find: Callable[
         RangeNotSatisfiableError: the range lies outside the file.
     """
     headers = {"ETag": etag, "Cache-Control": _CACHE_CONTROL}
-    if matches(request.headers.get("if-none-match"), etag):
+    if etag_matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     try:
         path = await asyncio.to_thread(find)
@@ -46,7 +46,7 @@ async def file_response(request: Request, etag: str, image: str, find: Callable[
     return response
 
 
-def matches(if_none_match: str | None, etag: str) -> bool:
+def etag_matches(if_none_match: str | None, etag: str) -> bool:
     """Whether an If-None-Match header names an entity tag; weak and strong tags compare alike."""
     if if_none_match is None:
         return False

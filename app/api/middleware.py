@@ -14,6 +14,7 @@ from app.api.errors import problem_response
 from app.core.exceptions import ContentTooLargeError
 from app.core.telemetry import Metrics
 
+_PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 SECURITY_HEADERS: Final[Mapping[str, str]] = {
@@ -56,6 +57,21 @@ class RequestContext:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+class ForwardedPrefix:
+    """Takes the path that a proxy stripped from X-Forwarded-Prefix, so that links lead back through the proxy."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] == "http":
+            prefix = Headers(scope=scope).get("x-forwarded-prefix", "").rstrip("/")
+            if prefix and _PREFIX.fullmatch(prefix):
+                scope = {**scope, "root_path": prefix}
+        await self._app(scope, receive, send)
 
 
 class CountRequests:

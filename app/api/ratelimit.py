@@ -1,6 +1,7 @@
-"""A limit on how often one caller may post, counted in this process."""
+"""Limits on how often one caller may post or make a costly read, counted in this process."""
 
 import math
+import re
 import time
 from collections import OrderedDict
 from typing import Final
@@ -15,6 +16,9 @@ from app.core.settings import Settings
 
 # The oldest callers are forgotten: a flood of addresses must not fill the memory.
 _MAX_CALLERS: Final = 10_000
+_READS: Final = ("GET", "HEAD")
+# What reads more than one page of documents, or asks a model.
+_COSTLY: Final = re.compile(r"/(search|facets|statistics|export(/.*)?|images/[^/]+/similar)")
 
 
 class RateLimit:
@@ -27,13 +31,14 @@ class RateLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        limit = self._limit_of(scope) if scope["type"] == "http" else 0
+        if not limit:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        wait_s = self._take(self._caller(request), time.monotonic())
+        kind = "reads" if scope["method"] in _READS else "writes"
+        wait_s = self._take(f"{kind} of {self._caller(request)}", limit, time.monotonic())
         if wait_s > 0:
-            limit = self._settings.rate_limit_per_minute
             error = TooManyRequestsError(
                 f"More than {limit} requests in a minute. Try again in {math.ceil(wait_s)} s.",
                 headers={"Retry-After": str(math.ceil(wait_s))},
@@ -42,13 +47,19 @@ class RateLimit:
             return
         await self._app(scope, receive, send)
 
+    def _limit_of(self, scope: Scope) -> int:
+        """The limit on requests of this kind; 0: none."""
+        if scope["method"] not in _READS:
+            return 0 if scope["method"] == "OPTIONS" else self._settings.rate_limit_per_minute
+        return self._settings.rate_limit_reads_per_minute if _COSTLY.fullmatch(scope["path"]) else 0
+
     def _caller(self, request: Request) -> str:
         name = key_name(self._settings, offered_key(request))
         return f"key {name}" if name else f"address {request.client.host if request.client else 'unknown'}"
 
-    def _take(self, caller: str, now: float) -> float:
+    def _take(self, caller: str, limit: int, now: float) -> float:
         """Take one token; returns the seconds until there is one, 0 if there was."""
-        size = float(self._settings.rate_limit_per_minute)
+        size = float(limit)
         tokens, last = self._buckets.pop(caller, (size, now))
         tokens = min(size, tokens + (now - last) * size / 60)
         allowed = tokens >= 1

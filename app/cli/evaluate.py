@@ -13,6 +13,7 @@ from pymongo.database import Database
 from rich.console import Console
 
 from app.core.exceptions import UserError
+from app.core.progress import Progress
 from app.core.settings import Settings
 from app.data import schema
 from app.data.dataset import IMAGE_FOLDER, find_dataset
@@ -25,7 +26,7 @@ from ml.evaluation.retrain import Scratch
 from ml.registry.registry import Registry
 from ml.training.context import Options
 from ml.training.device import DeviceName
-from ml.training.progress import DatabaseReporter, Progress, Reporter, console_reporter, to_all
+from ml.training.progress import DatabaseReporter, Reporter, console_reporter, to_all
 
 _LOG = logging.getLogger(__name__)
 Document = dict[str, Any]
@@ -108,7 +109,7 @@ def evaluate_if_due(settings: Settings, database: Database[Document], *, device:
     if os.environ.get("RANK", "0") != "0":
         return
     cards = list(Registry(database, settings.model_files_dir).list())
-    run = database[schema.SEED_RUNS].find_one({"state": "complete"}, sort=[("finished_at", -1)]) or {}
+    run = database[schema.SEED_RUNS].find_one({"state": "complete"}, sort=schema.LATEST_RUN_FIRST) or {}
     if covers(read_results(settings.home / FOLDER) or {}, cards, run.get("dataset_version")):
         _LOG.info("the last evaluation is of the registered models; nothing to evaluate")
         return

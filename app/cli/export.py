@@ -12,7 +12,7 @@ from app.core.settings import Settings
 from app.data.client import connect_async
 from app.data.fields import ANNOTATION_FIELDS, CASE_ALIASES, CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS, Field
 from app.data.filters import Filter, ParameterError, parse_filter
-from app.data.image_store import PictureStore
+from app.data.image_store import ImageStore
 from app.data.repository import Repository
 from app.data.schema import DATABASE
 from app.export.streams import ExportError, export_parts
@@ -73,8 +73,8 @@ def run_export(
 async def _write(
     settings: Settings, uri: str, file: BinaryIO, of: str, file_format: str, selection: Filter, raw: bool | None
 ) -> None:
-    pictures = PictureStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
+    image_store = ImageStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
     async with connect_async(uri, settings) as client:
-        repository = Repository(client.get_default_database(DATABASE))
-        async for part in export_parts(repository, pictures, selection, of=of, file_format=file_format, raw=raw):
+        repository = Repository(client.get_default_database(DATABASE), settings.home / "cache")
+        async for part in export_parts(repository, image_store, selection, of=of, file_format=file_format, raw=raw):
             file.write(part)

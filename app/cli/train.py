@@ -19,7 +19,7 @@ from ml.registry.registry import RegistryError
 from ml.training.context import Options
 from ml.training.device import DeviceName, Team, pick_device, team
 from ml.training.progress import STOPPED, Reporter, console_reporter, silent
-from ml.training.train import PLANS, models_to_train, queued, train_model
+from ml.training.train import MODEL_SPECS, models_to_train, queued, train_model
 
 Document = dict[str, Any]
 _LOG = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def run_training(
             _check(options, wanted)
             workers.wait()  # all must have asked before one registers anything
             with queued(wanted, database) if workers.leads else nullcontext():
-                for name in wanted:
+                for step, name in enumerate(wanted, start=1):
                     train_model(
                         name,
                         database=database,
@@ -81,6 +81,7 @@ def run_training(
                         resume=resume,
                         reporter=reporter,
                         options=options,
+                        step=(step, len(wanted)),
                     )
     except (RecordsError, RegistryError, OSError) as error:
         raise TrainingError(str(error)) from error
@@ -94,11 +95,11 @@ def _check(options: Options, wanted: Sequence[str]) -> None:
     """
     plain = Options()
     for option in ("weights", "epochs", "thorough"):
-        idle = [name for name in wanted if option not in PLANS[name].options]
+        idle = [name for name in wanted if option not in MODEL_SPECS[name].options]
         if getattr(options, option) == getattr(plain, option) or not idle:
             continue
         if idle == list(wanted):
-            known = ", ".join(name for name, plan in PLANS.items() if option in plan.options)
+            known = ", ".join(name for name, plan in MODEL_SPECS.items() if option in plan.options)
             raise TrainingError(f"--{option} changes nothing for {', '.join(wanted)}; it is for {known}")
         _LOG.warning("--%s changes nothing for %s.", option, ", ".join(idle))
     if options.weights not in ("auto", "pretrained", "scratch") and not Path(options.weights).exists():

@@ -16,13 +16,14 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
 
 from app.cli.serve import run_server
 from app.core.exceptions import UserError
+from app.core.progress import Progress
 from app.core.settings import Settings
 from app.data.schema import EVALUATION_RUN
-from app.serving.training_status import Progress as TrainingProgress
 from app.serving.training_status import read_progress
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def _follow_with_bars(
 ) -> None:
     columns = (TextColumn("{task.fields[model]}"), BarColumn(), TextColumn("{task.description}"))
     bars: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=True) as progress:
+    with RichProgress(*columns, console=console, transient=True) as progress:
         while not ended.wait(_POLL_S) and process.poll() is None:
             for run in _runs(database):
                 if run.name not in bars:
@@ -152,13 +153,13 @@ def _follow_with_lines(
     _say_end(process, ended)
 
 
-def _sentence(run: TrainingProgress) -> str:
+def _sentence(run: Progress) -> str:
     if run.name == EVALUATION_RUN:
         return f"The evaluation is {run.fraction:.0%} done."
     return run.describe()
 
 
-def _runs(database: Database[Document]) -> list[TrainingProgress]:
+def _runs(database: Database[Document]) -> list[Progress]:
     try:
         return [run for run in read_progress(database) if run.state in ("queued", "running")]
     except PyMongoError:

@@ -53,6 +53,27 @@ class UnauthorizedError(ApiError):
         super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
 
 
+class ForbiddenError(ApiError):
+    """The key is known, but may not do this."""
+
+    status = 403
+    slug = "forbidden"
+
+
+class ConflictError(ApiError):
+    """The request does not fit what is stored by now."""
+
+    status = 409
+    slug = "conflict"
+
+
+class MisdirectedError(ApiError):
+    """The request names a host that is not this service."""
+
+    status = 421
+    slug = "misdirected-request"
+
+
 class TooManyRequestsError(ApiError):
     """The caller has made too many requests; Retry-After says when the next may come."""
 

@@ -37,6 +37,11 @@ def _named_keys(value: Any) -> Any:
     return keys
 
 
+def _listed(value: Any) -> Any:
+    """Read ``one,two``."""
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
 FolderPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
 
 
@@ -109,11 +114,27 @@ class Settings(BaseSettings):
     api_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_named_keys)] = Field(
         default_factory=dict, description="NAME:KEY,NAME:KEY who may write; empty: everybody who reaches the port"
     )
+    trusted_hosts: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = Field(
+        default_factory=list,
+        description="Host names with a dot that the service answers to, separated by commas; *.NAME: all below, *: all",
+    )
+    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = Field(
+        default_factory=list, description="Origins whose pages may call the API, separated by commas"
+    )
+    root_path: str = Field(
+        default="",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="Path below which a proxy serves this, and which it strips; X-Forwarded-Prefix wins over it",
+    )
+    rate_limit_reads_per_minute: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Most searches, exports, facets and statistics per key or address and minute; 0: no limit",
+    )
     rate_limit_per_minute: int = Field(
         default=0, ge=0, le=1_000_000, description="Most POST requests per key or address and minute; 0: no limit"
     )
-
-    answer_cache_mb: int = Field(default=64, ge=0, le=4096, description="Memory for answers about the data; 0: none")
 
     @property
     def dataset_dir(self) -> Path:

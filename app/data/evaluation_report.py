@@ -10,6 +10,7 @@ from app.data.repository import NotFoundError
 
 FOLDER: Final = "evaluation"
 _FILE: Final = "results.json"
+_PAGE: Final = "report.html"
 
 
 class FaultyReportError(Exception):
@@ -54,3 +55,23 @@ def read_report(home: Path) -> Report:
     if not whole:
         raise FaultyReportError(f"{_FILE} is cut or damaged. Run `medpix evaluate` again.")
     return Report(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+
+
+def read_page(home: Path) -> bytes:
+    """The report as one HTML page that needs no other file.
+
+    Args:
+        home: the service's own folder.
+
+    Raises:
+        NotFoundError: nothing was evaluated here yet.
+        FaultyReportError: the file cannot be read.
+    """
+    try:
+        return (home / FOLDER / _PAGE).read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError("No evaluation has been run here. Run `medpix evaluate` first.") from error
+    except OSError as error:
+        raise FaultyReportError(
+            f"The report cannot be read ({error.strerror}). Run `medpix evaluate` again."
+        ) from error

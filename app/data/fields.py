@@ -4,12 +4,14 @@ A field's name is its path in the answers of the API. The filters, the sort orde
 `GET /fields` and the web form all read this catalogue, and nothing else reaches a stored path.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Final, Literal
+from types import MappingProxyType, NoneType
+from typing import Any, Final, Literal, get_args, get_origin
 
-Kind = Literal["keyword", "text", "integer", "list"]
+from pydantic import BaseModel
+
+from app.data.record import Annotation, Case, Image, Kind, LocationCategory, Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +21,14 @@ class Field:
     Attributes:
         name: its path in an answer, such as ``topic.category``.
         path: its path in a stored document.
-        kind: keyword (short, closed or natural values), text, integer, or list (of keywords).
+        kind: keyword (short, closed or natural values), text, integer, time, or list (of keywords).
         source: where the dataset has it; empty for what this service derives.
         about: one sentence for people.
         values: the closed set of values, if there is one.
+        pattern: regular expression of its values, if they have a form.
         recorded_as_null: values of the dataset that stand for "unknown" and are answered as null; a
             filter that names one of them means null.
+        examples: values for the API reference.
     """
 
     name: str
@@ -34,146 +38,60 @@ class Field:
     about: str
     nullable: bool = False
     values: tuple[str, ...] = ()
+    pattern: str | None = None
     recorded_as_null: Mapping[str | int, Any] = field(default_factory=lambda: MappingProxyType({}))
+    examples: tuple[Any, ...] = ()
 
 
-SPLIT_VALUES: Final = ("train", "dev", "test")
-SUBSPLIT_VALUES: Final = ("train_1", "train_2")
-MODALITIES: Final = ("CT", "MR")
-SEXES: Final = ("male", "female")
-CATEGORIES: Final = ("Head", "Thorax", "Abdomen", "Spine and Muscles", "Reproductive and Urinary System")
+CATEGORIES: Final[tuple[str, ...]] = get_args(LocationCategory)
 
 
-def _common() -> tuple[Field, ...]:
-    return (
-        Field("split", "split", "keyword", "file name", "Official split, by case", values=SPLIT_VALUES),
-        Field(
-            *("subsplit", "subsplit", "keyword", "uid_list.json", "Half of the training split"),
-            nullable=True,
-            values=SUBSPLIT_VALUES,
-        ),
-    )
+def _declared(model: type[BaseModel], prefix: str = "") -> Iterator[Field]:
+    """The fields of a record model, in its order, those of a sub-model in its place."""
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _declared(info.annotation, f"{prefix}{name}.")
+            continue
+        stored = next((each for each in info.metadata if isinstance(each, Stored)), None)
+        if stored is None:
+            continue
+        kind, values, nullable = _type_of(info.annotation)
+        pattern = next((each.pattern for each in info.metadata if getattr(each, "pattern", None)), None)
+        yield Field(
+            name=prefix + name,
+            path=stored.path or f"norm.{prefix}{name}",
+            kind=stored.kind or kind,
+            source=stored.source,
+            about=info.description or "",
+            nullable=nullable,
+            values=values,
+            pattern=pattern,
+            recorded_as_null=stored.recorded_as_null,
+            examples=tuple(info.examples or ()),
+        )
 
 
-def _patient() -> tuple[Field, ...]:
-    return (
-        Field(
-            *("location", "norm.location", "keyword", "Location", "Anatomical location, one of 21"),
-            nullable=True,
-            recorded_as_null={"Left Blank": {"norm.quality_flags": "location_left_blank"}},
-        ),
-        Field(
-            *("location_category", "norm.location_category", "keyword", "Location Category", "Body region, one of 5"),
-            values=CATEGORIES,
-        ),
-        Field(
-            *("age", "norm.age", "integer", "Description.Age", "Age in years; 0 was recorded for unknown"),
-            nullable=True,
-            recorded_as_null={0: {"norm.age": None}},
-        ),
-        Field(
-            *("sex", "norm.sex", "keyword", "Description.Sex", "Sex; N/A was recorded for unknown"),
-            nullable=True,
-            values=SEXES,
-            recorded_as_null={"N/A": {"norm.sex": None}},
-        ),
-    )
+def _type_of(annotation: Any) -> tuple[Kind, tuple[str, ...], bool]:
+    """Kind, closed set of values and whether null is one of them, of a field's type."""
+    alternatives = get_args(annotation) if NoneType in get_args(annotation) else (annotation,)
+    [kept] = [each for each in alternatives if each is not NoneType]
+    nullable = len(alternatives) > 1
+    if get_origin(kept) is list:
+        _, values, _ = _type_of(get_args(kept)[0])
+        return "list", values, nullable
+    if get_origin(kept) is Literal:
+        return "keyword", get_args(kept), nullable
+    return ("integer" if kept is int else "keyword"), (), nullable
 
 
-_FLAGS: Final = Field("quality_flags", "norm.quality_flags", "list", "", "Doubts about this record, by name")
+def catalogue_of(model: type[BaseModel]) -> Mapping[str, Field]:
+    """Name to field of a record model, in its order."""
+    return MappingProxyType({each.name: each for each in _declared(model)})
 
 
-def _catalogue(*fields: Field) -> Mapping[str, Field]:
-    return MappingProxyType({item.name: item for item in fields})
-
-
-IMAGE_FIELDS: Final = _catalogue(
-    Field("image", "_id", "keyword", "image", "Image id, such as MPX1007_synpic46719"),
-    Field("u_id", "U_id", "keyword", "U_id", "Case id, such as MPX1007"),
-    *_common(),
-    Field("modality", "norm.modality", "keyword", "Type", "Imaging modality", values=MODALITIES),
-    Field("modality_detail", "norm.modality_detail", "keyword", "Description.Modality", "Sequence or protocol"),
-    Field("plane", "norm.plane", "keyword", "Description.Plane", "Plane of section, or kind of picture", nullable=True),
-    *_patient(),
-    Field("caption", "norm.caption", "text", "Description.Caption", "What the picture shows", nullable=True),
-    Field("figure_part", "norm.figure_part", "keyword", "Description.Figure Part", "Part of a figure", nullable=True),
-    Field(
-        *("acr_codes", "norm.acr_codes", "keyword", "Description.ACR Codes", "ACR index code; -1.-1 is unknown"),
-        nullable=True,
-        recorded_as_null={"-1.-1": {"norm.acr_codes": None}},
-    ),
-    Field("source_url", "norm.source_url", "keyword", "images_overview.csv", "Open-i address", nullable=True),
-    Field("article_url", "norm.article_url", "keyword", "images_overview.csv", "MedPix address", nullable=True),
-    Field("width", "file.width", "integer", "", "Width in pixels"),
-    Field("height", "file.height", "integer", "", "Height in pixels"),
-    Field("sha256", "file.sha256", "keyword", "", "Hash of the image file"),
-    _FLAGS,
-)
-
-CASE_FIELDS: Final = _catalogue(
-    Field("u_id", "_id", "keyword", "U_id", "Case id, such as MPX1007"),
-    *_common(),
-    Field("title", "norm.title", "text", "Case.Title", "Title of the case"),
-    Field("diagnosis", "norm.diagnosis", "text", "Case.Case Diagnosis", "Diagnosis"),
-    Field("history", "norm.history", "text", "Case.History", "Patient history", nullable=True),
-    Field("exam", "norm.exam", "text", "Case.Exam", "Physical examination and laboratory", nullable=True),
-    Field("findings", "norm.findings", "text", "Case.Findings", "Radiological findings", nullable=True),
-    Field(
-        *("differential_diagnosis", "norm.differential_diagnosis", "text", "Case.Differential Diagnosis"),
-        "Diagnoses that were considered",
-        nullable=True,
-    ),
-    Field("diagnosis_by", "norm.diagnosis_by", "text", "Case.Diagnosis By", "How it was confirmed", nullable=True),
-    Field("discussion", "norm.discussion", "text", "Case.Discussion", "Discussion of the case", nullable=True),
-    Field(
-        *("treatment_follow_up", "norm.treatment_follow_up", "text", "Case.Treatment & Follow Up"),
-        "Treatment and follow-up",
-        nullable=True,
-    ),
-    Field("media", "norm.media", "text", "Case.Media", "Name of a film, if there is one", nullable=True),
-    Field("topic.title", "norm.topic.title", "text", "Topic.Title", "Title of the disease topic"),
-    Field("topic.category", "norm.topic.category", "keyword", "Topic.Category", "Category of disease", nullable=True),
-    Field(
-        *("topic.acr_code", "norm.topic.acr_code", "keyword", "Topic.ACR Code", "ACR index code; -1.-1 is unknown"),
-        nullable=True,
-        recorded_as_null={"-1.-1": {"norm.topic.acr_code": None}},
-    ),
-    Field(
-        *("topic.disease_discussion", "norm.topic.disease_discussion", "text", "Topic.Disease Discussion"),
-        "About the disease",
-        nullable=True,
-    ),
-    Field(
-        *("topic.keywords", "norm.topic.keywords", "text", "Topic.Keywords"),
-        "Keywords, often run together without a separator",
-        nullable=True,
-    ),
-    Field("topic.reference", "norm.topic.reference", "text", "Topic.Reference", "Literature", nullable=True),
-    Field("topic.external_links", "norm.topic.external_links", "list", "Topic.External Links", "Web addresses"),
-    Field("modalities", "norm.modalities", "list", "TAC, MRI", "Modalities of the images", values=MODALITIES),
-    Field("planes", "norm.planes", "list", "Description.Plane", "Planes of the images"),
-    Field("image_count", "norm.image_count", "integer", "TAC, MRI", "Number of images"),
-    *_patient(),
-    _FLAGS,
-)
-
-ANNOTATION_FIELDS: Final = _catalogue(
-    Field("id", "_id", "keyword", "", "Id of the annotation"),
-    Field("image", "image", "keyword", "", "The image that it is about"),
-    Field("u_id", "U_id", "keyword", "", "The case of the image"),
-    Field("modality", "modality", "keyword", "", "Corrected modality", nullable=True, values=MODALITIES),
-    Field("location", "location", "keyword", "", "Corrected location", nullable=True),
-    Field(
-        *("location_category", "location_category", "keyword", "", "Corrected body region"),
-        nullable=True,
-        values=CATEGORIES,
-    ),
-    Field("comment", "comment", "text", "", "What the annotator says", nullable=True),
-    Field("by", "by", "keyword", "", "Name of the key that wrote it"),
-    Field("created_at", "created_at", "keyword", "", "When it was written, UTC"),
-    Field("image_sha256", "image_sha256", "keyword", "", "Hash of the image file that was seen"),
-    Field("dataset_version", "dataset_version", "keyword", "", "Version of the data that was seen", nullable=True),
-)
+IMAGE_FIELDS: Final = catalogue_of(Image)
+CASE_FIELDS: Final = catalogue_of(Case)
+ANNOTATION_FIELDS: Final = catalogue_of(Annotation)
 
 # What people may also call a field in a filter.
 IMAGE_ALIASES: Final = MappingProxyType({"type": "modality"})

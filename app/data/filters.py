@@ -2,24 +2,36 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from app.data import regex_filter
 from app.data.fields import Field
 
 Document = dict[str, Any]
+Vocabulary = Mapping[str, Sequence[str]]
 
 MAX_CONDITIONS: Final = 20
 MAX_VALUE_CHARS: Final = 500
 MAX_REGEX_CHARS: Final = 200
-OPERATORS: Final = ("contains", "in", "gte", "lte", "isnull", "regex")
-_OPERATORS_OF: Final = {
-    "keyword": ("contains", "in", "gte", "lte", "isnull", "regex"),
-    "text": ("contains", "in", "isnull", "regex"),
-    "integer": ("in", "gte", "lte", "isnull"),
-    "list": ("contains", "in", "isnull", "regex"),
+_MAX_NAMED: Final = 80
+_TEXTUAL: Final = ("ne", "in", "nin", "contains", "startswith", "isnull", "regex")
+OPERATORS: Final[Mapping[str, tuple[str, ...]]] = {
+    "keyword": (*_TEXTUAL, "gte", "lte"),
+    "text": _TEXTUAL,
+    "list": (*_TEXTUAL, "all"),
+    "integer": ("ne", "in", "nin", "gte", "lte", "isnull"),
+    "time": ("gte", "lte", "isnull"),
 }
+SORTABLE: Final = frozenset({"keyword", "integer", "time"})
+_SEVERAL: Final = frozenset({"in", "nin", "all"})
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,10}")
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_TIME: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?([Zz]|[+-][0-9]{2}:[0-9]{2})?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +55,7 @@ class Filter:
     """A checked filter.
 
     Attributes:
-        query: what MongoDB is asked.
+        query: what MongoDB is asked, once ``Repository.resolve`` has replaced its regular expressions.
         canonical: the same filter in one spelling, for a cursor to remember.
         scans: whether an operator needs to look at every document (contains, regex).
     """
@@ -58,13 +70,19 @@ class Filter:
         return not self.query
 
 
+EVERYTHING: Final = Filter({}, "", scans=False)
+
+
 def operators_of(field: Field) -> tuple[str, ...]:
     """The operators that a field takes beside the exact match."""
-    return _OPERATORS_OF[field.kind]
+    return OPERATORS[field.kind]
 
 
 def parse_filter(
-    parameters: Iterable[tuple[str, str]], catalogue: Mapping[str, Field], aliases: Mapping[str, str]
+    parameters: Iterable[tuple[str, str]],
+    catalogue: Mapping[str, Field],
+    aliases: Mapping[str, str],
+    vocabulary: Vocabulary | None = None,
 ) -> Filter:
     """Check query parameters and build the filter; conditions are combined with AND.
 
@@ -72,6 +90,8 @@ def parse_filter(
         parameters: name and value pairs as they came, without the reserved names (limit, sort, ...).
         catalogue: the fields that can be asked.
         aliases: other names of fields.
+        vocabulary: all values that occur in fields with few of them, by field name. A value of such a field
+            is compared without letter case, and one that does not occur is refused.
 
     Raises:
         ParameterError: unknown field or operator, wrong value, too many conditions.
@@ -90,10 +110,11 @@ def parse_filter(
         parameter = f"{name}__{operator}" if operator else name
         try:
             field = _field(name, catalogue, aliases)
-            conditions.append(_condition(field, operator, values))
+            known = field.values or tuple((vocabulary or {}).get(name, ()))
+            conditions.append(_condition(field, operator, values, known))
+            scans = scans or operator in ("contains", "startswith", "regex") or field.kind == "text"
         except ValueError as error:
             problems.append(ParameterProblem(parameter, str(error)))
-        scans = scans or operator in ("contains", "regex")
         canonical.append(f"{parameter}={sorted(values)!r}")
     if problems:
         raise ParameterError(problems)
@@ -109,82 +130,206 @@ def _field(name: str, catalogue: Mapping[str, Field], aliases: Mapping[str, str]
     raise ValueError(f"there is no field of this name.{hint} Fields: {', '.join(catalogue)}")
 
 
-def _condition(field: Field, operator: str, values: list[str]) -> Document:
+def _condition(field: Field, operator: str, values: list[str], known: tuple[str, ...]) -> Document:
     if operator and operator not in operators_of(field):
-        known = ", ".join(f"{field.name}__{known}" for known in operators_of(field))
-        raise ValueError(f"unknown operator {operator!r}. This field takes {field.name} (exact), {known}")
+        taken = ", ".join(f"{field.name}__{each}" for each in operators_of(field))
+        raise ValueError(f"unknown operator {operator!r}. This field takes {field.name} (exact), {taken}")
     for value in values:
         if len(value) > MAX_VALUE_CHARS:
             raise ValueError(f"longer than {MAX_VALUE_CHARS} characters")
         if "\0" in value:
             raise ValueError("holds a NUL character")
-    if operator == "in":
-        return {"$or": [_exact(field, item) for value in values for item in _items(field, value)]}
+    if operator in _SEVERAL:
+        items = [item for value in values for item in _items(field, value, known, repeated=len(values) > 1)]
+        each = [_exact(field, item, known) for item in items]
+        return {{"in": "$or", "nin": "$nor", "all": "$and"}[operator]: each}
     if len(values) > 1:
         raise ValueError(f"given {len(values)} times; for one of several values use {field.name}__in")
-    return _BUILDERS[operator](field, values[0])
+    return _BUILDERS[operator](field, values[0], known)
 
 
-def _items(field: Field, value: str) -> list[str]:
-    """Several values of one parameter: separated by a bar, or by a comma where no value holds one."""
-    separator = "|" if "|" in value or not (field.values or field.kind == "integer") else ","
-    items = [item.strip() for item in value.split(separator)]
+def _items(field: Field, value: str, known: tuple[str, ...], *, repeated: bool) -> list[str]:
+    """Several values of one parameter: separated by a bar, or by a comma where every part is a possible value.
+
+    Where the possible values are not known, a repeated parameter has one value each time.
+    """
+    is_open = not known and field.pattern is None and field.kind != "integer"
+    if "|" in value or "," not in value or (repeated and is_open):
+        items = [item.strip() for item in value.split("|")]
+    else:
+        items = _split_at_commas(field, [part.strip() for part in value.split(",")], known)
     if not any(items):
         raise ValueError("names no value; separate values with |, or repeat the parameter")
     return [item for item in items if item]
 
 
-def _exact(field: Field, value: str) -> Document:
-    converted = _convert(field, value)
+def _split_at_commas(field: Field, parts: list[str], known: tuple[str, ...]) -> list[str]:
+    """Join parts again where a value holds a comma itself, as ``Chest, Pulmonary`` does.
+
+    Raises:
+        ValueError: a part is no value of the field, so it is not certain which commas separate.
+    """
+    if not any(parts):
+        return []
+    possible = {_folded(each) for each in (*known, *map(str, field.recorded_as_null))}
+    items: list[str] = []
+    start = 0
+    while start < len(parts):
+        for end in range(len(parts), start, -1):
+            item = ", ".join(parts[start:end])
+            if not item or _folded(item) in possible or (end == start + 1 and _has_form(field, item)):
+                items.append(item)
+                start = end
+                break
+        else:
+            raise ValueError(
+                f"it is not certain which commas in {', '.join(parts)[:60]!r} separate values, as "
+                f"{parts[start][:60]!r} is no value of this field. Separate values with |; "
+                "end a single value that holds a comma with |"
+            )
+    return items
+
+
+def _has_form(field: Field, item: str) -> bool:
+    """Whether any text of this form, which has no comma, is a value of the field."""
+    return field.kind == "integer" or (field.pattern is not None and _in_pattern(field, item) is not None)
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _exact(field: Field, value: str, known: tuple[str, ...]) -> Document:
+    if field.kind == "time":
+        start, end = _interval(value)
+        return {field.path: {"$gte": start, "$lt": end}}
+    converted = _convert(field, value, known)
     if converted in field.recorded_as_null:
         return dict(field.recorded_as_null[converted])
+    if field.kind == "text":
+        # As in closed lists, letter case makes no difference. \Z, as $ would let a line end follow.
+        return {field.path: {"$regex": rf"\A{re.escape(value)}\z", "$options": "i"}}
     return {field.path: converted}
 
 
-def _convert(field: Field, value: str) -> str | int:
+def _convert(field: Field, value: str, known: tuple[str, ...]) -> str | int:
+    """A value as it is stored.
+
+    Raises:
+        ValueError: no document can have it; the message names values that some have.
+    """
     if field.kind == "integer":
-        try:
-            number = int(value)
-        except ValueError:
-            raise ValueError(f"expected an integer, got {value!r}") from None
-        if abs(number) > 2**31:
-            raise ValueError(f"{value} is out of range")
-        return number
-    if field.values and value not in field.recorded_as_null:
-        for known in field.values:
-            if known.casefold() == value.casefold():
-                return known
-        expected = ", ".join(map(str, (*field.values, *field.recorded_as_null)))
-        raise ValueError(f"expected one of {expected}; got {value!r}")
-    return value
+        return _integer(value)
+    if field.pattern is not None:
+        formed = _in_pattern(field, value)
+        if formed is None:
+            example = f" such as {field.examples[0]}" if field.examples else f" of the form {field.pattern}"
+            raise ValueError(f"expected a value{example}, got {value[:60]!r}")
+        return formed
+    if not known:
+        return value
+    possible = {_folded(each): each for each in (*map(str, field.recorded_as_null), *known)}
+    if _folded(value) in possible:
+        return possible[_folded(value)]
+    raise ValueError(_not_a_value(field, value, [*known, *map(str, field.recorded_as_null)]))
 
 
-def _contains(field: Field, value: str) -> Document:
+def _not_a_value(field: Field, value: str, possible: list[str]) -> str:
+    if "," in value and all(_folded(part) in map(_folded, possible) for part in value.split(",")):
+        return f"{value[:60]!r} are several values; use {field.name}__in"
+    close = difflib.get_close_matches(_folded(value), map(_folded, possible), n=1)
+    hint = next((f". Did you mean {each}?" for each in possible if close and _folded(each) == close[0]), "")
+    named = ", ".join(possible[:_MAX_NAMED]) + (", ..." if len(possible) > _MAX_NAMED else "")
+    return f"expected one of {named}; got {value[:60]!r}{hint}"
+
+
+def _in_pattern(field: Field, value: str) -> str | None:
+    """The spelling of a value that has the field's form; ids and hashes are taken in any letter case."""
+    for spelling in (value, value.lower(), value.upper(), value.upper().replace("_SYNPIC", "_synpic")):
+        if re.fullmatch(field.pattern or "", spelling, re.ASCII):
+            return spelling
+    return None
+
+
+def _integer(value: str) -> int:
+    if not _INTEGER.fullmatch(value):
+        if value.lstrip("+-").isdecimal() and value.isascii():
+            raise ValueError(f"{value[:60]} is out of range")
+        raise ValueError(f"expected an integer, got {value[:60]!r}")
+    number = int(value)
+    if abs(number) > 2**31:
+        raise ValueError(f"{value} is out of range")
+    return number
+
+
+def _interval(value: str) -> tuple[str, str]:
+    """Start, and end exclusive, of the day or moment that a text names, as times are stored.
+
+    Raises:
+        ValueError: it is no date and no time of ISO 8601.
+    """
+    expected = "expected a date or time such as 2026-05-14 or 2026-05-14T09:30:00+02:00 (a + is %2B in an address)"
+    if not (_DATE.fullmatch(value) or _TIME.fullmatch(value)):
+        raise ValueError(f"{expected}, got {value[:60]!r}")
+    try:
+        start = datetime.fromisoformat(value.upper())
+        start = start.replace(tzinfo=UTC) if start.tzinfo is None else start.astimezone(UTC)
+        end = start + (timedelta(days=1) if _DATE.fullmatch(value) else timedelta(milliseconds=1))
+    except (ValueError, OverflowError):
+        raise ValueError(f"{expected}, got {value[:60]!r}, which is no day or time") from None
+    return _stored_time(start), _stored_time(end)
+
+
+def _stored_time(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _contains(field: Field, value: str, _: tuple[str, ...]) -> Document:
     if not value:
         raise ValueError("is empty")
     return {field.path: {"$regex": re.escape(value), "$options": "i"}}
 
 
-def _regex(field: Field, value: str) -> Document:
+def _starts_with(field: Field, value: str, _: tuple[str, ...]) -> Document:
+    if not value:
+        raise ValueError("is empty")
+    return {field.path: {"$regex": rf"\A{re.escape(value)}", "$options": "i"}}
+
+
+def _regex(field: Field, value: str, _: tuple[str, ...]) -> Document:
     if not value or len(value) > MAX_REGEX_CHARS:
         raise ValueError(f"expected a regular expression of 1 to {MAX_REGEX_CHARS} characters")
-    return {field.path: {"$regex": value, "$options": "i"}}
+    return regex_filter.condition(field.path, value)
 
 
-def _is_null(field: Field, value: str) -> Document:
+def _is_null(field: Field, value: str, _: tuple[str, ...]) -> Document:
     wanted = {"true": True, "1": True, "false": False, "0": False}.get(value.casefold())
     if wanted is None:
-        raise ValueError(f"expected true or false, got {value!r}")
+        raise ValueError(f"expected true or false, got {value[:60]!r}")
     # An empty list is how a list field says that there is nothing.
     empty: list[Any] = [None, []] if field.kind == "list" else [None]
     return {field.path: {"$in" if wanted else "$nin": empty}}
 
 
-_BUILDERS: Final[Mapping[str, Callable[[Field, str], Document]]] = {
+def _at_least(field: Field, value: str, _: tuple[str, ...]) -> Document:
+    if field.kind == "time":
+        return {field.path: {"$gte": _interval(value)[0]}}
+    return {field.path: {"$gte": _convert(field, value, field.values)}}
+
+
+def _at_most(field: Field, value: str, _: tuple[str, ...]) -> Document:
+    if field.kind == "time":
+        return {field.path: {"$lt": _interval(value)[1]}}
+    return {field.path: {"$lte": _convert(field, value, field.values)}}
+
+
+_BUILDERS: Final[Mapping[str, Callable[[Field, str, tuple[str, ...]], Document]]] = {
     "": _exact,
+    "ne": lambda field, value, known: {"$nor": [_exact(field, value, known)]},
     "contains": _contains,
+    "startswith": _starts_with,
     "regex": _regex,
     "isnull": _is_null,
-    "gte": lambda field, value: {field.path: {"$gte": _convert(field, value)}},
-    "lte": lambda field, value: {field.path: {"$lte": _convert(field, value)}},
+    "gte": _at_least,
+    "lte": _at_most,
 }

@@ -1,49 +1,21 @@
-"""Which words of a text a search met: the same stems that MongoDB's text index compares."""
+"""Where a text holds the terms of a search, and the part of it to show."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
 from typing import Any, Final
 
-import snowballstemmer
-
 from app.data.fields import Field, pick
+from app.data.search_terms import Term, Token, compounds, tokenize
 
-_WORD: Final = re.compile(r"\w+")
-_TERM: Final = re.compile(r'(-?)"([^"]*)"|(\S+)')
 _SPACE: Final = re.compile(r"\s+")
 _CONTEXT: Final = 90
 _ELLIPSIS: Final = "…"
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """A search text, taken apart.
-
-    Attributes:
-        words: that are looked for, outside of phrases.
-        phrases: that were given in quotation marks.
-        excluded: words and quoted phrases with a minus sign.
-    """
-
-    words: tuple[str, ...]
-    phrases: tuple[str, ...]
-    excluded: tuple[str, ...]
-
-    @property
-    def wanted(self) -> str:
-        """What is looked for, as MongoDB's ``$search`` takes it."""
-        return " ".join([*self.words, *(f'"{phrase}"' for phrase in self.phrases)])
-
-    def stems(self) -> frozenset[str]:
-        """Stems of all words that are looked for, those of phrases too."""
-        return frozenset(stem(word) for text in (*self.words, *self.phrases) for word in _WORD.findall(text))
-
-
-@dataclass(frozen=True, slots=True)
 class Match:
-    """A field that holds some of the words.
+    """A field that holds some of the terms.
 
     Attributes:
         field: public name.
@@ -57,49 +29,40 @@ class Match:
     ranges: tuple[tuple[int, int], ...]
 
 
-@cache
-def _stemmer() -> Any:
-    return snowballstemmer.stemmer("english")
+class Highlighter:
+    """Finds the terms of one search in texts."""
 
+    def __init__(self, terms: Iterable[Term]) -> None:
+        self._sequences: dict[str, list[tuple[str, ...]]] = {}
+        for term in terms:
+            for stems in term.alternatives:
+                self._sequences.setdefault(stems[0], []).append(stems)
 
-@lru_cache(maxsize=50_000)
-def stem(word: str) -> str:
-    """The stem of a word, as the English text index has it."""
-    return str(_stemmer().stemWord(word.casefold()))
+    def find_matches(self, document: Mapping[str, Any], fields: Sequence[Field]) -> list[Match]:
+        """The fields of a stored document that hold a term, in the given order."""
+        found = []
+        for field in fields:
+            text = pick(document, field.path)
+            ranges = self._ranges(text) if isinstance(text, str) else []
+            if ranges:
+                found.append(_match(field.name, str(text), ranges))
+        return found
 
-
-def parse_terms(text: str) -> Terms:
-    """Take a search text apart, as MongoDB's ``$search`` does."""
-    words: list[str] = []
-    phrases: list[str] = []
-    excluded: list[str] = []
-    for minus, phrase, word in _TERM.findall(text):
-        if word.startswith("-") and len(word) > 1:
-            excluded.append(word[1:])
-        elif minus and phrase.strip():
-            excluded.append(f'"{phrase.strip()}"')
-        elif phrase.strip():
-            phrases.append(phrase.strip())
-        else:
-            words += _WORD.findall(word)
-    return Terms(tuple(words), tuple(phrases), tuple(excluded))
-
-
-def find_matches(document: Mapping[str, Any], fields: Sequence[Field], terms: Terms) -> list[Match]:
-    """The fields of a stored document that hold looked-for words, in the given order."""
-    found = []
-    stems = terms.stems()
-    for field in fields:
-        text = pick(document, field.path)
-        ranges = _find_words(text, stems) if isinstance(text, str) else []
-        if ranges:
-            found.append(_match(field.name, str(text), ranges))
-    return found
-
-
-def _find_words(text: str, stems: frozenset[str]) -> list[tuple[int, int]]:
-    """Start and end of each looked-for word of a text."""
-    return [word.span() for word in _WORD.finditer(text) if stem(word.group()) in stems]
+    def _ranges(self, text: str) -> list[tuple[int, int]]:
+        """Start and end of each word of a text that belongs to a term."""
+        tokens = list(tokenize(text))
+        marked: dict[int, Token] = {}
+        for index, token in enumerate(tokens):
+            for stems in self._sequences.get(token.stem, ()):
+                part = tokens[index : index + len(stems)]
+                if len(part) == len(stems) and all(a.stem == b for a, b in zip(part, stems, strict=True)):
+                    marked.update((word.start, word) for word in part)
+        ranges = {(token.start, token.end) for token in marked.values()}
+        for first, last, whole in compounds(tokens, text):
+            if (whole,) in self._sequences.get(whole, ()):
+                ranges -= {span for span in ranges if first.start <= span[0] < last.end}
+                ranges.add((first.start, last.end))
+        return sorted(ranges)
 
 
 def _match(name: str, text: str, ranges: Sequence[tuple[int, int]]) -> Match:

@@ -11,7 +11,7 @@ from PIL import Image
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 
 
-class PictureStore:
+class ImageStore:
     """Paths of image files and cached thumbnails."""
 
     def __init__(self, dataset_dir: Path, cache_dir: Path) -> None:

@@ -1,35 +1,26 @@
-"""Normalised values and quality flags for one source record; the raw record is never changed."""
+"""Normalized values and quality flags for one source record; the raw record is never changed."""
 
 import html
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from app.data.fields import CASE_FIELDS
+from app.data.record import LEFT_BLANK, UNKNOWN_ACR_CODE
+
 Document = dict[str, Any]
 
-CASE_TEXT_FIELDS: Final = {
-    "title": "Title",
-    "diagnosis": "Case Diagnosis",
-    "history": "History",
-    "exam": "Exam",
-    "findings": "Findings",
-    "differential_diagnosis": "Differential Diagnosis",
-    "diagnosis_by": "Diagnosis By",
-    "discussion": "Discussion",
-    "treatment_follow_up": "Treatment & Follow Up",
-    "media": "Media",
-}
-TOPIC_TEXT_FIELDS: Final = {
-    "title": "Title",
-    "category": "Category",
-    "acr_code": "ACR Code",
-    "disease_discussion": "Disease Discussion",
-    "keywords": "Keywords",
-    "reference": "Reference",
-}
-UNKNOWN_ACR_CODE: Final = "-1.-1"
+
+def _texts(prefix: str) -> dict[str, str]:
+    """Key in ``norm`` to key in the source, of the case fields that are one cleaned text of the source."""
+    declared = (field for field in CASE_FIELDS.values() if field.kind != "list")
+    texts = {field.path: field.source.removeprefix(prefix) for field in declared if field.source.startswith(prefix)}
+    return {path.rpartition(".")[2]: key for path, key in texts.items()}
+
+
+CASE_TEXT_FIELDS: Final = _texts("Case.")
+TOPIC_TEXT_FIELDS: Final = _texts("Topic.")
 # Values of Location that name no part of the body; "Left Blank" is no value at all.
-LEFT_BLANK: Final = "Left Blank"
 NOT_ANATOMICAL: Final = frozenset({"Bethesda, MD", "Generalized", "Pathology"})
 # Values of Plane that describe a kind of picture, not a section through the body.
 NOT_A_PLANE: Final = frozenset({"Photograph", "Gross Pathology", "Drawing", "Other View", "NOS", "Multiple or Montage"})
@@ -77,7 +68,7 @@ def clean_text(text: str | None) -> str | None:
     return None if not text or is_placeholder(text) else text
 
 
-def normalise_links(text: str | None) -> list[str]:
+def normalize_links(text: str | None) -> list[str]:
     """The http(s) addresses in a text; an address without a scheme gets ``https://``."""
     unbroken = _BROKEN_LINK.sub("/", html.unescape(text or ""))
     return [
@@ -87,7 +78,7 @@ def normalise_links(text: str | None) -> list[str]:
     ]
 
 
-def normalise_image(raw: Mapping[str, Any], source: Mapping[str, str] | None) -> Document:
+def normalize_image(raw: Mapping[str, Any], source: Mapping[str, str] | None) -> Document:
     """The ``norm`` sub-document of an image.
 
     Args:
@@ -142,7 +133,7 @@ def _image_flags(raw: Mapping[str, Any], *, has_source: bool) -> list[str]:
     return [flag for flag, present in found.items() if present]
 
 
-def normalise_case(raw: Mapping[str, Any], images: list[Document]) -> Document:
+def normalize_case(raw: Mapping[str, Any], images: list[Document]) -> Document:
     """The ``norm`` sub-document of a case.
 
     Args:
@@ -153,9 +144,10 @@ def normalise_case(raw: Mapping[str, Any], images: list[Document]) -> Document:
     case, topic = raw["Case"], raw["Topic"]
     norm: Document = {name: clean_text(case[key]) for name, key in CASE_TEXT_FIELDS.items()}
     norm["topic"] = {name: clean_text(topic[key]) for name, key in TOPIC_TEXT_FIELDS.items()}
-    norm["topic"]["external_links"] = normalise_links(topic["External Links"])
+    norm["topic"]["external_links"] = normalize_links(topic["External Links"])
     norm["modalities"] = sorted({image["modality"] for image in images})
     norm["planes"] = sorted({image["plane"] for image in images if image["plane"]})
+    norm["modality_details"] = sorted({image["modality_detail"] for image in images})
     norm["image_count"] = len(images)
     disagree = False
     for name in ("location", "location_category", "age", "sex"):

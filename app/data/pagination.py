@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.data.fields import Field, pick
-from app.data.filters import ParameterError, ParameterProblem
+from app.data.filters import SORTABLE, ParameterError, ParameterProblem
 
 Document = dict[str, Any]
 
@@ -51,8 +51,8 @@ def parse_sort(text: str | None, catalogue: Mapping[str, Field]) -> SortOrder:
     for item in filter(None, (part.strip() for part in (text or "").split(","))):
         name, direction = (item[1:], -1) if item.startswith("-") else (item, 1)
         field = catalogue.get(name)
-        if field is None or field.kind in ("list", "text"):
-            sortable = ", ".join(known.name for known in catalogue.values() if known.kind in ("keyword", "integer"))
+        if field is None or field.kind not in SORTABLE:
+            sortable = ", ".join(known.name for known in catalogue.values() if known.kind in SORTABLE)
             raise ParameterError([ParameterProblem("sort", f"cannot sort by {name!r}. Sortable: {sortable}")])
         if any(key.path == field.path for key in keys):
             raise ParameterError([ParameterProblem("sort", f"{name} is named twice")])
@@ -86,7 +86,7 @@ def decode_cursor(cursor: str, order: SortOrder, filter_text: str) -> Document:
         payload = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         values, fingerprint = payload["k"], payload["h"]
         usable = len(values) == len(order.keys) and all(_is_sort_value(v) for v in values)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         usable = False
     if not usable:
         raise ParameterError([ParameterProblem("cursor", "is not a cursor of this service; start without one")])
@@ -97,7 +97,9 @@ def decode_cursor(cursor: str, order: SortOrder, filter_text: str) -> Document:
 
 
 def _is_sort_value(value: object) -> bool:
-    return value is None or isinstance(value, str) or (isinstance(value, int) and abs(value) <= 2**31)
+    if isinstance(value, str):
+        return not any("\ud800" <= char <= "\udfff" or char == "\0" for char in value)  # BSON holds neither
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**31)
 
 
 def _after(order: SortOrder, values: list[Any]) -> Document:

@@ -8,76 +8,16 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.core.exceptions import UserError
 from app.data import dataset
+from app.data.record import CaseId, SourceCase, SourceImage
 
 Document = dict[str, Any]
-CaseId = Annotated[str, StringConstraints(pattern=r"^MPX\d{4}$")]
-ImageId = Annotated[str, StringConstraints(pattern=r"^MPX\d{4}_synpic\d{2,5}$")]
-Text = Annotated[str, StringConstraints(min_length=1)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class _Description(_Strict):
-    acr_codes: str = Field(alias="ACR Codes")
-    age: Annotated[str, StringConstraints(pattern=r"^\d{1,3}$")] = Field(alias="Age")
-    caption: str = Field(alias="Caption")
-    figure_part: str | None = Field(alias="Figure Part")
-    modality: Text = Field(alias="Modality")
-    plane: Text | None = Field(alias="Plane")
-    sex: Literal["male", "female", "N/A"] = Field(alias="Sex")
-
-
-class _ImageRecord(_Strict):
-    type: Literal["CT", "MR"] = Field(alias="Type")
-    u_id: CaseId = Field(alias="U_id")
-    image: ImageId
-    description: _Description = Field(alias="Description")
-    location: Text = Field(alias="Location")
-    location_category: Literal["Head", "Thorax", "Abdomen", "Spine and Muscles", "Reproductive and Urinary System"] = (
-        Field(alias="Location Category")
-    )
-
-
-class _Case(_Strict):
-    title: Text = Field(alias="Title")
-    diagnosis: Text = Field(alias="Case Diagnosis")
-    history: str | None = Field(alias="History")
-    exam: str | None = Field(alias="Exam")
-    findings: str | None = Field(alias="Findings")
-    differential_diagnosis: str | None = Field(alias="Differential Diagnosis")
-    diagnosis_by: str | None = Field(alias="Diagnosis By")
-    discussion: str | None = Field(alias="Discussion")
-    treatment: str | None = Field(alias="Treatment & Follow Up")
-    media: str | None = Field(alias="Media")
-
-
-class _Topic(_Strict):
-    title: Text = Field(alias="Title")
-    category: Text = Field(alias="Category")
-    acr_code: str = Field(alias="ACR Code")
-    disease_discussion: str = Field(alias="Disease Discussion")
-    keywords: str | None = Field(alias="Keywords")
-    reference: str | None = Field(alias="Reference")
-    external_links: str | None = Field(alias="External Links")
-
-
-class _CaseRecord(_Strict):
-    u_id: CaseId = Field(alias="U_id")
-    ct: list[ImageId] = Field(alias="TAC")
-    mr: list[ImageId] = Field(alias="MRI")
-    case: _Case = Field(alias="Case")
-    topic: _Topic = Field(alias="Topic")
-
-
 _UID_LIST = TypeAdapter(dict[str, list[CaseId]])
 
 
@@ -157,8 +97,8 @@ def read_source(folder: Path) -> Source:
     problems: list[Problem] = []
     problems += _unknown_splits(source.folder)
     for split in dataset.SPLITS:
-        problems += _read_jsonl(source, f"data_{split}.jsonl", split, _CaseRecord, "U_id", source.cases)
-        problems += _read_jsonl(source, f"descriptions_{split}.jsonl", split, _ImageRecord, "image", source.images)
+        problems += _read_jsonl(source, f"data_{split}.jsonl", split, SourceCase, "U_id", source.cases)
+        problems += _read_jsonl(source, f"descriptions_{split}.jsonl", split, SourceImage, "image", source.images)
     problems += _read_uid_list(source)
     problems += _read_overview(source)
     problems += _check_references(source)
@@ -185,7 +125,7 @@ def _read_text(source: Source, path: Path, rows: int | None = None) -> str:
 
 
 def _read_jsonl(
-    source: Source, name: str, split: str, model: type[_Strict], key: str, records: dict[str, SourceRecord]
+    source: Source, name: str, split: str, model: type[BaseModel], key: str, records: dict[str, SourceRecord]
 ) -> Iterator[Problem]:
     path = source.folder / dataset.JSONL_FOLDER / name
     try:

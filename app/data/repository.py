@@ -1,33 +1,40 @@
 """Every question that the API asks of the data collections."""
 
 import asyncio
+import hashlib
+import heapq
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
 
 from pymongo import WriteConcern
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import PyMongoError
+from pymongo.errors import DuplicateKeyError, PyMongoError
 
+from app.core.exceptions import ConflictError, UnavailableError
 from app.data import pagination as cursor
-from app.data import schema
+from app.data import regex_filter, schema
 from app.data.facets import MAX_VALUES, facets, statistics
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, Field
-from app.data.filters import Filter
-from app.data.image_hash_index import Contents
+from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem, Vocabulary
+from app.data.image_hash_index import ImageHashIndex
 from app.data.pagination import SortOrder
-from app.data.search import SearchResult, search
+from app.data.search import MAX_HITS, Mode, Search, SearchResult
+from app.data.serializers import ANSWER, case_answer, case_view, encode, image_answer, image_view
 
 Document = dict[str, Any]
+_Measured = TypeVar("_Measured")
 
 # A contains or regex condition reads every document; MongoDB stops it after this time.
 MAX_TIME_MS: Final = 2_000
 # Counting reads an index entry per document: on a large collection it would take longer than the page itself.
 MAX_TOTAL: Final = 10_000
 _MAX_TOTALS: Final = 1_000
+_MAX_RESOLVED: Final = 32
 _LATEST_S: Final = 1.0
 # What was acknowledged survives the loss of any one member.
 _MAJORITY: Final = WriteConcern("majority", wtimeout=5_000)
@@ -71,33 +78,71 @@ CASES: Final = Collection(schema.CASES, "case", CASE_FIELDS)
 IMAGES: Final = Collection(schema.IMAGES, "image", IMAGE_FIELDS)
 
 
-def case_pipeline(u_id: str) -> list[Document]:
-    """The aggregation that joins a case with its images."""
-    images = {
-        "from": schema.IMAGES,
-        "localField": "_id",
-        "foreignField": "U_id",
-        "pipeline": [{"$sort": {"_id": 1}}],
-        "as": "images",
-    }
-    return [{"$match": {"_id": u_id}}, {"$lookup": images}]
+# Answers are read by themselves: they double the size of a document.
+_WITHOUT_ANSWER: Final = {ANSWER: 0}
+
+
+def _has_answer(collection: Collection, document: Document) -> bool:
+    """Whether a document has its own answer; one of an older version, or a copy under another id, has not."""
+    summary: bytes = document.get(ANSWER, {}).get("summary", b"")
+    return summary.startswith(encode({collection.noun if collection is IMAGES else "u_id": document["_id"]})[:-1])
+
+
+def _summary(collection: Collection, document: Document) -> bytes:
+    return encode(image_view(document) if collection is IMAGES else case_view(document))
+
+
+def case_of(image: Mapping[str, Any], cases: Mapping[str, Document]) -> Document:
+    """The case of an image.
+
+    Raises:
+        UnavailableError: the database does not have it, as while it is seeded.
+    """
+    found = cases.get(image["U_id"])
+    if found is None:
+        message = (
+            f"Case {image['U_id']} of image {image['_id']} is not in the database. Run `medpix seed`, or try later."
+        )
+        raise UnavailableError(message)
+    return found
+
+
+def _narrowed(selection: Filter, condition: Document, canonical: str) -> Filter:
+    query = {"$and": [selection.query, condition]} if selection.query else condition
+    return Filter(query, f"{selection.canonical}&{canonical}", selection.scans)
 
 
 class Repository:
     """Reads cases and images."""
 
-    def __init__(self, database: AsyncDatabase[Document]) -> None:
+    def __init__(self, database: AsyncDatabase[Document], cache: Path) -> None:
+        """Nothing is read yet.
+
+        Args:
+            database: the seeded database.
+            cache: folder for what can be computed again, such as the embeddings of the search.
+        """
         self._database = database
         self._latest: Document | None = None
         self._latest_expires = 0.0
-        self._contents = Contents(database, MAX_TIME_MS)
-        self._totals: dict[tuple[str | None, str, str], int] = {}
+        # Whether no seeding runs or was killed: while one does, what is read may change under the same run.
+        self._settled = False
+        self._measured: dict[str, tuple[str | None, Any]] = {}
+        self._measuring = asyncio.Lock()
+        self._totals: dict[tuple[str, str, str], int] = {}
+        self._hash_index = ImageHashIndex(database, MAX_TIME_MS)
+        self._resolved: dict[tuple[str, str, str], Document] = {}
+        self._search = Search(database, cache / "search")
 
     async def _latest_run(self) -> Document | None:
         """The last complete seeding run; at most a second old."""
         now = time.monotonic()
         if now >= self._latest_expires:
-            self._latest = await self.latest_seed()
+            newest = await self._database[schema.SEED_RUNS].find_one(
+                {}, sort=schema.LATEST_RUN_FIRST, max_time_ms=MAX_TIME_MS
+            )
+            self._settled = newest is not None and newest["state"] == "complete"
+            self._latest = newest if self._settled else await self.latest_seed()
             self._latest_expires = now + _LATEST_S
         return self._latest
 
@@ -106,7 +151,7 @@ class Repository:
         run = await self._latest_run()
         return run["dataset_version"] if run else None
 
-    async def seeded(self) -> str | None:
+    async def seed_run_id(self) -> str | None:
         """Names the last complete seeding run: while it is the same, the cases and images are."""
         run = await self._latest_run()
         return str(run["_id"]) if run else None
@@ -117,40 +162,49 @@ class Repository:
         Raises:
             NotFoundError: there is none.
         """
-        document = await self._database[collection.name].find_one({"_id": key}, max_time_ms=MAX_TIME_MS)
+        document = await self._database[collection.name].find_one(
+            {"_id": key}, _WITHOUT_ANSWER, max_time_ms=MAX_TIME_MS
+        )
         if document is None:
             raise NotFoundError(f"There is no {collection.noun} {key}.")
         return document
 
-    async def get_many(self, collection: Collection, keys: Sequence[str]) -> list[Document]:
-        """The documents with some keys, in any order; those that are not there are left out."""
-        found = self._database[collection.name].find({"_id": {"$in": list(keys)}}, max_time_ms=MAX_TIME_MS)
-        return await found.to_list()
-
-    async def case_with_images(self, u_id: str) -> tuple[Document, list[Document]]:
-        """A case and its images ordered by id, read in one round trip.
+    async def answer(self, collection: Collection, key: str, *members: str) -> Document:
+        """Members of the answer that seeding stored with a case or an image.
 
         Raises:
-            NotFoundError: there is no such case.
+            NotFoundError: there is no such document.
         """
-        cases = self._database[schema.CASES]
-        found = await (await cases.aggregate(case_pipeline(u_id), maxTimeMS=MAX_TIME_MS)).to_list()
-        if not found:
-            raise NotFoundError(f"There is no {CASES.noun} {u_id}.")
-        images: list[Document] = found[0].pop("images")
-        return found[0], images
+        fields = {f"{ANSWER}.{member}": 1 for member in (*members, "summary")}
+        document = await self._database[collection.name].find_one({"_id": key}, fields, max_time_ms=MAX_TIME_MS)
+        if document is None:
+            raise NotFoundError(f"There is no {collection.noun} {key}.")
+        if _has_answer(collection, document):
+            return document[ANSWER]  # type: ignore[no-any-return]
+        return await self._made_answer(collection, await self.get(collection, key))
+
+    async def _made_answer(self, collection: Collection, document: Document) -> Document:
+        if collection is IMAGES:
+            return image_answer(document)
+        images = self._database[schema.IMAGES].find({"U_id": document["_id"]}, _WITHOUT_ANSWER, max_time_ms=MAX_TIME_MS)
+        return case_answer(document, [image_answer(image)["summary"] async for image in images.sort("_id")])
+
+    async def get_many(self, collection: Collection, keys: Sequence[str]) -> list[Document]:
+        """The documents with some keys, in any order; those that are not there are left out."""
+        query = {"_id": {"$in": list(keys)}}
+        return await self._database[collection.name].find(query, _WITHOUT_ANSWER, max_time_ms=MAX_TIME_MS).to_list()
 
     async def image_with_content(self, sha256: str) -> Document | None:
         """The image whose file has a content hash: its id, case and split; None if it is not of the dataset."""
         try:
-            seeded = await self.seeded()
+            seeded = await self.seed_run_id()
         except PyMongoError:
-            if self._contents.seeded is None:
+            if self._hash_index.seed_run_id is None:
                 raise
-            seeded = self._contents.seeded  # what was there before is there still
-        return await self._contents.find(sha256, seeded)
+            seeded = self._hash_index.seed_run_id  # what was there before is there still
+        return await self._hash_index.find(sha256, seeded)
 
-    async def remember_contents(self) -> None:
+    async def load_image_hashes(self) -> None:
         """Read what ``image_with_content`` needs, so that the first upload does not wait for it."""
         await self.image_with_content("")
 
@@ -158,12 +212,33 @@ class Repository:
         """The cases with these ids, by id."""
         return {document["_id"]: document for document in await self.get_many(CASES, keys)}
 
+    async def resolve(self, collection: Collection, selection: Filter) -> Filter:
+        """A filter whose regular expressions were replaced by the ids of the documents that match them.
+
+        Raises:
+            UnprocessableError: too many documents pass the other conditions.
+            DeadlineExceededError: reading and matching them took too long.
+        """
+        if not regex_filter.has_regex(selection.query):
+            return selection
+        seeded = await self.seed_run_id() if collection is not ANNOTATIONS else None
+        key = (seeded or "", collection.name, selection.canonical)
+        query = self._resolved.get(key)
+        if query is None:
+            query = await regex_filter.resolve(self._database[collection.name], selection.query)
+            if seeded is not None:
+                self._resolved[key] = query
+                if len(self._resolved) > _MAX_RESOLVED:
+                    del self._resolved[next(iter(self._resolved))]
+        return replace(selection, query=query)
+
     async def stream(
         self, collection: Collection, selection: Filter, order: SortOrder | None = None
-    ) -> AsyncIterator[Document]:
+    ) -> AsyncGenerator[Document]:
         """Every document that passes a filter, by id or in another order; a batch at a time is held in memory."""
+        selection = await self.resolve(collection, selection)
         target = self._database[collection.name]
-        found = target.find(selection.query, batch_size=_STREAM_BATCH, max_time_ms=_STREAM_TIME_MS)
+        found = target.find(selection.query, _WITHOUT_ANSWER, batch_size=_STREAM_BATCH, max_time_ms=_STREAM_TIME_MS)
         # A large selection in an order without an index is sorted on the server's disk.
         found = found.sort(order.mongo).allow_disk_use(True) if order else found.sort("_id")
         async with found:
@@ -171,58 +246,154 @@ class Repository:
                 yield document
 
     async def page(
-        self, collection: Collection, selection: Filter, order: SortOrder, *, limit: int, after: str | None
+        self,
+        collection: Collection,
+        selection: Filter,
+        order: SortOrder,
+        *,
+        limit: int,
+        after: str | None,
+        summaries: bool = False,
     ) -> Page:
-        """One page of the documents that pass a filter.
+        """One page of the documents that pass a filter; with ``summaries``, of each only its stored answer.
 
         Raises:
             ParameterError: the cursor does not fit the filter and the order.
         """
+        selection = await self.resolve(collection, selection)
         conditions = [selection.query] if selection.query else []
         if after is not None:
             conditions.append(cursor.decode_cursor(after, order, selection.canonical))
         query = {"$and": conditions} if conditions else {}
         target = self._database[collection.name]
-        found = target.find(query, max_time_ms=MAX_TIME_MS).sort(order.mongo).limit(limit + 1)
+        # A cursor needs the keys of the order.
+        keys: Document = {key.path: 1 for key in order.keys}
+        fields: Document = {f"{ANSWER}.summary": 1, **keys} if summaries else _WITHOUT_ANSWER
+        found = target.find(query, fields, max_time_ms=MAX_TIME_MS).sort(order.mongo).limit(limit + 1)
         documents, total = await asyncio.gather(found.to_list(), self._count(collection, selection))
         more = len(documents) > limit
         documents = documents[:limit]
         following = cursor.encode_cursor(documents[-1], order, selection.canonical) if more else None
-        is_exact = total < MAX_TOTAL or selection.is_empty
-        return Page(documents, total, is_exact, following)
+        if summaries:
+            missing = [each["_id"] for each in documents if not _has_answer(collection, each)]
+            made = {each["_id"]: each for each in await self.get_many(collection, missing)} if missing else {}
+            documents = [
+                {"summary": _summary(collection, made[key]) if key in made else each[ANSWER]["summary"]}
+                for each in documents
+                for key in [each["_id"]]
+            ]
+        return Page(documents, total, total < MAX_TOTAL, following)
 
     async def _count(self, collection: Collection, selection: Filter) -> int:
+        """How many documents pass a filter, counted to ``MAX_TOTAL``.
+
+        The count that MongoDB keeps (`estimated_document_count`) is wrong after the server was killed.
+        """
         target = self._database[collection.name]
-        if selection.is_empty:
-            return await target.estimated_document_count(maxTimeMS=MAX_TIME_MS)
+        run_id = await self.seed_run_id()
+        key = (run_id or "", collection.name, selection.canonical)
         # Cases and images change with a seeding alone: walking through pages counts once.
-        seeded = await self.seeded() if collection is not ANNOTATIONS else None
-        key = (seeded, collection.name, selection.canonical)
-        total = self._totals.get(key)
-        if total is None:
-            total = await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS, limit=MAX_TOTAL)
-            if seeded is not None:
-                self._remember(key, total)
+        is_fixed = run_id is not None and self._settled and collection is not ANNOTATIONS
+        if is_fixed and key in self._totals:
+            return self._totals[key]
+        total = await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS, limit=MAX_TOTAL)
+        if is_fixed:
+            self._totals[key] = total
+            if len(self._totals) > _MAX_TOTALS:
+                del self._totals[next(iter(self._totals))]
         return total
 
-    def _remember(self, key: tuple[str | None, str, str], total: int) -> None:
-        self._totals[key] = total
-        if len(self._totals) > _MAX_TOTALS:
-            del self._totals[next(iter(self._totals))]
+    async def once_per_seeding(self, name: str, measure: Callable[[], Awaitable[_Measured]]) -> _Measured:
+        """What is derived from all documents: measured again only after a seeding.
 
-    async def annotate(self, image: Document, values: Document, by: str) -> Document:
+        Args:
+            name: of what is measured; there are few of them.
+            measure: makes it.
+        """
+        async with self._measuring:
+            before = await self.seed_run_id()
+            run_id, value = self._measured.get(name, (None, None))
+            if run_id is None or run_id != before:
+                value = await measure()
+                # A value that was measured while a seeding ran is answered once and not kept.
+                await self._latest_run()
+                if self._settled and await self.seed_run_id() == before:
+                    self._measured[name] = before, value
+            return cast("_Measured", value)
+
+    async def vocabulary(self, collection: Collection) -> Vocabulary:
+        """All values of the keyword and list fields that have few of them, as the last seeding found them."""
+        run = await self._latest_run()
+        values = (run or {}).get("values", {}).get(collection.name, [])
+        return {each["field"]: each["values"] for each in values}
+
+    async def found_by_text(self, collection: Collection, selection: Filter, text: str) -> Filter:
+        """Narrow a filter to the cases that hold every term of a search, or to their images.
+
+        Raises:
+            ParameterError: the search finds more cases than it ranks, so the selection would not be whole.
+        """
+        keys = await self._search.ids(text, seed_run_id=await self.seed_run_id())
+        if len(keys) >= MAX_HITS:
+            message = f"finds {MAX_HITS} cases or more; use more words"
+            raise ParameterError([ParameterProblem("q", message)])
+        path = "_id" if collection is CASES else "U_id"
+        return _narrowed(selection, {path: {"$in": keys}}, f"q={text!r}")
+
+    async def sampled(
+        self, collection: Collection, selection: Filter, size: int, seed: int, *, per_case: bool
+    ) -> Filter:
+        """Narrow a filter to a random sample; the same seed gives the same one for the same data.
+
+        Args:
+            collection: what is sampled.
+            selection: what it is taken from.
+            size: of the sample.
+            seed: of the random choice.
+            per_case: at most one document of each case.
+        """
+        selection = await self.resolve(collection, selection)
+        target = self._database[collection.name]
+        fields = {"_id": 1} if collection is ANNOTATIONS else {"_id": 1, "U_id": 1}
+        drawn: dict[str, tuple[bytes, str]] = {}
+        async with target.find(selection.query, fields, max_time_ms=MAX_TIME_MS) as found:
+            async for document in found:
+                key = document["_id"]
+                rank = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=16).digest(), key
+                group = document["U_id"] if per_case else key
+                drawn[group] = min(rank, drawn.get(group, rank))
+        chosen = [key for _, key in heapq.nsmallest(size, drawn.values())]
+        return _narrowed(selection, {"_id": {"$in": chosen}}, f"sample={size},{seed},{per_case}")
+
+    async def annotate(
+        self, image: Document, values: Document, by: str, *, amends: Document | None = None, key: str | None = None
+    ) -> tuple[Document, bool]:
         """Store an annotation on an image; returns it once a majority of the members have it.
+
+        Nothing that is stored ever changes: a correction is an annotation that names the one it replaces.
 
         Args:
             image: the stored image that was seen.
-            values: modality, location, location_category and comment, each may be None.
+            values: modality, location, location_category and comment, each may be None; all None with
+                ``amends`` takes that one back.
             by: who wrote it.
+            amends: the annotation that this one replaces.
+            key: idempotency key; the same writer and key store one annotation.
+
+        Returns:
+            The annotation, and whether this call stored it rather than an earlier one with the same key.
+
+        Raises:
+            ConflictError: ``amends`` was replaced already, or the key belongs to another request.
         """
+        is_retraction = amends is not None and not any(values.values())
+        action = "create" if amends is None else "retract" if is_retraction else "amend"
+        identifier = hashlib.sha256(f"{by}\0{key}".encode()).hexdigest()[:32] if key else uuid.uuid4().hex
+        content = {"image": image["_id"], **values, "action": action, "amends": amends and amends["_id"]}
         document = {
-            "_id": uuid.uuid4().hex,
-            "image": image["_id"],
+            "_id": identifier,
             "U_id": image["U_id"],
-            **values,
+            **content,
             "by": by,
             # As text: it sorts as it should, and filters and cursors take it as they take any other.
             "created_at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -230,24 +401,73 @@ class Repository:
             "dataset_version": await self.dataset_version(),
         }
         target = self._database.get_collection(schema.ANNOTATIONS, write_concern=_MAJORITY)
-        await target.insert_one(document)
-        return document
+        try:
+            await target.insert_one(document)
+        except DuplicateKeyError:
+            earlier = await target.find_one({"_id": identifier}, max_time_ms=MAX_TIME_MS)
+            if earlier is None:
+                raise ConflictError("This annotation was changed meanwhile. Read it again.") from None
+            if any(earlier[name] != value for name, value in content.items()):
+                raise ConflictError("This Idempotency-Key was used for another annotation. Use a new one.") from None
+            return earlier, False
+        return document, True
 
-    async def search(self, text: str, selection: Filter, *, limit: int, offset: int) -> SearchResult:
+    async def current_annotations(self, selection: Filter) -> Filter:
+        """Narrow a filter to the annotations that were neither replaced nor taken back."""
+        replaced = await self._database[schema.ANNOTATIONS].distinct(
+            "amends", {"amends": {"$type": "string"}}, maxTimeMS=MAX_TIME_MS
+        )
+        return _narrowed(selection, {"_id": {"$nin": replaced}, "action": {"$ne": "retract"}}, "current")
+
+    async def annotation_history(self, document: Document) -> list[Document]:
+        """An annotation with all that it replaces and that replaced it, oldest first."""
+        about = self._database[schema.ANNOTATIONS].find({"image": document["image"]}, max_time_ms=MAX_TIME_MS)
+        all_of_image = {each["_id"]: each for each in await about.to_list()}
+        later = {each["amends"]: each for each in all_of_image.values() if each.get("amends")}
+        first = document
+        while first.get("amends"):
+            first = all_of_image[first["amends"]]
+        history = [first]
+        while history[-1]["_id"] in later:
+            history.append(later[history[-1]["_id"]])
+        return history
+
+    async def annotations_of(self, image: str) -> list[Document]:
+        """The current annotations on an image, newest first; at most 100."""
+        selection = await self.current_annotations(Filter({"image": image}, f"image={image}", scans=False))
+        found = self._database[schema.ANNOTATIONS].find(selection.query, max_time_ms=MAX_TIME_MS)
+        return await found.sort([("created_at", -1), ("_id", 1)]).to_list(100)
+
+    async def search(self, text: str, selection: Filter, *, mode: Mode, limit: int, offset: int) -> SearchResult:
         """Cases by their texts and the captions of their images, best first."""
-        return await search(self._database, text, selection, limit=limit, offset=offset)
+        selection = await self.resolve(CASES, selection)
+        seed_run_id = await self.seed_run_id()
+        return await self._search.search(
+            text, selection, mode=mode, seed_run_id=seed_run_id, limit=limit, offset=offset
+        )
+
+    async def prepare_search(self) -> None:
+        """Build the index of the search, so that the first query does not wait for it."""
+        seed_run_id = await self.seed_run_id()
+        if seed_run_id is not None:
+            await self._search.prepare(seed_run_id)
+
+    async def close(self) -> None:
+        """End the thread of the search; the database stays open."""
+        await self._search.close()
 
     async def facets(self, selection: Filter) -> Document:
         """Counts of the images under a filter, per value of a few fields."""
-        return await facets(self._database, selection)
+        return await facets(self._database, await self.resolve(IMAGES, selection))
 
     async def statistics(self, collection: Collection, selection: Filter) -> Document:
         """Nulls and distributions of every field of a collection under a filter."""
+        selection = await self.resolve(collection, selection)
         return await statistics(self._database, collection.name, collection.fields, selection)
 
     async def known_values(self, collection: Collection) -> dict[str, list[Any]]:
         """The values that occur in each keyword or list field with at most 100 of them."""
-        described = await self.statistics(collection, Filter({}, "", scans=False))
+        described = await self.statistics(collection, EVERYTHING)
         return {
             name: [value["value"] for value in row["values"]]
             for name, row in described["fields"].items()
@@ -257,13 +477,10 @@ class Repository:
     async def latest_seed(self) -> Document | None:
         """The last complete seeding run, None if there has been none."""
         return await self._database[schema.SEED_RUNS].find_one(
-            {"state": "complete"}, sort=[("started_at", -1)], max_time_ms=MAX_TIME_MS
+            {"state": "complete"}, sort=schema.LATEST_RUN_FIRST, max_time_ms=MAX_TIME_MS
         )
 
     async def counts(self) -> dict[str, int]:
-        """How many cases and images there are."""
-        cases, images = await asyncio.gather(
-            self._database[schema.CASES].estimated_document_count(),
-            self._database[schema.IMAGES].estimated_document_count(),
-        )
+        """How many cases and images there are, each counted to ``MAX_TOTAL``."""
+        cases, images = await asyncio.gather(self._count(CASES, EVERYTHING), self._count(IMAGES, EVERYTHING))
         return {"cases": cases, "images": images}

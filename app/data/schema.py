@@ -1,6 +1,7 @@
 """Names of the database and its collections; creates collections, validators, indexes and the view.
 
-The definitions stand in collections.json, which the init scripts of the mongo image read too.
+collections.json has the names, indexes and view, and the validators of what is no record of the dataset; the init
+scripts of the mongo image read it too. The validators of the records come from their models.
 """
 
 import json
@@ -14,6 +15,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from app.core.exceptions import UserError
+from app.data import bson_schema
 
 Document = dict[str, Any]
 
@@ -25,9 +27,10 @@ MODELS: Final = "Models"
 TRAINING_RUNS: Final = "Training_runs"
 # The key under which an evaluation reports its progress there, beside those of the models in training.
 EVALUATION_RUN: Final = "evaluation"
-PREDICTIONS: Final = "Predictions"
 ANNOTATIONS: Final = "Annotations"
 SEED_RUNS: Final = "Seed_runs"
+# By sequence, as a clock may have run ahead; runs of versions that had none come last.
+LATEST_RUN_FIRST: Final = (("sequence", -1), ("started_at", -1))
 
 _UNAUTHORIZED: Final = 13
 
@@ -46,7 +49,13 @@ class _Definitions:
 def _definitions() -> _Definitions:
     text = (Path(__file__).parent / "collections.json").read_text(encoding="utf-8")
     parsed = json.loads(text)
-    return _Definitions(tuple(parsed["collections"]), tuple(parsed["views"]))
+    derived = {
+        IMAGES: bson_schema.image_validator(),
+        CASES: bson_schema.case_validator(),
+        ANNOTATIONS: bson_schema.annotation_validator(),
+    }
+    collections = ({"validator": derived.get(each["name"]), **each} for each in parsed["collections"])
+    return _Definitions(tuple(collections), tuple(parsed["views"]))
 
 
 def validator(collection: str) -> Document:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,16 +13,21 @@ from typing import Any
 
 from pymongo import ReplaceOne
 from pymongo.database import Database
-from pymongo.errors import BulkWriteError
+from pymongo.errors import BulkWriteError, OperationFailure
 
 from app.core.exceptions import UserError
 from app.data import dataset, schema
-from app.data.normalize import normalise_case, normalise_image
+from app.data.fields import CASE_FIELDS, IMAGE_FIELDS, Field, pick
+from app.data.normalize import normalize_case, normalize_image
 from app.data.reader import Problem, Source, SourceError, SourceRecord, read_source
+from app.data.serializers import ANSWER, case_answer, image_answer
 
 Document = dict[str, Any]
 
+logger = logging.getLogger(__name__)
+
 _BATCH = 500
+_MAX_VOCABULARY = 500
 _DUPLICATE_KEY = 11000
 
 
@@ -70,7 +76,11 @@ def seed(database: Database[Document], folder: Path) -> SeedReport:
 
     data_version = dataset_version(source)
     runs = database[schema.SEED_RUNS]
-    run_id = runs.insert_one(_run_record(source, data_version)).inserted_id
+    latest = runs.find_one(sort=schema.LATEST_RUN_FIRST) or {}
+    if latest.get("state") == "running":
+        _validate_collections(database)
+    sequence = latest.get("sequence", 0) + 1
+    run_id = runs.insert_one(_run_record(source, data_version, sequence)).inserted_id
     try:
         case_counts = _load(database, schema.CASES, cases)
         image_counts = _load(database, schema.IMAGES, images)
@@ -87,7 +97,15 @@ def seed(database: Database[Document], folder: Path) -> SeedReport:
         case_counts=_per_split(source.cases),
         image_counts=_per_split(source.images),
     )
-    complete = {"state": "complete", "finished_at": datetime.now(UTC), **_bson(asdict(report))}
+    complete = {
+        "state": "complete",
+        "finished_at": datetime.now(UTC),
+        **_bson(asdict(report)),
+        "values": {
+            schema.CASES: _vocabulary(cases, CASE_FIELDS),
+            schema.IMAGES: _vocabulary(images, IMAGE_FIELDS),
+        },
+    }
     runs.update_one({"_id": run_id}, {"$set": complete})
     return report
 
@@ -97,21 +115,24 @@ def build_documents(source: Source) -> tuple[list[Document], list[Document]]:
     norm_of: dict[str, Document] = {}
     images_of: dict[str, list[Document]] = defaultdict(list)
     for image, record in source.images.items():
-        norm_of[image] = normalise_image(record.raw, source.overview.get(image))
+        norm_of[image] = normalize_image(record.raw, source.overview.get(image))
         images_of[record.raw["U_id"]].append(norm_of[image])
-    images = [
-        _document(source, image, record, norm_of[image], file=source.image_files[image])
-        for image, record in sorted(source.images.items())
-    ]
-    cases = [
-        _document(source, u_id, record, normalise_case(record.raw, images_of[u_id]))
-        for u_id, record in sorted(source.cases.items())
-    ]
+    images, cases = [], []
+    summaries: dict[str, list[bytes]] = defaultdict(list)
+    for image, record in sorted(source.images.items()):
+        document = _document(source, image, record, norm_of[image], file=source.image_files[image])
+        document[ANSWER] = image_answer(document)
+        summaries[record.raw["U_id"]].append(document[ANSWER]["summary"])
+        images.append(_hashed(document))
+    for u_id, record in sorted(source.cases.items()):
+        document = _document(source, u_id, record, normalize_case(record.raw, images_of[u_id]))
+        document[ANSWER] = case_answer(document, summaries[u_id])
+        cases.append(_hashed(document))
     return cases, images
 
 
 def _document(source: Source, key: str, record: SourceRecord, norm: Document, **extra: Any) -> Document:
-    document = {
+    return {
         "_id": key,
         **record.raw,
         "split": record.split,
@@ -119,7 +140,10 @@ def _document(source: Source, key: str, record: SourceRecord, norm: Document, **
         "norm": norm,
         **extra,
     }
-    canonical = json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _hashed(document: Document) -> Document:
+    canonical = json.dumps(document, sort_keys=True, ensure_ascii=False, default=bytes.hex).encode()
     return {**document, "content_hash": hashlib.sha256(canonical).hexdigest()}
 
 
@@ -133,9 +157,33 @@ def dataset_version(source: Source) -> str:
     return digest.hexdigest()[:16]
 
 
-def _run_record(source: Source, data_version: str) -> Document:
+def _vocabulary(documents: Sequence[Document], catalogue: Mapping[str, Field]) -> list[Document]:
+    """The values that occur in each keyword or list field with few of them; filters are checked against these."""
+    found = []
+    for field in catalogue.values():
+        if field.kind not in ("keyword", "list") or field.pattern is not None:
+            continue
+        present = (pick(document, field.path) for document in documents)
+        values = {item for value in present for item in (value if isinstance(value, list) else [value])} - {None}
+        if len(values) <= _MAX_VOCABULARY:
+            found.append({"field": field.name, "values": sorted(values)})
+    return found
+
+
+def _validate_collections(database: Database[Document]) -> None:
+    """Let the server repair its fast counts, which are wrong after it was killed."""
+    try:
+        for name in (schema.CASES, schema.IMAGES):
+            database.command("validate", name)
+    except OperationFailure as error:
+        # The user of the containers may not; nothing here relies on the fast counts.
+        logger.info("the collections were not validated after a seeding that was killed: %s", error)
+
+
+def _run_record(source: Source, data_version: str, sequence: int) -> Document:
     return {
         "state": "running",
+        "sequence": sequence,
         "started_at": datetime.now(UTC),
         "finished_at": None,
         "dataset_version": data_version,

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from app.core.cpus import usable_cpus
 from app.core.exceptions import UnavailableError, UserError
+from app.core.progress import Progress
 from app.core.settings import Settings
 from app.core.telemetry import Metrics
 from app.data.dataset import IMAGE_FOLDER, find_dataset
@@ -28,7 +29,7 @@ from app.serving.daemon_pool import DaemonThreadPool
 from app.serving.model_selection import selection_error, setting_name
 from app.serving.prediction_cache import PredictionCache
 from app.serving.prediction_context import PredictionContext
-from app.serving.training_status import Progress, read_progress
+from app.serving.training_status import read_progress
 from ml.dataset.records import load_records
 from ml.registry.model_card import ModelCard
 
@@ -191,7 +192,7 @@ class ModelManager:
             if selected is not None:
                 lack = f"{setting_name(task)} names the model {selected}, which is not trained yet."
             return UnavailableError(f"{lack} Run `medpix train {selected or task}`.", retry_after_s=60)
-        wait = 30 if progress.eta_s is None else max(5, min(120, round(progress.eta_s)))
+        wait = 30 if progress.remaining_s is None else max(5, min(120, round(progress.remaining_s)))
         detail = f"The model for {task} is not ready. {progress.describe()}"
         return UnavailableError(detail, retry_after_s=wait, training=progress.as_json())
 

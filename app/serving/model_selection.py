@@ -23,13 +23,13 @@ def selection_error(task: str, cards: Sequence[ModelCard], selected: str | None)
     """
     if selected is None:
         return None
-    from ml.training.train import PLANS  # noqa: PLC0415 - takes seconds; most services select no model
+    from ml.training.train import MODEL_SPECS  # noqa: PLC0415 - takes seconds; most services select no model
 
     card = next((card for card in cards if card.name == selected), None)
     if card is None:
-        if selected in PLANS and task in PLANS[selected].tasks:
+        if selected in MODEL_SPECS and task in MODEL_SPECS[selected].tasks:
             return None
-        reason = "there is no such model" if selected not in PLANS else f"this model does not answer {task}"
+        reason = "there is no such model" if selected not in MODEL_SPECS else f"this model does not answer {task}"
     elif card.can_serve(task):
         return None
     elif task in card.tasks:

@@ -21,7 +21,7 @@ from ml.dataset.image_loading import load_images
 from ml.dataset.records import Record, snapshot_hash
 from ml.models.base import Floats, Outputs, ServedModel
 from ml.models.predict_records import captions_of
-from ml.registry.artifacts import replaced, write_json
+from ml.registry.artifacts import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def _compared(
             return PrecisionChoice("fp32", f"{low.precision} was not compared: {error}")
         with suppress(OSError):  # a disk that is full or read-only costs time, not the service
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replaced(path) as temporary:
+            with atomic_write(path) as temporary:
                 write_json(temporary, asdict(parity))
     return PrecisionChoice(low.precision if parity.holds else "fp32", parity.describe(low.precision))
 

@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pymongo.errors import PyMongoError
+from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
+
+from app.data.repository import CASES, NotFoundError, Repository
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -23,34 +27,65 @@ _TEMPLATES: Final = Environment(
 )
 # The modules that a page's own script imports, so that the browser asks for all of them at once.
 _COMMON: Final = ("api", "dom")
+_RESULT: Final = (*_COMMON, "state", "catalogue", "result")
 _MODULES: Final[Mapping[str, tuple[str, ...]]] = {
-    "browse": (*_COMMON, "state", "catalogue", "result", "facets", "filters", "tiles"),
-    "case": (*_COMMON, "state", "catalogue", "result", "viewer", "casetext", "flags", "prediction"),
-    "predict": (*_COMMON, "item", "post", "explanation", "prediction", "snippets", "copy", "training"),
+    "browse": (*_RESULT, "facets", "filters", "tiles", "menu"),
+    "case": (*_RESULT, "viewer", "casetext", "flags", "bookmarks", "copy"),
+    "predict": (
+        *_COMMON,
+        "state",
+        "item",
+        "overview",
+        "post",
+        "explanation",
+        "prediction",
+        "similar",
+        "snippets",
+        "copy",
+        "training",
+    ),
     "models": (*_COMMON, "training", "board", "card", "charts", "scores"),
     "about": (*_COMMON, "copy", "scores"),
-    "missing": (),
+    "missing": ("dom",),
+    "docs": ("dom",),
 }
 # The longest id of a case that there could be, and room for a mistyped one.
 _MAX_ID: Final = 40
 
 
+def render(page: str, **values: Any) -> str:
+    """The HTML of a page."""
+    modules = _MODULES[page]
+    scripts = ["shell"] if page in ("missing", "docs") else [page, "shell"]
+    return _TEMPLATES.get_template(f"{page}.html").render(page=page, modules=modules, scripts=scripts, **values)
+
+
 def _page(name: str, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> HTMLResponse:
-    html = _TEMPLATES.get_template(f"{name}.html").render(page=name, modules=_MODULES[name], **values)
-    return HTMLResponse(html, status, headers={"Cache-Control": _CACHE_CONTROL})
+    return HTMLResponse(render(name, **values), status, headers={"Cache-Control": _CACHE_CONTROL})
+
+
+def _missing(u_id: str | None = None) -> HTMLResponse:
+    return _page("missing", HTTPStatus.NOT_FOUND, u_id=u_id)
 
 
 @router.get("/")
 async def browse() -> HTMLResponse:
-    """The grid of images with its filters."""
+    """The cases and images with their filters."""
     return _page("browse")
 
 
 @router.get("/pages/case/{u_id}")
-async def case(u_id: str) -> HTMLResponse:
-    """One case; whether there is such a case is said by the API."""
+async def case(request: Request, u_id: str) -> HTMLResponse:
+    """One case, or 404; its content comes from the API."""
     if len(u_id) > _MAX_ID:
-        return _page("missing", HTTPStatus.NOT_FOUND)
+        return _missing()
+    repository: Repository = request.app.state.repository
+    try:
+        await repository.get(CASES, u_id.upper())
+    except NotFoundError:
+        return _missing(u_id)
+    except PyMongoError:
+        pass  # the page itself says what is wrong with the service, and asks again
     return _page("case", u_id=u_id)
 
 
@@ -77,7 +112,7 @@ async def missing(address: str) -> Response:
     """Any other address below /pages: a person reads the answer."""
     if address.endswith("/") and address.strip("/"):
         return RedirectResponse(f"/pages/{address.strip('/')}")
-    return _page("missing", HTTPStatus.NOT_FOUND)
+    return _missing()
 
 
 class _Assets(StaticFiles):
@@ -93,6 +128,19 @@ class _Assets(StaticFiles):
 
 
 def install_pages(app: FastAPI) -> None:
-    """Serve the pages and their files."""
+    """Serve the pages and their files; call it after the error handlers are installed.
+
+    An address that nothing serves is answered with a page where HTML is asked for, as browsers do, else with the
+    problem document.
+    """
     app.include_router(router)
     app.mount("/static", _Assets(packages=[("app.web", "static")]), name="static")
+    as_problem: Any = app.exception_handlers[HTTPException]
+
+    async def nothing_there(request: Request, error: Exception) -> Response:
+        is_page = request.method in ("GET", "HEAD") and "text/html" in request.headers.get("accept", "")
+        response: Response = _missing() if is_page else await as_problem(request, error)
+        response.headers["Vary"] = "Accept"
+        return response
+
+    app.add_exception_handler(HTTPStatus.NOT_FOUND, nothing_there)

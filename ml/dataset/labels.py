@@ -66,5 +66,5 @@ def encode(task: str, label: str | None) -> int:
     try:
         return TASKS[task].index(label)
     except ValueError:
-        known = "; ".join(TASKS[task])
-        raise UnknownLabelError(f"{label!r} is not a class of {task}; known are: {known}") from None
+        classes = "; ".join(TASKS[task])
+        raise UnknownLabelError(f"{label!r} is not a class of {task}; known are: {classes}") from None

@@ -112,10 +112,10 @@ def _stretched(values: NDArray[Any]) -> Pixels:
 
     extents = [(float(strip.min()), float(strip.max())) for strip in map(part, strips(values))]
     low, high = min(low for low, _ in extents), max(high for _, high in extents)
-    found: Pixels = np.zeros(values.shape, dtype=np.uint8)
+    stretched: Pixels = np.zeros(values.shape, dtype=np.uint8)
     for rows in strips(values) if high > low else ():
-        found[rows] = ((part(rows) - low) * (255.0 / (high - low))).round()
-    return found
+        stretched[rows] = ((part(rows) - low) * (255.0 / (high - low))).round()
+    return stretched
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

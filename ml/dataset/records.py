@@ -105,9 +105,9 @@ def load_records(
             cases[document["_id"]] = document
     for document in documents:
         document["case"] = cases.get(document["U_id"])
-    found = Counter(document["split"] for document in documents)
+    counts = Counter(document["split"] for document in documents)
     for split in splits:
-        if not found[split]:
+        if not counts[split]:
             held = database[schema.IMAGES].estimated_document_count()
             raise RecordsError(
                 f"the database {database.name!r} has no {split} images "
@@ -123,17 +123,17 @@ def load_records(
 def _check_seeded(database: Database[dict[str, Any]], documents: Sequence[Document], splits: Sequence[str]) -> None:
     """Whole cases that are gone leave no trace but in the counts of the last seeding."""
     runs = database[schema.SEED_RUNS]
-    latest = runs.find_one(sort=[("started_at", -1)])
+    latest = runs.find_one(sort=schema.LATEST_RUN_FIRST)
     whole = runs.find_one({"state": "complete"}, sort=[("finished_at", -1)])
     # A run that broke off while it wrote the same files again left nothing but these.
     if latest is None or whole is None or latest["dataset_version"] != whole["dataset_version"]:
         raise RecordsError("no seeding of this database was completed; run `medpix seed`, it goes on where it stopped")
-    found = Counter(document["split"] for document in documents)
+    counts = Counter(document["split"] for document in documents)
     for split in splits:
         seeded = whole.get("image_counts", {}).get(split)
-        if found[split] != seeded:
+        if counts[split] != seeded:
             raise RecordsError(
-                f"the database is partial: it holds {found[split]} {split} images, and {seeded} were seeded; "
+                f"the database is partial: it holds {counts[split]} {split} images, and {seeded} were seeded; "
                 "run `medpix seed` again"
             )
 

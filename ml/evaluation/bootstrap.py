@@ -1,98 +1,116 @@
-"""Bootstrap over cases of all the scores at once: a resample is a row of weights on the cases."""
+"""Bootstrap over cases: images of one case are alike, so whole cases are resampled, never single images."""
 
-from dataclasses import dataclass
-from typing import Any, Final
+import warnings
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from ml.evaluation.metrics import BINS, Interval, Probabilities, Targets
+from scipy.stats import DegenerateDataWarning, bootstrap
 
 RESAMPLES: Final = 2000
+LEVEL: Final = 0.95
 Floats = NDArray[np.float64]
+# From how often each case was drawn, (resamples, cases), to one value, or a row of K values, of each resample:
+# (resamples,) or (K, resamples).
+Statistic = Callable[[Floats], Floats]
+
+
+class Interval(NamedTuple):
+    """A 95% confidence interval."""
+
+    low: float
+    high: float
+
+
+class Estimate(NamedTuple):
+    """What the bootstrap says of a statistic of K values.
+
+    Attributes:
+        intervals: one per value.
+        samples: the values in each resample, (K, resamples).
+    """
+
+    intervals: list[Interval]
+    samples: Floats
 
 
 class CaseBootstrap:
-    """Resamples of whole cases, the same ones for every model, so that differences are paired.
+    """Resamples whole cases; the same seed draws the same cases, so that differences of models are paired.
 
     Args:
         groups: case of each row, (N,); row numbers as text for the naive bootstrap over images.
         count: number of resamples.
-        seed: of the resampling.
+        seed: random seed of the resampling.
     """
 
     def __init__(self, groups: NDArray[np.str_], *, count: int = RESAMPLES, seed: int = 0) -> None:
         names, self._inverse = np.unique(groups, return_inverse=True)
         self.cases = len(names)
-        drawn = np.random.default_rng(seed).integers(0, self.cases, (count, self.cases))
-        offsets = self.cases * np.arange(count)[:, None]
-        counted = np.bincount((drawn + offsets).ravel(), minlength=count * self.cases)
-        self._weights: Floats = counted.reshape(count, self.cases).astype(np.float64)
+        self._count, self._seed = count, seed
 
     def sums(self, values: NDArray[Any]) -> Floats:
-        """Sums over the rows of each resample: (N, ...) to (resamples, ...)."""
-        flat = values.reshape(len(values), -1).astype(np.float64)
-        per_case = np.zeros((self.cases, flat.shape[1]))
-        np.add.at(per_case, self._inverse, flat)
-        return np.asarray((self._weights @ per_case).reshape(-1, *values.shape[1:]), dtype=np.float64)
+        """Sums over the rows of each case: (N, ...) to (cases, ...)."""
+        total = np.zeros((self.cases, *values.shape[1:]))
+        np.add.at(total, self._inverse, values)
+        return total
 
-    def means(self, values: NDArray[Any]) -> Floats:
-        """Means over the rows of each resample: (N,) to (resamples,)."""
-        return self.sums(values) / self.sums(np.ones(len(values)))
+    def weights(self) -> Floats:
+        """How often each resample draws each case, (resamples, cases)."""
+        drawn = np.random.default_rng(self._seed).integers(0, self.cases, (self._count, self.cases))
+        return _counts(drawn, self.cases)
+
+    def estimate(self, statistic: Statistic) -> Estimate:
+        """BCa intervals of a statistic (Efron 1987), which correct for its bias and skewness.
+
+        Statistics that only grow with noise, as the calibration error, are larger in most resamples than in the
+        data; the percentile interval lies too high for them.
+
+        Where BCa is not defined because all resamples are on one side of the value, the interval is the reflected
+        ("basic") one, cut off at the extremes of the resamples.
+        """
+        whole = np.atleast_1d(statistic(np.ones((1, self.cases))))[..., 0].reshape(-1)
+        if self.cases == 1:
+            return Estimate([Interval(value, value) for value in whole.tolist()], whole[:, None])
+
+        def on_indices(index: NDArray[np.int64], axis: int = -1) -> Floats:
+            del axis  # scipy puts the cases of a resample on the last axis
+            values = np.atleast_2d(statistic(_counts(index.reshape(-1, index.shape[-1]), self.cases)))
+            return values.reshape(len(values), *index.shape[:-1])
+
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore", DegenerateDataWarning)
+            result = bootstrap(
+                (np.arange(self.cases),),
+                on_indices,
+                n_resamples=self._count,
+                vectorized=True,
+                confidence_level=LEVEL,
+                method="BCa",
+                rng=np.random.default_rng(self._seed),
+            )
+        samples = np.asarray(result.bootstrap_distribution, dtype=np.float64).reshape(len(whole), -1)
+        pairs = zip(np.ravel(result.confidence_interval.low), np.ravel(result.confidence_interval.high), strict=True)
+        intervals = [
+            Interval(float(low), float(high)) if np.isfinite([low, high]).all() else _reflected(value, row)
+            for (low, high), value, row in zip(pairs, whole.tolist(), samples, strict=True)
+        ]
+        return Estimate(intervals, samples)
+
+    def estimate_mean(self, values: NDArray[Any]) -> Estimate:
+        """The estimate of the mean over rows, (N,); a case weighs as much as it has rows."""
+        totals, sizes = self.sums(values.astype(np.float64)), self.sums(np.ones(len(values)))
+        return self.estimate(lambda weights: np.asarray((weights @ totals) / (weights @ sizes), dtype=np.float64))
 
 
-def interval(samples: Floats) -> Interval:
-    """The 95% percentile interval of resampled values."""
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return Interval(float(low), float(high))
+def _counts(drawn: NDArray[np.int64], cases: int) -> Floats:
+    """How often each row of (resamples, draws) has each case, (resamples, cases)."""
+    offsets = cases * np.arange(len(drawn))[:, None]
+    counted = np.bincount((drawn + offsets).ravel(), minlength=len(drawn) * cases)
+    return np.asarray(counted.reshape(len(drawn), cases), dtype=np.float64)
 
 
-@dataclass(frozen=True, slots=True)
-class Resampled:
-    """Scores in each resample, all of shape (resamples,).
-
-    Attributes:
-        accuracy: share of right answers.
-        balanced_accuracy: mean recall of the classes present in the resample.
-        macro_f1: mean F1 of the classes present in the resample.
-        ece: expected calibration error.
-        nll: mean negative log-likelihood in nats.
-        brier: mean squared distance to the one-hot truth.
-    """
-
-    accuracy: Floats
-    balanced_accuracy: Floats
-    macro_f1: Floats
-    ece: Floats
-    nll: Floats
-    brier: Floats
-
-
-def resample_scores(probabilities: Probabilities, targets: Targets, bootstrap: CaseBootstrap) -> Resampled:
-    """Every score in every resample.
-
-    Args:
-        probabilities: (N, classes).
-        targets: (N,), without ``IGNORED``.
-        bootstrap: over the cases of the same N rows.
-    """
-    classes = probabilities.shape[1]
-    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1).astype(np.float64)
-    true, answered = np.eye(classes)[targets], np.eye(classes)[predicted]
-    support, claimed = bootstrap.sums(true), bootstrap.sums(answered)
-    hits = bootstrap.sums(true * answered)
-    present = support > 0
-    shown = present.sum(axis=1)
-    correct = (predicted == targets).astype(np.float64)
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = bootstrap.sums(np.eye(BINS)[bins] * (confidence - correct)[:, None])
-    total = support.sum(axis=1)
-    chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
-    return Resampled(
-        accuracy=hits.sum(axis=1) / total,
-        balanced_accuracy=np.where(present, hits / np.maximum(support, 1), 0).sum(axis=1) / shown,
-        macro_f1=np.where(present, 2 * hits / np.maximum(support + claimed, 1), 0).sum(axis=1) / shown,
-        ece=np.abs(gaps).sum(axis=1) / total,
-        nll=bootstrap.means(-np.log(np.clip(chosen, 1e-9, 1.0))),
-        brier=bootstrap.means(((probabilities - true) ** 2).sum(axis=1)),
-    )
+def _reflected(value: float, samples: Floats) -> Interval:
+    low, high = np.percentile(samples, [50.0 - 50.0 * LEVEL, 50.0 + 50.0 * LEVEL])
+    least, most = min(value, float(samples.min())), max(value, float(samples.max()))
+    return Interval(max(least, 2.0 * value - float(high)), min(most, 2.0 * value - float(low)))

@@ -13,20 +13,21 @@ _COLUMNS = ("accuracy", "95%", "bal. acc.", "macro F1", "95%", "NLL", "ECE", "95
 
 def tables(results: Mapping[str, Any]) -> Iterator[Table]:
     """One table per task, and one each of cross-validation and seeds where they were measured."""
-    for task, found in results["tasks"].items():
-        yield _task_table(results, task, found)
+    for task, task_results in results["tasks"].items():
+        yield _task_table(results, task, task_results)
     if results["cv"]:
         yield _cv_table(results["cv"])
     if results["seeds"]:
         yield _seeds_table(results)
 
 
-def _task_table(results: Mapping[str, Any], task: str, found: Mapping[str, Any]) -> Table:
+def _task_table(results: Mapping[str, Any], task: str, task_results: Mapping[str, Any]) -> Table:
     """Majority row, models, models that are not trained, and rows quoted from others."""
-    majority, missing = found["majority"], f" Absent: {'; '.join(found['absent'])}." if found["absent"] else ""
+    majority, absent = task_results["majority"], task_results["absent"]
+    missing = f" Absent: {'; '.join(absent)}." if absent else ""
     table = Table(
         title=f"{task}: {majority['n']} {results['split']['split']} images of {majority['cases']} cases, "
-        f"{len(found['present'])} of {len(found['classes'])} classes present",
+        f"{len(task_results['present'])} of {len(task_results['classes'])} classes present",
         caption=f"95% intervals from {results['bootstrap']['resamples']} resamples of cases. "
         f"F1 and balanced accuracy are over the classes present.{missing} "
         "before T: ECE before the temperature. * chosen on dev.",
@@ -36,14 +37,14 @@ def _task_table(results: Mapping[str, Any], task: str, found: Mapping[str, Any])
     for name in _COLUMNS:
         table.add_column(name, justify="right")
     table.add_row(f"{MAJORITY} ({majority['class']})", "", *_figures(majority, None, None), style="dim")
-    for name in found["models"]:
+    for name in task_results["models"]:
         row = results["models"][name]
         own = row["tasks"][task]
-        mark = "*" if name == found["best_on_dev"] else ""
+        mark = "*" if name == task_results["best_on_dev"] else ""
         table.add_row(name + mark, row["init"], *_figures(own["scores"], own["calibration"]["before"], own["dev"]))
-    for row in found["untrained"]:
+    for row in task_results["untrained"]:
         table.add_row(row["name"], "waits for weights" if row["waits_for"] else "not trained", style="dim")
-    for row in found["quoted"]:
+    for row in task_results["quoted"]:
         mark = "quoted" if row["comparable"] else "quoted, not a test figure"
         f1 = "" if row["macro_f1"] is None else f"{row['macro_f1']:.2f}"
         table.add_row(escape(f"{row['name']} [{mark}]"), "", f"{row['accuracy']:.3g}", "", "", f1, style="italic dim")
@@ -71,8 +72,8 @@ def _cv_table(cv: Mapping[str, Any]) -> Table:
     return table
 
 
-def _caption(found: Mapping[str, Any]) -> str | None:
-    if all(figures["run"]["official"] for tasks in found.values() for figures in tasks.values()):
+def _caption(task_results: Mapping[str, Any]) -> str | None:
+    if all(figures["run"]["official"] for tasks in task_results.values() for figures in tasks.values()):
         return None
     return "? a quick try, or another recipe than the registered model's: not on its card"
 
@@ -100,8 +101,8 @@ def _seeds_table(results: Mapping[str, Any]) -> Table:
                 f"{s['figures'][key]['mean']:.3f} ± {s['figures'][key]['sd']:.3f}"
                 for key in ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll")
             ]
-            known = results["models"].get(name)
-            registered = "" if known is None else _three(known["tasks"][task]["scores"], "accuracy")
+            registered_row = results["models"].get(name)
+            registered = "" if registered_row is None else _three(registered_row["tasks"][task]["scores"], "accuracy")
             table.add_row(_marked(name, s), task, ", ".join(map(str, s["seeds"])), *spread, registered)
     return table
 

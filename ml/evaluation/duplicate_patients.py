@@ -11,7 +11,7 @@ from ml.dataset.records import Record, groups
 
 
 @dataclass(frozen=True, slots=True)
-class Twins:
+class DuplicatePatient:
     """Two cases of one patient in different splits, found by viewing and reading them.
 
     Attributes:
@@ -26,21 +26,23 @@ class Twins:
 
 
 SAME_PATIENT: Final = (
-    Twins("MPX1139", "MPX2540", "malrotation with appendicitis, the same slices, ages 67 and 62"),
-    Twins("MPX2385", "MPX1460", "mucus plug, the same scan in another window, ages 56 and 26; probable"),
-    Twins("MPX1683", "MPX1135", "phaeochromocytoma, man of 30, the same scan; locations Abdomen and Endocrine"),
-    Twins("MPX1601", "MPX2518", "HSV encephalitis, man of 21, the same slice; two different locations"),
-    Twins("MPX2046", "MPX2531", "Citrobacter koseri discitis, man of 52, nearly the same text"),
+    DuplicatePatient("MPX1139", "MPX2540", "malrotation with appendicitis, the same slices, ages 67 and 62"),
+    DuplicatePatient("MPX2385", "MPX1460", "mucus plug, the same scan in another window, ages 56 and 26; probable"),
+    DuplicatePatient(
+        "MPX1683", "MPX1135", "phaeochromocytoma, man of 30, the same scan; locations Abdomen and Endocrine"
+    ),
+    DuplicatePatient("MPX1601", "MPX2518", "HSV encephalitis, man of 21, the same slice; two different locations"),
+    DuplicatePatient("MPX2046", "MPX2531", "Citrobacter koseri discitis, man of 52, nearly the same text"),
 )
 
 
 def patients(records: Sequence[Record]) -> NDArray[np.str_]:
     """The patient of each record, named by one of the patient's cases, (N,)."""
-    first = {twins.second: twins.first for twins in SAME_PATIENT}
+    first = {pair.second: pair.first for pair in SAME_PATIENT}
     return np.array([first.get(case, case) for case in groups(records).tolist()], dtype=np.str_)
 
 
-def torn_patients(split_of: Mapping[str, set[str]]) -> list[dict[str, Any]]:
+def patients_across_splits(split_of: Mapping[str, set[str]]) -> list[dict[str, Any]]:
     """The pairs of ``SAME_PATIENT`` that are here, in different splits.
 
     Args:
@@ -51,11 +53,11 @@ def torn_patients(split_of: Mapping[str, set[str]]) -> list[dict[str, Any]]:
     """
     return [
         {
-            "first": twins.first,
-            "second": twins.second,
-            "splits": [min(split_of[twins.first]), min(split_of[twins.second])],
-            "why": twins.why,
+            "first": pair.first,
+            "second": pair.second,
+            "splits": [min(split_of[pair.first]), min(split_of[pair.second])],
+            "why": pair.why,
         }
-        for twins in SAME_PATIENT
-        if twins.first in split_of and twins.second in split_of and split_of[twins.first] != split_of[twins.second]
+        for pair in SAME_PATIENT
+        if pair.first in split_of and pair.second in split_of and split_of[pair.first] != split_of[pair.second]
     ]

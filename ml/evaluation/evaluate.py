@@ -21,17 +21,16 @@ from ml.evaluation.bootstrap import RESAMPLES
 from ml.evaluation.label_errors import disagreements
 from ml.evaluation.leaderboard import majority, model_row, presence, untrained
 from ml.evaluation.metrics import NoLabelsError
-from ml.evaluation.model_outputs import Asked, Pictures
-from ml.evaluation.published_baselines import quoted_for
-from ml.evaluation.repeats import Repeats
-from ml.evaluation.retrain import Scratch
-from ml.evaluation.scoring import Answers, compare, measure
+from ml.evaluation.model_outputs import ImageCache, ModelOutputs
+from ml.evaluation.published_baselines import baselines_for
+from ml.evaluation.retrain import Retrainer, Scratch
+from ml.evaluation.scoring import LabelledPredictions, compare, measure
 from ml.registry.model_card import ModelCard, environment, now
-from ml.registry.registry import Registry, UnknownModelError
+from ml.registry.registry import Registry, UnknownModelError, load_reference
 from ml.training.context import Options
 from ml.training.device import DeviceName, pick_device
 from ml.training.progress import Reporter, Run, silent
-from ml.training.train import DEFAULTS, PLANS
+from ml.training.train import DEFAULTS, MODEL_SPECS
 
 Results = dict[str, Any]
 MAJORITY: Final = "majority class"
@@ -85,7 +84,7 @@ def evaluate(
         OSError: a checkpoint could not be written.
     """
     registry = Registry(database, models_dir)
-    where = pick_device(device)
+    torch_device = pick_device(device)
     with Run(schema.EVALUATION_RUN, (), reporter) as run:
         cards = chosen_cards(names, registry)
         # All at once: a damaged file must not show after the others were asked.
@@ -98,46 +97,48 @@ def evaluate(
             "created_at": now().isoformat(),
             "split": splits.identity(database, split, records),
             "bootstrap": {"resamples": RESAMPLES, "unit": "case", "level": 0.95},
-            "environment": environment(str(where), torch.get_num_threads()).model_dump(),
+            "environment": environment(str(torch_device), torch.get_num_threads()).model_dump(),
             "code": code_identity(),
         }
         run.update(0.02, "looking for images that are known from training")
         results["leakage"] = splits.leakage(by_split, split)
         suspects = results["leakage"]["suspect_cases"]
-        answers: dict[str, dict[str, Answers]] = {MAJORITY: majority(by_split["train"], records)}
+        predictions: dict[str, dict[str, LabelledPredictions]] = {MAJORITY: majority(by_split["train"], records)}
         results["models"] = {}
-        pictures = Pictures()
+        image_cache = ImageCache()
         for index, (card, model) in enumerate(models):
             run.update(0.15 + 0.75 * index / len(cards), f"asking {card.name}")
-            asked = Asked.ask(model.to(where), records, pictures)
-            answers[card.name] = asked.answers()
-            results["models"][card.name] = model_row(card, asked, answers[card.name], pictures, suspects)
+            outputs = ModelOutputs.compute(model.to(torch_device), records, image_cache)
+            predictions[card.name] = outputs.predictions()
+            results["models"][card.name] = model_row(
+                card, outputs, predictions[card.name], image_cache, suspects, load_reference(card, models_dir)
+            )
         run.update(0.9, "comparing")
         registered = {card.name: card for card in registry.list()}
-        results["tasks"] = _tasks(cards, answers, records, registered, exact=results["split"]["exact"])
+        results["tasks"] = _tasks(cards, predictions, records, registered, exact=results["split"]["exact"])
         if register and split == "test":
             for card in cards:
                 own = results["models"][card.name]["tasks"]
-                registry.set_metrics(card, "test", {task: found["scores"] for task, found in own.items()})
-    repeats = Repeats(
-        by_split, registered, where, scratch or Scratch(models_dir / ".training"), reporter, options or Options()
+                registry.set_metrics(card, "test", {task: row["scores"] for task, row in own.items()})
+    retrainer = Retrainer(
+        by_split, registered, torch_device, scratch or Scratch(models_dir / ".training"), reporter, options or Options()
     )
     chosen = [card.name for card in cards]
-    results["cv"] = repeats.on_cards(chosen, "cv") | (repeats.folds(chosen) if cv else {})
-    results["seeds"] = repeats.on_cards(chosen, "seeds") if split == "test" else {}
+    results["cv"] = retrainer.on_cards(chosen, "cv") | (retrainer.folds(chosen) if cv else {})
+    results["seeds"] = retrainer.on_cards(chosen, "seeds") if split == "test" else {}
     if register and cv:
         _put_on_cards(registry, registered, "cv", results["cv"])
     if seeds:
-        results["seeds"] |= repeats.seeds(chosen, split, seeds)
+        results["seeds"] |= retrainer.seeds(chosen, split, seeds)
         if register and split == "test":
             _put_on_cards(registry, registered, "seeds", results["seeds"])
     return results
 
 
-def _put_on_cards(registry: Registry, registered: Mapping[str, ModelCard], kind: str, found: Results) -> None:
+def _put_on_cards(registry: Registry, registered: Mapping[str, ModelCard], kind: str, figures: Results) -> None:
     """Figures of quick tries, or of another recipe than the registered model's, are left out."""
-    for name, tasks in found.items():
-        official = {task: figures for task, figures in tasks.items() if figures["run"]["official"]}
+    for name, tasks in figures.items():
+        official = {task: row for task, row in tasks.items() if row["run"]["official"]}
         if official and name in registered:
             registry.set_metrics(registered[name], kind, official)
 
@@ -176,16 +177,16 @@ def chosen_cards(names: Sequence[str], registry: Registry) -> list[ModelCard]:
     for name in registered if "all" in names else names:
         if name in registered:
             wanted.append(name)
-        elif name in labels.TASKS and (found := [n for n, card in registered.items() if name in card.tasks]):
-            wanted += found
-        elif name in PLANS or name in DEFAULTS:
+        elif name in labels.TASKS and (named := [n for n, card in registered.items() if name in card.tasks]):
+            wanted += named
+        elif name in MODEL_SPECS or name in DEFAULTS:
             raise UnknownModelError(
                 f"{name} is not registered; train it with `medpix train {name}`. "
                 f"Registered are: {', '.join(registered)}"
             )
         else:
-            known = ", ".join([*DEFAULTS, *PLANS])
-            raise UnknownModelError(f"{name!r} is neither a model nor a task; known are: {known}")
+            valid = ", ".join([*DEFAULTS, *MODEL_SPECS])
+            raise UnknownModelError(f"{name!r} is neither a model nor a task; known are: {valid}")
     return [registered[name] for name in dict.fromkeys(wanted)]
 
 
@@ -201,13 +202,13 @@ def _check_labels(cards: Sequence[ModelCard], records: Sequence[Record], split: 
 
 def _tasks(
     cards: Sequence[ModelCard],
-    answers: Mapping[str, Mapping[str, Answers]],
+    predictions: Mapping[str, Mapping[str, LabelledPredictions]],
     records: Sequence[Record],
     registered: Mapping[str, ModelCard],
     *,
     exact: bool,
 ) -> Results:
-    found: Results = {}
+    by_task: Results = {}
     for task in labels.TASKS:
         doing = [card for card in cards if task in card.tasks]
         if not doing:
@@ -215,21 +216,21 @@ def _tasks(
         best = max(doing, key=lambda card: card.score(task) or 0.0)
         rows = [MAJORITY, *(card.name for card in doing)]
         present, absent = presence(records, task)
-        found[task] = {
+        by_task[task] = {
             "classes": list(labels.TASKS[task]),
             "present": present,
             "absent": absent,
-            "majority": measure(answers[MAJORITY][task])
-            | {"class": labels.TASKS[task][int(answers[MAJORITY][task].probabilities[0].argmax())]},
+            "majority": measure(predictions[MAJORITY][task])
+            | {"class": labels.TASKS[task][int(predictions[MAJORITY][task].probabilities[0].argmax())]},
             "models": [card.name for card in doing],
             "best_on_dev": best.name,
             "untrained": untrained(task, registered),
             # They were measured on the published test images, and say nothing beside others.
-            "quoted": quoted_for(task) if exact else [],
+            "quoted": baselines_for(task) if exact else [],
             "pairs": [
-                {"first": first, "second": second} | compare(answers[first][task], answers[second][task])
+                {"first": first, "second": second} | compare(predictions[first][task], predictions[second][task])
                 for first, second in permutations(rows, 2)
             ],
-            "audit": {"model": best.name} | disagreements(answers[best.name][task], best.tasks[task], records),
+            "audit": {"model": best.name} | disagreements(predictions[best.name][task], best.tasks[task], records),
         }
-    return found
+    return by_task

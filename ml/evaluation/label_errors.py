@@ -10,19 +10,19 @@ from PIL import Image
 
 from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import Record
-from ml.evaluation.scoring import Answers
+from ml.evaluation.scoring import LabelledPredictions
 
 LIMIT: Final = 24
 _SIDE: Final = 224
 
 
 def disagreements(
-    answers: Answers, classes: Sequence[str], records: Sequence[Record], limit: int = LIMIT
+    predictions: LabelledPredictions, classes: Sequence[str], records: Sequence[Record], limit: int = LIMIT
 ) -> dict[str, Any]:
     """Wrong answers, the surest first, at most one of each case and answer.
 
     Args:
-        answers: of one model to one task.
+        predictions: of one model to one task.
         classes: of the task in output order.
         records: that were asked about.
         limit: how many.
@@ -32,22 +32,22 @@ def disagreements(
         answer, probability of both, caption, and a thumbnail as data URI.
     """
     by_image = {record.image: record for record in records}
-    predicted, sure = answers.predicted, answers.probabilities.max(axis=1)
-    wrong = np.flatnonzero(predicted != answers.targets)
+    predicted, sure = predictions.predicted, predictions.probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != predictions.targets)
     rows: dict[tuple[str, int], int] = {}
     for row in wrong[np.argsort(-sure[wrong], kind="stable")].tolist():
-        rows.setdefault((by_image[str(answers.images[row])].u_id, int(predicted[row])), row)
+        rows.setdefault((by_image[str(predictions.images[row])].u_id, int(predicted[row])), row)
     items = []
     for row in [*rows.values()][:limit]:
-        record = by_image[str(answers.images[row])]
+        record = by_image[str(predictions.images[row])]
         items.append(
             {
                 "image": record.image,
                 "u_id": record.u_id,
-                "label": classes[answers.targets[row]],
+                "label": classes[predictions.targets[row]],
                 "answer": classes[predicted[row]],
                 "probability": float(sure[row]),
-                "probability_of_label": float(answers.probabilities[row, answers.targets[row]]),
+                "probability_of_label": float(predictions.probabilities[row, predictions.targets[row]]),
                 "caption": record.caption,
                 "thumbnail": thumbnail(record),
             }

@@ -7,14 +7,15 @@ import numpy as np
 
 from ml.dataset import labels
 from ml.dataset.records import Record
-from ml.evaluation import robustness as probes
-from ml.evaluation import splits
-from ml.evaluation.model_outputs import Asked, Pictures, as_answers
+from ml.evaluation import robustness, splits
+from ml.evaluation.model_outputs import ImageCache, ModelOutputs, label_predictions
 from ml.evaluation.published_baselines import ORIGINAL_WEIGHTS
-from ml.evaluation.scoring import Answers, calibration, confident, describe, measure
+from ml.evaluation.scoring import LabelledPredictions, calibration, confident, describe, measure
+from ml.models.base import EMBEDDING
 from ml.registry.model_card import ModelCard
+from ml.registry.reference_embeddings import Reference
 from ml.training.context import log_prior
-from ml.training.train import PLANS
+from ml.training.train import MODEL_SPECS
 
 _FACTS = {"version", "init", "weights_source", "inputs", "parameters", "seconds", "seed", "preprocess_hash"}
 _CARD = {
@@ -34,19 +35,30 @@ _CARD = {
 
 
 def model_row(
-    card: ModelCard, asked: Asked, answers: Mapping[str, Answers], pictures: Pictures, suspects: Sequence[str]
+    card: ModelCard,
+    outputs: ModelOutputs,
+    predictions: Mapping[str, LabelledPredictions],
+    image_cache: ImageCache,
+    suspects: Sequence[str],
+    reference: Reference | None,
 ) -> dict[str, Any]:
     """Everything about one model, as JSON values.
 
     Args:
         card: of the model.
-        asked: what it made of the records.
-        answers: its answers per task.
-        pictures: the images decoded so far.
+        outputs: of the model for the records.
+        predictions: its answers per task.
+        image_cache: the images decoded so far.
         suspects: cases to leave out for the figures without them.
+        reference: the embeddings registered with the model, for the out-of-distribution rule of the service.
     """
-    before, ablated, mirrored = asked.before_temperature(), probes.ablations(asked), probes.mirror(asked, pictures)
-    shortcut, modes = probes.shortcuts(asked, pictures), probes.file_modes(asked, pictures)
+    unlike = unlike_training(card, outputs, reference)
+    before, ablated, mirrored = (
+        outputs.uncalibrated(),
+        robustness.ablations(outputs),
+        robustness.mirror(outputs, image_cache),
+    )
+    shortcut, modes = robustness.shortcuts(outputs, image_cache), robustness.file_modes(outputs, image_cache)
     return card.model_dump(mode="json", include=_FACTS) | {
         "sha256": card.sha256,
         "trained_at": card.created_at.isoformat(),
@@ -54,22 +66,36 @@ def model_row(
         "card": card.model_dump(mode="json", include=_CARD),
         "tasks": {
             task: {
-                "scores": measure(found),
+                "scores": measure(own),
                 "dev": card.metrics.get("dev", {}).get(task),
                 "temperature": card.temperature[task],
-                "calibration": calibration(before[task], found),
-                "confident": confident(found, card.thresholds[task]),
-                **describe(found, tuple(card.tasks[task])),
-                "subgroups": probes.subgroups(found, asked.records),
+                "calibration": calibration(before[task], own),
+                "confident": confident(own, card.thresholds[task], np.isin(own.images, unlike)),
+                **describe(own, tuple(card.tasks[task])),
+                "subgroups": robustness.subgroups(own, outputs.records),
                 "ablations": ablated.get(task, {}),
                 "mirror": mirrored.get(task, {}),
                 "shortcuts": shortcut.get(task, {}),
                 "file_modes": modes.get(task, {}),
-                "without_suspect_cases": splits.without(found, suspects),
+                "without_suspect_cases": splits.without(own, suspects),
             }
-            for task, found in answers.items()
+            for task, own in predictions.items()
         },
     }
+
+
+def unlike_training(card: ModelCard, outputs: ModelOutputs, reference: Reference | None) -> list[str]:
+    """The images that the service calls out of distribution: no answer about them is confident."""
+    if (
+        reference is None
+        or card.ood_threshold is None
+        or outputs.image_out is None
+        or EMBEDDING not in outputs.image_out
+    ):
+        return []
+    distances = reference.distance_by(card.ood_distance)(outputs.image_out[EMBEDDING])
+    far = distances > card.ood_threshold
+    return [record.image for record, is_far in zip(outputs.records, far, strict=True) if is_far]
 
 
 def remarks(card: ModelCard) -> list[str]:
@@ -88,8 +114,8 @@ def untrained(task: str, registered: Collection[str]) -> list[dict[str, Any]]:
             "waits_for": (weights := _original_weights(name)),
             "command": f"medpix train {name}" + (" --weights pretrained" if weights else ""),
         }
-        for name, plan in PLANS.items()
-        if task in plan.tasks and name not in registered
+        for name, spec in MODEL_SPECS.items()
+        if task in spec.tasks and name not in registered
     ]
 
 
@@ -100,16 +126,16 @@ def _original_weights(name: str) -> str | None:
     )
 
 
-def majority(train: Sequence[Record], records: Sequence[Record]) -> dict[str, Answers]:
+def majority(train: Sequence[Record], records: Sequence[Record]) -> dict[str, LabelledPredictions]:
     """What answers the frequencies of the classes in training, and so always the same class."""
     rows = {
         task: np.tile(np.exp(log_prior(train, task)).astype(np.float32), (len(records), 1)) for task in labels.TASKS
     }
-    return as_answers(rows, records)
+    return label_predictions(rows, records)
 
 
 def presence(records: Sequence[Record], task: str) -> tuple[list[str], list[str]]:
     """The classes of a task that occur among the labels of records, and those that do not."""
-    found = {record.label(task) for record in records}
+    occurring = {record.label(task) for record in records}
     classes = labels.TASKS[task]
-    return [name for name in classes if name in found], [name for name in classes if name not in found]
+    return [name for name in classes if name in occurring], [name for name in classes if name not in occurring]

@@ -1,7 +1,6 @@
 """Scores of predictions, with intervals that respect that images of one case are alike."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from sklearn.metrics import f1_score
 
 from app.core.exceptions import UserError
 from ml.dataset.labels import IGNORED
+from ml.evaluation.bootstrap import CaseBootstrap
 
 Probabilities = NDArray[np.float32]
 Targets = NDArray[np.int64]
@@ -20,18 +20,10 @@ class NoLabelsError(UserError):
     """There is nothing to score: no row has a label."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A 95% interval of a score."""
-
-    low: float
-    high: float
-
-
-def labelled(probabilities: Probabilities, targets: Targets, *others: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+def labelled(probabilities: Probabilities, targets: Targets, *more: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """The arguments without the rows that have no label."""
     keep = targets != IGNORED
-    return (probabilities[keep], targets[keep], *(other[keep] for other in others))
+    return (probabilities[keep], targets[keep], *(other[keep] for other in more))
 
 
 def scores(probabilities: Probabilities, targets: Targets, groups: NDArray[np.str_]) -> dict[str, Any]:
@@ -55,7 +47,7 @@ def scores(probabilities: Probabilities, targets: Targets, groups: NDArray[np.st
     predicted = probabilities.argmax(axis=1)
     present = np.unique(targets).tolist()
     correct = (predicted == targets).astype(np.float64)
-    interval = bootstrap_mean(correct, groups)
+    (interval,) = CaseBootstrap(groups).estimate_mean(correct).intervals
     f1 = {
         kind: float(f1_score(targets, predicted, labels=present, average=kind, zero_division=0))
         for kind in ("macro", "weighted")
@@ -64,7 +56,7 @@ def scores(probabilities: Probabilities, targets: Targets, groups: NDArray[np.st
         "n": len(targets),
         "cases": len(np.unique(groups)),
         "accuracy": float(correct.mean()),
-        "accuracy_95": [interval.low, interval.high],
+        "accuracy_95": list(interval),
         "balanced_accuracy": balanced_accuracy(predicted, targets),
         "macro_f1": f1["macro"],
         "weighted_f1": f1["weighted"],
@@ -121,26 +113,6 @@ def risk_coverage(probabilities: Probabilities, targets: Targets) -> NDArray[np.
     correct = (probabilities.argmax(axis=1) == targets)[order].astype(np.float64)
     count = np.arange(1, len(targets) + 1)
     return np.stack([count / len(targets), np.cumsum(correct) / count], axis=1)
-
-
-def bootstrap_mean(
-    values: NDArray[np.float64], groups: NDArray[np.str_], *, count: int = 2000, seed: int = 0
-) -> Interval:
-    """The 95% percentile interval of a mean over rows, resampling whole groups.
-
-    Args:
-        values: one per row, (N,).
-        groups: group of each row, (N,); row numbers as text for the naive bootstrap over rows.
-        count: number of resamples.
-        seed: of the resampling.
-    """
-    names, inverse = np.unique(groups, return_inverse=True)
-    sums = np.bincount(inverse, weights=values)
-    sizes = np.bincount(inverse).astype(np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(names), (count, len(names)))
-    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(low), float(high))
 
 
 def top_confusions(

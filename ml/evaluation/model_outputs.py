@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from ml.dataset.image_loading import Edit, load_images
 from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import Record, groups, targets
-from ml.evaluation.scoring import Answers
+from ml.evaluation.scoring import LabelledPredictions
 from ml.models.base import Floats, Outputs, ServedModel
 from ml.models.predict_records import captions_of, run_captions, run_images
 
 
 @dataclass(slots=True)
-class Pictures:
+class ImageCache:
     """The prepared images of records, decoded once for all models of one recipe that follow each other."""
 
     _recipe: str = ""
@@ -38,7 +38,7 @@ class Pictures:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ModelOutputs:
     """A model and what its halves made of some records.
 
     Attributes:
@@ -54,37 +54,40 @@ class Asked:
     caption_out: Floats | None
 
     @classmethod
-    def ask(cls, model: ServedModel, records: Sequence[Record], pictures: Pictures, edit: Edit | None = None) -> Self:
+    def compute(
+        cls, model: ServedModel, records: Sequence[Record], image_cache: ImageCache, edit: Edit | None = None
+    ) -> Self:
         """Run both halves of a model.
 
         Args:
             model: any registered model.
             records: N records.
-            pictures: the images decoded so far.
+            image_cache: the images decoded so far.
             edit: changes each image first.
         """
         image_out = None
         if model.preprocess is not None:
-            image_out = run_images(model, pictures.of(records, model.preprocess, edit))
+            image_out = run_images(model, image_cache.of(records, model.preprocess, edit))
         return cls(model, records, image_out, run_captions(model, captions_of(records)))
 
-    def answers(self) -> dict[str, Answers]:
+    def predictions(self) -> dict[str, LabelledPredictions]:
         """The calibrated answers per task from all that the model takes."""
-        return as_answers(self.model.combine(self.image_out, self.caption_out), self.records)
+        return label_predictions(self.model.combine(self.image_out, self.caption_out), self.records)
 
-    def before_temperature(self) -> dict[str, Answers]:
+    def uncalibrated(self) -> dict[str, LabelledPredictions]:
         """The answers per task as they were before the temperatures of the card."""
         card = self.model.card
         try:
             self.model.card = card.model_copy(update={"temperature": dict.fromkeys(card.tasks, 1.0)})
-            return self.answers()
+            return self.predictions()
         finally:
             self.model.card = card
 
 
-def as_answers(probabilities: dict[str, Floats], records: Sequence[Record]) -> dict[str, Answers]:
+def label_predictions(probabilities: dict[str, Floats], records: Sequence[Record]) -> dict[str, LabelledPredictions]:
     """Per task, the probabilities (N, classes) about N records with the truth beside them."""
     images = np.array([record.image for record in records], dtype=np.str_)
     return {
-        task: Answers.of(rows, targets(records, task), groups(records), images) for task, rows in probabilities.items()
+        task: LabelledPredictions.of(rows, targets(records, task), groups(records), images)
+        for task, rows in probabilities.items()
     }

@@ -11,7 +11,7 @@ _COURSEWORK: Final = "original coursework (ivpinheiro/SCC0270-redes-neurais), ou
 
 
 @dataclass(frozen=True, slots=True)
-class Quoted:
+class PublishedBaseline:
     """A figure of another work.
 
     Attributes:
@@ -36,11 +36,13 @@ class Quoted:
 
 
 _IMAGENET: Final = "ImageNet weights"
-QUOTED: Final = (
-    Quoted(MODALITY, "knn-texture", 0.50, _COURSEWORK, "answers one class only: a fault of its pipeline"),
-    Quoted(MODALITY, "knn-colour", 0.61, _COURSEWORK, "unscaled histogram"),
-    Quoted(MODALITY, "knn-texture-colour", 0.50, _COURSEWORK, "answers one class only: a fault of its pipeline"),
-    Quoted(
+PUBLISHED_BASELINES: Final = (
+    PublishedBaseline(MODALITY, "knn-texture", 0.50, _COURSEWORK, "answers one class only: a fault of its pipeline"),
+    PublishedBaseline(MODALITY, "knn-colour", 0.61, _COURSEWORK, "unscaled histogram"),
+    PublishedBaseline(
+        MODALITY, "knn-texture-colour", 0.50, _COURSEWORK, "answers one class only: a fault of its pipeline"
+    ),
+    PublishedBaseline(
         MODALITY,
         "resnet50-modality",
         0.98,
@@ -48,7 +50,7 @@ QUOTED: Final = (
         "fine-tuned from ImageNet weights; random flips left on while testing",
         weights=_IMAGENET,
     ),
-    Quoted(
+    PublishedBaseline(
         LOCATION,
         "resnet50-location",
         0.57,
@@ -57,7 +59,7 @@ QUOTED: Final = (
         macro_f1=0.31,
         weights=_IMAGENET,
     ),
-    Quoted(
+    PublishedBaseline(
         LOCATION,
         "clip-location",
         0.78,
@@ -67,7 +69,7 @@ QUOTED: Final = (
         comparable=False,
         weights="CLIP ViT-B/32 weights",
     ),
-    Quoted(
+    PublishedBaseline(
         LOCATION_CATEGORY,
         "RN50x16 + BioBERT, prompts",
         0.525,
@@ -77,9 +79,11 @@ QUOTED: Final = (
     ),
 )
 # What the original of each model of the same name was fine-tuned from.
-ORIGINAL_WEIGHTS: Final[Mapping[str, str]] = MappingProxyType({row.name: row.weights for row in QUOTED if row.weights})
+ORIGINAL_WEIGHTS: Final[Mapping[str, str]] = MappingProxyType(
+    {row.name: row.weights for row in PUBLISHED_BASELINES if row.weights}
+)
 
 
-def quoted_for(task: str) -> list[dict[str, Any]]:
+def baselines_for(task: str) -> list[dict[str, Any]]:
     """The quoted rows of a task, as JSON values."""
-    return [asdict(row) for row in QUOTED if row.task == task]
+    return [asdict(row) for row in PUBLISHED_BASELINES if row.task == task]

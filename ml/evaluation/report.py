@@ -13,13 +13,14 @@ from typing import Final
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from app.core.exceptions import UserError
-from ml.evaluation.cards import as_markdown, model_card
+from ml.evaluation.card_sections import as_markdown, card_sections
 from ml.evaluation.console_tables import span
 from ml.evaluation.evaluate import MAJORITY, Results
 from ml.evaluation.plots import accuracy_plot, confusion_plot, coverage_plot, reliability_plot
 from ml.evaluation.splits import NEAR
 from ml.registry.artifacts import sync
 from ml.registry.model_card import INTENDED_USE
+from ml.training.calibration import TARGET_ACCURACY
 
 RESULTS_FILE: Final = "results.json"
 REPORT_FILE: Final = "report.html"
@@ -65,7 +66,7 @@ def write_report(results: Results, folder: Path) -> Path:
     plots = make_plots(results)
     files = {REPORT_FILE: render(results, plots).encode()} | plots
     for name in results["models"]:
-        files[f"{name}-{CARD_SUFFIX}"] = as_markdown(name, model_card(name, results)).encode()
+        files[f"{name}-{CARD_SUFFIX}"] = as_markdown(name, card_sections(name, results)).encode()
     content = without_thumbnails(results) | {"files": sorted([*files, RESULTS_FILE])}
     # The last one to take its place: the service reads it.
     files[RESULTS_FILE] = (json.dumps(content, indent=1) + "\n").encode()
@@ -97,10 +98,10 @@ def _remove_half_written(folder: Path) -> None:
 def read_results(folder: Path) -> Results | None:
     """What ``write_report`` wrote as results.json, None where there is none that can be read."""
     try:
-        found = json.loads((folder / RESULTS_FILE).read_bytes())
+        content = json.loads((folder / RESULTS_FILE).read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _files_of(folder: Path) -> set[str]:
@@ -112,11 +113,11 @@ def _files_of(folder: Path) -> set[str]:
 def make_plots(results: Results) -> dict[str, bytes]:
     """The plots as PNG, by file name."""
     plots = {}
-    for task, found in results["tasks"].items():
-        rows = [(MAJORITY, found["majority"])]
-        rows += [(name, results["models"][name]["tasks"][task]["scores"]) for name in found["models"]]
-        plots[f"{task}-accuracy.png"] = accuracy_plot(task, rows, found["quoted"])
-        for name in found["models"]:
+    for task, row in results["tasks"].items():
+        rows = [(MAJORITY, row["majority"])]
+        rows += [(name, results["models"][name]["tasks"][task]["scores"]) for name in row["models"]]
+        plots[f"{task}-accuracy.png"] = accuracy_plot(task, rows, row["quoted"])
+        for name in row["models"]:
             own = results["models"][name]["tasks"][task]
             plots[f"{name}-{task}-reliability.png"] = reliability_plot(own["calibration"])
             plots[f"{name}-{task}-coverage.png"] = coverage_plot(own["risk_coverage"], own["confident"])
@@ -135,18 +136,18 @@ def render(results: Results, plots: Mapping[str, bytes]) -> str:
     )
     environment.filters.update(span=span, three=_three, signed=_signed, spoken=lambda task: task.replace("_", " "))
     images = {name: "data:image/png;base64," + base64.b64encode(data).decode("ascii") for name, data in plots.items()}
-    cards = {name: model_card(name, results) for name in results["models"]}
-    environment.globals.update(majority=MAJORITY, near=NEAR, intended_use=INTENDED_USE)
+    cards = {name: card_sections(name, results) for name in results["models"]}
+    environment.globals.update(majority=MAJORITY, near=NEAR, intended_use=INTENDED_USE, target_accuracy=TARGET_ACCURACY)
     return environment.get_template("report.html").render(r=results, images=images, cards=cards)
 
 
 def without_thumbnails(results: Results) -> Results:
     """The results without the pictures, which would be most of the file."""
-    found = copy.deepcopy(results)
-    for task in found["tasks"].values():
+    content = copy.deepcopy(results)
+    for task in content["tasks"].values():
         for item in task["audit"]["items"]:
             del item["thumbnail"]
-    return found
+    return content
 
 
 def _three(value: float | None) -> str:

@@ -1,29 +1,33 @@
-"""Models trained anew for an evaluation, in folds or with other seeds, and never registered."""
+"""Retrains models for cross-validation and multi-seed runs; they are never registered."""
 
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
-from numpy import uint8
 from numpy.typing import NDArray
 
 from ml.dataset.records import Record, snapshot_hash
-from ml.evaluation.model_outputs import Asked, Pictures
-from ml.evaluation.scoring import Answers
+from ml.evaluation.folds import FOLDS, make_folds
+from ml.evaluation.metrics import brier, scores
+from ml.evaluation.model_outputs import ImageCache, ModelOutputs
+from ml.evaluation.scoring import SCORES, LabelledPredictions, measure
 from ml.models.base import ServedModel
 from ml.registry.model_card import ModelCard, now
 from ml.registry.registry import UnknownModelError
 from ml.training.context import Context, Options
 from ml.training.device import Team
 from ml.training.progress import Reporter, Run
-from ml.training.train import PLANS, calibrate, trainer
+from ml.training.train import MODEL_SPECS, calibrate, trainer
 
+# By model and task.
+Figures = dict[str, dict[str, Any]]
 # Where the families keep what was chosen before training; the rest of a card's settings is learned.
 _RECIPE: Final = ("architecture", "recipe", "recipes", "head", "tune", "fit")
 _FORGET_AFTER_S: Final = 30 * 24 * 3600.0
@@ -79,7 +83,7 @@ class TrainedModels:
 
 
 @dataclass(slots=True)
-class Surroundings:
+class RetrainSettings:
     """What all trainings of one evaluation share.
 
     Attributes:
@@ -94,7 +98,7 @@ class Surroundings:
     scratch: Path
     reporter: Reporter
     options: Mapping[str, Options]
-    images: dict[str, dict[str, NDArray[uint8]]] = field(default_factory=dict)
+    images: dict[str, dict[str, NDArray[np.uint8]]] = field(default_factory=dict)
 
 
 def with_needs(names: Sequence[str]) -> list[str]:
@@ -103,54 +107,197 @@ def with_needs(names: Sequence[str]) -> list[str]:
     Raises:
         UnknownModelError: a model has no recipe.
     """
-    unknown = [name for name in names if name not in PLANS]
+    unknown = [name for name in names if name not in MODEL_SPECS]
     if unknown:
-        raise UnknownModelError(f"{', '.join(unknown)} cannot be trained anew; known are: {', '.join(PLANS)}")
-    return list(dict.fromkeys(step for name in names for step in (*PLANS[name].needs, name)))
+        raise UnknownModelError(f"{', '.join(unknown)} cannot be trained anew; known are: {', '.join(MODEL_SPECS)}")
+    return list(dict.fromkeys(step for name in names for step in (*MODEL_SPECS[name].needs, name)))
 
 
-def train_and_ask(
-    names: Sequence[str],
-    *,
-    train: list[Record],
-    dev: list[Record],
-    asked: Sequence[Record],
-    around: Surroundings,
-    part: str,
-) -> dict[str, tuple[ModelCard, dict[str, Answers]]]:
-    """Train models with their own recipes, calibrate them on dev, and ask them about other records.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One training of several, and the records that its models are scored on.
 
-    Args:
-        names: keys of ``ml.training.train.PLANS``, each after those that it builds on.
+    Attributes:
+        name: for the progress, as "fold 1 of 5".
         train: records to learn from.
         dev: records to choose and calibrate on.
-        asked: records to answer.
-        around: device, folder, options.
-        part: which of the trainings this is, for people.
+        scored: records to predict.
+        seed: random seed instead of that of the options, None to keep it.
+    """
+
+    name: str
+    train: list[Record]
+    dev: list[Record]
+    scored: list[Record]
+    seed: int | None = None
+
+
+def retrain(
+    names: Sequence[str], parts: Sequence[Part], settings: RetrainSettings
+) -> dict[str, tuple[ModelCard, dict[str, list[LabelledPredictions]]]]:
+    """Train models anew for every part with their own recipes, calibrate them on its dev records, and score them.
+
+    A run that was stopped resumes from the checkpoints in the scratch folder, which is left there.
+
+    Args:
+        names: keys of ``ml.training.train.MODEL_SPECS``, each after those that it builds on.
+        parts: what to train and score on.
+        settings: device, folder, options.
 
     Returns:
-        By name the card, which was not registered, and the answers per task.
+        By name the card of the first part, and per task the predictions of each part.
     """
-    trained, pictures = TrainedModels(), Pictures()
-    found = {}
-    for name in names:
-        with Run(f"{name}, {part}", PLANS[name].tasks, around.reporter) as run:
-            context = Context(
-                train=train,
-                dev=dev,
-                registry=trained,
-                device=around.device,
-                team=Team(),
-                run=run,
-                options=around.options[name],
-                scratch=around.scratch / part.replace(" ", "-") / name,
-                _images=around.images,
-            )
-            model = trainer(name)(context)
-            calibrate(model, context)
+    predictions: dict[str, dict[str, list[LabelledPredictions]]] = {name: {} for name in names}
+    cards: dict[str, ModelCard] = {}
+    for part in parts:
+        trained, image_cache = TrainedModels(), ImageCache()
+        for name in names:
+            model = _train(name, part, trained, settings)
             trained.models[name] = model
-            found[name] = (model.card, Asked.ask(model, asked, pictures).answers())
-    return found
+            cards.setdefault(name, model.card)
+            for task, own in ModelOutputs.compute(model, part.scored, image_cache).predictions().items():
+                predictions[name].setdefault(task, []).append(own)
+    return {name: (cards[name], predictions[name]) for name in names}
+
+
+def _train(name: str, part: Part, trained: TrainedModels, settings: RetrainSettings) -> ServedModel:
+    options = settings.options[name]
+    with Run(f"{name}, {part.name}", MODEL_SPECS[name].tasks, settings.reporter) as run:
+        context = Context(
+            train=part.train,
+            dev=part.dev,
+            registry=trained,
+            device=settings.device,
+            team=Team(),
+            run=run,
+            options=options if part.seed is None else replace(options, seed=part.seed),
+            scratch=settings.scratch / part.name.replace(" ", "-") / name,
+            _images=settings.images,
+        )
+        model = trainer(name)(context)
+        calibrate(model, context)
+    return model
+
+
+class Retrainer:
+    """Trains models anew in folds or with other seeds and scores them; never registers them.
+
+    Args:
+        by_split: all records by split.
+        registered: the cards of the registered models by name.
+        device: where to train.
+        scratch: keeps the checkpoints.
+        reporter: called with the progress.
+        options: of the trainings; ``weights`` "auto" is what the registered model began from.
+    """
+
+    def __init__(
+        self,
+        by_split: Mapping[str, list[Record]],
+        registered: Mapping[str, ModelCard],
+        device: torch.device,
+        scratch: Scratch,
+        reporter: Reporter,
+        options: Options,
+    ) -> None:
+        self._splits, self._registered = by_split, registered
+        self._records = [record for members in by_split.values() for record in members]
+        self._device, self._scratch, self._reporter, self._options = device, scratch, reporter, options
+
+    def folds(self, names: Sequence[str], count: int = FOLDS) -> Figures:
+        """Scores of cross-validation over all records, of the models and of those that they build on.
+
+        Raises:
+            ml.evaluation.folds.FoldError: there are too few cases.
+        """
+        folds = make_folds(self._records, count, self._options.seed)
+        parts = [
+            Part(f"fold {number} of {count}", fold.train, fold.dev, fold.held_out)
+            for number, fold in enumerate(folds, start=1)
+        ]
+        return self._scored("cv", names, parts, pool)
+
+    def seeds(self, names: Sequence[str], split: str, count: int) -> Figures:
+        """Mean and standard deviation over ``count`` seeds, of the models and of those that they build on."""
+        splits, first = self._splits, self._options.seed
+        parts = [
+            Part(f"seed {seed}", splits["train"], splits["dev"], splits[split], seed)
+            for seed in range(first, first + count)
+        ]
+        return self._scored("seeds", names, parts, lambda scored: spread(scored, [part.seed for part in parts]))
+
+    def on_cards(self, names: Sequence[str], kind: str) -> Figures:
+        """Scores that were put on the cards before, as far as they are of the same data.
+
+        Args:
+            names: of registered models.
+            kind: cv or seeds.
+        """
+        snapshot = snapshot_hash(self._records)
+        rows = {
+            name: {
+                task: figures
+                for task, figures in self._registered[name].metrics.get(kind, {}).items()
+                if figures.get("run", {}).get("snapshot") == snapshot
+            }
+            for name in names
+        }
+        return {name: tasks for name, tasks in rows.items() if tasks}
+
+    def _scored(
+        self,
+        kind: str,
+        names: Sequence[str],
+        parts: Sequence[Part],
+        score: Callable[[Sequence[LabelledPredictions]], dict[str, Any]],
+    ) -> Figures:
+        order = with_needs(names)
+        options = {name: self._options_of(name) for name in order}
+        folder = self._scratch.folder(kind, self._records, options)
+        settings = RetrainSettings(self._device, folder, self._reporter, options)
+        return {
+            name: {
+                task: score(predictions)
+                | {"run": provenance(card, self._registered.get(name), self._records, options[name])}
+                for task, predictions in tasks.items()
+            }
+            for name, (card, tasks) in retrain(order, parts, settings).items()
+        }
+
+    def _options_of(self, name: str) -> Options:
+        if name not in self._registered or self._options.weights != "auto":
+            return self._options
+        return replace(self._options, weights=self._registered[name].init)
+
+
+def pool(folds: Sequence[LabelledPredictions]) -> dict[str, Any]:
+    """The scores of all folds together, and the accuracy of each with mean and standard deviation."""
+    together = LabelledPredictions(
+        *(
+            np.concatenate([getattr(fold, name) for fold in folds])
+            for name in ("probabilities", "targets", "groups", "images")
+        )
+    )
+    accuracies = [float(fold.correct.mean()) if len(fold.targets) else None for fold in folds]
+    measured = [value for value in accuracies if value is not None]
+    return measure(together) | {
+        "folds": accuracies,
+        "folds_mean": float(np.mean(measured)),
+        "folds_sd": float(np.std(measured, ddof=1)) if len(measured) > 1 else None,
+    }
+
+
+def spread(predictions: Sequence[LabelledPredictions], seeds: Sequence[int | None]) -> dict[str, Any]:
+    """The seeds and the scores, each with its value for every seed, their mean and their standard deviation."""
+    rows = [
+        scores(part.probabilities, part.targets, part.groups) | {"brier": brier(part.probabilities, part.targets)}
+        for part in predictions
+    ]
+    figures = {}
+    for name in SCORES:
+        values = [float(row[name]) for row in rows]
+        figures[name] = {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)), "values": values}
+    return {"n": len(predictions[0].targets), "seeds": list(seeds), "figures": figures}
 
 
 def provenance(

@@ -10,8 +10,8 @@ from PIL import Image
 
 from ml.dataset.image_loading import Edit
 from ml.dataset.records import Record, groups
-from ml.evaluation.model_outputs import Asked, Pictures, as_answers
-from ml.evaluation.scoring import Answers, compare, short
+from ml.evaluation.model_outputs import ImageCache, ModelOutputs, label_predictions
+from ml.evaluation.scoring import LabelledPredictions, compare, short
 from ml.models.base import Floats, ServedModel, has_caption
 from ml.models.fusion import FusedModel
 from ml.models.network import ServingNetwork
@@ -81,7 +81,7 @@ def caption_of_another_case(cases: NDArray[np.str_], seed: int = SHUFFLE_SEED) -
     return np.array([random.choice(np.flatnonzero(cases != own)) for own in cases], dtype=np.int64)
 
 
-def ablations(asked: Asked) -> dict[str, dict[str, Any]]:
+def ablations(outputs: ModelOutputs) -> dict[str, dict[str, Any]]:
     """Accuracy of a model with two inputs when it gets one of them, both, or a wrong caption.
 
     Returns:
@@ -90,57 +90,61 @@ def ablations(asked: Asked) -> dict[str, dict[str, Any]]:
         out where none has one, as is the caption of another case where there is but one case. Empty
         for a model with one input.
     """
-    image_out, caption_out, model = asked.image_out, asked.caption_out, asked.model
+    image_out, caption_out, model = outputs.image_out, outputs.caption_out, outputs.model
     if image_out is None or caption_out is None:
         return {}
-    both = asked.answers()
+    both = outputs.predictions()
     kinds = {
         "image and caption": both,
-        "image only": as_answers(model.combine(image_out, None), asked.records),
+        "image only": label_predictions(model.combine(image_out, None), outputs.records),
     }
-    if has_caption(caption_out, len(asked.records)).any():
-        kinds["caption only"] = _from_captions(model, caption_out, asked.records)
-    cases = groups(asked.records)
+    if has_caption(caption_out, len(outputs.records)).any():
+        kinds["caption only"] = _from_captions(model, caption_out, outputs.records)
+    cases = groups(outputs.records)
     if len(np.unique(cases)) > 1:
         wrong = model.combine(image_out, caption_out[caption_of_another_case(cases)])
-        kinds["image, caption of another case"] = as_answers(wrong, asked.records)
+        kinds["image, caption of another case"] = label_predictions(wrong, outputs.records)
     return {
-        task: {kind: short(answers[task]) | _gain(both[task], answers[task]) for kind, answers in kinds.items()}
+        task: {
+            kind: short(predictions[task]) | _gain(both[task], predictions[task]) for kind, predictions in kinds.items()
+        }
         for task in both
     }
 
 
-def _gain(both: Answers, other: Answers) -> dict[str, Any]:
+def _gain(both: LabelledPredictions, other: LabelledPredictions) -> dict[str, Any]:
     same = both.only(np.isin(both.images, other.images))
     return {"both_is_better_by": compare(same, other)} if len(same.targets) else {}
 
 
-def _from_captions(model: ServedModel, caption_out: Floats, records: Sequence[Record]) -> dict[str, Answers]:
-    known = has_caption(caption_out, len(records))
-    with_caption = [record for record, given in zip(records, known, strict=True) if given]
+def _from_captions(
+    model: ServedModel, caption_out: Floats, records: Sequence[Record]
+) -> dict[str, LabelledPredictions]:
+    has_text = has_caption(caption_out, len(records))
+    with_caption = [record for record, given in zip(records, has_text, strict=True) if given]
     half = model.caption_model if isinstance(model, FusedModel) else model
-    return as_answers(half.combine(None, caption_out[known]), with_caption)
+    return label_predictions(half.combine(None, caption_out[has_text]), with_caption)
 
 
-def shortcuts(asked: Asked, pictures: Pictures) -> dict[str, dict[str, Any]]:
+def shortcuts(outputs: ModelOutputs, image_cache: ImageCache) -> dict[str, dict[str, Any]]:
     """Accuracy per task with the bands of burned-in text blanked, and with nothing but them.
 
     Returns:
         Per task and edit: n, cases, accuracy and interval, and how much better the whole image is.
         Empty for a model without image.
     """
-    if asked.image_out is None:
+    if outputs.image_out is None:
         return {}
-    whole = asked.answers()
-    found: dict[str, dict[str, Any]] = {task: {} for task in whole}
+    whole = outputs.predictions()
+    by_task: dict[str, dict[str, Any]] = {task: {} for task in whole}
     for name, edit in EDITS.items():
-        edited = Asked.ask(asked.model, asked.records, pictures, edit).answers()
-        for task, answers in edited.items():
-            found[task][name] = short(answers) | {"whole_is_better_by": compare(whole[task], answers)}
-    return found
+        edited = ModelOutputs.compute(outputs.model, outputs.records, image_cache, edit).predictions()
+        for task, predictions in edited.items():
+            by_task[task][name] = short(predictions) | {"whole_is_better_by": compare(whole[task], predictions)}
+    return by_task
 
 
-def file_modes(asked: Asked, pictures: Pictures) -> dict[str, dict[str, Any]]:
+def file_modes(outputs: ModelOutputs, image_cache: ImageCache) -> dict[str, dict[str, Any]]:
     """What a model answers when the same pictures are saved in another mode: RGB, grey, with alpha.
 
     Returns:
@@ -148,46 +152,46 @@ def file_modes(asked: Asked, pictures: Pictures) -> dict[str, dict[str, Any]]:
         model with other pixels), changed_answers, and the largest_change of a probability. Empty
         for a model without image.
     """
-    if asked.image_out is None or asked.model.preprocess is None:
+    if outputs.image_out is None or outputs.model.preprocess is None:
         return {}
-    plain = pictures.of(asked.records, asked.model.preprocess)
-    known = asked.answers()
-    found: dict[str, dict[str, Any]] = {task: {} for task in known}
+    plain = image_cache.of(outputs.records, outputs.model.preprocess)
+    whole = outputs.predictions()
+    by_task: dict[str, dict[str, Any]] = {task: {} for task in whole}
     for name, edit in FILE_MODES.items():
-        pixels = pictures.of(asked.records, asked.model.preprocess, edit)
+        pixels = image_cache.of(outputs.records, outputs.model.preprocess, edit)
         changed = np.flatnonzero((pixels != plain).any(axis=(1, 2, 3)))
-        image_out = dict(asked.image_out)
+        image_out = dict(outputs.image_out)
         if len(changed):  # equal pixels get equal answers
-            anew = run_images(asked.model, pixels[changed])
-            assert anew is not None
-            for key, values in anew.items():
+            rerun = run_images(outputs.model, pixels[changed])
+            assert rerun is not None
+            for key, values in rerun.items():
                 image_out[key] = image_out[key].copy()
                 image_out[key][changed] = values
-        answers = as_answers(asked.model.combine(image_out, asked.caption_out), asked.records)
-        for task, now in answers.items():
-            before = known[task]
-            found[task][name] = short(now) | {
+        predictions = label_predictions(outputs.model.combine(image_out, outputs.caption_out), outputs.records)
+        for task, now in predictions.items():
+            before = whole[task]
+            by_task[task][name] = short(now) | {
                 "changed_inputs": len(changed),
                 "changed_answers": int(np.sum(now.predicted != before.predicted)),
                 "largest_change": float(np.abs(now.probabilities - before.probabilities).max()),
             }
-    return found
+    return by_task
 
 
-def mirror(asked: Asked, pictures: Pictures) -> dict[str, dict[str, Any]]:
+def mirror(outputs: ModelOutputs, image_cache: ImageCache) -> dict[str, dict[str, Any]]:
     """What the mirrored view adds, of a model that averages over the image and its mirror image.
 
     Returns:
         Per task: n, cases, accuracy and interval with_mirror and without_mirror, and
         mirror_is_better_by, paired by case. Empty for a model that looks once.
     """
-    network = _viewer(asked.model)
+    network = _viewer(outputs.model)
     if network is None or not network.flip:
         return {}
-    both = asked.answers()
+    both = outputs.predictions()
     network.flip = False
     try:
-        once = Asked.ask(asked.model, asked.records, pictures).answers()
+        once = ModelOutputs.compute(outputs.model, outputs.records, image_cache).predictions()
     finally:
         network.flip = True
     return {
@@ -230,12 +234,16 @@ SUBGROUPS: Final[Mapping[str, Callable[[Record], str]]] = MappingProxyType(
 )
 
 
-def subgroups(answers: Answers, records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+def subgroups(predictions: LabelledPredictions, records: Sequence[Record]) -> dict[str, dict[str, Any]]:
     """n, cases, accuracy and interval of each subgroup, by attribute and value; placeholders even if there are none."""
     by_image = {record.image: record for record in records}
-    found = {}
+    by_attribute = {}
     for attribute, value_of in SUBGROUPS.items():
-        values = np.array([value_of(by_image[image]) for image in answers.images.tolist()], dtype=np.str_)
-        found[attribute] = {value: short(answers.only(values == value)) for value in np.unique(values).tolist()}
-    found["caption"].setdefault("placeholder", short(answers.only(np.zeros(len(answers.images), dtype=np.bool_))))
-    return found
+        values = np.array([value_of(by_image[image]) for image in predictions.images.tolist()], dtype=np.str_)
+        by_attribute[attribute] = {
+            value: short(predictions.only(values == value)) for value in np.unique(values).tolist()
+        }
+    by_attribute["caption"].setdefault(
+        "placeholder", short(predictions.only(np.zeros(len(predictions.images), dtype=np.bool_)))
+    )
+    return by_attribute

@@ -1,15 +1,15 @@
 """The figures of one set of answers: scores with intervals, classes, confusions, curves."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from ml.evaluation.bootstrap import CaseBootstrap, interval, resample_scores
+from ml.evaluation.bootstrap import CaseBootstrap, Floats, Interval
 from ml.evaluation.metrics import (
-    Interval,
+    BINS,
     Probabilities,
     Targets,
     brier,
@@ -22,7 +22,7 @@ from ml.evaluation.metrics import (
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class LabelledPredictions:
     """What one model said about one task, rows without a label left out.
 
     Attributes:
@@ -40,13 +40,15 @@ class Answers:
     @classmethod
     def of(
         cls, probabilities: Probabilities, targets: Targets, groups: NDArray[np.str_], images: NDArray[np.str_]
-    ) -> "Answers":
+    ) -> "LabelledPredictions":
         """The answers to the rows that have a label."""
         return cls(*labelled(probabilities, targets, groups, images))
 
-    def only(self, chosen: NDArray[np.bool_]) -> "Answers":
+    def only(self, chosen: NDArray[np.bool_]) -> "LabelledPredictions":
         """The answers to some of the rows, chosen by a mask (N,)."""
-        return Answers(self.probabilities[chosen], self.targets[chosen], self.groups[chosen], self.images[chosen])
+        return LabelledPredictions(
+            self.probabilities[chosen], self.targets[chosen], self.groups[chosen], self.images[chosen]
+        )
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -59,81 +61,137 @@ class Answers:
         return np.asarray(self.predicted == self.targets, dtype=np.float64)
 
 
-def pair(found: Interval) -> list[float]:
-    """An interval as a JSON value."""
-    return [found.low, found.high]
+SCORES: Final = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll", "brier")
 
 
-def measure(answers: Answers) -> dict[str, Any]:
+def score_intervals(predictions: LabelledPredictions) -> dict[str, Interval]:
+    """The 95% interval of each of ``SCORES``, cases being resampled.
+
+    Balanced accuracy and macro F1 are means over the classes that occur in ``predictions``, in every resample the same:
+    a class that a resample lacks keeps its value of the whole set there.
+    """
+    bootstrap = CaseBootstrap(predictions.groups)
+    probabilities, targets = predictions.probabilities, predictions.targets
+    present = np.unique(targets)
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    true, answered = (np.eye(probabilities.shape[1])[rows][:, present] for rows in (targets, predictions.predicted))
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
+    squares = ((probabilities - np.eye(probabilities.shape[1])[targets]) ** 2).sum(axis=1)
+    per_case = {
+        "n": np.ones(len(targets)),
+        "support": true,
+        "answered": answered,
+        "hits": true * answered,
+        "correct": predictions.correct,
+        "gaps": np.eye(BINS)[bins] * (confidence - predictions.correct)[:, None],
+        "nll": -np.log(np.clip(chosen, 1e-9, 1.0)),
+        "brier": squares,
+    }
+    sums = {name: bootstrap.sums(values) for name, values in per_case.items()}
+
+    def by_class(weights: Floats) -> tuple[Floats, Floats, Floats]:
+        support, hits = weights @ sums["support"], weights @ sums["hits"]
+        f1 = 2.0 * hits / np.maximum(support + weights @ sums["answered"], 1.0)
+        return support, hits / np.maximum(support, 1.0), f1
+
+    _, whole_recall, whole_f1 = by_class(np.ones((1, bootstrap.cases)))
+
+    def statistic(weights: Floats) -> Floats:
+        total = weights @ sums["n"]
+        support, recall, f1 = by_class(weights)
+        return np.stack(
+            [
+                weights @ sums["correct"] / total,
+                np.where(support > 0, recall, whole_recall).mean(axis=1),
+                np.where(support > 0, f1, whole_f1).mean(axis=1),
+                np.abs(weights @ sums["gaps"]).sum(axis=1) / total,
+                weights @ sums["nll"] / total,
+                weights @ sums["brier"] / total,
+            ]
+        )
+
+    return dict(zip(SCORES, bootstrap.estimate(statistic).intervals, strict=True))
+
+
+def measure(predictions: LabelledPredictions) -> dict[str, Any]:
     """Every score with its 95% interval over cases, and that of accuracy over images.
 
     Returns:
-        What ``ml.evaluation.metrics.scores`` gives, brier, and ``<score>_95`` beside each score.
+        The values of ``ml.evaluation.metrics.scores``, brier, and ``<score>_95`` beside each score.
     """
-    resampled = resample_scores(answers.probabilities, answers.targets, CaseBootstrap(answers.groups))
-    found = scores(answers.probabilities, answers.targets, answers.groups)
-    found["brier"] = brier(answers.probabilities, answers.targets)
-    for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll", "brier"):
-        found[f"{name}_95"] = pair(interval(getattr(resampled, name)))
-    naive = CaseBootstrap(np.arange(len(answers.targets)).astype(np.str_))
-    found["accuracy_95_images"] = pair(interval(naive.means(answers.correct)))
-    return found
+    measured = scores(predictions.probabilities, predictions.targets, predictions.groups)
+    measured["brier"] = brier(predictions.probabilities, predictions.targets)
+    measured |= {f"{name}_95": list(interval) for name, interval in score_intervals(predictions).items()}
+    over_images = CaseBootstrap(np.arange(len(predictions.targets)).astype(np.str_)).estimate_mean(predictions.correct)
+    return measured | {"accuracy_95_images": list(over_images.intervals[0])}
 
 
-def short(answers: Answers) -> dict[str, Any]:
+def short(predictions: LabelledPredictions) -> dict[str, Any]:
     """n, cases, accuracy and its interval over cases; None for the last two where there is no row."""
-    count = len(answers.targets)
+    count = len(predictions.targets)
     if not count:
         return {"n": 0, "cases": 0, "accuracy": None, "accuracy_95": None}
-    bootstrap = CaseBootstrap(answers.groups)
+    bootstrap = CaseBootstrap(predictions.groups)
     return {
         "n": count,
         "cases": bootstrap.cases,
-        "accuracy": float(answers.correct.mean()),
-        "accuracy_95": pair(interval(bootstrap.means(answers.correct))),
+        "accuracy": float(predictions.correct.mean()),
+        "accuracy_95": list(bootstrap.estimate_mean(predictions.correct).intervals[0]),
     }
 
 
-def confident(answers: Answers, threshold: float) -> dict[str, Any]:
-    """How many answers reach a model's threshold of confidence, and how good these are.
+def confident(
+    predictions: LabelledPredictions, threshold: float, unlike_training: NDArray[np.bool_] | None = None
+) -> dict[str, Any]:
+    """How many answers are served as confident, and how good these are: the rule of the service.
+
+    Args:
+        predictions: calibrated.
+        threshold: of confidence, from the model's card.
+        unlike_training: which rows are out of distribution by the card's threshold, (N,), and so never confident;
+            None for a model without this rule.
 
     Returns:
-        threshold, coverage (the share of the images), and n, cases, accuracy and interval of them.
+        threshold, out_of_distribution (rows that the second rule keeps from being confident), coverage (the share of
+        the images), and n, cases, accuracy and interval of the confident ones.
     """
-    sure = answers.probabilities.max(axis=1) >= threshold
-    return {"threshold": threshold, "coverage": float(sure.mean())} | short(answers.only(sure))
+    sure = predictions.probabilities.max(axis=1) >= threshold
+    kept = sure if unlike_training is None else sure & ~unlike_training
+    return {
+        "threshold": threshold,
+        "out_of_distribution": int(sure.sum() - kept.sum()),
+        "coverage": float(kept.mean()),
+    } | short(predictions.only(kept))
 
 
-def calibration(before: Answers, after: Answers) -> dict[str, Any]:
+def calibration(before: LabelledPredictions, after: LabelledPredictions) -> dict[str, Any]:
     """NLL, Brier, ECE with intervals and the reliability curve, before and after temperature."""
-    found: dict[str, Any] = {}
-    for name, answers in (("before", before), ("after", after)):
-        resampled = resample_scores(answers.probabilities, answers.targets, CaseBootstrap(answers.groups))
-        whole = scores(answers.probabilities, answers.targets, answers.groups)
-        found[name] = {
-            "nll": whole["nll"],
-            "nll_95": pair(interval(resampled.nll)),
-            "brier": brier(answers.probabilities, answers.targets),
-            "brier_95": pair(interval(resampled.brier)),
-            "ece": whole["ece"],
-            "ece_95": pair(interval(resampled.ece)),
+    by_name: dict[str, Any] = {}
+    for name, predictions in (("before", before), ("after", after)):
+        measured = scores(predictions.probabilities, predictions.targets, predictions.groups)
+        measured["brier"] = brier(predictions.probabilities, predictions.targets)
+        intervals = score_intervals(predictions)
+        by_name[name] = {
+            **{key: measured[key] for key in ("nll", "brier", "ece")},
+            **{f"{key}_95": list(intervals[key]) for key in ("nll", "brier", "ece")},
             "reliability": [
                 {"confidence": confidence, "accuracy": accuracy, "n": count}
-                for confidence, accuracy, count in reliability(answers.probabilities, answers.targets)
+                for confidence, accuracy, count in reliability(predictions.probabilities, predictions.targets)
             ],
         }
-    return found
+    return by_name
 
 
-def describe(answers: Answers, classes: tuple[str, ...]) -> dict[str, Any]:
+def describe(predictions: LabelledPredictions, classes: tuple[str, ...]) -> dict[str, Any]:
     """Per-class table, confusion matrix, top confusions and the risk-coverage curve."""
-    predicted = answers.predicted
+    predicted = predictions.predicted
     every = list(range(len(classes)))
     precision, recall, f1, support = precision_recall_fscore_support(
-        answers.targets, predicted, labels=every, zero_division=0
+        predictions.targets, predicted, labels=every, zero_division=0
     )
-    matrix = confusion_matrix(answers.targets, predicted, labels=every)
-    curve = risk_coverage(answers.probabilities, answers.targets)
+    matrix = confusion_matrix(predictions.targets, predicted, labels=every)
+    curve = risk_coverage(predictions.probabilities, predictions.targets)
     return {
         "per_class": [
             {
@@ -150,13 +208,13 @@ def describe(answers: Answers, classes: tuple[str, ...]) -> dict[str, Any]:
         "confusion": {"classes": list(classes), "matrix": matrix.tolist()},
         "top_confusions": [
             {"truth": truth, "answer": answer, "n": count}
-            for truth, answer, count in top_confusions(predicted, answers.targets, classes)
+            for truth, answer, count in top_confusions(predicted, predictions.targets, classes)
         ],
         "risk_coverage": [[float(coverage), float(accuracy)] for coverage, accuracy in curve],
     }
 
 
-def compare(first: Answers, second: Answers) -> dict[str, Any]:
+def compare(first: LabelledPredictions, second: LabelledPredictions) -> dict[str, Any]:
     """How much more accurate the first is than the second on the same images, resampling cases.
 
     Args:
@@ -173,10 +231,10 @@ def compare(first: Answers, second: Answers) -> dict[str, Any]:
     if not np.array_equal(first.images, second.images):
         raise ValueError("a paired comparison needs answers to the same images")
     gain = first.correct - second.correct
-    samples = CaseBootstrap(first.groups).means(gain)
+    estimate = CaseBootstrap(first.groups).estimate_mean(gain)
     return {
         "n": len(gain),
         "difference": float(gain.mean()),
-        "difference_95": pair(interval(samples)),
-        "not_better": float((samples <= 0).mean()),
+        "difference_95": list(estimate.intervals[0]),
+        "not_better": float((estimate.samples <= 0).mean()),
     }

@@ -16,8 +16,8 @@ from app.core.exceptions import UserError
 from app.data import schema
 from ml.dataset import labels
 from ml.dataset.records import Record
-from ml.evaluation.duplicate_patients import torn_patients
-from ml.evaluation.scoring import Answers, short
+from ml.evaluation.duplicate_patients import patients_across_splits
+from ml.evaluation.scoring import LabelledPredictions, short
 
 # ``content_hash`` of the published test split of MedPix 2.0: 200 images of 69 cases with their labels.
 TEST_CONTENT_SHA256: Final = "99612ffba8613ac8f2173a1e2abdc0ec1dc764ede9f6bba003248dd092248301"
@@ -57,20 +57,20 @@ def identity(database: Database[dict[str, Any]], split: str, records: Sequence[R
     Raises:
         SplitError: the dataset was seeded as the published one, but this is not its test split.
     """
-    run = database[schema.SEED_RUNS].find_one({"state": "complete"}, sort=[("finished_at", -1)]) or {}
+    run = database[schema.SEED_RUNS].find_one({"state": "complete"}, sort=schema.LATEST_RUN_FIRST) or {}
     published = bool(run.get("published"))
-    found = content_hash(records)
-    exact = published and split == "test" and found == TEST_CONTENT_SHA256
+    content = content_hash(records)
+    exact = published and split == "test" and content == TEST_CONTENT_SHA256
     if published and split == "test" and not exact:
         raise SplitError(
-            f"the database holds {len(records)} test images whose names, files and labels (hash {found[:12]}) are not "
-            f"those of the published test split ({TEST_CONTENT_SHA256[:12]}); run `medpix seed` again"
+            f"the database holds {len(records)} test images whose names, files and labels (hash {content[:12]}) are "
+            f"not those of the published test split ({TEST_CONTENT_SHA256[:12]}); run `medpix seed` again"
         )
     return {
         "split": split,
         "images": len(records),
         "cases": len({record.u_id for record in records}),
-        "content_sha256": found,
+        "content_sha256": content,
         "published": published,
         "exact": exact,
         "dataset_version": run.get("dataset_version"),
@@ -91,25 +91,25 @@ def leakage(splits: Mapping[str, Sequence[Record]], evaluated: str) -> dict[str,
 
     Returns:
         shared_cases, shared_images, same_files and same_pixels across splits, near_duplicates (cosine
-        of 32x32 thumbnails above 0.97) across splits, same_patient pairs that are here, and the
-        cases of the evaluated split to leave out for a clean figure.
+        of 32x32 thumbnails above 0.97) across splits, same_patient pairs that are here, and suspect_cases: the
+        cases of the evaluated split with any of these, to leave out for a clean figure.
     """
     records = [record for members in splits.values() for record in members]
     prints = _fingerprints(records)
     suspects: set[str] = set()
     same_files = _shared([record.sha256 for record in records], records)
-    same_pixels = _shared([found[0] for found in prints], records)
-    near = _near(np.stack([found[1] for found in prints]), records)
+    same_pixels = _shared([pixels for pixels, _ in prints], records)
+    near = _near(np.stack([thumbnail for _, thumbnail in prints]), records)
     split_of = defaultdict(set)
     for record in records:
         split_of[record.u_id].add(record.split)
-    shared_cases = sorted(u_id for u_id, found in split_of.items() if len(found) > 1)
+    shared_cases = sorted(u_id for u_id, names in split_of.items() if len(names) > 1)
     names = Counter(record.image for record in records)
-    patients = torn_patients(split_of)
-    for group in (*same_files, *same_pixels):
+    patients = patients_across_splits(split_of)
+    for group in (*same_files, *same_pixels, *(pair["images"] for pair in near)):
         suspects |= {item["u_id"] for item in group if item["split"] == evaluated}
-    for twins in patients:
-        suspects |= {twins[side] for side in ("first", "second") if evaluated in split_of[twins[side]]}
+    for pair in patients:
+        suspects |= {pair[side] for side in ("first", "second") if evaluated in split_of[pair[side]]}
     suspects |= {u_id for u_id in shared_cases if evaluated in split_of[u_id]}
     return {
         "splits": {
@@ -130,9 +130,9 @@ def leakage(splits: Mapping[str, Sequence[Record]], evaluated: str) -> dict[str,
     }
 
 
-def without(answers: Answers, cases: Sequence[str]) -> dict[str, Any]:
+def without(predictions: LabelledPredictions, cases: Sequence[str]) -> dict[str, Any]:
     """n, cases, accuracy and interval of the answers about other cases."""
-    return short(answers.only(~np.isin(answers.groups, list(cases))))
+    return short(predictions.only(~np.isin(predictions.groups, list(cases))))
 
 
 def _shared(hashes: Sequence[str], records: Sequence[Record]) -> list[list[dict[str, str]]]:
@@ -166,13 +166,13 @@ def _fingerprint(record: Record) -> tuple[str, NDArray[np.float32]]:
     return digest, small / max(float(np.linalg.norm(small)), 1e-6)
 
 
-def _near(pictures: NDArray[np.float32], records: Sequence[Record]) -> list[dict[str, Any]]:
-    found = []
+def _near(thumbnails: NDArray[np.float32], records: Sequence[Record]) -> list[dict[str, Any]]:
+    pairs = []
     splits = np.array([record.split for record in records])
     for first, second in combinations(np.unique(splits).tolist(), 2):
         rows, columns = np.flatnonzero(splits == first), np.flatnonzero(splits == second)
-        likeness = pictures[rows] @ pictures[columns].T
-        for i, j in np.argwhere(likeness > NEAR):
+        similarity = thumbnails[rows] @ thumbnails[columns].T
+        for i, j in np.argwhere(similarity > NEAR):
             pair = [_name(records[rows[i]]), _name(records[columns[j]])]
-            found.append({"images": pair, "cosine": round(float(likeness[i, j]), 4)})
-    return sorted(found, key=lambda item: -item["cosine"])
+            pairs.append({"images": pair, "cosine": round(float(similarity[i, j]), 4)})
+    return sorted(pairs, key=lambda item: -item["cosine"])

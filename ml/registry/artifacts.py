@@ -46,7 +46,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path to write to that takes the place of ``path`` only when the block ends without an error.
 
     What earlier processes left half-written for the same path is removed.
@@ -69,7 +69,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replaced_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder that becomes ``path`` only when the block ends without an error.
 
     What earlier processes left half-written for the same path is removed.
@@ -99,7 +99,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def only_one(name: str, folder: Path) -> Iterator[None]:
+def exclusive_lock(name: str, folder: Path) -> Iterator[None]:
     """Hold a folder for this process; the system lets it go when the process ends, however it does.
 
     Raises:

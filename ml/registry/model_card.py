@@ -22,6 +22,20 @@ LIMITS: Final = (
     "Classes with fewer than ten training cases are hardly ever predicted.",
     "The images are screenshots of 8 bits with burned-in marks, not DICOM.",
 )
+NOT_FOR: Final = (
+    "Diagnosis, triage, or any other decision about a patient.",
+    "Other kinds of images than CT and MR: there is no answer for them, so one of the known classes is given.",
+    "Original DICOM studies of a hospital: it learned from 8-bit images of a teaching file, cropped by their authors.",
+)
+LICENCE: Final = (
+    "The code is under the MIT licence. The data have terms of their own: beside the files of MedPix 2.0 "
+    "(Siragusa et al., arXiv 2407.02994) no licence is stated, and the pictures and texts are those of MedPix."
+)
+METRICS: Final = (
+    "Accuracy; balanced accuracy (mean recall) and macro F1, both over the classes present; ECE over 15 bins of "
+    "confidence. Intervals are 95% BCa bootstrap intervals over whole cases, because images of one case are alike. "
+    "Temperature and threshold were set on the dev split."
+)
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
 
@@ -88,9 +102,10 @@ class ModelCard(BaseModel):
         weights_source: where pretrained weights came from, or why there are none.
         preprocess: see ``ml.dataset.preprocess``; None for a model without image.
         temperature: per task, fitted on dev.
-        thresholds: per task, the highest probability below which an answer is "uncertain"; set on dev.
-        ood_threshold: distance to the training images above which an image is unlike them; set on dev, None
-            for a model without embeddings.
+        thresholds: per task, the confidence from which on an answer is "confident"; set on dev, see
+            ``ml.training.calibration.decision_threshold``.
+        ood_threshold: distance to the training images above which an image is out of distribution, and no answer
+            about it confident; set on dev, None for a model without embeddings.
         ood_distance: which distance: "nearest", the cosine distance to the nearest one, or "mahalanobis"; see
             ``ml.registry.reference_embeddings``.
         metrics: ``{"dev" | "test" | "cv": {task: {metric: value}}}``.

@@ -1,9 +1,9 @@
 """The embeddings of the dataset's images: what looks alike, and what looks like nothing seen before."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -99,8 +99,12 @@ class Reference:
 
     def distance(self, embeddings: Floats) -> Floats:
         """Cosine distance, 0 to 2, of (M, D) embeddings to the nearest training image: (M,)."""
-        known = self.embeddings[self.training]
-        return np.asarray(1.0 - (normalise(embeddings) @ known.T).max(axis=1), dtype=np.float32)
+        training = self.embeddings[self.training]
+        return np.asarray(1.0 - (normalise(embeddings) @ training.T).max(axis=1), dtype=np.float32)
+
+    def distance_by(self, kind: Literal["nearest", "mahalanobis"]) -> Callable[[Floats], Floats]:
+        """The distance that a model card names: of (M, D) embeddings to the training images, (M,)."""
+        return self.density().distance if kind == "mahalanobis" else self.distance
 
     def density(self) -> Density:
         """The density of the training images; takes a second where embeddings are long."""

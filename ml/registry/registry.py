@@ -14,13 +14,12 @@ from app.core.exceptions import UserError
 from app.data import schema
 from ml.models.base import ServedModel
 from ml.models.families import family_class
-from ml.registry.artifacts import DamagedFileError, read_json, replaced, replaced_folder, sha256_of, write_json
+from ml.registry.artifacts import DamagedFileError, atomic_folder, atomic_write, read_json, sha256_of, write_json
 from ml.registry.model_card import FORMAT_VERSION, ModelCard, ModelFile
 from ml.registry.reference_embeddings import REFERENCE_FILE, Reference
 
 _LOG = logging.getLogger(__name__)
 _CARD_FILE: Final = "card.json"
-_PINNED: Final = "pinned_tasks"
 _KEPT_VERSIONS: Final = 2
 
 
@@ -63,7 +62,7 @@ class Registry:
         card = model.card
         folder = self.models_dir / card.name / card.version
         try:
-            with replaced_folder(folder) as temporary:
+            with atomic_folder(folder) as temporary:
                 names = model.save(temporary)
                 if reference is not None:
                     names.append(reference.save(temporary))
@@ -91,13 +90,13 @@ class Registry:
         Raises:
             RegistryError: another version was registered meanwhile, or the files cannot be written.
         """
-        found = self._models.update_one(
+        updated = self._models.update_one(
             {"_id": card.name, "version": card.version}, {"$set": {f"metrics.{split}": metrics}}
         )
-        if not found.matched_count:
+        if not updated.matched_count:
             raise RegistryError(f"{card.name} was trained anew while {card.version} was scored; evaluate it again")
         try:
-            with replaced(model_folder(card, self.models_dir) / _CARD_FILE) as path:
+            with atomic_write(model_folder(card, self.models_dir) / _CARD_FILE) as path:
                 write_json(path, self.get(card.name).model_dump(mode="json"))
         except OSError as error:
             raise RegistryError(
@@ -113,8 +112,8 @@ class Registry:
         """
         document = self._models.find_one({"_id": name})
         if document is None:
-            known = ", ".join(sorted(self._models.distinct("_id"))) or "none yet"
-            raise UnknownModelError(f"no model {name!r} is registered; registered are: {known}")
+            registered = ", ".join(sorted(self._models.distinct("_id"))) or "none yet"
+            raise UnknownModelError(f"no model {name!r} is registered; registered are: {registered}")
         return parse_card(document)
 
     def list(self) -> Iterable[ModelCard]:
@@ -125,39 +124,16 @@ class Registry:
             except RegistryError as error:
                 _LOG.warning("%s", error)
 
-    def best_for_task(self, task: str) -> ModelCard | None:
-        """The model to serve for a task: the pinned one, else the one with the best dev accuracy.
+    @staticmethod
+    def ranked(task: str, cards: Iterable[ModelCard]) -> "builtins.list[ModelCard]":
+        """The models that answer a task from an image, the one with the best dev accuracy first.
 
         Args:
             task: a key of ``ml.dataset.labels.TASKS``.
-
-        Returns:
-            The card, None where no model answers the task from an image.
+            cards: of the models to rank.
         """
-        return next(iter(self.ranked(task, list(self.list()))), None)
-
-    def ranked(self, task: str, cards: Iterable[ModelCard]) -> "builtins.list[ModelCard]":
-        """Those of some cards that answer a task from an image, in the order of ``best_for_task``."""
-        pinned = set(self._models.distinct("_id", {_PINNED: task}))
-        found = [card for card in cards if card.can_serve(task)]
-        return sorted(found, key=lambda card: (card.name in pinned, card.score(task) or 0.0, card.name), reverse=True)
-
-    def pin(self, task: str, name: str | None) -> None:
-        """Serve a task with a given model whatever its score; None lets the scores decide again.
-
-        Raises:
-            UnknownModelError: there is no such model.
-            RegistryError: the model cannot answer the task from an image.
-        """
-        if name is not None:
-            card = self.get(name)
-            if task not in card.tasks:
-                raise RegistryError(f"{name} does not do {task}")
-            if not card.can_serve(task):
-                raise RegistryError(f"{name} takes no image: a service is always given one, a caption not")
-        self._models.update_many({_PINNED: task}, {"$pull": {_PINNED: task}})
-        if name is not None:
-            self._models.update_one({"_id": name}, {"$addToSet": {_PINNED: task}})
+        able = [card for card in cards if card.can_serve(task)]
+        return sorted(able, key=lambda card: (card.score(task) or 0.0, card.name), reverse=True)
 
     def load(self, name: str) -> ServedModel:
         """A registered model with its weights.
@@ -189,13 +165,13 @@ def parse_card(document: dict[str, Any]) -> ModelCard:
     Raises:
         RegistryError: the card is from another version of this software.
     """
-    found = document.get("format_version")
+    format_version = document.get("format_version")
     name = document.get("name", "a model")
-    if found != FORMAT_VERSION:
+    if format_version != FORMAT_VERSION:
         raise RegistryError(
-            f"the card of {name} has format {found!r}, this version reads {FORMAT_VERSION}; train {name} again"
+            f"the card of {name} has format {format_version!r}, this version reads {FORMAT_VERSION}; train {name} again"
         )
-    fields = {key: value for key, value in document.items() if key not in ("_id", _PINNED)}
+    fields = {key: value for key, value in document.items() if key != "_id"}
     try:
         card = ModelCard.model_validate(fields)
         card.make_preprocess()

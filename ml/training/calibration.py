@@ -1,4 +1,4 @@
-"""Makes probabilities mean what they say, and decides below which one to say "uncertain"."""
+"""Temperature scaling, logit adjustment and confidence thresholds."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -9,11 +9,16 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import f1_score
 
 from ml.dataset.labels import IGNORED, LOCATION, LOCATION_CATEGORY, MODALITY
+from ml.evaluation.bootstrap import CaseBootstrap
 from ml.evaluation.metrics import Probabilities, Targets, labelled, negative_log_likelihood
 from ml.models.base import adjust, softmax
 
-# An answer is called confident where answers at least as sure were right this often on dev.
-TARGET_ACCURACY: Final[Mapping[str, float]] = {MODALITY: 0.98, LOCATION: 0.85, LOCATION_CATEGORY: 0.95}
+# Meaning of "confident": the share of right answers among the confident ones, at the lower end of its interval.
+TARGET_ACCURACY: Final[Mapping[str, float]] = {MODALITY: 0.97, LOCATION: 0.90, LOCATION_CATEGORY: 0.95}
+# One-sided 95% lower bound.
+_LOWER: Final = 0.05
+# A bound over fewer cases says nothing: with these all right, one more wrong case would lower it by far.
+_LEAST_CASES: Final = 10
 TAUS: Final = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
 
 
@@ -35,17 +40,17 @@ def fit_temperature(logits: NDArray[np.floating], targets: Targets) -> float:
         probabilities = softmax(logits[keep], float(np.exp(log_temperature)))
         return negative_log_likelihood(probabilities, targets[keep])
 
-    found = minimize_scalar(loss, bounds=(np.log(0.2), np.log(5.0)), method="bounded")
-    return float(np.exp(found.x))
+    fitted = minimize_scalar(loss, bounds=(np.log(0.2), np.log(5.0)), method="bounded")
+    return float(np.exp(fitted.x))
 
 
 def decision_threshold(
     probabilities: Probabilities, targets: Targets, cases: NDArray[np.str_], target_accuracy: float
 ) -> float:
-    """The lowest confidence at which answers that sure, or surer, reach a target accuracy.
+    """The lowest confidence at which answers that sure, or surer, reach a target accuracy with some certainty.
 
-    Every case counts once, however many images it has: its images share their label and mostly their fate, so that
-    one case with six images would otherwise decide alone what is called confident.
+    Their accuracy counts at its lower bound: the 5 % quantile over resamples of whole cases, because images of one
+    case share their label and mostly their fate.
 
     Args:
         probabilities: calibrated, (N, classes).
@@ -56,18 +61,28 @@ def decision_threshold(
     Returns:
         A probability; just above the highest one where no share of the answers reaches the target.
     """
-    kept = targets != IGNORED
-    if not kept.any():
+    probabilities, targets, cases = labelled(probabilities, targets, cases)
+    if not len(targets):
         return 0.5
-    confidence = probabilities[kept].max(axis=1)
-    correct = probabilities[kept].argmax(axis=1) == targets[kept]
-    _, case, sizes = np.unique(cases[kept], return_inverse=True, return_counts=True)
+    confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
-    weights = (1.0 / sizes[case])[order]
-    reached = np.flatnonzero(np.cumsum(weights * correct[order]) >= target_accuracy * np.cumsum(weights))
+    confidence = confidence[order]
+    bootstrap = CaseBootstrap(cases[order])
+    # One column per candidate: the rows down to it.
+    included = np.triu(np.ones((len(order), len(order))))
+    correct = (probabilities.argmax(axis=1) == targets)[order][:, None] * included
+    sums, counts = bootstrap.sums(correct), bootstrap.sums(included)
+    weights = bootstrap.weights()
+    with np.errstate(invalid="ignore"):  # a resample without any of the confident cases says nothing
+        accuracy = (weights @ sums) / (weights @ counts)
+    lower = np.nanquantile(accuracy, _LOWER, axis=0)
+    # Rows of equal confidence are answered together.
+    is_last = np.append(confidence[1:] < confidence[:-1], True)
+    enough = (counts > 0).sum(axis=0) >= min(_LEAST_CASES, bootstrap.cases)
+    reached = np.flatnonzero(is_last & enough & (lower >= target_accuracy))
     if not len(reached):
-        return float(min(1.0, confidence.max() + 1e-6))
-    return float(confidence[order[reached[-1]]])
+        return float(min(1.0, confidence[0] + 1e-6))
+    return float(confidence[reached[-1]])
 
 
 def choose_tau(logits: NDArray[np.floating], log_prior: NDArray[np.float64], targets: Targets) -> float:

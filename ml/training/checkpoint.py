@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from app.core.exceptions import UserError
-from ml.registry.artifacts import DamagedFileError, read_tensors, replaced, write_tensors
+from ml.registry.artifacts import DamagedFileError, atomic_write, read_tensors, write_tensors
 from ml.training.progress import Run, silent
 
 State = dict[str, Tensor]
@@ -54,11 +54,11 @@ class Learner(NamedTuple):
 
 def digest(tensors: Iterable[Tensor]) -> str:
     """The sha256 over type, shape and content of tensors, in hexadecimal."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for tensor in tensors:
-        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha256.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 class Checkpoint:
@@ -92,11 +92,11 @@ class Checkpoint:
         metadata = {
             "epochs": epochs,
             "identity": self._identity,
-            "run": self._place.run.told(),
+            "run": self._place.run.state_dict(),
             "scaler": learner.scaler.state_dict() if learner.scaler is not None else {},
         }
         try:
-            with replaced(path) as temporary:
+            with atomic_write(path) as temporary:
                 write_tensors(temporary, tensors, metadata)
         except OSError as error:
             kept = f"from epoch {epochs - 1}" if path.exists() else "from the start of this part"
@@ -123,8 +123,8 @@ class Checkpoint:
         except DamagedFileError as error:
             _LOG.warning("%s; this part is trained anew, as with --fresh", error)
             return 0
-        found = metadata.get("identity", {})
-        other = [name for name, value in self._identity.items() if found.get(name) != value]
+        identity = metadata.get("identity", {})
+        other = [name for name, value in self._identity.items() if identity.get(name) != value]
         if other:
             _LOG.warning(
                 "The checkpoint %s is of a run with other %s: this part is trained anew, as with --fresh, and "
@@ -145,7 +145,7 @@ class Checkpoint:
         if learner.scaler is not None and metadata["scaler"]:
             learner.scaler.load_state_dict(metadata["scaler"])
         epochs = int(metadata["epochs"])
-        run.take_up(metadata["run"])
+        run.load_state_dict(metadata["run"])
         run.update(epochs / self._epochs, f"going on after epoch {epochs}", epoch=epochs, epochs=self._epochs)
         return epochs
 

@@ -1,4 +1,4 @@
-"""Tells how far a training run is: to the database, to a terminal, or to the log."""
+"""Reports the progress of a training run to the database, to a terminal, or to the log."""
 
 import logging
 import os
@@ -6,10 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
@@ -17,41 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from app.core.progress import Progress, duration
 from app.data import schema
 from ml.registry.model_card import Epoch, now
 
 _LOG = logging.getLogger(__name__)
 STOPPED: Final = "The training was stopped. Start it again to go on from its last checkpoint."
-State = Literal["queued", "running", "done", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One message about a run.
-
-    Attributes:
-        name: the model being trained.
-        tasks: its tasks.
-        state: queued, running, done or failed.
-        fraction: finished share, 0 to 1.
-        message: what is going on, in words.
-        epoch: epochs finished of the current stage, None outside of one.
-        epochs: epochs of the current stage.
-        eta_s: estimated seconds to the end, None before there is an estimate.
-        started_at: start of the run.
-    """
-
-    name: str
-    tasks: tuple[str, ...]
-    state: State
-    fraction: float = 0.0
-    message: str = ""
-    epoch: int | None = None
-    epochs: int | None = None
-    eta_s: float | None = None
-    started_at: datetime = field(default_factory=now)
-
-
 Reporter = Callable[[Progress], None]
 
 
@@ -82,20 +52,8 @@ class DatabaseReporter:
         if progress.state == state == "running" and time.monotonic() - when < self._every:
             return
         self._last = (progress.state, time.monotonic())
-        document = {
-            "tasks": list(progress.tasks),
-            "state": progress.state,
-            "fraction": round(progress.fraction, 4),
-            "epoch": progress.epoch,
-            "epochs": progress.epochs,
-            "eta_s": progress.eta_s,
-            "started_at": progress.started_at,
-            "updated_at": now(),
-            "message": progress.message,
-            "pid": os.getpid(),
-        }
         try:
-            self._runs.replace_one({"_id": progress.name}, document, upsert=True)
+            self._runs.replace_one({"_id": progress.name}, progress.to_document(), upsert=True)
         except PyMongoError as error:
             if not self._warned:
                 _LOG.warning("The progress could not be written to the database, the training goes on: %s", error)
@@ -154,13 +112,8 @@ class LogReporter:
 
 
 def _describe(progress: Progress) -> str:
-    left = "" if not progress.eta_s else f", about {_duration(progress.eta_s)} left"
+    left = "" if not progress.eta_s else f", about {duration(progress.eta_s)} left"
     return f"{progress.message or progress.state}{left}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 @contextmanager
@@ -183,13 +136,40 @@ def to_all(reporters: Sequence[Reporter]) -> Reporter:
     return report
 
 
+class _RemainingTime:
+    """Estimates the seconds to the end of a run; the estimate counts down and never rises.
+
+    The plain estimate, elapsed time x unfinished / finished share, jumps with every phase of another speed. Where it
+    is above the one given before, that one stands still until the run has caught up; where it is below, the estimate
+    falls at most twice as fast as time passes.
+    """
+
+    def __init__(self) -> None:
+        self._eta_s: float | None = None
+        self._at = 0.0
+
+    def update(self, fraction: float, elapsed_s: float) -> float | None:
+        """The estimate at a finished share, 0 to 1; None below 5 %, too little to tell."""
+        if fraction < 0.05:
+            return None
+        plain = elapsed_s * (1.0 - fraction) / fraction
+        if self._eta_s is None:
+            self._eta_s = plain
+        else:
+            least = self._eta_s - 2.0 * (elapsed_s - self._at)
+            self._eta_s = max(0.0, least, min(plain, self._eta_s))
+        self._at = elapsed_s
+        return self._eta_s
+
+
 class Run:
-    """A training run that reports itself; ``with Run(...) as run`` ends as done or failed.
+    """A training run that reports its progress; ``with Run(...) as run`` ends as done or failed.
 
     Args:
-        name: the model being trained.
+        name: the model that is trained.
         tasks: its tasks.
-        reporter: who is told.
+        reporter: called with every change.
+        step: position of the run among those of one command, and their number, as (1, 3).
 
     Attributes:
         history: the epochs that were reported.
@@ -197,31 +177,35 @@ class Run:
             that is not trained in epochs.
     """
 
-    def __init__(self, name: str, tasks: Sequence[str], reporter: Reporter) -> None:
-        self._progress = Progress(name, tuple(tasks), "queued")
+    def __init__(
+        self, name: str, tasks: Sequence[str], reporter: Reporter, step: tuple[int, int] | None = None
+    ) -> None:
+        index, count = step or (None, None)
+        self._progress = Progress(name, tuple(tasks), "queued", step=index, steps=count, pid=os.getpid())
         self._reporter = reporter
         self._start, self._before = time.monotonic(), 0.0
         self._span = (0.0, 1.0)
+        self._remaining = _RemainingTime()
         self.history: list[Epoch] = []
         self.precision: str | None = None
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time that the run took so far, in all processes that worked on it."""
+        """Wall-clock time of the run so far, including that of earlier processes which it resumes."""
         return self._before + time.monotonic() - self._start
 
-    def told(self) -> dict[str, Any]:
-        """What the next process must know where this one is killed, as JSON values."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a process that resumes the run must know, as JSON values."""
         return {"seconds": self.seconds, "history": [epoch.model_dump() for epoch in self.history]}
 
-    def take_up(self, told: Mapping[str, Any]) -> None:
-        """Go on from what a process had told that was killed; of several accounts the longest holds."""
-        self._before = max(self._before, float(told["seconds"]))
-        if len(told["history"]) > len(self.history):
-            self.history = [Epoch(**epoch) for epoch in told["history"]]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from the ``state_dict`` of an earlier process; of several, the longest history and time hold."""
+        self._before = max(self._before, float(state["seconds"]))
+        if len(state["history"]) > len(self.history):
+            self.history = [Epoch(**epoch) for epoch in state["history"]]
 
     def __enter__(self) -> Self:
-        self._tell(replace(self._progress, state="running", message="starting"))
+        self._report(replace(self._progress, state="running", started_at=now(), message="starting"))
         return self
 
     def __exit__(
@@ -233,11 +217,11 @@ class Run:
             # The last message a waiting client sees: the cause, never a stack trace.
             cause = STOPPED if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
             end = replace(self._progress, state="failed", eta_s=None, message=cause)
-        self._tell(end)
+        self._report(end)
 
     @contextmanager
     def stage(self, start: float, end: float) -> Iterator[Self]:
-        """Within the block, fractions count from ``start`` to ``end`` of what was the whole before."""
+        """Within the block, fractions count from ``start`` to ``end`` of the enclosing stage."""
         outer = self._span
         low, high = outer
         self._span = (low + (high - low) * start, low + (high - low) * end)
@@ -246,18 +230,22 @@ class Run:
         finally:
             self._span = outer
 
-    def update(self, fraction: float, message: str, *, epoch: int | None = None, epochs: int | None = None) -> None:
-        """Report a finished share, 0 to 1, of the current stage."""
+    def update(
+        self, fraction: float, message: str | None = None, *, epoch: int | None = None, epochs: int | None = None
+    ) -> None:
+        """Report a finished share, 0 to 1, of the current stage; without a message the last one stays."""
         low, high = self._span
-        total = min(1.0, low + (high - low) * fraction)
-        eta = self.seconds * (1.0 - total) / total if total > 0.01 else None
-        self._tell(replace(self._progress, fraction=total, message=message, epoch=epoch, epochs=epochs, eta_s=eta))
+        total = min(1.0, max(self._progress.fraction, low + (high - low) * fraction))
+        progress = replace(self._progress, fraction=total, eta_s=self._remaining.update(total, self.seconds))
+        if message is not None:
+            progress = replace(progress, message=message, epoch=epoch, epochs=epochs)
+        self._report(progress)
 
-    def epoch(self, part: str, epoch: int, epochs: int, loss: float) -> None:
-        """Report a finished epoch of the current stage, and remember its loss."""
-        self.history.append(Epoch(part=part, epoch=epoch, loss=round(loss, 5)))
-        self.update(epoch / epochs, f"{part}, epoch {epoch}/{epochs}, loss {loss:.3f}", epoch=epoch, epochs=epochs)
+    def epoch(self, phase: str, epoch: int, epochs: int, loss: float) -> None:
+        """Report a finished epoch of the current stage, and keep its loss."""
+        self.history.append(Epoch(part=phase, epoch=epoch, loss=round(loss, 5)))
+        self.update(epoch / epochs, f"{phase}, epoch {epoch}/{epochs}, loss {loss:.3f}", epoch=epoch, epochs=epochs)
 
-    def _tell(self, progress: Progress) -> None:
-        self._progress = progress
-        self._reporter(progress)
+    def _report(self, progress: Progress) -> None:
+        self._progress = replace(progress, updated_at=now())
+        self._reporter(self._progress)

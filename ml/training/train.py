@@ -12,13 +12,14 @@ import numpy as np
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
+from app.core.progress import Progress
 from app.data import schema
 from ml.dataset import labels
 from ml.dataset.records import Record, groups, load_records, need_labels, targets
 from ml.evaluation.metrics import scores
 from ml.models.base import EMBEDDING, ServedModel, log
 from ml.models.predict_records import captions_of, run_captions, run_images
-from ml.registry.artifacts import only_one
+from ml.registry.artifacts import exclusive_lock
 from ml.registry.model_card import ModelCard, now
 from ml.registry.reference_embeddings import Reference
 from ml.registry.registry import Registry, UnknownModelError, is_complete
@@ -28,7 +29,7 @@ from ml.training.device import DeviceName, pick_device, team
 from ml.training.progress import STOPPED, DatabaseReporter, Reporter, Run, silent, to_all
 
 
-class Plan(NamedTuple):
+class ModelSpec(NamedTuple):
     """How a model is trained.
 
     Attributes:
@@ -48,24 +49,26 @@ class Plan(NamedTuple):
 
 _BOTH_LOCATIONS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
 _TUNED: Final = frozenset({"weights", "epochs"})
-PLANS: Final[Mapping[str, Plan]] = MappingProxyType(
+MODEL_SPECS: Final[Mapping[str, ModelSpec]] = MappingProxyType(
     {
-        "efficientnet": Plan("efficientnet", "train", tuple(labels.TASKS), options=_TUNED),
-        "caption-location": Plan("caption", "train", _BOTH_LOCATIONS),
-        "fused-efficientnet": Plan(
+        "efficientnet": ModelSpec("efficientnet", "train", tuple(labels.TASKS), options=_TUNED),
+        "caption-location": ModelSpec("caption", "train", _BOTH_LOCATIONS),
+        "fused-efficientnet": ModelSpec(
             "fusion", "train_efficientnet", _BOTH_LOCATIONS, ("efficientnet", "caption-location")
         ),
-        "compact": Plan("compact", "train", tuple(labels.TASKS), options=frozenset({"epochs"})),
-        "fused-location": Plan("fusion", "train", _BOTH_LOCATIONS, ("compact", "caption-location")),
-        "knn-texture": Plan("texture_knn", "train_texture", (labels.MODALITY,)),
-        "knn-colour": Plan("texture_knn", "train_colour", (labels.MODALITY,)),
-        "knn-texture-colour": Plan("texture_knn", "train_both", (labels.MODALITY,)),
-        "fused-modality": Plan("texture_svm", "train", (labels.MODALITY,), ("compact",)),
-        "resnet50-modality": Plan("resnet", "train_modality", (labels.MODALITY,), options=_TUNED),
-        "resnet50-location": Plan("resnet", "train_location", (labels.LOCATION,), options=_TUNED),
-        "clip-location": Plan("clip_train", "train", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}),
-        "clip-location-image": Plan("clip_train", "train_image", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}),
-        "clip-location-caption": Plan("clip_train", "train_caption", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}),
+        "compact": ModelSpec("compact", "train", tuple(labels.TASKS), options=frozenset({"epochs"})),
+        "fused-location": ModelSpec("fusion", "train", _BOTH_LOCATIONS, ("compact", "caption-location")),
+        "knn-texture": ModelSpec("texture_knn", "train_texture", (labels.MODALITY,)),
+        "knn-colour": ModelSpec("texture_knn", "train_colour", (labels.MODALITY,)),
+        "knn-texture-colour": ModelSpec("texture_knn", "train_both", (labels.MODALITY,)),
+        "fused-modality": ModelSpec("texture_svm", "train", (labels.MODALITY,), ("compact",)),
+        "resnet50-modality": ModelSpec("resnet", "train_modality", (labels.MODALITY,), options=_TUNED),
+        "resnet50-location": ModelSpec("resnet", "train_location", (labels.LOCATION,), options=_TUNED),
+        "clip-location": ModelSpec("clip_train", "train", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}),
+        "clip-location-image": ModelSpec("clip_train", "train_image", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}),
+        "clip-location-caption": ModelSpec(
+            "clip_train", "train_caption", _BOTH_LOCATIONS, options=_TUNED | {"thorough"}
+        ),
     }
 )
 # What `medpix train modality` and `medpix train location` train, in this order.
@@ -84,7 +87,7 @@ def models_to_train(
     is not registered, or its files are gone.
 
     Args:
-        wanted: keys of ``PLANS`` or ``DEFAULTS``; "all" for every model.
+        wanted: keys of ``MODEL_SPECS`` or ``DEFAULTS``; "all" for every model.
         database: the seeded database.
         models_dir: folder of the model files.
         missing: also the default models that are not usable.
@@ -94,17 +97,17 @@ def models_to_train(
     """
     usable = {card.name for card in Registry(database, models_dir).list() if is_complete(card, models_dir)}
     names: dict[str, None] = {}
-    for name in PLANS if "all" in wanted else wanted:
-        if name not in PLANS and name not in DEFAULTS:
-            known = ", ".join([*DEFAULTS, *PLANS, "all"])
-            raise UnknownModelError(f"{name!r} is neither a model nor a task; known are: {known}")
+    for name in MODEL_SPECS if "all" in wanted else wanted:
+        if name not in MODEL_SPECS and name not in DEFAULTS:
+            valid = ", ".join([*DEFAULTS, *MODEL_SPECS, "all"])
+            raise UnknownModelError(f"{name!r} is neither a model nor a task; known are: {valid}")
         names |= dict.fromkeys(DEFAULTS.get(name, (name,)))
     if missing:
         names |= {name: None for defaults in DEFAULTS.values() for name in defaults if name not in usable}
     order: dict[str, None] = {}
 
     def add(name: str) -> None:
-        for need in PLANS[name].needs:
+        for need in MODEL_SPECS[name].needs:
             if need in names or need not in usable:
                 add(need)
         order[name] = None
@@ -116,20 +119,17 @@ def models_to_train(
 
 def queue(names: Sequence[str], database: Database[dict[str, Any]]) -> None:
     """Note in ``Training_runs`` that models wait for their training."""
-    for name in names:
-        document = {
-            "tasks": list(PLANS[name].tasks),
-            "state": "queued",
-            "fraction": 0.0,
-            "epoch": None,
-            "epochs": None,
-            "eta_s": None,
-            "started_at": None,
-            "updated_at": now(),
-            "message": "waiting for its turn",
-            "pid": None,
-        }
-        database[schema.TRAINING_RUNS].replace_one({"_id": name}, document, upsert=True)
+    for step, name in enumerate(names, start=1):
+        waiting = Progress(
+            name,
+            MODEL_SPECS[name].tasks,
+            "queued",
+            message="waiting for its turn",
+            step=step,
+            steps=len(names),
+            updated_at=now(),
+        )
+        database[schema.TRAINING_RUNS].replace_one({"_id": name}, waiting.to_document(), upsert=True)
 
 
 @contextmanager
@@ -160,6 +160,7 @@ def train_model(
     resume: bool = True,
     reporter: Reporter = silent,
     options: Options | None = None,
+    step: tuple[int, int] | None = None,
 ) -> ModelCard:
     """Train one model on the train split, calibrate it on dev, and register it.
 
@@ -168,7 +169,7 @@ def train_model(
     does so within one ``ml.training.device.team``.
 
     Args:
-        name: a key of ``PLANS``.
+        name: a key of ``MODEL_SPECS``.
         database: the seeded database.
         images_dir: folder of the PNG files.
         models_dir: folder for model files and checkpoints.
@@ -178,6 +179,7 @@ def train_model(
         resume: continue a run that was killed, where its settings were the same.
         reporter: told about progress.
         options: further choices; weights, seed and resume above win over its own.
+        step: position among the models that one command trains, and their number, for the progress.
 
     Returns:
         The registered card.
@@ -189,57 +191,57 @@ def train_model(
         ml.registry.registry.RegistryError: the files could not be written.
         ml.training.pretrained.WeightsError: the pretrained weights asked for cannot be had.
     """
-    if name not in PLANS:
-        raise UnknownModelError(f"unknown model {name!r}; known are: {', '.join(PLANS)}")
-    plan = PLANS[name]
-    where = pick_device(device)
+    if name not in MODEL_SPECS:
+        raise UnknownModelError(f"unknown model {name!r}; known are: {', '.join(MODEL_SPECS)}")
+    spec = MODEL_SPECS[name]
+    torch_device = pick_device(device)
     base = options or Options()
     chosen = Options(weights, seed, resume, base.epochs, base.members, base.thorough)
     registry = Registry(database, models_dir)
     scratch = models_dir / ".training" / name
-    with team(where) as workers, only_one(name, scratch) if workers.leads else nullcontext():
+    with team(torch_device) as team_, exclusive_lock(name, scratch) if team_.leads else nullcontext():
         # Every process hears of an error; one alone tells the world about progress.
-        told = to_all([reporter, DatabaseReporter(database)]) if workers.leads else silent
-        with Run(name, plan.tasks, told) as run:
+        report = to_all([reporter, DatabaseReporter(database)]) if team_.leads else silent
+        with Run(name, spec.tasks, report, step) as run:
             # Read now, needed at the end: a file that is missing must not show after hours.
-            others = load_records(database, images_dir, ("test",)) if workers.leads else []
+            test_records = load_records(database, images_dir, ("test",)) if team_.leads else []
             context = Context(
                 train=load_records(database, images_dir, ("train",)),
                 dev=load_records(database, images_dir, ("dev",)),
                 registry=registry,
-                device=where,
-                team=workers,
+                device=torch_device,
+                team=team_,
                 run=run,
                 options=chosen,
                 scratch=scratch,
             )
             for records in (context.train, context.dev):
-                need_labels(records, plan.tasks)
+                need_labels(records, spec.tasks)
             with run.stage(0.0, 0.95):
                 model = trainer(name)(context)
-            if workers.leads:
+            if team_.leads:
                 with run.stage(0.95, 1.0):
-                    _finish(model, context, registry, others)
+                    _finish(model, context, registry, test_records)
             # The next model may build on this one: nobody goes on before it is registered.
-            workers.wait()
+            team_.wait()
     return registry.get(name)
 
 
 def trainer(name: str) -> Callable[[Context], ServedModel]:
-    """The function that trains a model of ``PLANS``; what it returns is not calibrated."""
-    plan = PLANS[name]
-    function: Callable[[Context], ServedModel] = getattr(import_module(f"ml.models.{plan.module}"), plan.function)
+    """The function that trains a model of ``MODEL_SPECS``; what it returns is not calibrated."""
+    spec = MODEL_SPECS[name]
+    function: Callable[[Context], ServedModel] = getattr(import_module(f"ml.models.{spec.module}"), spec.function)
     return function
 
 
-def _finish(model: ServedModel, context: Context, registry: Registry, others: Sequence[Record]) -> None:
+def _finish(model: ServedModel, context: Context, registry: Registry, test_records: Sequence[Record]) -> None:
     """Calibrate and score on dev, embed the dataset, register, and drop the checkpoints."""
     context.run.update(0.2, "calibrating on dev")
     dev_outputs = calibrate(model, context)
     reference = None
     if dev_outputs is not None and EMBEDDING in dev_outputs:
         context.run.update(0.5, "embedding the dataset for similar-image search")
-        reference = _reference(model, context, others)
+        reference = _reference(model, context, test_records)
         distances = reference.density().distance(dev_outputs[EMBEDDING])
         model.card.ood_distance = "mahalanobis"
         model.card.ood_threshold = float(np.quantile(distances, _OOD_QUANTILE))
@@ -274,8 +276,8 @@ def calibrate(model: ServedModel, context: Context) -> Mapping[str, np.ndarray[A
     return outputs
 
 
-def _reference(model: ServedModel, context: Context, others: Sequence[Record]) -> Reference:
-    records = [*context.train, *context.dev, *others]
+def _reference(model: ServedModel, context: Context, test_records: Sequence[Record]) -> Reference:
+    records = [*context.train, *context.dev, *test_records]
     assert model.preprocess is not None
     outputs = run_images(model, context.images(records, model.preprocess))
     assert outputs is not None

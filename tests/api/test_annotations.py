@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,8 @@ import httpx
 import pytest
 from pymongo.database import Database
 
-from app.api.routes.annotations import AnnotationView
 from app.core.settings import ConfigurationError, Settings, load_settings
+from app.data.record import Annotation
 from app.data.seed import seed
 
 Document = dict[str, Any]
@@ -47,7 +48,7 @@ def test_an_annotation_is_kept_with_its_provenance(service: httpx.Client) -> Non
     before = service.get(f"/images/{image['image']}", params={"raw": "true"}).json()
     answer = _annotate(service, image["image"], {"location": "Spine", "comment": " Sacrum. "})
     assert answer.status_code == 201, answer.text
-    kept = AnnotationView.model_validate_json(answer.content)
+    kept = Annotation.model_validate_json(answer.content)
     assert (kept.image, kept.u_id, kept.location, kept.modality) == (image["image"], image["u_id"], "Spine", None)
     assert (kept.by, kept.comment, kept.image_sha256) == ("reader", "Sacrum.", image["sha256"])
     assert kept.dataset_version == service.get("/cases/MPX1008").headers["x-dataset-version"]
@@ -81,6 +82,64 @@ def test_only_a_known_key_writes(service: httpx.Client, key: str | None) -> None
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.headers["content-type"] == "application/problem+json"
     assert service.get("/annotations").json()["total"] == 0
+
+
+def test_an_annotation_is_amended_and_retracted_and_its_history_kept(service: httpx.Client) -> None:
+    image = _image(service)["image"]
+    first = _annotate(service, image, {"comment": "left kidney"}).json()
+    reader = {"X-API-Key": READER}
+    amended = service.put(f"/annotations/{first['id']}", json={"comment": "right kidney"}, headers=reader)
+    assert amended.status_code == 201, amended.text
+    assert (amended.json()["action"], amended.json()["amends"]) == ("amend", first["id"])
+    assert [item["comment"] for item in service.get("/annotations").json()["items"]] == ["right kidney"]
+    assert [item["comment"] for item in service.get(f"/images/{image}").json()["annotations"]] == ["right kidney"]
+    again = service.put(f"/annotations/{first['id']}", json={"comment": "both"}, headers=reader)
+    assert again.status_code == 409, again.text
+    other = service.delete(f"/annotations/{amended.json()['id']}", headers={"X-API-Key": STUDENT})
+    assert other.status_code == 403
+    retracted = service.delete(f"/annotations/{amended.json()['id']}", headers=reader)
+    assert (retracted.status_code, retracted.json()["action"]) == (201, "retract")
+    assert service.get("/annotations").json()["total"] == 0
+    assert service.get(f"/images/{image}").json()["annotations"] == []
+    assert service.get("/annotations", params={"history": "true"}).json()["total"] == 3
+    history = service.get(f"/annotations/{first['id']}").json()["history"]
+    assert [(each["action"], each["comment"]) for each in history] == [
+        ("create", "left kidney"),
+        ("amend", "right kidney"),
+        ("retract", None),
+    ]
+    assert service.delete(f"/annotations/{retracted.json()['id']}", headers=reader).status_code == 409
+    assert service.put(f"/annotations/{'0' * 32}", json={"comment": "x"}, headers=reader).status_code == 404
+
+
+def test_a_request_sent_again_with_its_idempotency_key_is_stored_once(service: httpx.Client) -> None:
+    address = f"/images/{_image(service)['image']}/annotations"
+    headers = {"X-API-Key": READER, "Idempotency-Key": "one"}
+    answers = [service.post(address, json={"comment": "x"}, headers=headers) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [201] * 3
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert [answer.headers.get("idempotent-replayed") for answer in answers] == [None, "true", "true"]
+    assert service.post(address, json={"comment": "y"}, headers=headers).status_code == 409
+    other = service.post(address, json={"comment": "y"}, headers=headers | {"X-API-Key": STUDENT})
+    assert other.status_code == 201
+    assert service.get("/annotations").json()["total"] == 2
+
+
+def test_times_are_read_as_iso_8601(service: httpx.Client) -> None:
+    written = _annotate(service, _image(service)["image"], {"comment": "x"}).json()["created_at"]
+
+    def total(**parameters: str) -> int:
+        found: int = service.get("/annotations", params=parameters).json()["total"]
+        return found
+
+    assert total(created_at=written[:10]) == 1
+    assert total(created_at=written) == 1
+    assert total(created_at__lte=written[:10]) == 1
+    assert total(created_at__gte="9999-01-01") == 0
+    east = datetime.fromisoformat(written).astimezone(timezone(timedelta(hours=5, minutes=30)))
+    assert total(created_at=east.isoformat(timespec="milliseconds")) == 1
+    for text in ("yesterday", "2026-13-01", "2026-02-30", "20260101", "2026-01-01T25:00", "9999-12-31"):
+        assert service.get("/annotations", params={"created_at": text}).status_code == 422, text
 
 
 def test_a_bearer_token_is_a_key_too(service: httpx.Client) -> None:

@@ -112,6 +112,16 @@ def test_a_cursor_of_another_filter_is_refused(api: httpx.Client) -> None:
     assert api.get("/cases", params={"limit": 2, "split": "dev", "cursor": cursor}).status_code == 422
 
 
+def test_a_case_is_found_by_the_sequences_of_its_images(api: httpx.Client) -> None:
+    cases = {each["u_id"]: each for each in api.get("/cases?limit=100").json()["items"]}
+    images = api.get("/images?limit=100").json()["items"]
+    for u_id, case in cases.items():
+        assert case["modality_details"] == sorted({i["modality_detail"] for i in images if i["u_id"] == u_id})
+    [detail, *_] = [detail for case in cases.values() for detail in case["modality_details"]]
+    found = api.get("/cases", params={"modality_details": detail, "limit": 100}).json()["items"]
+    assert {each["u_id"] for each in found} == {u for u, case in cases.items() if detail in case["modality_details"]}
+
+
 def test_filters_by_what_the_images_are(api: httpx.Client) -> None:
     both = api.get("/cases?modalities=CT&modality__in=MR&limit=100").json()
     assert both["total"] == len(both["items"]) > 0

@@ -12,14 +12,14 @@ from app.api.schemas.predictions import PredictionView
 from app.core.settings import Settings
 from ml.dataset.records import Record
 from ml.registry.registry import Registry
-from ml.training.train import PLANS
+from ml.training.train import MODEL_SPECS
 from tests.api.predict_client import CAPTION, ask, ask_many
 from tests.service import is_ok, wait_for
 
 Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]
 
 WITHOUT_IMAGE = {"caption-location", "clip-location-caption"}
-NAMES = [name for name in PLANS if name not in WITHOUT_IMAGE]
+NAMES = [name for name in MODEL_SPECS if name not in WITHOUT_IMAGE]
 TASKS = ("modality", "location")
 
 
@@ -27,7 +27,7 @@ TASKS = ("modality", "location")
 def test_a_model_that_sees_an_image_is_served(
     every_model: Settings, serve: Serve, records: list[Record], png: bytes, name: str
 ) -> None:
-    tasks = [task for task in TASKS if task in PLANS[name].tasks]
+    tasks = [task for task in TASKS if task in MODEL_SPECS[name].tasks]
     with serve(every_model.model_copy(update={f"model_{task}": name for task in tasks})) as client:
         assert wait_for(client, "/health/ready", is_ok).status_code == 200
         served = client.get(f"/models/{name}").json()
@@ -59,5 +59,5 @@ def test_a_model_that_sees_an_image_is_served(
 def test_the_models_of_captions_alone_are_the_only_ones_that_see_none(every_model: Settings, ml_database: Any) -> None:
     database = ml_database.client["generated_every_model"]
     cards = list(Registry(database, every_model.model_files_dir).list())
-    assert {card.name for card in cards} == set(PLANS)
+    assert {card.name for card in cards} == set(MODEL_SPECS)
     assert {card.name for card in cards if "image" not in card.inputs} == WITHOUT_IMAGE

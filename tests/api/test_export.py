@@ -2,6 +2,8 @@ import csv
 import hashlib
 import io
 import json
+import socket
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import mlcroissant
 import pandas as pd
 import pytest
 from datasets import load_dataset
+from pymongo import MongoClient
 
 from app.data.fields import Field
 from app.export.tables import Csv
@@ -131,7 +134,7 @@ def test_the_zip_opens_as_an_image_folder(api: httpx.Client, generated_dataset: 
 
 
 def test_nothing_selected_is_an_empty_file(api: httpx.Client) -> None:
-    nothing = {"location": "Nowhere"}
+    nothing = {"u_id": "MPX9999"}
     assert _export(api, format="json", **nothing).json() == []
     assert _export(api, format="jsonl", **nothing).content == b""
     assert len(_export(api, format="csv", **nothing).text.splitlines()) == 1
@@ -164,3 +167,24 @@ def test_croissant_metadata_describe_the_tables(api: httpx.Client, tmp_path: Pat
     rows = dataset.records("images")
     first = next(iter(rows))
     assert first["images/image"].decode() == _lines(_export(api, format="jsonl", raw="false").text)[0]["image"]
+
+
+def test_aborted_exports_leave_no_cursor_open(api: httpx.Client, mongo_client: MongoClient[Document]) -> None:
+    def opened() -> int:
+        total: int = mongo_client.admin.command("serverStatus")["metrics"]["cursor"]["open"]["total"]
+        return total
+
+    before = opened()
+    host, port = api.base_url.host, api.base_url.port
+    assert port is not None
+    request = f"GET /export?of=records&format=jsonl HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    for number in range(20):
+        with socket.create_connection((host, port)) as connection:
+            connection.sendall(request)
+            if number % 2:  # half of them leave before the first byte, half after it
+                connection.recv(1000)
+    assert api.get("/health/live").status_code == 200
+    deadline = time.monotonic() + 10
+    while opened() > before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert opened() <= before

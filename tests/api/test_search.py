@@ -4,6 +4,8 @@ import httpx
 import pytest
 
 from app.api.routes.search import SearchPage
+from app.data.search import fuse
+from tests.service import is_ok, wait_for
 
 
 def _search(client: httpx.Client, q: str, **parameters: str | int) -> Any:
@@ -56,18 +58,187 @@ def test_pages_follow_each_other(api: httpx.Client) -> None:
     assert parts == every
 
 
-@pytest.mark.parametrize(
-    "q", ["", "   ", "xylophone", '"left xylophone"', "-left", '"', "$where", "the", "*", "\0", "é" * 300]
-)
+@pytest.mark.parametrize("q", ["xylophone", '"left xylophone"', "é" * 300, "MPX9999", "left\0xylophone -left"])
 def test_nothing_found_is_an_empty_list(api: httpx.Client, q: str) -> None:
-    assert _search(api, q).items == []
+    page = _search(api, q)
+    assert (page.items, page.total) == ([], 0)
 
 
-@pytest.mark.parametrize("query", ["", "?q=" + "x" * 301, "?q=a&limit=0", "?q=a&offset=-1", "?q=a&colour=red"])
+@pytest.mark.parametrize("query", ["", "?q=" + "x" * 301, "?q=a&limit=0", "?q=a&offset=-1", "?q=left&colour=red"])
 def test_a_search_that_cannot_be_made_says_why(api: httpx.Client, query: str) -> None:
     answer = api.get(f"/search{query}")
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("q", "message"),
+    [
+        ("", "holds no word"),
+        ("   ", "holds no word"),
+        ('"', "holds no word"),
+        ("*", "holds no word"),
+        ("\0", "holds no word"),
+        ("-left", "only excludes"),
+        ("the -left", "only excludes"),
+        ("the", "nearly every case holds the"),
+    ],
+)
+def test_a_query_without_a_word_to_look_for_is_refused(api: httpx.Client, q: str, message: str) -> None:
+    answer = api.get("/search", params={"q": q})
+    assert answer.status_code == 422
+    assert message in answer.json()["errors"][0]["message"]
+
+
+def _ids(page: Any) -> set[str]:
+    return {hit.case.u_id for hit in page.items}
+
+
+def test_all_words_are_required_and_any_word_is_a_labelled_fallback(api: httpx.Client) -> None:
+    left, ureter = _search(api, "left", limit=100), _search(api, "ureter", limit=100)
+    both = _search(api, "left ureter", limit=100)
+    assert both.matched == "all"
+    assert _ids(both) == _ids(left) & _ids(ureter)
+    fallback = _search(api, "ureter xylophone", limit=100)
+    assert fallback.matched == "any"
+    assert _ids(fallback) == _ids(ureter)
+
+
+def test_the_fallback_is_decided_among_the_selected_cases(api: httpx.Client) -> None:
+    everywhere = _search(api, "ureter hilum", limit=100)
+    chest = _search(api, "ureter hilum", limit=100, location_category="Thorax")
+    assert chest.matched == "any"
+    assert 0 < chest.total < everywhere.total
+    assert all(hit.case.location_category == "Thorax" for hit in chest.items)
+
+
+@pytest.mark.parametrize("u_id", ["MPX1001", "mpx1001", " MPX1001 "])
+def test_a_case_is_found_by_its_id(api: httpx.Client, u_id: str) -> None:
+    page = _search(api, u_id)
+    assert page.exact_id == "MPX1001"
+    [hit] = page.items
+    assert hit.case.u_id == "MPX1001"
+    assert [(match.field, match.ranges) for match in hit.matches] == [("u_id", [(0, 7)])]
+
+
+def test_an_image_is_found_by_its_id(api: httpx.Client) -> None:
+    image = api.get("/images", params={"limit": 1}).json()["items"][0]
+    for q in (image["image"], image["image"].upper(), image["image"].partition("_")[2]):
+        page = _search(api, q)
+        assert page.exact_id == image["image"]
+        [hit] = page.items
+        assert hit.case.u_id == image["u_id"]
+        assert [found.image.image for found in hit.images] == [image["image"]]
+
+
+@pytest.mark.parametrize("q", ["uret", "uret*", "URET"])
+def test_the_beginning_of_a_word_finds_it(api: httpx.Client, q: str) -> None:
+    page = _search(api, q, limit=100)
+    assert _ids(page) == _ids(_search(api, "ureter", limit=100))
+    assert page.items[0].images[0].matches[0].ranges
+
+
+@pytest.mark.parametrize(
+    ("q", "meant"),
+    [
+        ("hydronefrosis left", "hydronephrosis left"),
+        ('"hydronefrosis of"', '"hydronephrosis of"'),
+        ('"ureter left"', "ureter left"),
+        ("hydronephrosis", None),
+        ("xylophone", None),
+        ("MPX9999", None),
+    ],
+)
+def test_a_misspelt_query_is_corrected(api: httpx.Client, q: str, meant: str | None) -> None:
+    assert _search(api, q).did_you_mean == meant
+
+
+@pytest.mark.parametrize(
+    "q", ["Broca's", "broca’s", "BROCA", "brocas", "Brocá", "Broca\N{COMBINING ACUTE ACCENT}", "“broca’s area”"]
+)
+def test_spellings_of_a_word_are_one(api: httpx.Client, q: str) -> None:
+    [hit] = _search(api, q).items
+    match = hit.matches[0]
+    assert match.field == "title"
+    assert match.snippet[slice(*match.ranges[0])] == "Broca's"
+
+
+@pytest.mark.parametrize("q", ["L4-L5", "l4‑l5", '"L4 L5"', "l4l5"])
+def test_hyphens_make_no_difference(api: httpx.Client, q: str) -> None:
+    page = _search(api, q, limit=100)
+    assert page.total == _search(api, "herniation", limit=100).total > 0
+    assert page.items[0].matches[0].field == "findings"
+    assert "L4" in page.items[0].matches[0].snippet
+
+
+def test_common_words_are_left_out_and_not_marked(api: httpx.Client) -> None:
+    page = _search(api, "the ureter in a kidney")
+    assert page.ignored == ["the", "in", "a"]
+    assert page.matched == "all"
+    matches = [match for hit in page.items for match in (*hit.matches, *(m for i in hit.images for m in i.matches))]
+    marked = {match.snippet[start:end].casefold() for match in matches for start, end in match.ranges}
+    assert marked == {"ureter", "kidney"}
+
+
+def test_what_a_case_is_about_comes_before_what_it_mentions(api: httpx.Client) -> None:
+    fields = [{match.field for match in hit.matches} for hit in _search(api, "musculoskeletal lesion", limit=100).items]
+    about = ["title" in names for names in fields]
+    assert any(about)
+    assert about == sorted(about, reverse=True)
+
+
+@pytest.fixture(scope="module")
+def meaning(api: httpx.Client) -> httpx.Client:
+    """The service with its embeddings computed."""
+    assert wait_for(api, "/search?q=stone&mode=meaning", is_ok).status_code == 200
+    return api
+
+
+def test_other_words_for_it_are_found_by_meaning(meaning: httpx.Client) -> None:
+    assert _search(meaning, "renal calculus").total == 0
+    page = _search(meaning, "renal calculus", mode="meaning")
+    assert (page.mode, page.matched) == ("meaning", None)
+    assert {hit.case.location for hit in page.items[:5]} == {"Genitourinary"}
+    scores = [hit.score for hit in page.items]
+    assert scores == sorted(scores, reverse=True)
+    assert any(hit.images for hit in page.items)
+
+
+def test_hybrid_has_what_both_find(meaning: httpx.Client) -> None:
+    words = _search(meaning, "ureter", limit=100)
+    near = _search(meaning, "ureter", limit=100, mode="meaning")
+    both = _search(meaning, "ureter", limit=100, mode="hybrid")
+    assert (both.mode, both.matched) == ("hybrid", "all")
+    assert _ids(both) == _ids(words) | _ids(near)
+    assert both.total == len(_ids(both))
+    fallback = _search(meaning, "renal calculus", mode="hybrid")
+    assert (fallback.mode, fallback.matched) == ("hybrid", None)
+    assert fallback.total > 0
+
+
+def test_filters_phrases_and_exclusions_hold_for_meaning(meaning: httpx.Client) -> None:
+    every = _search(meaning, "kidney disease", limit=100, mode="meaning")
+    test = _search(meaning, "kidney disease", limit=100, mode="meaning", split="test")
+    assert [h.case.u_id for h in test.items] == [h.case.u_id for h in every.items if h.case.split == "test"]
+    ureter = _ids(_search(meaning, "ureter", limit=100))
+    assert _ids(_search(meaning, 'kidney "left ureter"', limit=100, mode="meaning")) <= ureter
+    without = _ids(_search(meaning, "kidney -ureter", limit=100, mode="hybrid"))
+    assert not without & ureter
+
+
+def test_an_id_is_looked_up_in_every_mode(meaning: httpx.Client) -> None:
+    for mode in ("words", "meaning", "hybrid"):
+        page = _search(meaning, "MPX1001", mode=mode)
+        assert (page.exact_id, page.mode, page.total) == ("MPX1001", "words", 1)
+
+
+def test_an_unknown_mode_is_refused(api: httpx.Client) -> None:
+    assert api.get("/search", params={"q": "left", "mode": "magic"}).status_code == 422
+
+
+def test_fusion_adds_reciprocal_ranks() -> None:
+    fused = fuse([("a", 9.0), ("b", 1.0)], [("b", 0.5), ("c", 0.4)])
+    assert fused == [("b", 1 / 62 + 1 / 61), ("a", 1 / 61), ("c", 1 / 62)]
 
 
 @pytest.mark.medpix
@@ -76,5 +247,10 @@ def test_known_words_of_the_real_data(medpix_api: httpx.Client) -> None:
     assert page.total >= 2
     assert "pilocytic astrocytoma" in (page.items[0].case.title or "").casefold()
     assert page.items[0].matches[0].field == "title"
+    assert {_search(medpix_api, q).total for q in ("Crohn's", "Crohn’s", "Crohn", "crohns")} == {22}
+    smoker = _search(medpix_api, "lung cancer smoker CT")
+    assert (smoker.matched, smoker.total) == ("all", 7)
+    assert _search(medpix_api, "menigioma").did_you_mean == "meningioma"
+    assert "aort" in (_search(medpix_api, "aort").items[0].case.title or "").casefold()
     malrotation = _search(medpix_api, "malrotation appendicitis")
     assert {"MPX1139", "MPX2540"} <= {hit.case.u_id for hit in malrotation.items[:10]}

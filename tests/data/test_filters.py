@@ -27,7 +27,7 @@ def test_text_is_escaped_in_contains_and_taken_in_regex() -> None:
     assert _query(("caption__contains", "T1 (axial).*")) == {
         "norm.caption": {"$regex": r"T1\ \(axial\)\.\*", "$options": "i"}
     }
-    assert _query(("caption__regex", "^axial")) == {"norm.caption": {"$regex": "^axial", "$options": "i"}}
+    assert _query(("caption__regex", "^axial")) == {"$re2": {"path": "norm.caption", "pattern": "^axial"}}
 
 
 def test_in_takes_commas_only_where_no_value_has_one() -> None:
@@ -85,9 +85,65 @@ def test_the_canonical_form_does_not_depend_on_the_order() -> None:
 
 @pytest.mark.parametrize("catalogue", [IMAGE_FIELDS, CASE_FIELDS], ids=["images", "cases"])
 def test_every_field_takes_every_operator_that_it_offers(catalogue: Mapping[str, Field]) -> None:
-    values = {"isnull": "true", "": "1", "in": "1"}
+    formed = {"image": "MPX1007_synpic46719", "u_id": "mpx1007", "sha256": "0" * 64}
     for field in catalogue.values():
         for operator in ("", *operators_of(field)):
-            value = values.get(operator, "1") if not field.values or operator == "isnull" else field.values[0]
+            value = "true" if operator == "isnull" else (*field.values, formed.get(field.name, "1"))[0]
             name = f"{field.name}__{operator}" if operator else field.name
             assert field.path in str(parse_filter([(name, value)], catalogue, {}).query)
+
+
+VOCABULARY = {"plane": ["Axial", "Coronal"], "location": ["Chest, Pulmonary", "Nerve, central", "Abdomen"]}
+
+
+def _known(name: str, value: str) -> object:
+    return parse_filter([(name, value)], IMAGE_FIELDS, IMAGE_ALIASES, VOCABULARY).query
+
+
+def test_values_that_occur_are_compared_without_letter_case() -> None:
+    assert _known("location", "chest,  pulmonary") == {"norm.location": "Chest, Pulmonary"}
+    assert _known("location", "abdomen") == {"norm.location": "Abdomen"}
+    assert _known("u_id", "mpx1007") == {"U_id": "MPX1007"}
+    assert _known("image", "mpx1007_SYNPIC46719") == {"_id": "MPX1007_synpic46719"}
+
+
+@pytest.mark.parametrize(
+    ("value", "places"),
+    [
+        ("Axial,Coronal", None),
+        ("abdomen,chest, pulmonary", ["Abdomen", "Chest, Pulmonary"]),
+        ("Nerve, central", ["Nerve, central"]),
+        ("Nerve, central,Chest, Pulmonary,Abdomen", ["Nerve, central", "Chest, Pulmonary", "Abdomen"]),
+    ],
+)
+def test_a_comma_separates_where_every_part_is_a_value(value: str, places: list[str] | None) -> None:
+    if places is None:
+        assert _known("plane__in", value) == {"$or": [{"norm.plane": "Axial"}, {"norm.plane": "Coronal"}]}
+    else:
+        assert _known("location__in", value) == {"$or": [{"norm.location": place} for place in places]}
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "message"),
+    [
+        ("location", "Nowhere", "expected one of Chest, Pulmonary"),
+        ("location", "Abdomn", "Did you mean Abdomen?"),
+        ("plane", "Axial,Coronal", "use plane__in"),
+        ("location__in", "Chest,Abdomen", "Separate values with |"),
+        ("u_id", "MPX12", "such as MPX1007"),
+        ("age", "1_0", "expected an integer"),
+        ("age", "\u0661", "expected an integer"),
+        ("age", " 1", "expected an integer"),
+    ],
+)
+def test_what_no_image_has_is_refused(parameter: str, value: str, message: str) -> None:
+    with pytest.raises(ParameterError) as caught:
+        _known(parameter, value)
+    assert message in str(caught.value)
+
+
+def test_negations_are_the_complement() -> None:
+    assert _known("sex__ne", "male") == {"$nor": [{"norm.sex": "male"}]}
+    assert _known("sex__nin", "male,female") == {"$nor": [{"norm.sex": "male"}, {"norm.sex": "female"}]}
+    both = parse_filter([("modalities__all", "CT,MR")], CASE_FIELDS, {}).query
+    assert both == {"$and": [{"norm.modalities": "CT"}, {"norm.modalities": "MR"}]}

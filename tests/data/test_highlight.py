@@ -3,7 +3,8 @@
 from typing import Final
 
 from app.data.fields import IMAGE_FIELDS
-from app.data.highlight import Match, find_matches, parse_terms
+from app.data.highlight import Highlighter, Match
+from app.data.search_terms import parse_query
 
 _CAPTION: Final = IMAGE_FIELDS["caption"]
 
@@ -15,7 +16,7 @@ def _match(text: str, search: str) -> Match:
     for name in outer:
         inner[name] = inner = {}
     inner[last] = text
-    [match] = find_matches(document, [_CAPTION], parse_terms(search))
+    [match] = Highlighter(parse_query(search).wanted).find_matches(document, [_CAPTION])
     return match
 
 

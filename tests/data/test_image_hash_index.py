@@ -8,7 +8,7 @@ from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from app.data import image_hash_index as contents
 from app.data import schema
-from app.data.image_hash_index import Contents
+from app.data.image_hash_index import ImageHashIndex
 
 Document = dict[str, Any]
 
@@ -36,7 +36,7 @@ def _run(
     server: str,
     client: MongoClient[Document],
     images: list[Document],
-    ask: Callable[[Contents, Queries], Awaitable[None]],
+    ask: Callable[[ImageHashIndex, Queries], Awaitable[None]],
 ) -> None:
     client.drop_database("test_contents")
     client["test_contents"][schema.IMAGES].insert_many(images)
@@ -44,14 +44,14 @@ def _run(
 
     async def scenario() -> None:
         async with AsyncMongoClient[Document](server, event_listeners=[queries]) as own:
-            await ask(Contents(own["test_contents"], 2000), queries)
+            await ask(ImageHashIndex(own["test_contents"], 2000), queries)
 
     asyncio.run(scenario())
     client.drop_database("test_contents")
 
 
 def test_one_query_serves_all_until_the_next_seeding(mongo_server: str, mongo_client: MongoClient[Document]) -> None:
-    async def ask(known: Contents, queries: Queries) -> None:
+    async def ask(known: ImageHashIndex, queries: Queries) -> None:
         expected = {"image": "MPX1001_synpic1", "u_id": "MPX1001", "split": "dev"}
         for _ in range(3):
             assert await known.find("a", "first") == expected
@@ -70,7 +70,7 @@ def test_a_large_dataset_is_not_kept(
 ) -> None:
     monkeypatch.setattr(contents, "_MOST", 2)
 
-    async def ask(known: Contents, queries: Queries) -> None:
+    async def ask(known: ImageHashIndex, queries: Queries) -> None:
         for _ in range(2):
             assert (await known.find("1", "first") or {})["image"] == "MPX1001_synpic1"
             assert await known.find("none", "first") is None
@@ -80,7 +80,7 @@ def test_a_large_dataset_is_not_kept(
 
 
 def test_before_the_first_seeding_the_database_is_asked(mongo_server: str, mongo_client: MongoClient[Document]) -> None:
-    async def ask(known: Contents, queries: Queries) -> None:
+    async def ask(known: ImageHashIndex, queries: Queries) -> None:
         assert (await known.find("a", None) or {})["u_id"] == "MPX1001"
         assert queries.count == 1
 
@@ -88,7 +88,7 @@ def test_before_the_first_seeding_the_database_is_asked(mongo_server: str, mongo
 
 
 def test_who_asks_while_the_hashes_are_read_is_answered(mongo_server: str, mongo_client: MongoClient[Document]) -> None:
-    async def ask(known: Contents, queries: Queries) -> None:
+    async def ask(known: ImageHashIndex, queries: Queries) -> None:
         found = await asyncio.gather(*(known.find("a", "first") for _ in range(5)))
         assert [image and image["u_id"] for image in found] == ["MPX1001"] * 5
         asked = queries.count

@@ -1,6 +1,6 @@
 import pytest
 
-from app.data.normalize import clean_text, is_placeholder, normalise_image, normalise_links
+from app.data.normalize import clean_text, is_placeholder, normalize_image, normalize_links
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_text_is_cleaned_of_what_no_person_typed() -> None:
     ],
 )
 def test_links_get_a_scheme_and_only_web_addresses_stay(text: str | None, links: list[str]) -> None:
-    assert normalise_links(text) == links
+    assert normalize_links(text) == links
 
 
 def test_image_values_are_normalised_and_doubts_are_flagged() -> None:
@@ -62,7 +62,7 @@ def test_image_values_are_normalised_and_doubts_are_flagged() -> None:
             "Sex": "N/A",
         },
     }
-    norm = normalise_image(raw, None)
+    norm = normalize_image(raw, None)
     unknown = ("location", "age", "sex", "caption", "acr_codes", "source_url")
     assert {name: norm[name] for name in unknown} == dict.fromkeys(unknown)
     assert norm["modality_detail"] == "MR - Montage of Images"
@@ -97,7 +97,7 @@ def test_a_source_row_gives_addresses() -> None:
         "Img_Large": "https://openi.nlm.nih.gov//imgs/512/x.png",
         "URL_Article_image": "https://medpix.nlm.nih.gov/c",
     }
-    norm = normalise_image(raw, row)
+    norm = normalize_image(raw, row)
     assert norm["source_url"] == "https://openi.nlm.nih.gov/imgs/512/x.png"
     assert norm["age"] == 7
     assert norm["quality_flags"] == ["caption_uninformative"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ml.dataset.records import Record
-from ml.evaluation.retrain import Surroundings, TrainedModels, train_and_ask
+from ml.evaluation.retrain import Part, RetrainSettings, TrainedModels, retrain
 from ml.models import clip_train, efficientnet, resnet
 from ml.models.base import ServedModel
 from ml.models.clip_train import ClipSettings
@@ -113,14 +113,8 @@ def test_models_trained_anew_and_what_joins_them_are_on_cuda(
     monkeypatch.setattr(TrainedModels, "load", lambda self, name: kept.setdefault(name, self.models[name]))
     options = dict.fromkeys(names, Options(weights="scratch", epochs=1, members=1))
     with fake_cuda():
-        found = train_and_ask(
-            names,
-            train=train_records,
-            dev=dev_records,
-            asked=dev_records,
-            around=Surroundings(CUDA, tmp_path, silent, options),
-            part="fold 1",
-        )
+        part = Part("fold 1", train_records, dev_records, dev_records)
+        retrained = retrain(names, [part], RetrainSettings(CUDA, tmp_path, silent, options))
         for model in kept.values():
             check(model, CUDA if model.modules else CPU)
-    assert list(found) == names
+    assert list(retrained) == names

@@ -15,12 +15,12 @@ import torch
 from pymongo import MongoClient
 from pymongo.database import Database
 
+from app.core.progress import Progress
 from ml.dataset.preprocess import Preprocess
 from ml.models import clip_train, compact, resnet
 from ml.models.clip_towers import SmallTowers
 from ml.registry.model_card import ModelCard
 from ml.training.context import Options
-from ml.training.progress import Progress
 from ml.training.train import train_model
 
 TOWERS: Final = SmallTowers(

@@ -14,12 +14,13 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from pymongo import MongoClient
 from pymongo.database import Database
 
+from app.core.progress import Progress
 from app.core.settings import Settings, load_settings
 from app.data.schema import MODELS
 from app.data.seed import seed
 from ml.evaluation.evaluate import Results, evaluate
 from ml.evaluation.report import write_report
-from ml.training.progress import DatabaseReporter, Progress
+from ml.training.progress import DatabaseReporter
 from tests.conftest import database_address
 from tests.service import is_ok, running_service, wait_for
 from tests.web import layout as looks

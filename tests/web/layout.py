@@ -7,7 +7,7 @@ from typing import Final
 from playwright.sync_api import Locator, Page
 
 # The screens that every page is looked at: narrow and wide, light and dark.
-SCREENS: Final = [(width, scheme) for width in (360, 1600) for scheme in ("light", "dark")]
+SCREENS: Final = [(390, "light"), (390, "dark"), (1440, "light"), (1440, "dark"), (1600, "light")]
 
 
 def fits(page: Page) -> bool:

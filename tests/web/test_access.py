@@ -9,15 +9,16 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, Response, expect
+from playwright.sync_api import Browser, FilePayload, Page, Response, expect
 
+from tests.serving.hostile_files import accepted
 from tests.web.layout import SCREENS, fits, jumps, shoot, watch_layout
 
 pytestmark = pytest.mark.browser
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-PAGES = ("/", "/?q=lesion", "/pages/case/{u_id}", "/pages/predict", "/pages/models", "/pages/about")
-MAX_BYTES = 60_000
+PAGES = ("/", "/?view=images", "/?q=lesion", "/pages/case/{u_id}", "/pages/predict", "/pages/models", "/pages/about")
+MAX_BYTES = 80_000
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +37,7 @@ def _filters(page: Page) -> None:
     _settle(page, "/?modality=CT&age__gte=20")
     if page.locator("#filters-toggle").is_visible():
         page.locator("#filters-toggle").click()
-    expect(page.get_by_role("radio", name="any")).to_be_visible()
+    expect(page.get_by_role("radio", name="Any")).to_be_visible()
 
 
 def _failing(page: Page) -> None:
@@ -55,10 +56,52 @@ def _judged_case(page: Page) -> None:
         badge.click()
 
 
+def _menus(page: Page) -> None:
+    _settle(page, "/?modality=CT")
+    page.get_by_text("Saved", exact=True).click()
+    page.get_by_role("button", name="Save this view").click()
+    page.keyboard.press("Escape")
+    page.get_by_text("Export", exact=True).click()
+    expect(page.get_by_role("link", name="Download")).to_have_attribute("href", re.compile("^/export"))
+
+
+def _compared(page: Page) -> None:
+    _settle(page, "/pages/case/MPX1004")
+    for name in ("Contrast", "Compare"):
+        page.locator(".more-tools").get_by_role("button", name=name).click()
+    expect(page.locator("#stage-2")).to_have_attribute("aria-busy", "false")
+    page.get_by_text("Annotations of this image").click()
+    page.get_by_text("Correct a label or comment").click()
+    expect(page.get_by_label("Comment")).to_be_visible()
+
+
+def _quiz(page: Page) -> None:
+    _settle(page, "/pages/case/MPX1004?quiz=1")
+    page.get_by_role("radio", name="CT").check()
+    page.get_by_label("Location").select_option("Spine")
+    page.get_by_role("button", name="Check my answer").click()
+    expect(page.locator(".quiz table")).to_be_visible(timeout=20_000)
+
+
+def _keys(page: Page) -> None:
+    _settle(page, "/")
+    page.get_by_role("button", name="Keys").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+
+
+def _many(page: Page) -> None:
+    _settle(page, "/pages/predict")
+    files: list[FilePayload] = [
+        {"name": f"{name}.png", "mimeType": "image/png", "buffer": data} for name, data in accepted().items()
+    ]
+    page.get_by_label("Choose images").set_input_files(files)
+    expect(page.locator("#status")).to_have_text(f"{len(files)} images analysed.", timeout=20_000)
+
+
 def _explained(page: Page) -> None:
     _settle(page, "/pages/predict")
     page.locator("#examples a").first.click()
-    expect(page.locator("#status")).to_have_text("1 image judged.", timeout=20_000)
+    expect(page.locator("#status")).to_have_text("1 image analysed.", timeout=20_000)
     for task in ("modality", "location"):
         view = page.locator(f".prediction[data-task={task}]")
         view.get_by_role("button", name="Explain").click()
@@ -70,7 +113,7 @@ def _explained(page: Page) -> None:
 def _refused(page: Page) -> None:
     _settle(page, "/pages/predict")
     page.get_by_label("Choose images").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"text"})
-    expect(page.locator("#status")).to_have_text("1 image without an answer.")
+    expect(page.locator("#status")).to_have_text("1 image failed.")
 
 
 def _models(page: Page) -> None:
@@ -83,11 +126,18 @@ def _models(page: Page) -> None:
 STATES: Final[dict[str, Callable[[Page], None]]] = {
     "browse": lambda page: _settle(page, "/"),
     "search": lambda page: _settle(page, "/?q=lesion"),
+    "images": lambda page: _settle(page, "/?view=images"),
     "search-sorted": lambda page: _settle(page, "/?q=lesion&sort=-age"),
     "filters": _filters,
     "empty": lambda page: _settle(page, '/?q="nothing+like+this"&modality=CT'),
     "failing": _failing,
     "case": _judged_case,
+    "menus": _menus,
+    "compared": _compared,
+    "quiz": _quiz,
+    "quiz-browse": lambda page: _settle(page, "/?quiz=1"),
+    "keys": _keys,
+    "many": _many,
     "predict": lambda page: _settle(page, "/pages/predict"),
     "explained": _explained,
     "refused": _refused,
@@ -167,3 +217,33 @@ def test_security_headers(predict_api: httpx.Client, u_id: str, path: str) -> No
     assert "unsafe" not in policy
     assert "frame-ancestors 'none'" in policy
     assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_api_reference_can_be_read(page: Page, scheme: str, shoot: Callable[[str], None]) -> None:
+    page.emulate_media(color_scheme="light" if scheme == "light" else "dark")
+    page.goto("/docs")
+    operations = page.locator(".opblock-summary-control")
+    expect(operations.first).to_be_visible()
+    # A list, an upload, an answer in JSON and one that is a file.
+    for name in ("List cases", "Location", "Search", "Read a thumbnail"):
+        operations.filter(has_text=name).first.click()
+    expect(page.locator(".opblock-body")).to_have_count(4)
+    expect(page.locator(".opblock-tag small", has_text="Clinical cases: texts")).to_be_visible()
+    expect(page.get_by_role("navigation", name="Pages").get_by_role("link", name="API")).to_have_attribute(
+        "aria-current", "page"
+    )
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run({runOnly: ['color-contrast']})")
+    faint = [(node["target"], node["any"][0]["data"]) for fault in found["violations"] for node in fault["nodes"]]
+    shoot(f"docs-{scheme}")
+    assert not faint
+    page.get_by_role("link", name="Browse").click()
+    expect(page.locator(".tile").first).to_be_visible()
+
+
+def test_every_group_of_the_reference_is_described(predict_api: httpx.Client) -> None:
+    document = predict_api.get("/openapi.json").json()
+    used = {tag for path in document["paths"].values() for operation in path.values() for tag in operation["tags"]}
+    assert {tag["name"] for tag in document["tags"]} == used
+    assert all(tag["description"].endswith(".") for tag in document["tags"])

@@ -17,7 +17,11 @@ Document = dict[str, Any]
 
 
 def _walk(page: Page, text: str) -> None:
-    expect(page.locator("#place")).to_have_text(text)
+    expect(page.locator("#case-place")).to_have_text(text)
+
+
+def _stack(page: Page, position: int, count: int) -> None:
+    expect(page.locator("#place")).to_have_text(f"Image {position} of {count}")
 
 
 def _image(page: Page) -> str:
@@ -55,50 +59,99 @@ def test_shows_the_image_and_all_that_is_said_of_the_case(
     shoot("case")
 
 
-def test_arrows_walk_the_result_and_the_history_leads_back(page: Page, predict_api: httpx.Client) -> None:
+def _covers(client: httpx.Client, **params: str) -> list[str]:
+    """The first image of each case of a result."""
+    images = client.get("/images", params={**params, "limit": 100}).json()["items"]
+    first: dict[str, str] = {}
+    for image in images:
+        first.setdefault(image["u_id"], image["image"])
+    return list(first.values())
+
+
+def test_arrows_walk_the_cases_and_back_leaves_them(page: Page, predict_api: httpx.Client) -> None:
+    covers = _covers(predict_api, modality="MR", sort="-age")
     page.goto("/?modality=MR&sort=-age")
-    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
-    params: dict[str, str | int] = {"modality": "MR", "sort": "-age", "limit": 100}
-    names = [image["image"] for image in predict_api.get("/images", params=params).json()["items"]]
-    page.locator(".tile").nth(3).click()
-    _walk(page, f"4 of {len(names)}")
-    assert _shown(page) == names[3]
+    expect(page.locator(".case-tile").nth(3)).to_be_visible()
+    page.locator(".case-tile").nth(3).click()
+    _walk(page, f"Case 4 of {len(covers)}")
+    assert _shown(page) == covers[3]
+    entries = page.evaluate("history.length")
     page.keyboard.press("ArrowRight")
-    _walk(page, f"5 of {len(names)}")
-    assert (_image(page), _shown(page)) == (names[4], names[4])
+    _walk(page, f"Case 5 of {len(covers)}")
+    assert (_image(page), _shown(page)) == (covers[4], covers[4])
     page.keyboard.press("ArrowLeft")
-    page.keyboard.press("ArrowLeft")
-    _walk(page, f"3 of {len(names)}")
-    assert page.url.split("#")[0].endswith(f"/pages/case/{names[2].split('_')[0]}?modality=MR&sort=-age")
-    page.go_back()
-    _walk(page, f"4 of {len(names)}")
-    page.go_forward()
-    _walk(page, f"3 of {len(names)}")
+    _walk(page, f"Case 4 of {len(covers)}")
+    page.get_by_role("link", name="Previous case").click()
+    _walk(page, f"Case 3 of {len(covers)}")
+    assert page.url.split("#")[0].endswith(f"/pages/case/{covers[2].split('_')[0]}?modality=MR&sort=-age")
     page.reload()
-    _walk(page, f"3 of {len(names)}")
-    page.get_by_role("link", name="Back to the result").click()
+    _walk(page, f"Case 3 of {len(covers)}")
+    page.get_by_role("link", name="Next case").click()
+    _walk(page, f"Case 4 of {len(covers)}")
+    # Walking adds no entries to the history: Back leads to the results at once.
+    assert page.evaluate("history.length") == entries
+    page.go_back()
     expect(page.locator("#chips")).to_contain_text("Modality: MR")
 
 
-def test_a_walk_ends_at_both_ends(page: Page, predict_api: httpx.Client) -> None:
-    params: dict[str, str | int] = {"location": "Spine", "limit": 100}
-    names = [image["image"] for image in predict_api.get("/images", params=params).json()["items"]]
-    page.goto(f"/pages/case/{names[0].split('_')[0]}?location=Spine#{names[0]}")
-    _walk(page, f"1 of {len(names)}")
-    expect(page.get_by_role("button", name="Previous image")).to_be_disabled()
+def test_the_stack_is_walked_without_entries_in_the_history(page: Page, many: Document) -> None:
+    names = [image["image"] for image in many["images"]]
+    page.goto("/")
+    page.goto(f"/pages/case/{many['u_id']}")
+    _stack(page, 1, len(names))
+    entries = page.evaluate("history.length")
     for position in range(2, len(names) + 1):
-        page.get_by_role("button", name="Next image").click()
-        _walk(page, f"{position} of {len(names)}")
-    expect(page.get_by_role("button", name="Next image")).to_be_disabled()
+        page.keyboard.press("ArrowDown")
+        _stack(page, position, len(names))
     assert _shown(page) == names[-1]
+    page.wait_for_function("name => location.hash === `#${name}`", arg=names[-1])
+    page.get_by_role("button", name="Previous image").click()
+    _stack(page, len(names) - 1, len(names))
+    assert page.evaluate("history.length") == entries
+    page.go_back()
+    expect(page.locator(".case-tile").first).to_be_visible()
 
 
-def test_an_image_outside_of_the_result_is_walked_in_its_case(page: Page, many: Document) -> None:
+def test_positions_are_of_the_case_and_of_the_result(page: Page, predict_api: httpx.Client, many: Document) -> None:
+    page.goto(f"/pages/case/{many['u_id']}#{many['images'][1]['image']}")
+    _stack(page, 2, len(many["images"]))
+    covers = _covers(predict_api)
+    index = next(at for at, name in enumerate(covers, 1) if name.startswith(f"{many['u_id']}_"))
+    _walk(page, f"Case {index} of {predict_api.get('/facets').json()['cases']}")
+
+
+def test_a_walk_ends_at_both_ends(page: Page, predict_api: httpx.Client) -> None:
+    covers = _covers(predict_api, location="Spine")
+    assert len(covers) > 1
+    page.goto(f"/pages/case/{covers[0].split('_')[0]}?location=Spine#{covers[0]}")
+    _walk(page, f"Case 1 of {len(covers)}")
+    expect(page.get_by_role("link", name="Previous case")).to_be_hidden()
+    for position in range(2, len(covers) + 1):
+        page.get_by_role("link", name="Next case").click()
+        _walk(page, f"Case {position} of {len(covers)}")
+    expect(page.get_by_role("link", name="Next case")).to_be_hidden()
+    assert _shown(page) == covers[-1]
+
+
+def test_a_case_outside_of_the_result_has_no_place_in_it(page: Page, many: Document) -> None:
     page.goto(f"/pages/case/{many['u_id']}?location=Nowhere#{many['images'][1]['image']}")
-    _walk(page, f"2 of {len(many['images'])} in this case")
+    _stack(page, 2, len(many["images"]))
+    _walk(page, "")
+    expect(page.get_by_role("link", name="Next case")).to_be_hidden()
     page.locator("#strip a").first.click()
-    _walk(page, f"1 of {len(many['images'])} in this case")
+    _stack(page, 1, len(many["images"]))
     assert _shown(page) == many["images"][0]["image"]
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_case_opens_at_its_top(page: Page, many: Document, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(f"/pages/case/{many['u_id']}#{many['images'][-1]['image']}")
+    _stack(page, len(many["images"]), len(many["images"]))
+    expect(page.locator("#strip [aria-current]")).to_have_attribute("data-image", many["images"][-1]["image"])
+    assert page.evaluate("scrollY") == 0
+    expect(page.get_by_role("heading", level=1)).to_be_in_viewport()
+    expect(page.get_by_role("navigation", name="Pages")).to_be_in_viewport()
 
 
 def test_zoom_and_full_screen_by_keys_and_buttons(page: Page, many: Document) -> None:
@@ -125,7 +178,9 @@ def test_zoom_and_full_screen_by_keys_and_buttons(page: Page, many: Document) ->
     box = page.locator("#viewer").bounding_box()
     assert box
     assert (box["width"], box["height"]) == tuple(page.evaluate("[innerWidth, innerHeight]"))
-    page.keyboard.press("ArrowRight")
+    # The caption goes with the picture.
+    expect(page.locator("#caption")).to_be_in_viewport()
+    page.keyboard.press("ArrowDown")
     expect(page.locator("#strip a").nth(1)).to_have_attribute("aria-current", "true")
     full.click()
     expect(full).to_have_attribute("aria-pressed", "false")
@@ -192,10 +247,13 @@ def test_similar_images_of_other_cases_are_shown(page: Page, predict_api: httpx.
     expect(page).to_have_url(re.compile(f"#{expected[0]['image']}$"))
 
 
-def test_an_unknown_case_is_said(page: Page) -> None:
-    page.goto("/pages/case/MPX9999")
-    expect(page.get_by_role("alert").first).to_contain_text("There is no case MPX9999")
-    page.get_by_role("link", name="Browse all images").click()
+@pytest.mark.parametrize("u_id", ["MPX9999", "nothing", "mpx1"])
+def test_an_unknown_case_is_not_found(page: Page, u_id: str) -> None:
+    answer = page.goto(f"/pages/case/{u_id}")
+    assert answer
+    assert answer.status == 404
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"There is no case {u_id}")
+    page.get_by_role("link", name="Browse all cases").click()
     expect(page.locator(".tile").first).to_be_visible()
 
 
@@ -214,7 +272,7 @@ def test_missing_files_and_models_leave_the_texts(page: Page, many: Document) ->
     page.route("**/predict?*", lambda route: route.abort())
     page.route("**/similar?*", lambda route: route.abort())
     page.goto(f"/pages/case/{many['u_id']}")
-    expect(page.get_by_text("could not be loaded")).to_be_visible()
+    expect(page.locator("#stage").get_by_text("could not be loaded")).to_be_visible()
     page.get_by_role("button", name="Predict this image").click()
     expect(page.locator("#prediction")).to_contain_text("cannot be reached")
     page.locator("#similar").scroll_into_view_if_needed()
@@ -226,7 +284,7 @@ def test_on_a_slow_network_the_last_image_wins(page: Page, many: Document) -> No
     held = hold(page, "**/images/*/predict?*")
     page.goto(f"/pages/case/{many['u_id']}")
     page.get_by_role("button", name="Predict this image").click()
-    expect(page.locator("#prediction")).to_contain_text("Asking the models")
+    expect(page.locator("#prediction")).to_contain_text("Predicting")
     page.locator("#strip a").nth(1).click()
     expect(page.locator("#prediction")).to_be_empty()
     for route in held:
@@ -246,8 +304,8 @@ def test_a_narrow_screen_shows_all_without_scrolling_sideways(
     expect(page.locator(".prediction")).to_have_count(2)
     assert fits(page)
     middles = "parts => parts.map((part) => part.offsetTop + part.offsetHeight / 2)"
-    tops = page.locator(".tools > :visible").evaluate_all(middles)
-    assert max(tops) - min(tops) < 4, "the tools stand in more than one row"
+    tops = page.locator(".tools").first.locator("> :visible").evaluate_all(middles)
+    assert max(tops) - min(tops) < 4, "the first tools stand in more than one row"
     assert page.locator("#place").evaluate("place => place.scrollWidth <= place.clientWidth")
     shoot(f"case-narrow-{scheme}")
 
@@ -268,7 +326,8 @@ def test_a_real_case_with_many_images_is_walked(page: Page, medpix_api: httpx.Cl
     expect(page.locator("#strip a")).to_have_count(31)
     assert fits(page)
     page.locator("#strip a").last.click()
-    expect(page.locator("#place")).to_have_text(re.compile(r"^[\d,]+ of 2,050$"))
+    _stack(page, 31, 31)
+    expect(page.locator("#case-place")).to_have_text(re.compile(r"^Case \d+ of 671$"))
     # Without a model the page says so, and how to get one.
     page.get_by_role("button", name="Predict this image").click()
     expect(page.locator("#prediction")).to_contain_text("medpix train modality")

@@ -43,11 +43,11 @@ def test_an_example_is_judged_and_explained(page: Page, medpix_site: str) -> Non
     page.goto(f"{medpix_site}/pages/predict")
     expect(page.locator("#examples a")).to_have_count(6)
     page.locator("#examples a").first.click()
-    expect(page.locator("#status")).to_have_text("1 image judged.", timeout=20_000)
+    expect(page.locator("#status")).to_have_text("1 image analysed.", timeout=20_000)
     expect(page.locator(".item")).to_contain_text("This image is in the test split of the dataset")
     for task in ("modality", "location"):
+        expect(page.locator(f".verdict-slot[data-task={task}]")).to_contain_text("True label:")
         view = page.locator(f".prediction[data-task={task}]")
-        expect(view).to_contain_text("True label:")
         view.get_by_role("button", name="Explain").click()
         expect(view.locator(".heat")).to_be_visible(timeout=20_000)
     assert fits(page)

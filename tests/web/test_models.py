@@ -1,5 +1,6 @@
 """The models page and the about page in a real Chromium."""
 
+import re
 from pathlib import Path
 
 import httpx
@@ -34,7 +35,7 @@ def test_without_an_evaluation_the_dev_figures_are_shown_as_such(page: Page, ml_
         row = table.get_by_role("row", name=name)
         expect(row.locator(".accuracy")).to_have_text(f"{scores['accuracy']:.3f}dev")
         expect(row).to_contain_text(f"{scores['accuracy_95'][0]:.2f} to {scores['accuracy_95'][1]:.2f}")
-    expect(page.locator("#board .notice")).to_contain_text("the models were chosen on it")
+    expect(page.locator("#board .notice")).to_contain_text("The models were selected on it")
 
 
 def test_an_evaluation_that_ends_meanwhile_is_shown(page: Page, request: pytest.FixtureRequest) -> None:
@@ -56,7 +57,7 @@ def test_an_evaluation_becomes_a_leaderboard(page: Page, evaluated: Path, web_re
     row = table.get_by_role("row", name="compact")
     expect(row).to_contain_text(f"{scores['accuracy']:.3f}")
     expect(row).to_contain_text(f"{scores['accuracy_95'][0]:.2f} to {scores['accuracy_95'][1]:.2f}")
-    expect(table.get_by_role("row", name="always")).to_contain_text(
+    expect(table.get_by_role("row", name="majority class")).to_contain_text(
         f"{web_results['tasks']['modality']['majority']['accuracy']:.3f}"
     )
     expect(page.locator("#board")).not_to_contain_text("dev")
@@ -111,7 +112,7 @@ def test_a_card_says_all_that_the_api_knows(page: Page, predict_api: httpx.Clien
         card["version"],
         f"{size} × {size} pixels, grey",
         f"temperature {card['temperature']['location']:.3f}",
-        f"below a probability of {100 * threshold:.1f}%",
+        f"answers below a probability of {100 * threshold:.1f}%",
         f"{scores['macro_f1']:.3f}",
         *card["limits"],
     ):
@@ -127,10 +128,66 @@ def test_a_card_says_all_that_the_api_knows(page: Page, predict_api: httpx.Clien
 
 def test_a_model_of_the_leaderboard_leads_to_its_card(page: Page) -> None:
     page.goto("/pages/models")
-    page.get_by_role("table", name="Location (21 classes)").get_by_role("button", name="caption-location").click()
+    page.get_by_role("table", name="Location (21 classes)").get_by_role("link", name="caption-location").click()
     expect(page.get_by_role("heading", name="One model in detail")).to_be_focused()
     expect(page.locator("#detail h3").first).to_have_text("caption-location")
     expect(page.locator("#task")).to_have_value("location")
+
+
+def test_the_evaluation_report_has_an_address_and_a_link(
+    page: Page, evaluated: Path, web_results: Results, complaints: list[str]
+) -> None:
+    assert evaluated.is_dir()
+    page.goto("/pages/models")
+    page.get_by_role("link", name="evaluation report").click()
+    expect(page).to_have_url(re.compile("/evaluation/report$"))
+    assert not complaints
+    for name in ("Leakage", "Modality", "Location"):
+        expect(page.get_by_role("heading", name=name, exact=True, level=2)).to_be_visible()
+    expect(page.get_by_role("main")).to_contain_text("Label audit")
+    scores = web_results["models"]["compact"]["tasks"]["modality"]["scores"]
+    expect(page.get_by_role("main")).to_contain_text(f"{scores['accuracy']:.3f}")
+
+
+def test_without_an_evaluation_there_is_no_link_to_its_report(page: Page, predict_api: httpx.Client) -> None:
+    assert predict_api.get("/evaluation/report").status_code == 404
+    page.goto("/pages/models")
+    expect(page.get_by_role("table").first).to_be_visible()
+    expect(page.get_by_role("link", name="evaluation report")).to_have_count(0)
+
+
+def test_a_shared_card_opens_at_the_card(page: Page) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto("/pages/models")
+    link = page.get_by_role("table", name="Location (21 classes)").get_by_role("link", name="fused-location")
+    address = link.evaluate("link => link.href")
+    for shared in (address, address.removesuffix("#details")):
+        page.goto("/pages/about")
+        page.goto(shared)
+        expect(page.locator("#detail h3").first).to_have_text("fused-location")
+        expect(page.locator("#details-title")).to_be_in_viewport()
+        top = page.locator("#details-title").evaluate("title => title.getBoundingClientRect().top")
+        assert 0 <= top < 200
+
+
+def test_every_column_of_the_confusion_matrix_is_in_sight(page: Page, evaluated: Path) -> None:
+    assert evaluated.is_dir()
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto("/pages/models?model=fused-location&task=location")
+    box = page.get_by_role("region", name="Confusion matrix of fused-location")
+    expect(box).to_be_visible()
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+    assert is_inside(page, page.locator(".confusion thead th").last)
+
+
+def test_the_card_says_how_many_answers_are_confident(page: Page, evaluated: Path, web_results: Results) -> None:
+    assert evaluated.is_dir()
+    page.goto("/pages/models?model=compact&task=modality")
+    sure = web_results["models"]["compact"]["tasks"]["modality"]["confident"]
+    expect(page.locator("#detail")).to_contain_text(
+        f"{100 * sure['coverage']:.0f}% of the evaluated images get a confident answer"
+    )
+    expect(page.locator("#detail")).to_contain_text("Out-of-distribution threshold")
 
 
 def test_a_damaged_evaluation_is_said_in_a_sentence(page: Page, evaluated: Path) -> None:
@@ -153,13 +210,13 @@ def test_the_about_page_says_how_good_the_models_are(page: Page, evaluated: Path
     page.goto("/pages/about")
     scores = web_results["models"]["compact"]["tasks"]["modality"]["scores"]
     expect(page.locator("#figures")).to_contain_text(
-        f"Modality: compact is right on {100 * scores['accuracy']:.1f}% of the test images (95 % interval"
+        f"Modality: compact has an accuracy of {100 * scores['accuracy']:.1f}% on the test images (95% interval"
     )
 
 
 def test_the_about_page_without_an_evaluation_names_the_split(page: Page) -> None:
     page.goto("/pages/about")
-    expect(page.locator("#figures")).to_contain_text("of the dev images")
+    expect(page.locator("#figures")).to_contain_text("on the dev images")
     expect(page.locator("#figures")).to_contain_text("not evaluated on the test split yet")
 
 

@@ -19,8 +19,8 @@ def test_the_predict_page_shows_it_live_and_then_uses_the_model(page: Page, trai
     # One training of one model is shown once.
     expect(page.locator("#training progress")).to_have_count(1)
     page.get_by_label("Choose images").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": png})
-    slot = page.locator(".slot[data-task=modality]")
-    expect(slot).to_contain_text("The model for modality is not ready yet. The page asks again by itself.")
+    slot = page.locator(".verdict-slot[data-task=modality]")
+    expect(slot).to_contain_text("The model for modality is not ready yet. This page retries automatically.")
     expect(slot.locator(".error, button")).to_have_count(0)
     expect(page.locator("#status")).to_have_text("1 image waiting for a model.")
     training.report(0.8, 10.0)
@@ -36,7 +36,7 @@ def test_the_models_page_shows_it_live_and_then_the_model(page: Page, training: 
     page.goto(f"{training.site}/pages/models")
     _tell(page, "compact is being trained for modality and location. 40% done, about 30 s left.")
     expect(page.locator("#training progress")).to_have_count(1)
-    expect(page.locator("#board")).to_contain_text("appears here when its training is done")
+    expect(page.locator("#board")).to_contain_text("appears here when its training finishes")
     # Who waits for a training need not start one.
     expect(page.locator("#board")).not_to_contain_text("medpix train")
     training.report(0.8, 10.0)
@@ -52,7 +52,7 @@ def test_a_case_waits_for_its_model(page: Page, training: Training) -> None:
     expect(page.locator("#prediction")).to_contain_text("is 40% done")
     expect(page.locator("#prediction .error")).to_have_count(0)
     page.locator("#similar").scroll_into_view_if_needed()
-    expect(page.locator("#similar")).to_contain_text("asks again by itself")
+    expect(page.locator("#similar")).to_contain_text("retries automatically")
 
 
 @pytest.mark.parametrize("path", ["/pages/predict", "/pages/models", "/pages/case/MPX1001"])

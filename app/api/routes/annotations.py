@@ -1,20 +1,22 @@
-"""Annotations: what readers would correct; the dataset's own records never change."""
+"""Annotations: corrections of readers, with their history. Neither they nor the dataset's records ever change."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Self
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from app.api.auth import KEY_HEADERS, WriterDep
-from app.api.deps import Cursor, ImageIdDep, Limit, RepositoryDep, query_pairs
+from app.api.deps import Cursor, ImageIdDep, Limit, RepositoryDep, SortText, query_pairs
 from app.api.errors import documented
-from app.api.page_links import page_response
-from app.api.schemas.records import CaseId, ImageId
+from app.api.filter_parameters import filters
+from app.api.responses import data_response, page_response
 from app.api.serializers import annotation_view
+from app.core.exceptions import ConflictError, ForbiddenError
 from app.data.fields import ANNOTATION_FIELDS, CATEGORIES
 from app.data.filters import Filter, parse_filter
 from app.data.pagination import SortOrder, parse_sort
+from app.data.record import Annotation, Modality
 from app.data.repository import ANNOTATIONS, IMAGES
 from ml.dataset.labels import LOCATIONS
 
@@ -29,7 +31,7 @@ class AnnotationIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    modality: Literal["CT", "MR"] | None = None
+    modality: Modality | None = None
     location: Label | None = Field(default=None, examples=["Genitourinary"])
     location_category: Label | None = Field(default=None, examples=["Abdomen"])
     comment: Comment | None = None
@@ -47,30 +49,31 @@ class AnnotationIn(BaseModel):
         return self
 
 
-class AnnotationView(BaseModel):
-    """An annotation with where it comes from."""
-
-    id: str
-    image: ImageId
-    u_id: CaseId
-    modality: Literal["CT", "MR"] | None
-    location: str | None
-    location_category: str | None
-    comment: str | None
-    by: str = Field(description="Name of the key that wrote it")
-    created_at: str
-    image_sha256: str = Field(description="Hash of the image file that was seen")
-    dataset_version: str | None = Field(description="Version of the data that was seen")
-
-
 class AnnotationPage(BaseModel):
     """One page of annotations."""
 
-    items: list[AnnotationView]
+    items: list[Annotation]
     total: int
     total_is_exact: bool
     limit: int
     next_cursor: str | None
+
+
+class AnnotationWithHistory(Annotation):
+    """An annotation with its history."""
+
+    history: list[Annotation] = Field(description="From the first to the last; the last is the current one")
+
+
+AnnotationId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", examples=["0f8fad5bd9cb469fa16570867728950e"])]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        description="A value of your own: a request that is sent again with it is stored once",
+    ),
+]
 
 
 async def annotation_filter(request: Request) -> Filter:
@@ -78,43 +81,132 @@ async def annotation_filter(request: Request) -> Filter:
     return parse_filter(query_pairs(request), ANNOTATION_FIELDS, {})
 
 
-async def annotation_order(sort: str | None = None) -> SortOrder:
-    """The order of annotations."""
-    return parse_sort(sort, ANNOTATION_FIELDS)
+async def annotation_order(sort: SortText = None) -> SortOrder:
+    """The order of annotations; default: the newest first."""
+    return parse_sort(sort or "-created_at", ANNOTATION_FIELDS)
+
+
+def _stored(document: dict[str, Any], *, is_new: bool) -> Response:
+    headers = {"Location": f"/annotations?id={document['_id']}"}
+    if not is_new:
+        headers["Idempotent-Replayed"] = "true"
+    return JSONResponse(annotation_view(document), status_code=201, headers=headers)
 
 
 @router.post(
     "/images/{image}/annotations",
     status_code=201,
-    response_model=AnnotationView,
-    responses=documented(400, 401, 404, 413, 422, 429, 503, 504),
+    response_model=Annotation,
+    responses=documented(400, 401, 404, 409, 413, 422, 429, 503, 504),
     dependencies=KEY_HEADERS,
     summary="Annotate an image",
+    operation_id="annotate_image",
 )
-async def annotate(image: ImageIdDep, body: AnnotationIn, repository: RepositoryDep, by: WriterDep) -> Response:
+async def annotate(
+    image: ImageIdDep,
+    body: AnnotationIn,
+    repository: RepositoryDep,
+    by: WriterDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Keep a corrected label or a comment on an image, with who wrote it and what was seen.
 
     It is acknowledged when a majority of the database's members have it.
     """
     seen = await repository.get(IMAGES, image)
-    stored = await repository.annotate(seen, body.model_dump(), by)
-    return JSONResponse(
-        annotation_view(stored), status_code=201, headers={"Location": f"/annotations?id={stored['_id']}"}
-    )
+    stored, is_new = await repository.annotate(seen, body.model_dump(), by, key=idempotency_key)
+    return _stored(stored, is_new=is_new)
+
+
+@router.put(
+    "/annotations/{annotation}",
+    status_code=201,
+    response_model=Annotation,
+    responses=documented(400, 401, 403, 404, 409, 413, 422, 429, 503, 504),
+    dependencies=KEY_HEADERS,
+    summary="Amend an annotation",
+    operation_id="amend_annotation",
+)
+async def amend(
+    annotation: AnnotationId,
+    body: AnnotationIn,
+    repository: RepositoryDep,
+    by: WriterDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Replace an annotation by another one. The old one stays in the history; only its writer can replace it."""
+    return await _replaced(repository, annotation, body.model_dump(), by, idempotency_key)
+
+
+@router.delete(
+    "/annotations/{annotation}",
+    status_code=201,
+    response_model=Annotation,
+    responses=documented(401, 403, 404, 409, 422, 429, 503, 504),
+    dependencies=KEY_HEADERS,
+    summary="Retract an annotation",
+    operation_id="retract_annotation",
+)
+async def retract(
+    annotation: AnnotationId, repository: RepositoryDep, by: WriterDep, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Take an annotation back. It stays in the history, followed by who took it back and when."""
+    nothing = dict.fromkeys(AnnotationIn.model_fields)
+    return await _replaced(repository, annotation, nothing, by, idempotency_key)
+
+
+async def _replaced(
+    repository: RepositoryDep, annotation: str, values: dict[str, Any], by: str, key: str | None
+) -> Response:
+    earlier = await repository.get(ANNOTATIONS, annotation)
+    if earlier["by"] != by:
+        raise ForbiddenError("Another key wrote this annotation. Only its writer can amend or retract it.")
+    current = (await repository.annotation_history(earlier))[-1]
+    if current["_id"] != annotation and current.get("amends") != annotation:
+        raise ConflictError(f"A later annotation replaces this one: {current['_id']}. Amend that one.")
+    if earlier.get("action") == "retract":
+        raise ConflictError("This annotation was retracted. Write a new one.")
+    seen = await repository.get(IMAGES, earlier["image"])
+    stored, is_new = await repository.annotate(seen, values, by, amends=earlier, key=key)
+    return _stored(stored, is_new=is_new)
 
 
 @router.get(
-    "/annotations", response_model=AnnotationPage, responses=documented(422, 503, 504), summary="List annotations"
+    "/annotations/{annotation}",
+    response_model=AnnotationWithHistory,
+    responses=documented(404, 422, 503, 504),
+    summary="Read an annotation",
+    operation_id="get_annotation",
+)
+async def read_annotation(request: Request, annotation: AnnotationId, repository: RepositoryDep) -> Response:
+    """An annotation with all that it replaces and that replaced it."""
+    document = await repository.get(ANNOTATIONS, annotation)
+    history = [annotation_view(each) for each in await repository.annotation_history(document)]
+    return await data_response(request, repository, {**annotation_view(document), "history": history})
+
+
+@router.get(
+    "/annotations",
+    response_model=AnnotationPage,
+    responses=documented(422, 503, 504),
+    openapi_extra=filters(ANNOTATION_FIELDS),
+    summary="List annotations",
+    operation_id="list_annotations",
 )
 async def list_annotations(
     request: Request,
     repository: RepositoryDep,
     selection: Annotated[Filter, Depends(annotation_filter)],
     order: Annotated[SortOrder, Depends(annotation_order)],
+    history: Annotated[
+        bool, Query(description="Also annotations that were replaced or retracted, and the retractions")
+    ] = False,
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> Response:
     """Annotations that pass a filter, page by page: `image=MPX1007_synpic46719`, `by=reader`."""
+    if not history:
+        selection = await repository.current_annotations(selection)
     page = await repository.page(ANNOTATIONS, selection, order, limit=limit, after=cursor)
     items = [annotation_view(document) for document in page.documents]
     return await page_response(request, repository, page, items, limit)

@@ -9,33 +9,30 @@ from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from app.api.errors import Problem
+from app.web.pages import render
 
 router = APIRouter(include_in_schema=False)
 
-_PAGE: Final = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>MedPix service: API reference</title>
-<link rel="icon" href="/static/icon.svg" type="image/svg+xml">
-<link rel="stylesheet" href="/docs/assets/swagger-ui.css">
-<link rel="stylesheet" href="/static/docs.css">
-<script src="/docs/assets/swagger-ui-bundle.js" defer></script>
-<script src="/static/docs.js" defer></script>
-</head>
-<body>
-<nav class="back" aria-label="Pages"><a href="/">Back to the cases and images</a></nav>
-<main id="swagger-ui"></main>
-</body>
-</html>
-"""
+# What the reference says of each group of routes, in its order.
+TAGS: Final = (
+    ("cases", "Clinical cases: texts, topic and images. Lists are filtered by any field and paged by cursor."),
+    ("images", "CT and MR images: records, files and thumbnails."),
+    ("search", "Full-text search over cases and captions, with highlighted matches."),
+    ("overview", "The fields that filters take, counts per value, and statistics of every field."),
+    ("export", "Downloads of whatever a filter selects, as CSV, Parquet, JSON, JSON Lines or ZIP."),
+    ("annotations", "Corrections and comments of readers. The records of the dataset never change."),
+    ("predict", "Modality from an image; location from an image and its caption. One image or many."),
+    ("explain", "Heatmaps of what contributed to a prediction, and the prediction from each input alone."),
+    ("similar", "Images of other cases with the most similar embeddings."),
+    ("models", "Model cards with metrics and intervals, the models in use, and the last evaluation."),
+    ("health", "Liveness and readiness for orchestrators."),
+)
 
 
 @router.get("/docs", response_class=HTMLResponse)
 async def docs() -> HTMLResponse:
     """The API reference as a page."""
-    return HTMLResponse(_PAGE)
+    return HTMLResponse(render("docs"), headers={"Cache-Control": "no-cache"})
 
 
 def install_docs(app: FastAPI) -> None:
@@ -50,8 +47,8 @@ def install_docs(app: FastAPI) -> None:
                 version=app.version,
                 description=app.description,
                 routes=app.routes,
-                tags=app.openapi_tags,
             )
+            schema["tags"] = [{"name": name, "description": about} for name, about in TAGS]
             problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             components = schema.setdefault("components", {}).setdefault("schemas", {})
             components.update(problem.pop("$defs", {}), Problem=problem)

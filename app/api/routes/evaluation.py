@@ -2,19 +2,26 @@
 
 import asyncio
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.deps import get_settings
 from app.api.errors import documented
-from app.api.files import matches
+from app.api.files import etag_matches
 from app.core.exceptions import UnavailableError
 from app.core.settings import Settings
-from app.data.evaluation_report import FaultyReportError, read_report
+from app.data.evaluation_report import FaultyReportError, read_page, read_report
 
 router = APIRouter(tags=["models"])
+
+# The report is one file with its styles and plots in it, and without scripts.
+_REPORT_POLICY: Final = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
 
 
 class EvaluationView(BaseModel):
@@ -40,6 +47,21 @@ async def read_evaluation(request: Request, settings: Annotated[Settings, Depend
     except FaultyReportError as error:
         raise UnavailableError(str(error)) from error
     headers = {"ETag": report.etag, "Cache-Control": "no-cache"}
-    if matches(request.headers.get("if-none-match"), report.etag):
+    if etag_matches(request.headers.get("if-none-match"), report.etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     return Response(report.body, headers=headers, media_type="application/json")
+
+
+@router.get(
+    "/evaluation/report",
+    response_class=HTMLResponse,
+    responses=documented(404, 503),
+    summary="Read the last evaluation as a page",
+)
+async def read_evaluation_page(settings: Annotated[Settings, Depends(get_settings)]) -> Response:
+    """The last evaluation as HTML: scores, robustness, subgroups, leakage between the splits, and the label audit."""
+    try:
+        page = await asyncio.to_thread(read_page, settings.home)
+    except FaultyReportError as error:
+        raise UnavailableError(str(error)) from error
+    return HTMLResponse(page, headers={"Cache-Control": "no-cache", "Content-Security-Policy": _REPORT_POLICY})

@@ -5,11 +5,14 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.deps import ImageFilterDep, RepositoryDep, case_filter, image_filter
+from app.api.deps import ImageSelectionDep, NarrowingDep, RepositoryDep, case_filter, image_filter
 from app.api.errors import documented
+from app.api.filter_parameters import filters
 from app.api.responses import data_response
 from app.data import fields as catalogue
-from app.data.filters import operators_of
+from app.data.facets import MAX_VALUES
+from app.data.filters import SORTABLE, operators_of
+from app.data.record import Kind
 from app.data.repository import CASES, IMAGES, Collection
 
 router = APIRouter(tags=["overview"])
@@ -22,7 +25,7 @@ class FieldView(BaseModel):
     """One field that answers hold and filters take."""
 
     name: str = Field(examples=["location_category"])
-    kind: Literal["keyword", "text", "integer", "list"]
+    kind: Kind
     about: str
     source: str = Field(description="Where the dataset has it; empty for what this service derives")
     nullable: bool
@@ -60,7 +63,7 @@ class FieldStatistics(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    kind: Literal["keyword", "text", "integer", "list"]
+    kind: Kind
     nulls: int
 
 
@@ -71,7 +74,13 @@ class Statistics(BaseModel):
     fields: dict[str, FieldStatistics]
 
 
-@router.get("/fields", response_model=FieldList, responses=documented(503, 504), summary="List fields")
+@router.get(
+    "/fields",
+    response_model=FieldList,
+    responses=documented(422, 503, 504),
+    summary="List fields",
+    operation_id="list_fields",
+)
 async def list_fields(request: Request, repository: RepositoryDep) -> Response:
     """Every field with its type, operators and values: all that a form for filters needs."""
     content = {
@@ -83,7 +92,8 @@ async def list_fields(request: Request, repository: RepositoryDep) -> Response:
 
 
 async def _describe(repository: RepositoryDep, collection: Collection) -> list[dict[str, Any]]:
-    values = await repository.known_values(collection)
+    found = await repository.vocabulary(collection)
+    values = {name: known for name, known in found.items() if len(known) <= MAX_VALUES}
     return [
         {
             "name": name,
@@ -92,24 +102,39 @@ async def _describe(repository: RepositoryDep, collection: Collection) -> list[d
             "source": field.source,
             "nullable": field.nullable,
             "operators": [name, *(f"{name}__{operator}" for operator in operators_of(field))],
-            "sortable": field.kind in ("keyword", "integer"),
-            "values": sorted(values[name]) if name in values else None,
+            "sortable": field.kind in SORTABLE,
+            "values": values.get(name),
         }
         for name, field in collection.fields.items()
     ]
 
 
-@router.get("/facets", response_model=Facets, responses=documented(422, 503, 504), summary="Count by value")
-async def read_facets(request: Request, repository: RepositoryDep, selection: ImageFilterDep) -> Response:
+@router.get(
+    "/facets",
+    response_model=Facets,
+    responses=documented(422, 503, 504),
+    openapi_extra=filters(catalogue.IMAGE_FIELDS),
+    summary="Count by value",
+    operation_id="get_facets",
+)
+async def read_facets(request: Request, repository: RepositoryDep, selection: ImageSelectionDep) -> Response:
     """How many images have each value of a few fields, under the filters of `/images`."""
     return await data_response(request, repository, await repository.facets(selection))
 
 
 @router.get(
-    "/statistics", response_model=Statistics, responses=documented(422, 503, 504), summary="Describe all fields"
+    "/statistics",
+    response_model=Statistics,
+    responses=documented(422, 503, 504),
+    openapi_extra=filters({**catalogue.CASE_FIELDS, **catalogue.IMAGE_FIELDS}),
+    summary="Describe all fields",
+    operation_id="get_statistics",
 )
-async def read_statistics(request: Request, repository: RepositoryDep, of: Of = "images") -> Response:
+async def read_statistics(
+    request: Request, repository: RepositoryDep, narrowed: NarrowingDep, of: Of = "images"
+) -> Response:
     """Nulls, values, ranges and lengths of every field, under the filters of `/images` or `/cases`."""
     collection = IMAGES if of == "images" else CASES
-    selection = await (image_filter if of == "images" else case_filter)(request)
+    selection = await (image_filter if of == "images" else case_filter)(request, repository)
+    selection = await narrowed.apply(repository, collection, selection)
     return await data_response(request, repository, await repository.statistics(collection, selection))

@@ -69,7 +69,7 @@ async def ready(repository: RepositoryDep, models: ModelsDep) -> Response:
         seed_run = await repository.latest_seed()
         database |= {"reachable": True, "seeded": seed_run is not None, **await repository.counts()}
         database["dataset_version"] = seed_run["dataset_version"] if seed_run else None
-        await repository.remember_contents()
+        await repository.load_image_hashes()
     except PyMongoError:
         database |= {"reachable": False, "seeded": False}
     is_ready = database["seeded"] and models.healthy

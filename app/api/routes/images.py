@@ -7,22 +7,24 @@ from fastapi.responses import FileResponse
 
 from app.api.deps import (
     Cursor,
-    ImageFilterDep,
     ImageIdDep,
     ImageOrderDep,
+    ImageSelectionDep,
+    ImageStoreDep,
     Limit,
-    PicturesDep,
     Raw,
     RepositoryDep,
 )
 from app.api.errors import Responses, documented
 from app.api.files import file_response
-from app.api.page_links import page_response
+from app.api.filter_parameters import filters
 from app.api.projection import ImageProjectionDep
-from app.api.responses import data_response
-from app.api.schemas.records import ImagePage, ImageWithCase, StoredRecord
-from app.api.serializers import case_view, image_view
-from app.data.repository import CASES, IMAGES
+from app.api.responses import data_response, page_response
+from app.api.schemas.records import ImageDetail, ImagePage, StoredRecord
+from app.api.serializers import annotation_view, case_view, image_view
+from app.data.fields import IMAGE_FIELDS
+from app.data.repository import CASES, IMAGES, case_of
+from app.data.serializers import encode, with_member
 
 router = APIRouter(tags=["images"])
 
@@ -35,11 +37,18 @@ _JPEG: Responses = {
 }
 
 
-@router.get("/images", response_model=ImagePage, responses=documented(422, 503, 504), summary="List images")
+@router.get(
+    "/images",
+    response_model=ImagePage,
+    responses=documented(422, 503, 504),
+    openapi_extra=filters(IMAGE_FIELDS),
+    summary="List images",
+    operation_id="list_images",
+)
 async def list_images(
     request: Request,
     repository: RepositoryDep,
-    selection: ImageFilterDep,
+    selection: ImageSelectionDep,
     order: ImageOrderDep,
     projection: ImageProjectionDep,
     limit: Limit = 20,
@@ -47,28 +56,34 @@ async def list_images(
     expand: Expand = None,
 ) -> Response:
     """Images that pass a filter, page by page; any field can be one: `modality=CT`, `age__lte=18`."""
-    page = await repository.page(IMAGES, selection, order, limit=limit, after=cursor)
+    whole = projection.names is None and expand is None
+    page = await repository.page(IMAGES, selection, order, limit=limit, after=cursor, summaries=whole)
+    if whole:
+        return await page_response(request, repository, page, [each["summary"] for each in page.documents], limit)
     items = [projection.apply(image_view(document)) for document in page.documents]
     if expand:
         cases = await repository.cases([document["U_id"] for document in page.documents])
         for item, document in zip(items, page.documents, strict=True):
-            item["case"] = case_view(cases[document["U_id"]])
+            item["case"] = case_view(case_of(document, cases))
     return await page_response(request, repository, page, items, limit)
 
 
 @router.get(
     "/images/{image}",
-    response_model=ImageWithCase | StoredRecord,
+    response_model=ImageDetail | StoredRecord,
     responses=documented(404, 422, 503, 504),
     summary="Read an image",
+    operation_id="get_image",
 )
 async def read_image(request: Request, image: ImageIdDep, repository: RepositoryDep, raw: Raw = False) -> Response:
-    """One image with its case; any letter case of the id is taken."""
-    document = await repository.get(IMAGES, image)
+    """One image with its case and its current annotations; any letter case of the id is taken."""
     if raw:
-        return await data_response(request, repository, document)
-    case = await repository.get(CASES, document["U_id"])
-    return await data_response(request, repository, {**image_view(document), "case": case_view(case)})
+        return await data_response(request, repository, await repository.get(IMAGES, image))
+    own = await repository.answer(IMAGES, image, "summary")
+    case = await repository.answer(CASES, image.partition("_")[0], "summary")
+    annotations = [annotation_view(each) for each in await repository.annotations_of(image)]
+    answer = with_member(own["summary"], "case", case["summary"])
+    return await data_response(request, repository, with_member(answer, "annotations", encode(annotations)))
 
 
 @router.get(
@@ -76,11 +91,14 @@ async def read_image(request: Request, image: ImageIdDep, repository: Repository
     response_class=FileResponse,
     responses={**_PNG, **documented(404, 416, 422, 503, 504)},
     summary="Read an image file",
+    operation_id="get_image_file",
 )
-async def read_file(request: Request, image: ImageIdDep, repository: RepositoryDep, pictures: PicturesDep) -> Response:
+async def read_file(
+    request: Request, image: ImageIdDep, repository: RepositoryDep, image_store: ImageStoreDep
+) -> Response:
     """The PNG file as it is in the dataset."""
     file = (await repository.get(IMAGES, image))["file"]
-    return await file_response(request, f'"{file["sha256"]}"', image, lambda: pictures.path(file), "image/png")
+    return await file_response(request, f'"{file["sha256"]}"', image, lambda: image_store.path(file), "image/png")
 
 
 @router.get(
@@ -88,15 +106,16 @@ async def read_file(request: Request, image: ImageIdDep, repository: RepositoryD
     response_class=FileResponse,
     responses={**_JPEG, **documented(404, 416, 422, 503, 504)},
     summary="Read a thumbnail",
+    operation_id="get_thumbnail",
 )
 async def read_thumbnail(
     request: Request,
     image: ImageIdDep,
     repository: RepositoryDep,
-    pictures: PicturesDep,
+    image_store: ImageStoreDep,
     width: Annotated[int, Query(ge=64, le=512, description="Longest side in pixels")] = 256,
 ) -> Response:
     """A JPEG that fits a square of the given width."""
     file = (await repository.get(IMAGES, image))["file"]
     etag = f'"{file["sha256"]}-{width}"'
-    return await file_response(request, etag, image, lambda: pictures.thumbnail(file, width), "image/jpeg")
+    return await file_response(request, etag, image, lambda: image_store.thumbnail(file, width), "image/jpeg")

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.api.deps import ImageIdDep, PicturesDep
+from app.api.deps import ImageIdDep, ImageStoreDep
 from app.api.errors import Problem, problem_of
 from app.api.prediction_request import (
     DATASET_IMAGE_ERRORS,
@@ -17,9 +17,9 @@ from app.api.prediction_request import (
     timing_header,
 )
 from app.api.schemas.predictions import PredictionView, Task
-from app.api.schemas.records import CaseId, ImageId, Split
 from app.api.serializers import image_view
-from app.data.image_store import PictureStore
+from app.data.image_store import ImageStore
+from app.data.record import CaseId, ImageId, Split
 from app.data.repository import IMAGES, NotFoundError
 from app.serving.prediction_context import PredictionContext
 
@@ -68,7 +68,7 @@ class LabelledPrediction(BaseModel):
 async def predict_image(
     image: ImageIdDep,
     request: PredictionRequestDep,
-    pictures: PicturesDep,
+    pictures: ImageStoreDep,
     caption: Annotated[bool, Query(description="Use the image's caption for the location")] = True,
 ) -> Response:
     """Modality and location of an image of the dataset, with its true labels beside the answers.
@@ -94,7 +94,7 @@ async def predict_image(
     return JSONResponse(content, headers=timing_header(*(context.timings_s for context in contexts)))
 
 
-async def read_image_file(pictures: PictureStore, document: dict[str, Any]) -> bytes:
+async def read_image_file(pictures: ImageStore, document: dict[str, Any]) -> bytes:
     """The file of an image of the dataset.
 
     Raises:

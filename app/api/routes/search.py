@@ -1,18 +1,22 @@
 """Search over cases and captions."""
 
-from typing import Annotated, Any
+import asyncio
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from app.api.deps import CaseFilterDep, Limit, RepositoryDep
 from app.api.errors import documented
+from app.api.filter_parameters import filters
 from app.api.projection import CaseProjectionDep, Projection
 from app.api.responses import data_response
 from app.api.schemas.records import CaseSummary, ChosenFields, ImageView
 from app.api.serializers import case_view, image_view
+from app.data.fields import CASE_FIELDS
 from app.data.highlight import Match
-from app.data.search import MAX_HITS, Hit
+from app.data.search import MAX_HITS, Hit, Mode, SearchResult
+from app.data.serializers import encode
 
 router = APIRouter(tags=["search"])
 
@@ -38,7 +42,7 @@ class ImageHitView(BaseModel):
 class HitView(BaseModel):
     """A case that was found."""
 
-    score: float = Field(description="Text score of the case plus that of its best caption")
+    score: float = Field(description="Higher is better; comparable within one answer")
     matches: list[MatchView]
     images: list[ImageHitView]
     case: CaseSummary | ChosenFields
@@ -49,11 +53,29 @@ class SearchPage(BaseModel):
 
     items: list[HitView]
     total: int = Field(description=f"How many cases were found, at most {MAX_HITS}")
+    mode: Mode = Field(
+        description="How the cases were found; `words` in place of `hybrid` while the embeddings are being computed"
+    )
+    matched: Literal["all", "any"] | None = Field(
+        description="Of the cases found by words. all: each holds every term; any: none does, these hold at least one"
+    )
+    did_you_mean: str | None = Field(description="The query as it was probably meant", examples=["meningioma"])
+    exact_id: str | None = Field(
+        description="The query is the id of this case or image; its case is the only item", examples=["MPX2175"]
+    )
+    ignored: list[str] = Field(description="Words of the query that nearly every case holds, and were left out")
     limit: int
     offset: int
 
 
-@router.get("/search", response_model=SearchPage, responses=documented(422, 503, 504), summary="Search")
+@router.get(
+    "/search",
+    response_model=SearchPage,
+    responses=documented(422, 503, 504),
+    openapi_extra=filters(CASE_FIELDS),
+    summary="Search",
+    operation_id="search",
+)
 async def search(
     request: Request,
     repository: RepositoryDep,
@@ -61,19 +83,46 @@ async def search(
     projection: CaseProjectionDep,
     q: Annotated[
         str,
-        Query(max_length=MAX_QUERY_CHARS, description='Words, "quoted phrases", -excluded', examples=["ureter stone"]),
+        Query(
+            max_length=MAX_QUERY_CHARS,
+            description='Words, prefixes (aort*), "quoted phrases", -excluded ones, or the id of a case or an image',
+            examples=["ureter stone"],
+        ),
     ],
+    mode: Annotated[
+        Mode,
+        Query(description="words; meaning: nearest by sentence embedding; hybrid: both, fused by reciprocal rank"),
+    ] = "words",
     limit: Limit = 20,
     offset: Annotated[int, Query(ge=0, le=MAX_HITS, description="Hits to leave out")] = 0,
 ) -> Response:
-    """Cases whose texts, or whose images' captions, hold any of the words; all of the quoted phrases.
+    """Cases whose texts and whose images' captions together hold every word and quoted phrase.
+
+    Where no case holds all, those that hold any are answered, with `"matched": "any"`. Letter case,
+    accents, apostrophes and hyphens make no difference, and other forms of a word are found too.
 
     The filters of `/cases` apply too; `fields` chooses what is answered of each case.
     """
-    found = await repository.search(q, selection, limit=limit, offset=offset)
-    items = [_hit(hit, projection) for hit in found.hits]
-    content = {"items": items, "total": found.total, "limit": limit, "offset": offset}
-    return await data_response(request, repository, content)
+    found = await repository.search(q, selection, mode=mode, limit=limit, offset=offset)
+    body = await asyncio.to_thread(_body, found, projection, limit, offset)
+    # The same address answers differently once the embeddings are there.
+    headers = {"Cache-Control": "no-store"} if mode == "hybrid" and found.mode == "words" else None
+    return await data_response(request, repository, body, headers=headers)
+
+
+def _body(found: SearchResult, projection: Projection, limit: int, offset: int) -> bytes:
+    content = {
+        "items": [_hit(hit, projection) for hit in found.hits],
+        "total": found.total,
+        "mode": found.mode,
+        "matched": found.matched,
+        "did_you_mean": found.did_you_mean,
+        "exact_id": found.exact_id,
+        "ignored": found.ignored,
+        "limit": limit,
+        "offset": offset,
+    }
+    return encode(content)
 
 
 def _hit(hit: Hit, projection: Projection) -> dict[str, Any]:

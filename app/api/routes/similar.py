@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.api.deps import ImageIdDep, PicturesDep
+from app.api.deps import ImageIdDep, ImageStoreDep
 from app.api.prediction_request import (
     DATASET_IMAGE_ERRORS,
     TIMED_TOGETHER,
@@ -18,10 +18,11 @@ from app.api.prediction_request import (
 )
 from app.api.routes.predict_image import read_image_file
 from app.api.schemas.predictions import DatasetImage, ImageStamp, ModelStamp, Task, image_stamp, model_stamp
-from app.api.schemas.records import CaseId, ImageId, ImageLinks, Split
+from app.api.schemas.records import ImageLinks
 from app.api.serializers import case_view, image_view
 from app.api.uploads import read_upload, upload_schema
 from app.core.exceptions import UnprocessableError
+from app.data.record import CaseId, ImageId, Split
 from app.data.repository import IMAGES, Repository
 from app.serving.prediction_context import PredictionContext
 
@@ -88,7 +89,7 @@ async def search_similar(
 async def similar_images(
     image: ImageIdDep,
     request: PredictionRequestDep,
-    pictures: PicturesDep,
+    pictures: ImageStoreDep,
     limit: LimitQuery = 10,
     task: TaskQuery = "modality",
 ) -> Response:

@@ -1,17 +1,9 @@
 """The answers of the data endpoints, as OpenAPI describes them."""
 
-from typing import Annotated, Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.data.record import Annotation, Case, CaseId, Image
 from app.data.repository import MAX_TOTAL
-
-CaseId = Annotated[str, Field(pattern=r"^MPX\d{4,8}$", examples=["MPX1007"])]
-ImageId = Annotated[str, Field(pattern=r"^MPX\d{4,8}_synpic\d{2,5}$", examples=["MPX1007_synpic46719"])]
-Split = Literal["train", "dev", "test"]
-Subsplit = Literal["train_1", "train_2"]
-Modality = Literal["CT", "MR"]
-Sex = Literal["male", "female"]
 
 
 class ImageLinks(BaseModel):
@@ -23,42 +15,10 @@ class ImageLinks(BaseModel):
     thumbnail: str
 
 
-class ImageView(BaseModel):
-    """One image of the dataset; null stands for what was not recorded."""
+class ImageView(Image):
+    """One image of the dataset with its addresses; null stands for what was not recorded."""
 
-    image: ImageId
-    u_id: CaseId
-    split: Split
-    subsplit: Subsplit | None
-    modality: Modality
-    modality_detail: str = Field(examples=["CT - noncontrast"])
-    plane: str | None = Field(examples=["Axial"])
-    location: str | None = Field(examples=["Brain and Neuro"])
-    location_category: str = Field(examples=["Head"])
-    age: int | None
-    sex: Sex | None
-    caption: str | None
-    figure_part: str | None
-    acr_codes: str | None
-    source_url: str | None
-    article_url: str | None
-    width: int
-    height: int
-    sha256: str
-    quality_flags: list[str] = Field(examples=[["sex_unknown"]])
     links: ImageLinks
-
-
-class TopicView(BaseModel):
-    """The disease topic of a case."""
-
-    title: str | None
-    category: str | None
-    acr_code: str | None
-    disease_discussion: str | None
-    keywords: str | None
-    reference: str | None
-    external_links: list[str]
 
 
 class CaseLinks(BaseModel):
@@ -68,31 +28,9 @@ class CaseLinks(BaseModel):
     images: str
 
 
-class CaseSummary(BaseModel):
+class CaseSummary(Case):
     """One case without its images."""
 
-    u_id: CaseId
-    split: Split
-    subsplit: Subsplit | None
-    title: str | None
-    diagnosis: str | None
-    history: str | None
-    exam: str | None
-    findings: str | None
-    differential_diagnosis: str | None
-    diagnosis_by: str | None
-    discussion: str | None
-    treatment_follow_up: str | None
-    media: str | None
-    topic: TopicView
-    modalities: list[Modality]
-    planes: list[str]
-    image_count: int
-    location: str | None
-    location_category: str | None
-    age: int | None
-    sex: Sex | None
-    quality_flags: list[str]
     links: CaseLinks
 
 
@@ -106,6 +44,12 @@ class ImageWithCase(ImageView):
     """One image with its case."""
 
     case: CaseSummary
+
+
+class ImageDetail(ImageWithCase):
+    """One image with its case and its annotations."""
+
+    annotations: list[Annotation] = Field(description="Current annotations, newest first, at most 100")
 
 
 class _PageModel(BaseModel):

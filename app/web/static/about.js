@@ -2,7 +2,7 @@
 
 import { getJson } from "./api.js";
 import { copyButton } from "./copy.js";
-import { byId, el, percent, plural, searchOnSlash, spoken } from "./dom.js";
+import { byId, el, percent, plural, spoken } from "./dom.js";
 import { lastReport, scoresOf } from "./scores.js";
 
 async function counts() {
@@ -13,9 +13,9 @@ async function counts() {
 
 /** How good a model is, in a sentence. */
 function sentence(card, task, { split, accuracy, accuracy_95: interval }) {
-  const range = interval ? ` (95 % interval ${interval.map((end) => percent(end, 0)).join(" to ")})` : "";
-  const caution = split === "dev" ? "; it was chosen on these, and is not evaluated on the test split yet" : "";
-  return `${spoken(task)}: ${card.name} is right on ${percent(accuracy)} of the ${split} images${range}${caution}.`;
+  const range = interval ? ` (95% interval ${interval.map((end) => percent(end, 0)).join(" to ")})` : "";
+  const caution = split === "dev" ? "; it was selected on these, and is not evaluated on the test split yet" : "";
+  return `${spoken(task)}: ${card.name} has an accuracy of ${percent(accuracy)} on the ${split} images${range}${caution}.`;
 }
 
 async function figures() {
@@ -30,7 +30,6 @@ async function figures() {
   byId("figures").replaceChildren(...lines);
 }
 
-searchOnSlash();
 const bibtex = byId("bibtex");
 byId("copy-bibtex").replaceChildren(copyButton("the BibTeX entry", bibtex.textContent, bibtex));
 // What stands in the page without them stays true.

@@ -1,12 +1,12 @@
 // The leaderboard: per task, the models by their accuracy with its interval.
 
 import { whisker } from "./charts.js";
-import { el, number, spoken } from "./dom.js";
+import { el, number, onPlainClick, spoken } from "./dom.js";
 import { moment, scoresOf, TASKS } from "./scores.js";
 
 const decimals = (value) => value?.toFixed(3) ?? "";
 
-/** Figures of the test split before those of the dev split, which are too good: the models were chosen on it. */
+/** Figures of the test split before those of the dev split, which are optimistic: the models were selected on it. */
 function byScore(a, b) {
   const rank = ({ scores }) => ({ test: 2, dev: 1 })[scores?.split] ?? 0;
   return rank(b) - rank(a) || (b.scores?.accuracy ?? 0) - (a.scores?.accuracy ?? 0);
@@ -25,16 +25,17 @@ function figures(scores) {
   ];
 }
 
-function row({ card, serves, backend, scores }, choose) {
+function row({ card, serves, backend, scores }, task, choose) {
   const where = backend ? `${backend.name}, ${backend.device}, ${backend.precision}` : null;
-  const name = el("button", { type: "button", class: "link", text: card.name, on: { click: () => choose(card.name) } });
-  const tag = serves && el("span", { class: "tag good", title: where, text: "answers now" });
+  const link = el("a", { href: `?${new URLSearchParams({ model: card.name, task })}#details`, text: card.name });
+  const name = onPlainClick(link, () => choose(card.name, task));
+  const tag = serves && el("span", { class: "tag good", title: where, text: "in use" });
   return el("tr", { class: serves ? "served" : null }, el("th", { scope: "row" }, name, " ", tag), ...figures(scores));
 }
 
 function head() {
   const axis = el("span", { class: "axis", "aria-hidden": "true" }, ["0", "0.5", "1"].map((text) => el("span", { text })));
-  const cells = [["Model", "model"], ["Accuracy", "number accuracy"], ["95 % interval", "interval"], ["", "chart"], ["Macro F1", "number more"], ["ECE", "number more"]];
+  const cells = [["Model", "model"], ["Accuracy", "number accuracy"], ["95% interval", "interval"], ["", "chart"], ["Macro F1", "number more"], ["ECE", "number more"]];
   return el("thead", {}, el("tr", {}, cells.map(([text, name]) => (text ? el("th", { scope: "col", class: name, text }) : el("td", { class: name }, axis)))));
 }
 
@@ -53,8 +54,8 @@ function table(task, { items }, report, choose) {
     el(
       "tbody",
       {},
-      rows.map((each) => row(each, (name) => choose(name, task))),
-      majority && el("tr", { class: "baseline" }, el("th", { scope: "row", text: `always ${majority.class}` }), ...figures(majority)),
+      rows.map((each) => row(each, task, choose)),
+      majority && el("tr", { class: "baseline" }, el("th", { scope: "row", text: `majority class: ${majority.class}` }), ...figures(majority)),
     ),
   );
 }
@@ -67,7 +68,7 @@ function source({ items }, report) {
   if (isDev) {
     const dev = items.find(({ card }) => card.data.images.dev)?.card.data;
     const size = dev ? `, ${number(dev.images.dev)} images of ${number(dev.cases.dev)} cases` : "";
-    parts.push(`Figures marked “dev” are of the dev split${size}: the models were chosen on it, so on new images expect less. Those of the test split follow with `, el("code", { text: "medpix evaluate" }), ".");
+    parts.push(`Figures marked “dev” are of the dev split${size}. The models were selected on it, so expect lower figures on new images. For the test split run `, el("code", { text: "medpix evaluate" }), ".");
   }
   return el("p", { class: isDev ? "notice" : "muted small" }, parts);
 }
@@ -75,14 +76,14 @@ function source({ items }, report) {
 /** What to show in place of a leaderboard while no model is registered. */
 function nothing(tasks) {
   const isTraining = Object.values(tasks).some(({ training }) => ["running", "queued"].includes(training?.state));
-  if (isTraining) return el("p", { class: "muted", text: "No model is registered yet. The first one appears here when its training is done." });
+  if (isTraining) return el("p", { class: "muted", text: "No model is registered yet. The first one appears here when its training finishes." });
   return el("p", { class: "notice" }, "No model is registered yet. Train the default ones with ", el("code", { text: "medpix train modality location" }), ".");
 }
 
 /** The tables of all tasks. `choose` is given the name and the task of the model to show in detail. */
 export function board(models, report, choose) {
   if (!models.items.length) return [nothing(models.tasks)];
-  const terms = "Macro F1 weighs rare and frequent classes alike. ECE is how far the stated probabilities are from what comes true; 0 is best.";
+  const terms = "Macro F1 weighs rare and frequent classes alike. ECE (expected calibration error) is the mean gap between confidence and accuracy; 0 is best.";
   return [
     source(models, report),
     ...TASKS.map((task) => table(task, models, report, choose)).filter(Boolean),

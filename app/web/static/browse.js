@@ -1,18 +1,31 @@
-// The browse page: a grid of images under a search, filters and a sort order, all of it in the address.
+// The browse page: cases or images under a search, filters and a sort order, all of it in the address.
 
+import { getJson } from "./api.js";
 import { byId, el, isTyping, number, plural, problemBox, spoken } from "./dom.js";
 import { loadFacets, renderFacets } from "./facets.js";
 import { renderChips, setUpFieldFilter } from "./filters.js";
-import { MAX_CASES, Result, rememberWalk } from "./result.js";
-import { nameInAddress, readState, writeState } from "./state.js";
-import { emptyView, hitView, skeleton, tile } from "./tiles.js";
+import { setUpMenu } from "./menu.js";
+import { CASE_FIELDS, MAX_CASES, Result, rememberWalk } from "./result.js";
+import { caseAddress, caseOf, nameInAddress, readState, writeState } from "./state.js";
+import { caseCard, emptyView, hitView, imageTile, nameCase, searchNotes, skeleton } from "./tiles.js";
 
-const PAGE = 40;
-const FORMATS = [["json", "JSON"], ["jsonl", "JSONL"], ["csv", "CSV"], ["parquet", "Parquet"], ["zip", "ZIP of images"]];
+const SIZES = { cases: 30, images: 40 };
+const EAGER = 18; // pictures that are asked for at once
+const SORTS = [
+  ["", "Case id"],
+  ["-image_count", "Most images first"],
+  ["age", "Youngest first"],
+  ["-age", "Oldest first"],
+  ["location", "Location"],
+  ["-u_id", "Case id, descending"],
+];
+const ID = /^(mpx\d{4,8})(_synpic\d{2,5})?$/i;
 
 const [box, results, status, problem, more, moreProblem] = ["q", "results", "status", "problem", "more", "more-problem"].map(byId);
 let state = readState(location.search);
 let current = null;
+const refreshExport = setUpMenu(byId("export"), async () => new (await import("./exports.js")).ExportMenu(byId("export"), { current: () => [current.result, state] }));
+let modes = null; // whether the search offers more than words; null: not known yet
 let stop = new AbortController();
 
 async function show() {
@@ -23,27 +36,34 @@ async function show() {
   current = mine;
   box.value = state.q;
   setSort();
+  showSwitches();
+  showModes(modes);
   showFilters();
   problem.replaceChildren();
   moreProblem.replaceChildren();
+  byId("search-notes").replaceChildren();
   more.hidden = true;
   results.setAttribute("aria-busy", "true");
-  status.textContent = state.q ? "Searching …" : "Loading the images …";
+  status.textContent = state.q ? "Searching …" : "Loading …";
   if (!results.childElementCount) results.replaceChildren(skeleton());
   showCounts(mine);
   try {
-    const groups = await mine.result.next(Math.max(PAGE, state.shown));
+    const found = await next(mine, Math.max(SIZES[state.view], state.shown));
     if (signal.aborted) return;
     results.replaceChildren();
     mine.isShown = true;
-    append(groups);
+    append(mine, found);
+    if (state.q) showModes("mode" in mine.result.about);
+    byId("search-notes").replaceChildren(...searchNotes(mine.result.about, state, go));
     say();
     comeBack();
-    showExports(mine);
+    offerExport(mine.images.length > 0);
   } catch (error) {
     fail(error, signal);
   }
 }
+
+const next = ({ result }, size) => (state.view === "cases" ? result.nextCases(size) : result.nextImages(size));
 
 /** What stood here was of another state: nothing of it stays beside a sentence about this one. */
 function fail(error, signal) {
@@ -51,7 +71,7 @@ function fail(error, signal) {
   current.isShown = false;
   results.setAttribute("aria-busy", "false");
   results.replaceChildren();
-  byId("exports").replaceChildren();
+  offerExport(false);
   status.textContent = "";
   more.hidden = true;
   const notice = problemBox(error, show);
@@ -61,6 +81,33 @@ function fail(error, signal) {
     notice.append(reset);
   }
   problem.replaceChildren(notice);
+}
+
+/** There is nothing to export of an empty result; an open menu goes on with the new one. */
+function offerExport(isOffered) {
+  byId("export").hidden = !isOffered;
+  if (!isOffered) byId("export").open = false;
+  refreshExport();
+}
+
+function showSwitches() {
+  for (const view of ["cases", "images"]) byId(`view-${view}`).setAttribute("aria-pressed", String(state.view === view));
+  byId("quiz").setAttribute("aria-pressed", String(state.quiz));
+  document.body.classList.toggle("quiz", state.quiz);
+}
+
+/** The choice between words and meaning, where the service has it. */
+function showModes(isOffered) {
+  modes = isOffered;
+  byId("mode").closest("label").hidden = !(isOffered || state.mode);
+  byId("mode").value = state.mode;
+}
+
+/** Who is about to search sees the choice; what the service offers is known by its answer. */
+async function askForModes() {
+  if (modes !== null) return;
+  const answer = await getJson("/search", [["q", "image"], ["limit", 1], ["fields", "u_id"]]).catch(() => ({}));
+  showModes("mode" in answer);
 }
 
 function showFilters() {
@@ -85,59 +132,69 @@ async function showCounts(mine) {
   }
   target.setAttribute("aria-busy", "false");
   say();
-  remember();
+  remember(mine);
 }
 
 function say() {
   const { isShown, images, counts, result } = current;
   if (!isShown) return;
   const query = state.q ? ` for “${state.q}”` : "";
-  const cut = result.truncated ? ` The best ${number(MAX_CASES)} cases are counted; add words or filters for fewer.` : "";
-  let found = result.total === null ? `${plural(images.length, "image")} shown` : plural(result.total, "image");
-  if (counts) found = `${plural(counts.total, "image")} of ${plural(counts.cases, "case")}`;
-  status.textContent = images.length ? `${found}${query}.${cut}` : "Nothing found.";
-  byId("filters-done").textContent = images.length ? `Show ${found.split(" of ")[0].replace(" shown", "")}` : "Nothing found: back";
-}
-
-async function showExports({ images, result, signal }) {
-  const target = byId("exports");
-  if (!images.length) return target.replaceChildren();
-  let params;
-  try {
-    params = (await result.query()) ?? [];
-  } catch (error) {
-    if (!signal.aborted) target.replaceChildren(el("span", { class: "muted", text: `No export: ${error.message}` }));
-    return null;
+  const cut = result.truncated ? ` Only the best ${number(MAX_CASES)} cases are counted; add words or filters to narrow the result.` : "";
+  const isCases = state.view === "cases";
+  let found = `${plural(images.length, isCases ? "case" : "image")} shown`;
+  if (counts) {
+    const [cases, all] = [plural(counts.cases, "case"), plural(counts.total, "image")];
+    found = isCases ? `${cases} with ${all}` : `${all} of ${cases}`;
   }
-  if (signal.aborted) return null;
-  if (state.sort) params.push(["sort", state.sort]);
-  const links = FORMATS.map(([format, text]) => {
-    const query = new URLSearchParams([...params, ["format", format]]);
-    return el("a", { href: `/export?${query}`, download: "", text, data: { format } });
-  });
-  // An export knows no order by score.
-  return target.replaceChildren(el("span", { class: "muted", text: result.isRanked ? "Export, by case" : "Export" }), ...links);
+  status.textContent = images.length ? `${found}${query}.${cut}` : "Nothing found.";
+  byId("filters-done").textContent = images.length ? `Show ${found.split(/ of | with /)[0].replace(" shown", "")}` : "Nothing found: back";
 }
 
-function remember() {
-  const { images, result, counts } = current;
-  if (images.length) rememberWalk(state, images, result.done, counts?.total ?? result.total);
+function remember({ images, result, counts }) {
+  if (images.length) rememberWalk(state, images, result.done, counts?.cases ?? null);
 }
 
-function append(groups) {
+function append(mine, found) {
   results.setAttribute("aria-busy", "false");
-  const { images, result } = current;
+  const { images, result } = mine;
   const isLazy = images.length > 0;
-  const fresh = groups.flatMap((group) => group.images);
-  images.push(...fresh.map((image) => image.image));
+  const isCases = state.view === "cases";
+  images.push(...found.map((each) => (isCases ? each.cover : each).image));
   if (!images.length) results.replaceChildren(emptyView(state, go));
-  else if (result.isRanked) results.append(...groups.map((group) => hitView(group, state)));
   else {
-    const grid = results.querySelector(".grid") ?? results.appendChild(el("ul", { class: "grid" }));
-    grid.append(...fresh.map((image, index) => tile(image, state, { hit: result.hits.get(image.u_id), isLazy: isLazy || index >= PAGE })));
+    const isList = isCases && state.q && !state.quiz;
+    const grid = results.querySelector("ul.shown") ?? results.appendChild(el("ul", { class: `shown ${isList ? "hits" : "grid"} of-${state.view}` }));
+    const options = (index) => ({ isLazy: isLazy || index >= EAGER });
+    if (isList) grid.append(...found.map((each) => hitView(each, state)));
+    else if (isCases) grid.append(...found.map((each, index) => caseCard(each, state, options(index))));
+    else grid.append(...found.map((image, index) => imageTile(image, state, { hit: result.hits.get(image.u_id), ...options(index) })));
+    if (isCases && !isList && !state.quiz) nameCases(mine, found);
   }
   more.hidden = result.done;
-  remember();
+  remember(mine);
+}
+
+/** The records of cases, by id; the API answers a hundred at once. */
+async function recordsOf(result, found) {
+  const ids = found.map((each) => each.u_id);
+  const starts = ids.map((_, index) => index).filter((index) => index % 100 === 0);
+  const pages = await Promise.all(
+    starts.map((start) => {
+      const params = [...result.conditions(ids.slice(start, start + 100)), ["fields", CASE_FIELDS], ["limit", 100]];
+      return getJson("/cases", params, { signal: result.signal });
+    }),
+  );
+  return new Map(pages.flatMap((page) => page.items).map((record) => [record.u_id, record]));
+}
+
+/** The titles come with the records of the cases; the pictures do not wait for them. */
+async function nameCases({ result, signal }, found) {
+  const records = await recordsOf(result, found).catch(() => new Map());
+  if (signal.aborted) return;
+  for (const { u_id: uId, cover } of found) {
+    const card = results.querySelector(`[data-case="${CSS.escape(uId)}"]`);
+    if (card) nameCase(card, records.get(uId) ?? { u_id: uId, title: null, location: cover.location }, cover);
+  }
 }
 
 function setSort() {
@@ -145,10 +202,11 @@ function setSort() {
   if (state.sort && ![...select.options].some((option) => option.value === state.sort)) {
     select.append(el("option", { value: state.sort, text: sortText(state.sort) }));
   }
-  if (select.options[0]) select.options[0].textContent = state.q ? "by relevance" : "by case";
+  select.options[0].textContent = state.q ? "Relevance" : SORTS[0][1];
   select.value = state.sort;
 }
 
+/** Words for an order that came with the address. */
 function sortText(sort) {
   const name = sort.replace(/^-/, "");
   return `${spoken(name)}, ${sort.startsWith("-") ? "descending" : "ascending"}`;
@@ -163,7 +221,7 @@ function keepPlace() {
 function comeBack() {
   if (history.state?.top) return scrollTo(0, history.state.top);
   const name = nameInAddress();
-  const found = name && results.querySelector(`.tile[data-image="${CSS.escape(name)}"]`);
+  const found = name && (results.querySelector(`[data-image="${CSS.escape(name)}"]`) ?? results.querySelector(`[data-case="${CSS.escape(caseOf(name))}"]`));
   if (!found) return null;
   found.scrollIntoView({ block: "center" });
   return found.focus({ preventScroll: true });
@@ -177,25 +235,51 @@ function go(change) {
 }
 
 async function showMore() {
-  const { result, signal } = current;
+  const mine = current;
   more.disabled = true;
   more.textContent = "Loading …";
   moreProblem.replaceChildren();
   try {
-    const before = current.images.length;
-    const groups = await result.next(PAGE);
-    if (signal.aborted) return;
-    append(groups);
-    say();
-    state = { ...state, shown: current.images.length };
+    const before = mine.images.length;
+    const found = await next(mine, SIZES[state.view]);
+    if (mine.signal.aborted) return;
+    append(mine, found);
+    state.shown = mine.images.length;
     history.replaceState(null, "", `/${writeState(state)}`);
-    // The keyboard goes on with the first new image.
+    say();
+    // On with the keyboard where the new ones begin.
     results.querySelectorAll(".tile")[before]?.focus({ preventScroll: true });
   } catch (error) {
-    if (!signal.aborted && error.name !== "AbortError") moreProblem.replaceChildren(problemBox(error));
+    if (!mine.signal.aborted && error.name !== "AbortError") moreProblem.replaceChildren(problemBox(error));
   } finally {
     more.disabled = false;
     more.textContent = "Show more";
+  }
+}
+
+/** Search, or open the case whose id was typed. */
+async function search(text) {
+  const id = text.match(ID);
+  if (!id) return go({ q: text });
+  const path = id[2] ? `/images/${encodeURIComponent(text)}` : `/cases/${encodeURIComponent(text)}`;
+  try {
+    const found = await getJson(path);
+    return location.assign(caseAddress(found.image ?? found.images[0]?.image ?? found.u_id, { ...state, q: "", filters: [], sort: "" }));
+  } catch (error) {
+    problem.replaceChildren(problemBox(error));
+    return box.select();
+  }
+}
+
+async function openRandom() {
+  problem.replaceChildren();
+  try {
+    const { randomCase } = await import("./quiz.js");
+    const image = await randomCase(current.result);
+    if (image) location.assign(caseAddress(image, { ...state, quiz: true }));
+    else problem.replaceChildren(el("p", { class: "notice", text: "No cases match. Remove a filter, then try again." }));
+  } catch (error) {
+    problem.replaceChildren(problemBox(error, openRandom));
   }
 }
 
@@ -230,27 +314,15 @@ function onKey(event) {
     event.preventDefault();
     box.value = state.q;
     box.blur();
-  } else if (event.key === "/" && !isTyping(event)) {
+  } else if (event.key === "q" && !isTyping(event)) {
     event.preventDefault();
-    searchFor();
+    go({ quiz: !state.quiz });
   } else if (/^Arrow/.test(event.key) && (event.target === box || !isTyping(event))) {
-    const next = target(event.key);
-    if (!next) return;
+    const found = target(event.key);
+    if (!found) return;
     event.preventDefault();
-    next.focus();
+    found.focus();
   }
-}
-
-function searchFor() {
-  box.focus();
-  box.select();
-}
-
-function fillSort(catalogue) {
-  const names = [...catalogue.images.values()].filter((field) => field.sortable && field.name !== "image");
-  const options = names.flatMap(({ name }) => [name, `-${name}`]);
-  byId("sort").append(...options.map((value) => el("option", { value, text: sortText(value) })));
-  setSort();
 }
 
 function openFilters(isOpen) {
@@ -259,12 +331,18 @@ function openFilters(isOpen) {
 }
 
 function start() {
-  byId("sort").append(el("option", { value: "", text: "by case" }));
+  byId("sort").append(...SORTS.map(([value, text]) => el("option", { value, text })));
   byId("search").addEventListener("submit", (event) => {
     event.preventDefault();
-    go({ q: box.value.trim() });
+    search(box.value.trim());
   });
   byId("sort").addEventListener("change", () => go({ sort: byId("sort").value }));
+  for (const view of ["cases", "images"]) byId(`view-${view}`).addEventListener("click", () => state.view !== view && go({ view }));
+  box.addEventListener("focus", askForModes, { once: true });
+  byId("mode").addEventListener("change", () => go({ mode: byId("mode").value, q: box.value.trim() }));
+  setUpMenu(byId("saved"), async () => new (await import("./saved.js")).SavedMenu(byId("saved"), { state: () => state }));
+  byId("quiz").addEventListener("click", () => go({ quiz: !state.quiz }));
+  byId("random").addEventListener("click", openRandom);
   more.addEventListener("click", showMore);
   results.addEventListener("click", keepPlace);
   byId("filters-toggle").addEventListener("click", (event) => openFilters(event.currentTarget.getAttribute("aria-expanded") !== "true"));
@@ -280,10 +358,9 @@ function start() {
     show();
   });
   document.addEventListener("keydown", onKey);
-  if (nameInAddress() === "q") searchFor();
   const shown = show();
   const addFilter = (filter) => go({ filters: [...state.filters.filter(([name]) => name !== filter[0]), filter] });
-  setUpFieldFilter(addFilter).then(fillSort).catch(() => {
+  setUpFieldFilter(addFilter).catch(() => {
     // The images are shown without this form; `show` has said what is wrong if they are not.
     byId("field-filter").hidden = true;
   });

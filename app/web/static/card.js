@@ -14,9 +14,10 @@ export function detail({ card, backend }, task, report) {
   const scored = found?.version === card.version ? found.tasks[task] : null;
   return [
     absence(card, found, scored),
-    el("div", { class: "card pair" }, el("div", {}, facts(card, backend, task)), el("div", {}, figures(card, task, scored), words(card))),
+    el("div", { class: "card pair" }, el("div", {}, facts(card, backend, task, scored)), el("div", {}, figures(card, task, scored), words(card))),
     charts(card, scored),
-    scored && el("div", { class: "pair" }, confusion(scored.confusion, card.name), perClass(scored.per_class)),
+    scored && confusion(scored.confusion, card.name),
+    scored && perClass(scored.per_class),
     scored && audit(report.tasks[task].audit, card.name),
   ].filter(Boolean);
 }
@@ -29,12 +30,12 @@ function absence(card, found, scored) {
 }
 
 function recipe({ preprocess, preprocess_hash: hash }) {
-  if (!preprocess) return "none: it reads no image";
+  if (!preprocess) return "none: uses no image";
   const { size, channels, interpolation } = preprocess;
   return `${size} × ${size} pixels, ${channels === 1 ? "grey" : "colour"}, ${interpolation} (${hash.slice(0, 12)}…)`;
 }
 
-function facts(card, backend, task) {
+function facts(card, backend, task, scored) {
   const data = Object.keys(card.data.images).map((split) => `${split}: ${number(card.data.images[split])} images of ${number(card.data.cases[split])} cases`);
   const [threshold, temperature] = [card.thresholds[task], card.temperature[task]];
   const classes = card.tasks[task];
@@ -43,25 +44,32 @@ function facts(card, backend, task) {
     ["Registered", moment(card.created_at)],
     ["Inputs", card.inputs.join(" and ")],
     ["Classes", classes.length > 2 ? el("details", {}, el("summary", { text: plural(classes.length, "class", "classes") }), classes.join("; ")) : classes.join(" and ")],
-    ["Start", card.init === "pretrained" ? `pretrained: ${card.weights_source}` : "from random weights"],
-    ["Learned from", data.join("; ")],
+    ["Initial weights", card.init === "pretrained" ? `pretrained: ${card.weights_source}` : "random (trained from scratch)"],
+    ["Training data", data.join("; ")],
     ["Parameters", number(card.parameters)],
     ["Training", `${duration(card.seconds)} on ${card.environment.device}, seed ${card.seed}`],
     ["Preprocessing", recipe(card)],
-    ["Calibration", temperature === undefined ? "none" : `temperature ${temperature.toFixed(3)}, fitted on dev`],
-    ["Uncertain", threshold === undefined ? "never said" : `below a probability of ${percent(threshold)}, set on dev`],
-    card.ood_threshold !== null && ["Unlike all", unlike(card)],
-    ["Runs on", backend ? `${backend.name}, ${backend.device}, ${backend.precision}. ${backend.precision_reason ?? ""}` : "not in use now"],
+    ["Calibration", temperature === undefined ? "none" : `temperature ${temperature.toFixed(3)}, fitted on the dev split`],
+    ["Confidence threshold", threshold === undefined ? "none" : `answers below a probability of ${percent(threshold)} are uncertain`],
+    card.ood_threshold !== null && ["Out-of-distribution threshold", unlike(card)],
+    scored?.confident && ["Coverage", coverage(scored.confident)],
+    ["Runs on", backend ? `${backend.name}, ${backend.device}, ${backend.precision}. ${backend.precision_reason ?? ""}` : "not in use"],
     ["As JSON", el("a", { href: `/models/${encodeURIComponent(card.name)}`, text: `/models/${card.name}` })],
   ];
   const cells = rows.filter(Boolean).flatMap(([name, value]) => [el("dt", { text: name }), el("dd", {}, value)]);
   return [el("h3", { text: card.name }), el("dl", { class: "facts" }, cells)];
 }
 
+/** How many answers are confident, and how good these are. */
+function coverage({ coverage: share, n, accuracy, accuracy_95: interval }) {
+  const right = n ? `, of which ${percent(accuracy)} are right${interval ? ` (95% interval ${interval.map((end) => percent(end, 0)).join(" to ")})` : ""}` : "";
+  return `${percent(share, 0)} of the evaluated images get a confident answer${right}`;
+}
+
 const unlike = (card) =>
   card.ood_distance === "mahalanobis"
-    ? `a Mahalanobis distance above ${card.ood_threshold.toFixed(2)} from the training images, set on dev`
-    : `a cosine distance above ${card.ood_threshold.toFixed(3)} from every training image, set on dev`;
+    ? `a Mahalanobis distance above ${card.ood_threshold.toFixed(2)} from the training images; such answers are uncertain`
+    : `a cosine distance above ${card.ood_threshold.toFixed(3)} from every training image; such answers are uncertain`;
 
 function figures(card, task, scored) {
   const rows = [["dev", card.metrics.dev?.[task]], ["test", scored?.scores ?? card.metrics.test?.[task]]].filter(([, scores]) => scores);
@@ -73,7 +81,7 @@ function figures(card, task, scored) {
     el(
       "table",
       {},
-      el("thead", {}, el("tr", {}, ["Split", "Images", "Accuracy", "95 %", "Macro F1", "ECE"].map((text, index) => el("th", { scope: "col", class: index ? "number" : null, text })))),
+      el("thead", {}, el("tr", {}, ["Split", "Images", "Accuracy", "95%", "Macro F1", "ECE"].map((text, index) => el("th", { scope: "col", class: index ? "number" : null, text })))),
       el("tbody", {}, rows.map(([split, scores]) => el("tr", {}, el("th", { scope: "row", text: split }), cells(scores)))),
     ),
   );
@@ -103,8 +111,8 @@ function charts(card, scored) {
   const found = [];
   if (scored) {
     const { before, after } = scored.calibration;
-    found.push(figure("Reliability", reliability(after.reliability), `On the dashed line a probability means what it says; larger dots are more images. ECE ${after.ece.toFixed(3)}, before calibration ${before.ece.toFixed(3)}.`));
-    found.push(figure("Accuracy by coverage", riskCoverage(scored.risk_coverage), "How accurate the answers are if only the surest are given."));
+    found.push(figure("Reliability", reliability(after.reliability), `On the dashed line the confidence equals the accuracy; larger dots are more images. ECE ${after.ece.toFixed(3)}, before calibration ${before.ece.toFixed(3)}.`));
+    found.push(figure("Accuracy by coverage", riskCoverage(scored.risk_coverage), "Accuracy if only the most confident answers are given."));
   }
   if (card.history?.length) {
     const parts = [...new Set(card.history.map((epoch) => epoch.part))];
@@ -125,7 +133,7 @@ function confusion({ classes, matrix }, name) {
     if (count) node.style.background = `color-mix(in srgb, var(--${isRight ? "good" : "bad"}) ${Math.round(8 + 30 * share)}%, var(--surface))`;
     return node;
   };
-  const about = "One row per label of the dataset, one column per answer; classes that do not occur are left out.";
+  const about = "Rows: label of the dataset. Columns: prediction. Classes that do not occur are left out.";
   const table = el(
     "table",
     { class: "confusion" },
@@ -140,7 +148,7 @@ function perClass(rows) {
   const table = el(
     "table",
     {},
-    el("thead", {}, el("tr", {}, ["Class", "Images", "Answered", "Precision", "Recall", "F1"].map((text, index) => el("th", { scope: "col", class: index ? "number" : null, text })))),
+    el("thead", {}, el("tr", {}, ["Class", "Images", "Predicted", "Precision", "Recall", "F1"].map((text, index) => el("th", { scope: "col", class: index ? "number" : null, text })))),
     el("tbody", {}, rows.map((row) => el("tr", {}, el("th", { scope: "row", text: row.class }), cells(row).map((text) => el("td", { class: "number", text }))))),
   );
   return el("section", {}, el("h3", { text: "Figures per class" }), scroller("Figures per class", table));
@@ -150,7 +158,7 @@ function audit(found, name) {
   if (found?.model !== name || !found.items.length) return null;
   const tile = (item) => {
     const picture = el("img", { src: `/images/${encodeURIComponent(item.image)}/thumbnail?width=256`, alt: "", width: 256, height: 256, loading: "lazy" });
-    const line = el("span", { class: "line" }, `label ${item.label}, `, el("b", { text: `answer ${item.answer}` }), ` (${percent(item.probability, 0)})`);
+    const line = el("span", { class: "line" }, `label ${item.label}, `, el("b", { text: `predicted ${item.answer}` }), ` (${percent(item.probability, 0)})`);
     const link = el("a", { class: "tile", href: `/pages/case/${encodeURIComponent(item.u_id)}#${encodeURIComponent(item.image)}` });
     link.append(el("span", { class: "frame" }, picture), line, el("span", { class: "caption", text: item.caption || "no caption" }));
     return el("li", {}, link);
@@ -159,7 +167,7 @@ function audit(found, name) {
     "section",
     { "aria-label": "Label audit" },
     el("h3", { text: "Label audit" }),
-    el("p", { class: "muted small", text: "The surest answers that differ from the dataset's label: either may be wrong." }),
+    el("p", { class: "muted small", text: "The most confident predictions that differ from the label of the dataset; either may be wrong." }),
     el("ul", { class: "grid" }, found.items.map(tile)),
   );
 }

@@ -1,26 +1,42 @@
-// The case page: one image of a case at a time, with all that the dataset says; previous and next walk through
-// the result that the address names. The image stands in the fragment, the result in the query.
+// The case page: the images of a case as a stack beside its texts. The image stands in the fragment of the address, the
+// result that ← and → walk through in the query. Steps replace the entry of the history: Back leaves the case.
 
 import { getJson, Problem } from "./api.js";
+import { showBookmark, toggleBookmark } from "./bookmarks.js";
 import { caseLine, caseText, imageCaption, imageFacts } from "./casetext.js";
-import { byId, el, isTyping, number, problemBox, searchOnSlash, spoken } from "./dom.js";
-import { predictionView } from "./prediction.js";
-import { place } from "./result.js";
-import { caseAddress, nameInAddress, readState, resultAddress } from "./state.js";
+import { copyText } from "./copy.js";
+import { byId, el, isTyping, number, onPlainClick, problemBox, spoken, thumbnail } from "./dom.js";
+import { place, Result } from "./result.js";
+import { caseAddress, EMPTY, nameInAddress, readState, resultAddress, writeState } from "./state.js";
 import { Viewer } from "./viewer.js";
 
 const SIMILAR = 8;
-const PAGE = 40; // of the browse page
+const SIZES = { cases: 30, images: 40 }; // pages of the browse page
+const QUIET_MS = 300; // until what was scrolled to is taken for what is looked at
 
-const viewer = new Viewer(byId("viewer"));
+const viewer = new Viewer(byId("viewer"), { onStep: step, onPane: showWords });
+// Parts that not every reader needs are fetched when they are asked for.
+const parts = {
+  annotations: () => import("./annotations.js"),
+  prediction() {
+    if (!byId("prediction-style")) document.head.append(el("link", { id: "prediction-style", rel: "stylesheet", href: "/static/prediction.css" }));
+    return import("./prediction.js");
+  },
+  quiz: () => import("./quiz.js"),
+  similar: () => import("./similar.js"),
+};
+let quiz = null;
+let annotations = null;
 let state = readState(location.search);
 let shown = null; // the case
-let image = null; // of the case
+let image = null; // in the first pane
+let second = null; // in the second
 let walk = { previous: null, next: null };
 let stop = new AbortController();
+let quiet = 0;
 
 const caseInAddress = () => decodeURIComponent(location.pathname.split("/").at(-1));
-const path = (name) => `/images/${encodeURIComponent(name)}`;
+const level = () => (state.quiz ? quiz?.level ?? 0 : 3);
 
 async function show() {
   stop.abort();
@@ -28,23 +44,23 @@ async function show() {
   const { signal } = stop;
   const uId = caseInAddress();
   byId("problem").replaceChildren();
+  byId("quiz-toggle").setAttribute("aria-pressed", String(state.quiz));
   try {
     if (shown?.u_id.toLowerCase() !== uId.toLowerCase()) {
       byId("case").setAttribute("aria-busy", "true");
       const answer = await getJson(`/cases/${encodeURIComponent(uId)}`, [], { signal });
       if (signal.aborted) return;
-      shown = answer;
-      image = null;
-      showCase();
+      if (!answer.images.length) throw new Problem("This case has no images.");
+      [shown, image] = [answer, null];
+      begin();
     }
     const wanted = nameInAddress().toLowerCase();
-    const found = shown.images.find((each) => each.image.toLowerCase() === wanted) ?? shown.images[0];
-    if (!found) throw new Problem("This case has no images.");
-    showImage(found, signal);
+    showImage(shown.images.find((each) => each.image.toLowerCase() === wanted) ?? shown.images[0]);
     byId("loading").hidden = true;
     byId("case").hidden = false;
     byId("case").classList.remove("unknown");
     byId("case").setAttribute("aria-busy", "false");
+    showWalk(signal);
   } catch (error) {
     fail(error, signal);
   }
@@ -53,101 +69,225 @@ async function show() {
 function fail(error, signal) {
   if (signal.aborted || error.name === "AbortError") return;
   const box = problemBox(error, show);
-  box.append(el("a", { href: "/", class: "button", text: "Browse all images" }));
+  box.append(el("a", { href: "/", class: "button", text: "Browse all cases" }));
   byId("problem").replaceChildren(box);
   byId("loading").hidden = true;
   byId("case").hidden = shown?.u_id.toLowerCase() !== caseInAddress().toLowerCase();
 }
 
+/** A case that was not shown before. */
+function begin() {
+  viewer.reset();
+  second = null;
+  if (viewer.isComparing) viewer.compare(false);
+  byId("compare").disabled = shown.images.length < 2;
+  byId("strip").replaceChildren(...(shown.images.length > 1 ? shown.images.map(stripItem) : []));
+  // Nothing of this case is to be seen at the level of the last one.
+  if (quiz) quiz.level = 0;
+  if (state.quiz) beginQuiz();
+  else quiz?.leave();
+  showCase();
+}
+
+async function beginQuiz() {
+  const { Quiz } = await parts.quiz();
+  quiz ??= new Quiz(byId("quiz"), { onLevel: showCase, onRandom: openRandom });
+  if (state.quiz) quiz.begin(shown, () => image);
+}
+
+/** The annotations of the image that is shown, once they are asked for. */
+async function showAnnotations() {
+  if (!byId("annotations-part").open || level() < 3) return;
+  const { Annotations } = await parts.annotations();
+  annotations ??= new Annotations(byId("annotations"));
+  annotations.show(image);
+}
+
+/** All that is said of the case, as far as quiz mode lets it be seen. */
 function showCase() {
-  const title = shown.title ?? shown.u_id;
+  const isOpen = level() === 3;
+  const title = isOpen ? shown.title ?? shown.u_id : "Unknown case";
   document.title = `${title} · MedPix service`;
   byId("title").textContent = title;
-  byId("case-line").replaceChildren(...caseLine(shown));
-  byId("strip").replaceChildren(...(shown.images.length > 1 ? shown.images.map(stripItem) : []));
-  byId("text").replaceChildren(...caseText(shown));
+  byId("case-line").replaceChildren(...caseLine(shown, level()));
+  byId("text").replaceChildren(...caseText(shown, level()));
+  byId("beside").hidden = byId("similar-part").hidden = !isOpen;
+  if (!isOpen) for (const id of ["prediction", "similar"]) byId(id).replaceChildren();
+  if (!isOpen) annotations?.clear();
+  showBookmark(byId("bookmark"), shown.u_id);
+  showWords();
 }
 
-function stripItem(each) {
-  const picture = el("img", { src: `${path(each.image)}/thumbnail?width=128`, alt: "", width: 72, height: 72, loading: "lazy" });
-  const name = [each.modality, each.plane].filter(Boolean).join(" ");
-  const link = el("a", { href: caseAddress(each.image, state), title: name, data: { image: each.image } }, picture, el("span", { class: "hidden", text: `${name}, image ${each.image}` }));
-  link.addEventListener("click", (event) => {
-    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-    event.preventDefault();
-    go(each.image);
-  });
-  return el("li", {}, link);
+function stripItem(each, index) {
+  const link = el("a", { href: caseAddress(each.image, state), data: { image: each.image } }, thumbnail(each.image, { width: 128 }), el("span", { class: "hidden", text: `Image ${index + 1}` }));
+  return el("li", {}, onPlainClick(link, () => step(index - indexOf(pane()), viewer.active)));
 }
 
-function showImage(found, signal) {
+const indexOf = (one) => shown.images.indexOf(one);
+const pane = () => (viewer.active === 1 ? second : image);
+const position = (one) => `Image ${number(indexOf(one) + 1)} of ${number(shown.images.length)}`;
+
+/** What the corner of a picture says. */
+function labelOf(one) {
+  const words = level() > 0 ? [one.modality, one.plane].filter(Boolean).join(", ") : "";
+  return [position(one), words].filter(Boolean).join(" · ");
+}
+
+function showPane(one, index) {
+  const words = [one.modality, one.plane, one.location].filter(Boolean).join(", ");
+  const alt = level() > 1 ? one.caption ?? `${words}; no caption` : `${position(one)}; its caption is hidden in quiz mode`;
+  viewer.show({ address: one.links.file, alt, width: one.width, height: one.height, label: labelOf(one) }, index);
+}
+
+function showImage(found) {
   const isSame = image?.image === found.image;
   image = found;
-  const words = [image.modality, image.plane, image.location].filter(Boolean).join(", ");
-  viewer.show(image.links.file, image.caption ?? `${words}; no caption`, image.width, image.height);
-  for (const link of byId("strip").querySelectorAll("a")) {
-    if (link.dataset.image === image.image) link.setAttribute("aria-current", "true");
-    else link.removeAttribute("aria-current");
-  }
-  byId("strip").querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
-  byId("caption").replaceChildren(...imageCaption(image));
-  byId("image-facts").replaceChildren(...imageFacts(image));
-  showPlace(signal);
+  showWords();
   if (isSame) return;
   byId("predict").disabled = false;
   byId("prediction").replaceChildren();
-  byId("open-predict").href = `/pages/predict?image=${encodeURIComponent(image.image)}`;
-  byId("similar").replaceChildren(el("p", { class: "muted", text: "Looking for them …" }));
+  byId("similar").replaceChildren(el("p", { class: "muted", text: "Searching …" }));
   byId("similar").dataset.image = "";
-  sight.unobserve(byId("similar"));
-  sight.observe(byId("similar"));
+  clearTimeout(quiet);
+  quiet = setTimeout(() => {
+    sight.unobserve(byId("similar"));
+    sight.observe(byId("similar"));
+    preload();
+    showAnnotations();
+  }, QUIET_MS);
 }
 
-/** Where the image stands in the result; outside of one the images of its case are walked. */
-async function showPlace(signal) {
-  const name = image.image;
-  const own = shown.images.map((each) => each.image);
-  const index = own.indexOf(name);
-  const ofCase = { index, total: own.length, previous: own[index - 1] ?? null, next: own[index + 1] ?? null, isCase: true };
-  byId("back").textContent = state.q || state.sort || state.filters.length ? "Back to the result" : "All images";
-  setWalk(ofCase);
+/** The neighbours in the stack are fetched before they are asked for. */
+function preload() {
+  const at = indexOf(pane());
+  for (const near of [1, -1, 2, -2, 3]) {
+    const one = shown.images[at + near];
+    if (one) new Image().src = one.links.file;
+  }
+}
+
+/** What is said of the images that are shown. */
+function showWords() {
+  if (!image) return;
+  showPane(image, 0);
+  if (second) showPane(second, 1);
+  const isOpen = level() > 1;
+  const one = pane() ?? image;
+  byId("caption").replaceChildren(...(isOpen ? imageCaption(one) : [el("span", { class: "muted", text: "Caption hidden in quiz mode." })]));
+  byId("image-facts").replaceChildren(...(isOpen ? imageFacts(one) : []));
+  byId("image-facts").hidden = !isOpen;
+  byId("download").href = one.links.file;
+  byId("download").download = `${one.image}.png`;
+  byId("open-predict").href = `/pages/predict?image=${encodeURIComponent(image.image)}`;
+  showPlaceInStack();
+}
+
+function showPlaceInStack() {
+  if (!image) return;
+  const one = pane() ?? image;
+  const index = indexOf(one);
+  byId("place").textContent = position(one);
+  byId("previous").disabled = index === 0;
+  byId("next").disabled = index + 1 === shown.images.length;
+  const strip = byId("strip");
+  for (const link of strip.querySelectorAll("a")) {
+    if (link.dataset.image === one.image) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+    link.classList.toggle("other", viewer.isComparing && link.dataset.image === (one === image ? second : image)?.image);
+  }
+  const current = strip.querySelector("[aria-current]")?.parentElement;
+  if (!current) return;
+  // Only the strip scrolls, not the page.
+  const [left, right] = [current.offsetLeft, current.offsetLeft + current.offsetWidth];
+  if (left < strip.scrollLeft) strip.scrollLeft = left - 8;
+  else if (right > strip.scrollLeft + strip.clientWidth) strip.scrollLeft = right - strip.clientWidth + 8;
+}
+
+/** Go on in the stack; returns whether there is an image. `isTry`: only say so. */
+function step(delta, index, { isTry = false } = {}) {
+  const from = index === 1 ? second : image;
+  const found = shown && from && shown.images[indexOf(from) + delta];
+  if (!found || isTry || found === from) return Boolean(found);
+  if (index === 1) {
+    second = found;
+    showWords();
+  } else {
+    showImage(found);
+    // Browsers allow few changes of the address in a short time.
+    clearTimeout(step.later);
+    step.later = setTimeout(() => history.replaceState(history.state, "", caseAddress(image.image, state)), QUIET_MS / 2);
+  }
+  return true;
+}
+
+function compare() {
+  const isOn = !viewer.isComparing;
+  const at = indexOf(image);
+  second = isOn ? shown.images[at + 1] ?? shown.images[at - 1] ?? null : null;
+  if (isOn && !second) return;
+  if (isOn) showPane(second, 1);
+  viewer.compare(isOn);
+  showWords();
+}
+
+/** Where the case stands in the result. */
+async function showWalk(signal) {
+  const uId = shown.u_id;
+  const isAll = !state.q && !state.sort && !state.filters.length;
+  byId("back").textContent = isAll ? (state.view === "images" ? "All images" : "All cases") : "Back to results";
+  byId("back").href = resultAddress(state, image.image);
   let problem = "";
-  const found = await place(state, name).catch((error) => {
+  const found = await place(state, uId).catch((error) => {
     problem = error.message;
     return null;
   });
-  if (signal.aborted || image?.image !== name) return;
-  setWalk(found ?? ofCase);
-  byId("place").title = problem;
+  if (signal.aborted || shown?.u_id !== uId) return;
+  walk = found ?? { index: -1, previous: null, next: null };
+  const total = walk.total ? ` of ${number(walk.total)}` : "";
+  byId("case-place").textContent = found ? `Case ${number(walk.index + 1)}${total}` : "";
+  byId("case-place").title = problem;
+  for (const name of ["previous", "next"]) {
+    byId(`${name}-case`).hidden = !walk[name];
+    if (walk[name]) byId(`${name}-case`).href = caseAddress(walk[name], state);
+  }
+  // The browse page shows at least as many as were walked through.
+  const shownThere = walk.index >= SIZES[state.view] && state.view === "cases" ? walk.index + 1 : 0;
+  byId("back").href = resultAddress({ ...state, shown: shownThere || state.shown }, image.image);
 }
 
-function setWalk(next) {
-  walk = next;
-  byId("previous").disabled = !walk.previous;
-  byId("next").disabled = !walk.next;
-  const position = number(walk.index + 1);
-  byId("place").replaceChildren(walk.total === null ? `Image ${position}` : `${position} of ${number(walk.total)}`, walk.isCase ? el("span", { class: "of-case", text: " in this case" }) : "");
-  // Back where this image stands, with as many before it as there are.
-  const many = walk.isCase || walk.index < PAGE ? 0 : Math.ceil((walk.index + 1) / PAGE) * PAGE;
-  byId("back").href = resultAddress({ ...state, shown: many }, image.image);
-}
-
+/** Show another case of the result, in place of this one. */
 function go(name) {
   if (!name) return;
-  const wasFocused = document.activeElement;
-  history.pushState(null, "", caseAddress(name, state));
-  show().then(() => {
-    // A button that is disabled at the end of the walk loses the focus: it stays in the viewer.
-    if (wasFocused?.disabled) (wasFocused.id === "next" ? byId("previous") : byId("next")).focus();
-  });
+  clearTimeout(step.later);
+  history.replaceState(null, "", caseAddress(name, state));
+  show();
+  scrollTo(0, 0);
 }
 
-/** A sentence about what failed. What is only not ready yet is asked for again, as long as its image is shown. */
+function toggleQuiz() {
+  state = { ...state, quiz: !state.quiz };
+  history.replaceState(history.state, "", `${location.pathname}${writeState(state)}${location.hash}`);
+  byId("quiz-toggle").setAttribute("aria-pressed", String(state.quiz));
+  begin();
+  showWalk(stop.signal);
+}
+
+async function openRandom() {
+  byId("problem").replaceChildren();
+  try {
+    const { randomCase } = await parts.quiz();
+    go(await randomCase(new Result(state)));
+  } catch (error) {
+    byId("problem").replaceChildren(problemBox(error, openRandom));
+  }
+}
+
+/** What is wrong, for a part of the page; what is only not ready is asked for again, as long as its image is shown. */
 function problemOf(error, again) {
   if (error.status !== 503) return problemBox(error, again);
   const asked = image;
   const seconds = Math.max(5, Math.min(60, error.retryAfter || error.body.training?.eta_s || 15));
-  const box = el("p", { class: "notice", text: `${error.message} The page asks again by itself.` });
+  const box = el("p", { class: "notice", text: `${error.message} This page retries automatically.` });
   setTimeout(() => asked === image && box.isConnected && again(), 1000 * seconds);
   return box;
 }
@@ -156,12 +296,13 @@ async function predict() {
   const target = byId("prediction");
   const [asked, { signal }] = [image, stop];
   byId("predict").disabled = true;
-  if (!target.querySelector(".notice:not(.error)")) target.replaceChildren(el("p", { class: "muted", text: "Asking the models …" }));
+  if (!target.querySelector(".notice:not(.error)")) target.replaceChildren(el("p", { class: "muted", text: "Predicting …" }));
   try {
     const params = [["caption", String(byId("with-caption").checked)]];
     const answer = await getJson(`${asked.links.self}/predict`, params, { signal });
+    const { predictionView } = await parts.prediction();
     if (image !== asked) return;
-    target.replaceChildren(...["modality", "location"].map((task) => judgedView(task, answer[task])));
+    target.replaceChildren(...["modality", "location"].map((task) => judgedView(task, answer[task], predictionView)));
   } catch (error) {
     if (image === asked && error.name !== "AbortError") target.replaceChildren(problemOf(error, predict));
   } finally {
@@ -169,7 +310,7 @@ async function predict() {
   }
 }
 
-function judgedView(task, judged) {
+function judgedView(task, judged, predictionView) {
   if (judged.prediction) return predictionView(judged.prediction, { judged, withSplit: true });
   const problem = new Problem(judged.problem.detail, judged.status, judged.problem);
   return el("section", { class: "prediction" }, el("h3", { text: spoken(task) }), problemOf(problem, predict));
@@ -178,14 +319,13 @@ function judgedView(task, judged) {
 async function showSimilar() {
   const target = byId("similar");
   const asked = image;
-  if (!asked || target.dataset.image === asked.image) return;
+  if (!asked || level() < 3 || target.dataset.image === asked.image) return;
   target.dataset.image = asked.image;
   target.setAttribute("aria-busy", "true");
   try {
     const answer = await getJson(`${asked.links.self}/similar`, [["limit", SIMILAR]]);
-    if (image !== asked) return;
-    const model = el("p", { class: "muted small", text: `By the embedding of ${answer.model.name}; 100% means the same.` });
-    target.replaceChildren(model, el("ul", { class: "grid" }, answer.items.map(similarTile)));
+    const { similarTiles } = await parts.similar();
+    if (image === asked && level() === 3) target.replaceChildren(...similarTiles(answer));
   } catch (error) {
     if (image !== asked) return;
     target.dataset.image = "";
@@ -195,33 +335,38 @@ async function showSimilar() {
   }
 }
 
-function similarTile(item) {
-  const picture = el("img", { src: `${item.links.thumbnail}?width=256`, alt: "", loading: "lazy", width: 256, height: 256 });
-  const words = el("span", { class: "line" }, el("b", { text: item.modality }), ` ${item.location ?? "location unknown"}, ${Math.round(100 * item.similarity)}% alike`);
-  const title = el("span", { class: "caption", text: item.diagnosis ?? item.title ?? item.caption ?? "" });
-  // Outside of the result that is walked, so without its query.
-  const link = el("a", { class: "tile", href: caseAddress(item.image, { q: "", sort: "", shown: 0, filters: [] }) });
-  link.append(el("span", { class: "frame" }, picture), words, title);
-  return el("li", {}, link);
-}
-
 // Similar images cost the service a run of the model: they are asked for when they come into sight.
 const sight = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && showSimilar(), { rootMargin: "200px" });
 
 function onKey(event) {
-  if (isTyping(event)) return;
+  if (isTyping(event) || !shown) return;
   if (viewer.onKey(event)) event.preventDefault();
   else if (event.shiftKey) return;
   else if (event.key === "ArrowLeft") go(walk.previous);
   else if (event.key === "ArrowRight") go(walk.next);
+  else if (event.key === "c" && shown.images.length > 1) compare();
+  else if (event.key === "q") toggleQuiz();
+  else if (event.key === "n" && state.quiz) openRandom();
   else if (event.key === "Escape") location.assign(byId("back").href);
 }
 
 document.addEventListener("keydown", onKey);
-searchOnSlash(() => resultAddress(state, ""));
-byId("previous").addEventListener("click", () => go(walk.previous));
-byId("next").addEventListener("click", () => go(walk.next));
+byId("previous").addEventListener("click", () => step(-1, viewer.active));
+byId("next").addEventListener("click", () => step(1, viewer.active));
+for (const name of ["previous", "next"]) onPlainClick(byId(`${name}-case`), () => go(walk[name]));
+byId("bookmark").addEventListener("click", () => {
+  toggleBookmark(shown.u_id, level() === 3 ? shown.title : null);
+  showBookmark(byId("bookmark"), shown.u_id);
+});
+byId("compare").addEventListener("click", compare);
+byId("quiz-toggle").addEventListener("click", toggleQuiz);
 byId("predict").addEventListener("click", predict);
+byId("annotations-part").addEventListener("toggle", showAnnotations);
+// The link is to the image, not to the result in which it was found.
+byId("copy-link").addEventListener("click", () => {
+  const address = `${location.origin}${caseAddress(image.image, { ...EMPTY, quiz: state.quiz })}`;
+  copyText(address, byId("copied"));
+});
 addEventListener("popstate", () => {
   state = readState(location.search);
   show();

@@ -5,9 +5,14 @@ import { loadCatalogue } from "./catalogue.js";
 import { el, number, plural, spoken, webLink } from "./dom.js";
 import { Flags } from "./flags.js";
 
-const TEXTS = ["history", "exam", "findings", "differential_diagnosis", "diagnosis", "diagnosis_by", "treatment_follow_up", "discussion", "media"];
+// What quiz mode lets be seen: the question, then the findings, then everything.
+const TEXTS = [
+  ["history", 0], ["exam", 0], ["findings", 2], ["differential_diagnosis", 3], ["diagnosis", 3], ["diagnosis_by", 3],
+  ["treatment_follow_up", 3], ["discussion", 3], ["media", 3],
+];
 const TOPIC = ["category", "acr_code", "keywords", "disease_discussion", "reference"];
 const LONG = 1500;
+const HEADINGS = { treatment_follow_up: "Treatment and follow-up", acr_code: "ACR code" };
 
 /** The value of a field as it is in the dataset, found by what the catalogue says of its source. */
 async function recorded(kind, address, field) {
@@ -18,39 +23,55 @@ async function recorded(kind, address, field) {
 
 const flagsOf = (record, kind) => new Flags(record.quality_flags, kind, (field) => recorded(`${kind}s`, record.links.self, field));
 
-/** The line below the title. */
-export function caseLine(record) {
-  const patient = [record.age !== null && `${record.age} years`, record.sex].filter(Boolean).join(", ");
-  const parts = [`Case ${record.u_id}`, `${record.split} split`, plural(record.images.length, "image"), record.location, patient];
-  return [parts.filter(Boolean).join(" · "), " ", ...flagsOf(record, "case").of("title")];
+/** The line below the title. `level`: see quiz.js; 3 shows everything. */
+export function caseLine(record, level = 3) {
+  const patient = [record.age !== null && plural(record.age, "year"), record.sex].filter(Boolean).join(", ");
+  const place = level > 0 && [record.modalities.join(" and "), record.location];
+  const parts = [`Case ${record.u_id}`, level === 3 && `${record.split} split`, plural(record.images.length, "image"), ...(place || []), patient];
+  return [parts.filter(Boolean).join(" · "), " ", ...(level === 3 ? flagsOf(record, "case").of("title") : [])];
 }
 
-/** All texts of a case and of its topic. */
-export function caseText(record) {
+const headingOf = (name) => HEADINGS[name] ?? spoken(name);
+
+/** All texts of a case and of its topic, as far as the level shows them. */
+export function caseText(record, level = 3) {
   const flags = flagsOf(record, "case");
   const absent = [];
+  const earlier = new Map(); // texts and the headings that they stand under
   const block = (heading, name, value) => {
-    if (!value?.length && !flags.has(name)) absent.push(spoken(name.replace("topic.", "topic ")).toLowerCase());
-    else return textBlock(heading, name, value, flags.of(name));
-    return null;
+    if (!value?.length && !flags.has(name)) {
+      absent.push(heading.toLowerCase());
+      return null;
+    }
+    const same = value?.length > 0 && earlier.get(value);
+    if (value?.length) earlier.set(value, earlier.get(value) ?? heading);
+    return same ? sameBlock(heading, name, same, flags.of(name)) : textBlock(heading, name, value, flags.of(name));
   };
-  const texts = TEXTS.map((name) => block(spoken(name), name, record[name]));
+  const texts = TEXTS.filter(([, from]) => from <= level).map(([name]) => block(headingOf(name), name, record[name]));
+  const card = el("div", { class: "card" }, el("h2", { text: "Case" }), texts);
+  if (level < 3) return [card];
   const { topic } = record;
-  const ofTopic = TOPIC.map((name) => block(spoken(name).replace("Acr", "ACR"), `topic.${name}`, topic[name]));
+  const ofTopic = TOPIC.map((name) => block(headingOf(name), `topic.${name}`, topic[name]));
   const links = topic.external_links.map((link) => el("li", {}, webLink(link)));
   const about = flags.of("");
   return [
-    el("div", { class: "card" }, el("h2", { text: "Case" }), texts),
+    card,
     el(
       "div",
       { class: "card" },
-      el("h2", {}, "Topic", topic.title && `: ${topic.title}`),
+      el("h2", {}, "Topic", topic.title && topic.title !== record.title && `: ${topic.title}`),
       ofTopic,
       links.length > 0 && el("div", { class: "block" }, el("h3", {}, "Links ", flags.of("topic.external_links")), el("ul", {}, links)),
     ),
     absent.length > 0 && el("p", { class: "muted small", text: `Not in the dataset: ${absent.join(", ")}.` }),
     about.length > 0 && el("p", { class: "muted small" }, "About these texts: ", about),
   ].filter(Boolean);
+}
+
+/** A text that stands on the page already. */
+function sameBlock(heading, name, earlier, badges) {
+  const words = el("p", { class: "muted", text: `The same text as “${earlier}”.` });
+  return el("div", { class: "block", data: { field: name } }, el("h3", {}, heading, " ", badges), words);
 }
 
 function textBlock(heading, name, value, badges) {

@@ -39,7 +39,7 @@ function frame(label, xText, yText, xEnds, yEnds, ...marks) {
 
 const place = (x, y) => [BOX.left + (BOX.right - BOX.left) * x, BOX.bottom - (BOX.bottom - BOX.top) * y];
 
-/** Accuracy against confidence; on the diagonal the probabilities mean what they say. */
+/** Accuracy against confidence; on the diagonal the model is calibrated. */
 export function reliability(bins) {
   const total = bins.reduce((sum, bin) => sum + bin.n, 0);
   const [[x1, y1], [x2, y2]] = [place(0, 0), place(1, 1)];
@@ -62,8 +62,8 @@ export function curves(series, label) {
   return frame(label, "epoch", "loss", ["1", String(length)], [low.toFixed(2), high.toFixed(2)], ...lines);
 }
 
-/** Accuracy of the surest answers against their share. */
+/** Accuracy of the most confident answers against coverage. */
 export function riskCoverage(pairs) {
   const points = pairs.map(([coverage, accuracy]) => place(coverage, accuracy).join(",")).join(" ");
-  return frame("Accuracy by coverage", "share of images answered, the surest first", "accuracy", ["0", "1"], ["0", "1"], shape("polyline", { class: "curve", points }));
+  return frame("Accuracy by coverage", "coverage (most confident first)", "accuracy", ["0", "1"], ["0", "1"], shape("polyline", { class: "curve", points }));
 }

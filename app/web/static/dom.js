@@ -46,26 +46,48 @@ export function bar(fraction, className = "") {
   return el("span", { class: `bar ${className}`, "aria-hidden": "true" }, fill);
 }
 
-/** Whether a key press belongs to a form field and not to the page; a box to be checked takes no text. */
+/** Whether a key press belongs to a form field or to an open dialog, and not to the page. */
 export function isTyping(event) {
-  return (
-    event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.defaultPrevented ||
-    (event.target instanceof HTMLElement && event.target.matches("input:not([type=checkbox], [type=radio]), textarea, select"))
-  );
+  const { target, key } = event;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.defaultPrevented) return true;
+  if (document.querySelector("dialog[open]")) return true;
+  if (!(target instanceof HTMLElement)) return false;
+  if (target.matches("textarea, input:not([type=checkbox], [type=radio], [type=range])")) return true;
+  // A select jumps to the entry that begins with a letter, but has no use for these two.
+  if (target.matches("select")) return key !== "/" && key !== "?";
+  return target.matches("input:is([type=radio], [type=range])") && /^(Arrow|Page|Home|End)/.test(key);
 }
 
-// A picture that cannot be had is said in its place, on every page.
+// Thumbnails: a frame shows that its picture is loading, and says so where there is none.
+document.addEventListener("load", ({ target }) => target.closest?.(".loading")?.classList.remove("loading"), true);
 document.addEventListener("error", ({ target }) => {
-  if (target.matches?.(".tile img, .strip img")) target.replaceWith(el("span", { class: "no-picture", text: "no picture" }));
+  if (!target.matches?.(".tile img, .strip img")) return;
+  target.closest(".loading")?.classList.remove("loading");
+  target.replaceWith(el("span", { class: "no-picture", text: "no picture" }));
 }, true);
 
-/** Let "/" lead to the search box of the browse page, from any other page. */
-export function searchOnSlash(address = () => "/") {
-  document.addEventListener("keydown", (event) => {
-    if (event.key !== "/" || isTyping(event)) return;
-    event.preventDefault();
-    location.assign(`${address()}#q`);
+/** The thumbnail of an image in a square frame. `size`: width and height of the picture, where they are known. */
+export function thumbnail(image, { width = 256, isLazy = true, size = null } = {}) {
+  const scale = size ? Math.min(1, width / Math.max(size.width, size.height)) : 1;
+  const picture = el("img", {
+    src: `/images/${encodeURIComponent(image)}/thumbnail?width=${width}`,
+    width: size ? Math.max(1, Math.round(size.width * scale)) : width,
+    height: size ? Math.max(1, Math.round(size.height * scale)) : width,
+    alt: "",
+    loading: isLazy ? "lazy" : "eager",
+    decoding: "async",
   });
+  return el("span", { class: "frame loading" }, picture);
+}
+
+/** Call `then` for a plain click on a link; with a key held the browser opens the address elsewhere. */
+export function onPlainClick(link, then) {
+  link.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    event.preventDefault();
+    then(event);
+  });
+  return link;
 }
 
 /** A web address as a link if it is one, else as text: data may hold any scheme. */

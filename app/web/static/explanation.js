@@ -1,4 +1,4 @@
-// What speaks for a class: the map of where a model looks, over the picture, and what each input says alone.
+// Explains a prediction: a heatmap over the picture, and what each input alone would predict.
 
 import { el, problemBox } from "./dom.js";
 import { postForm } from "./post.js";
@@ -19,7 +19,7 @@ export function explainer(task, { probabilities }, { formOf, address, signal, ke
   const target = el("div", { "aria-live": "polite" });
   button.addEventListener("click", async () => {
     button.disabled = true;
-    target.replaceChildren(el("p", { class: "muted small", text: "Looking where the model looks …" }));
+    target.replaceChildren(el("p", { class: "muted small", text: "Computing heatmap …" }));
     try {
       target.replaceChildren(...(await explain(task, classes.value, { formOf, address, signal, keep })));
       target.scrollIntoView({ block: "nearest" });
@@ -41,13 +41,13 @@ async function explain(task, label, { formOf, address, signal, keep }) {
   const map = URL.createObjectURL(picture.answer);
   keep(map);
   const method = picture.headers.get("X-Explanation-Method") ?? "";
-  const words = `Red speaks most for “${label}” (${method === "grad-cam" ? "Grad-CAM" : method}, ${picture.timing.ms} ms).`;
+  const words = `Red areas contributed most to “${label}” (${method === "grad-cam" ? "Grad-CAM" : method}, ${picture.timing.ms} ms).`;
   return [mapView(address, map, label, words), reasons && inputsView(reasons.answer.by_input)].filter(Boolean);
 }
 
-/** The map over the picture, with a slider between the two. */
+/** The heatmap over the picture, with a slider between the two. */
 function mapView(address, map, label, words) {
-  const heat = el("img", { class: "heat", src: map, alt: `Map of what speaks for ${label}` });
+  const heat = el("img", { class: "heat", src: map, alt: `Heatmap for ${label}` });
   const below = el("img", { src: address, alt: "" });
   below.addEventListener("error", () => below.remove()); // a DICOM file: the map shows it as well
   const id = `opacity-${(count += 1)}`;
@@ -58,12 +58,12 @@ function mapView(address, map, label, words) {
     { class: "map" },
     el("div", { class: "overlay" }, below, heat),
     el("figcaption", { class: "small", text: words }),
-    el("label", { class: "small", for: id, text: "Opacity of the map" }),
+    el("label", { class: "small", for: id, text: "Opacity of the heatmap" }),
     slider,
   );
 }
 
-/** What each input alone would have said. */
+/** The prediction from each input alone. */
 function inputsView(byInput) {
   const column = (name, ranking, missing) =>
     el(
@@ -75,7 +75,7 @@ function inputsView(byInput) {
   return el(
     "div",
     { class: "inputs" },
-    column("Image", byInput.image, "This model does not answer by the image alone."),
-    column("Caption", byInput.caption, "No caption was given, or this model does not read it alone."),
+    column("Image", byInput.image, "This model does not predict from the image alone."),
+    column("Caption", byInput.caption, "No caption was given, or this model does not predict from the caption alone."),
   );
 }

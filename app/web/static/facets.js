@@ -71,14 +71,14 @@ function anyAge(filters, change) {
   const names = parametersOf("age_band");
   const box = el("input", { type: "radio", name: "age_band", id: "facet-age_band", checked: !of(filters, names).length });
   box.addEventListener("change", () => change(filters.filter(([key]) => !names.includes(key))));
-  return el("label", {}, box, el("span", { class: "grow", text: "any" }));
+  return el("label", {}, box, el("span", { class: "grow", text: "Any" }));
 }
 
 /** Boxes of which several mean any of them; of ages, which are filtered by one range, one can be chosen. */
 function facet(name, entries, filters, change) {
   const isSingle = name === "age_band";
   const words = (value) => {
-    if (value === null) return isSingle ? "unknown" : "only unknown";
+    if (value === null) return "Unknown";
     return isSingle ? String(value).replace("-", "–") : String(value);
   };
   const rows = entries.map((entry, index) => {

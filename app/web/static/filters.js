@@ -63,7 +63,7 @@ export async function setUpFieldFilter(add) {
   const [fields, operators, value] = [byId("filter-field"), byId("filter-operator"), byId("filter-value")];
   const catalogue = await loadCatalogue();
   const group = (label, list) => {
-    const options = list.map((field) => el("option", { value: field.name, text: spoken(field.name) }));
+    const options = list.map((field) => el("option", { value: field.name, text: field.label ?? spoken(field.name) }));
     return el("optgroup", { label }, options);
   };
   const caseOnly = [...catalogue.cases.values()].filter((field) => !catalogue.images.has(field.name));

@@ -1,35 +1,35 @@
-// What the quality flags of the dataset mean: badges beside the values that they are about.
+// What the quality flags of the dataset mean: badges beside the values concerned.
 
 import { el, spoken } from "./dom.js";
 
-const PLACEHOLDER = ["not filled in", "The dataset holds a placeholder here instead of a text."];
-const UNKNOWN_CODE = ["not coded", "The dataset has the code -1.-1 here, which stands for no code."];
+const PLACEHOLDER = ["not filled in", "The dataset has a placeholder here instead of a text."];
+const UNKNOWN_CODE = ["not coded", "The dataset has the code -1.-1 here, which means that no code was assigned."];
 
 // Flag: the field that it is about, the badge, the explanation.
 const OF_IMAGES = {
   caption_placeholder: ["caption", ...PLACEHOLDER],
-  caption_uninformative: ["caption", "says little", "The caption repeats how the image was made, not what it shows."],
-  caption_whitespace: ["caption", "tidied", "The caption held line breaks or tabs; they are spaces here."],
-  age_zero: ["age", "recorded as 0", "An age of 0 stands for “unknown” in most cases that have it, so no age is given."],
-  sex_unknown: ["sex", "recorded as N/A", "The dataset does not say the sex."],
+  caption_uninformative: ["caption", "uninformative", "The caption repeats how the image was acquired, not what it shows."],
+  caption_whitespace: ["caption", "whitespace cleaned", "The caption has line breaks or tabs in the dataset; they are spaces here."],
+  age_zero: ["age", "recorded as 0", "In most cases an age of 0 stands for “unknown”, so no age is given here."],
+  sex_unknown: ["sex", "recorded as N/A", "The sex is not recorded in the dataset."],
   plane_missing: ["plane", "missing", "The dataset has no plane for this image."],
-  plane_not_anatomical: ["plane", "no plane", "This names a kind of picture, not a section through the body."],
-  location_left_blank: ["location", "left blank", "The dataset says “Left Blank”; models are neither trained nor scored on it."],
-  location_not_anatomical: ["location", "doubtful", "This value of the dataset names no part of the body, though models learn it as a class."],
+  plane_not_anatomical: ["plane", "not a plane", "This value names a kind of picture, not an anatomical plane."],
+  location_left_blank: ["location", "left blank", "The dataset has “Left Blank” here; models are neither trained nor evaluated on it."],
+  location_not_anatomical: ["location", "doubtful", "This value names no part of the body, although it is one of the classes."],
   acr_unknown: ["acr_codes", ...UNKNOWN_CODE],
-  modality_detail_whitespace: ["modality_detail", "tidied", "Spaces around the value were removed."],
-  source_url_missing: ["source_url", "no source", "The dataset's list of sources does not name this image."],
+  modality_detail_whitespace: ["modality_detail", "whitespace cleaned", "Spaces around the value were removed."],
+  source_url_missing: ["source_url", "no source", "This image is missing from the dataset's list of sources."],
 };
 
 const OF_CASES = {
   acr_unknown: ["topic.acr_code", ...UNKNOWN_CODE],
-  keywords_run_together: ["topic.keywords", "run together", "Words lost the separators between them in the dataset."],
-  link_without_scheme: ["topic.external_links", "completed", "The address had no https:// in the dataset; it was added."],
-  html_entities: ["", "entities decoded", "Texts of this case held HTML entities such as &#39;; they are characters here."],
-  line_ends: ["", "line ends", "Texts of this case mixed kinds of line ends; here they have one."],
-  control_characters: ["", "control characters", "Texts of this case held control characters; they were removed."],
-  private_use_characters: ["", "odd symbols", "Texts of this case held symbols of one font only; bullets and arrows replace what is known."],
-  images_disagree: ["", "images disagree", "The images of this case differ in age, sex or location; where they do, the case has no value."],
+  keywords_run_together: ["topic.keywords", "separators lost", "In the dataset these words are joined without separators."],
+  link_without_scheme: ["topic.external_links", "https:// added", "The address has no https:// in the dataset; it was added here."],
+  html_entities: ["", "entities decoded", "Texts of this case contain HTML entities such as &#39;; they are decoded here."],
+  line_ends: ["", "line ends", "Texts of this case mix kinds of line ends; they are the same here."],
+  control_characters: ["", "control characters", "Texts of this case contain control characters; they were removed."],
+  private_use_characters: ["", "symbols replaced", "Texts of this case use symbols of a single font; known ones were replaced by bullets and arrows."],
+  images_disagree: ["", "images disagree", "The images of this case differ in age, sex or location; where they differ, the case has no value."],
 };
 
 /** The field, label and explanation of a flag; an unknown flag, of a newer service, is shown by its name. */

@@ -1,22 +1,25 @@
-// One image on the predict page: its picture, its caption and what the models say of it.
+// One image on the predict page: its picture, its caption and what the models predict for it.
 
-import { el, problemBox, spoken } from "./dom.js";
+import { el, percent, problemBox, spoken } from "./dom.js";
 import { explainer } from "./explanation.js";
 import { postForm } from "./post.js";
-import { predictionView } from "./prediction.js";
+import { predictionView, verdictView } from "./prediction.js";
+import { similarTiles } from "./similar.js";
 import { snippetsView } from "./snippets.js";
 
 export const TASKS = ["modality", "location"];
 const MAX_CAPTION = 5000;
+const SIMILAR = 8;
 
 const size = (bytes) => (bytes < 1024 ** 2 ? `${Math.ceil(bytes / 1024)} KiB` : `${(bytes / 1024 ** 2).toFixed(1)} MiB`);
+const best = ({ probabilities }) => probabilities[0].probability;
 
 let count = 0;
 
 /** Where the uploaded file stands in the dataset, in a sentence with a link. */
 function whereabouts({ image, u_id: uId, split }) {
-  const training = split === "train" ? " The model has seen it with its answer, so this proves nothing." : "";
-  const chosen = split === "dev" ? " The model was chosen with it, so this proves little." : "";
+  const training = split === "train" ? " The model was trained on this image, so a correct answer means little." : "";
+  const chosen = split === "dev" ? " The model was selected on this image, so a correct answer means little." : "";
   return el(
     "p",
     { class: split === "test" ? "notice" : "notice warn" },
@@ -26,17 +29,29 @@ function whereabouts({ image, u_id: uId, split }) {
   );
 }
 
+/** What the caption changed, in a sentence. `alone`: the answer to the image without it. */
+function effectOf(answer, alone) {
+  const before = alone.probabilities.find((entry) => entry.label === answer.label)?.probability ?? 0;
+  const [from, to] = [percent(before), percent(best(answer))];
+  if (alone.label !== answer.label) return `The caption changed the location from ${alone.label} (${percent(best(alone))}) to ${answer.label} (${to}).`;
+  if (from === to) return `The caption changed nothing: ${answer.label} has ${to} without it too.`;
+  return `The caption ${best(answer) > before ? "raised" : "lowered"} ${answer.label} from ${from} to ${to}.`;
+}
+
 export class Item {
-  /** `example`: the record of an image of the dataset; `onRemove` is told when the user removes this. */
-  constructor(file, { caption = "", example = null, onRemove }) {
+  /** `example`: the record of an image of the dataset; `onRemove` and `onChange` are told what becomes of this. */
+  constructor(file, { caption = "", example = null, onRemove, onChange = () => {} }) {
     this.file = file;
     this.example = example;
+    this.number = count += 1;
+    this.row = { file: file.name };
     this.stop = new AbortController();
     this.waiting = new Map(); // tasks without a model, and the seconds that the service asks to wait
     this.answered = new Set(); // tasks
+    this._onChange = () => onChange(this);
     this._turns = {};
     this._addresses = [URL.createObjectURL(file)];
-    this._build(caption, `item-${(count += 1)}`, onRemove);
+    this._build(caption, `item-${this.number}`, onRemove);
   }
 
   get caption() {
@@ -52,19 +67,29 @@ export class Item {
   /** Ask about the tasks; resolves when all have an answer or a sentence about why not. */
   async predict(tasks = TASKS) {
     this.node.setAttribute("aria-busy", "true");
-    await Promise.all(tasks.map((task) => this._predict(task)));
+    const problems = (await Promise.all(tasks.map((task) => this._predict(task)))).filter(Boolean);
+    this._say(problems);
     this.node.setAttribute("aria-busy", "false");
+    this._onChange();
   }
 
   _build(caption, id, onRemove) {
-    const picture = el("img", { src: this._addresses[0], alt: `Preview of ${this.file.name}` });
-    picture.addEventListener("error", () => picture.replaceWith(el("p", { class: "muted", text: "The browser cannot show this file." })));
-    this._caption = el("textarea", { id: `${id}-caption`, rows: 4, maxlength: MAX_CAPTION, placeholder: "What does the image show?" });
+    this._picture = el("img", { src: this._addresses[0], alt: `Preview of ${this.file.name}` });
+    this._overlay = el("div", { class: "overlay" }, this._picture);
+    this._picture.addEventListener("error", () => this._showAnalysed(), { once: true });
+    this._caption = el("textarea", { id: `${id}-caption`, rows: 2, maxlength: MAX_CAPTION, placeholder: "What does the image show?" });
     this._caption.value = caption;
-    this._slots = Object.fromEntries(TASKS.map((task) => [task, el("div", { class: "slot", data: { task } })]));
-    this._known = el("div", { "aria-live": "polite" });
-    const remove = el("button", { type: "button", text: "Remove", "aria-label": `Remove ${this.file.name}`, on: { click: () => onRemove(this) } });
-    const ask = el("form", { class: "ask" }, el("label", { for: `${id}-caption`, text: "Caption" }), this._caption, el("button", { text: "Predict again" }));
+    const slots = (name) => Object.fromEntries(TASKS.map((task) => [task, el("div", { class: name, data: { task } })]));
+    [this._verdicts, this._slots] = [slots("verdict-slot"), slots("slot")];
+    [this._known, this._problem, this._effect] = [el("div"), el("div", { role: "alert" }), el("p", { class: "effect small", "aria-live": "polite" })];
+    const remove = el("button", { type: "button", class: "quiet", text: "Remove", "aria-label": `Remove ${this.file.name}`, on: { click: () => onRemove(this) } });
+    const ask = el(
+      "form",
+      { class: "ask" },
+      el("label", { for: `${id}-caption`, text: "Caption" }),
+      el("div", { class: "ask-row" }, this._caption, el("button", { text: "Predict again" })),
+      this._effect,
+    );
     ask.addEventListener("submit", (event) => {
       event.preventDefault();
       this.predict();
@@ -75,51 +100,143 @@ export class Item {
         ask.requestSubmit();
       }
     });
-    const head = el("div", { class: "row" }, el("h2", { id: `${id}-name`, class: "grow name", text: this.file.name }), el("span", { class: "muted small", text: size(this.file.size) }), remove);
-    const figure = el("div", {}, el("div", { class: "overlay" }, picture), ask);
-    const answers = el("div", { class: "answers", "aria-live": "polite" }, Object.values(this._slots));
-    this.node = el("article", { class: "card item", "aria-labelledby": `${id}-name` }, head, this._known, el("div", { class: "item-body" }, figure, answers));
+    const head = el("div", { class: "item-head" }, el("h2", { id: `${id}-name`, class: "grow name", text: this.file.name }), el("span", { class: "muted small", text: size(this.file.size) }), remove);
+    const verdicts = el("div", { class: "verdicts", "aria-live": "polite" }, Object.values(this._verdicts));
+    const body = el("div", { class: "item-body" }, this._overlay, el("div", { class: "summary" }, this._problem, verdicts, ask));
+    this._answers = el("div", { class: "answers" }, Object.values(this._slots));
+    this.node = el("article", { class: "card item", id, tabindex: -1, "aria-labelledby": `${id}-name` }, head, body, this._known, this._answers, this._similar());
   }
 
-  _form(task) {
+  /** The picture of a file that the browser cannot show, such as DICOM: the service's own. */
+  async _showAnalysed() {
+    this._picture.remove();
+    const words = el("p", { text: "Loading the picture …" });
+    this._overlay.append(words);
+    try {
+      const form = new FormData();
+      form.set("image", this.file, this.file.name);
+      const { answer } = await postForm("/preview", form, { signal: this.stop.signal, as: "blob" });
+      const address = URL.createObjectURL(answer);
+      this._addresses.push(address);
+      this._shown = address;
+      this._picture = el("img", { src: address, alt: `The picture of ${this.file.name} that was analysed` });
+      this._overlay.replaceChildren(this._picture);
+    } catch (error) {
+      if (error.name !== "AbortError") words.textContent = "The browser cannot show this file.";
+    }
+  }
+
+  _similar() {
+    const target = el("div", { "aria-live": "polite" });
+    const button = el("button", { type: "button", text: "Find visually similar cases" });
+    button.addEventListener("click", async () => {
+      button.disabled = true;
+      target.replaceChildren(el("p", { class: "muted", text: "Searching …" }));
+      try {
+        const form = new FormData();
+        form.set("image", this.file, this.file.name);
+        const { answer } = await postForm(`/search/similar?limit=${SIMILAR}`, form, { signal: this.stop.signal });
+        target.replaceChildren(...similarTiles(answer));
+      } catch (error) {
+        if (error.name !== "AbortError") target.replaceChildren(problemBox(error, () => button.click()));
+      } finally {
+        button.disabled = false;
+      }
+    });
+    return el("div", { class: "similar" }, button, target);
+  }
+
+  _form(task, caption = this.caption) {
     const form = new FormData();
     form.set("image", this.file, this.file.name);
-    if (task === "location" && this.caption) form.set("caption", this.caption);
+    if (task === "location" && caption) form.set("caption", caption);
     return form;
   }
 
+  /** Returns what is wrong, if there is no answer. */
   async _predict(task) {
     const slot = this._slots[task];
     const { signal } = this.stop;
     const caption = this.caption;
     const turn = (this._turns[task] = (this._turns[task] ?? 0) + 1);
     // With the answer goes its explanation: a map says nothing about the next one.
-    slot.replaceChildren(el("p", { class: "muted", text: `Asking for the ${task} …` }));
+    slot.replaceChildren();
+    this._verdicts[task].replaceChildren(el("h3", { text: spoken(task) }), el("p", { class: "muted", text: `Predicting the ${task} …` }));
     this.waiting.delete(task);
     this.answered.delete(task);
     const asked = this._form(task);
     try {
       const { answer, timing } = await postForm(`/predict/${task}`, asked, { signal });
-      if (turn !== this._turns[task]) return; // asked again meanwhile
-      const view = predictionView(answer, { timing, judged: this._judge(task, answer) });
-      const explained = { formOf: () => asked, address: this._addresses[0], signal, keep: (address) => this._addresses.push(address) };
-      view.append(explainer(task, answer, explained), snippetsView(task, this.file.name, caption));
-      slot.replaceChildren(view);
-      this.answered.add(task);
-      this._known.replaceChildren(answer.in_dataset ? whereabouts(answer.in_dataset) : "");
+      if (turn !== this._turns[task]) return null; // asked again meanwhile
+      this._show(task, answer, { timing, asked, caption });
+      if (task === "location") this._compare(answer, caption, turn);
+      return null;
     } catch (error) {
-      if (error.name === "AbortError" || turn !== this._turns[task]) return;
-      slot.replaceChildren(el("h3", { text: spoken(task) }), this._problem(task, error));
+      if (error.name === "AbortError" || turn !== this._turns[task]) return null;
+      return { task, error };
+    }
+  }
+
+  _show(task, answer, { timing, asked, caption }) {
+    const { signal } = this.stop;
+    const judged = this._judge(task, answer);
+    const explained = { formOf: () => asked, address: this._shown ?? this._addresses[0], signal, keep: (address) => this._addresses.push(address) };
+    const view = predictionView(answer, { timing, judged, isBrief: true });
+    view.append(explainer(task, answer, explained), snippetsView(task, this.file.name, caption));
+    this._slots[task].replaceChildren(view);
+    this._verdicts[task].replaceChildren(el("h3", { text: spoken(task) }), ...verdictView(answer, judged));
+    this.answered.add(task);
+    this._known.replaceChildren(answer.in_dataset ? whereabouts(answer.in_dataset) : "");
+    const found = answer.in_dataset;
+    Object.assign(this.row, {
+      [task]: answer.label,
+      [`${task}_probability`]: best(answer),
+      [`${task}_decision`]: answer.decision,
+      problem: null,
+      dataset_image: found?.image,
+      dataset_split: found?.split,
+      note: found ? `in the ${found.split === "train" ? "training" : found.split} split` : null,
+    });
+    if (task === "location") this.row.inputs = answer.inputs_used.join(" and ");
+  }
+
+  /** What the caption did: the same question without it. */
+  async _compare(answer, caption, turn) {
+    this._effect.textContent = "";
+    if (!caption) return;
+    if (!answer.inputs_used.includes("caption")) {
+      this._effect.textContent = "The caption was not used.";
+      return;
+    }
+    try {
+      const { answer: alone } = await postForm("/predict/location", this._form("location", ""), { signal: this.stop.signal });
+      if (turn === this._turns.location) this._effect.textContent = effectOf(answer, alone);
+    } catch {
+      // The answer stands without this sentence.
+    }
+  }
+
+  /** Why there are no answers: once, where both tasks have the same reason. */
+  _say(problems) {
+    for (const { task, error } of problems) {
+      for (const name of [task, `${task}_probability`, `${task}_decision`]) this.row[name] = null;
+      this.row.problem = error.message;
+    }
+    const [first, other] = problems;
+    const isOne = other && first.error.message === other.error.message && first.error.status !== 503;
+    this._problem.replaceChildren(isOne ? problemBox(first.error, () => this.predict()) : "");
+    for (const { task, error } of problems) {
+      this._verdicts[task].replaceChildren(...(isOne ? [] : [el("h3", { text: spoken(task) }), this._problemOf(task, error)]));
     }
   }
 
   /** Why there is no answer; the page asks again by itself for what is only not ready. */
-  _problem(task, error) {
+  _problemOf(task, error) {
     if (error.status !== 503) return problemBox(error, () => this.predict([task]));
     this.waiting.set(task, error.retryAfter);
     // How far a training is stands at the top, where it goes on.
     const reason = error.body.training ? `The model for ${task} is not ready yet.` : error.message;
-    return el("p", { class: "notice", text: `${reason} The page asks again by itself.` });
+    return el("p", { class: "notice", text: `${reason} This page retries automatically.` });
   }
 
   _judge(task, { label, probabilities }) {

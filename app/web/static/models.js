@@ -3,13 +3,14 @@
 import { getJson } from "./api.js";
 import { board } from "./board.js";
 import { detail } from "./card.js";
-import { byId, el, problemBox, searchOnSlash, spoken } from "./dom.js";
+import { byId, el, problemBox, spoken } from "./dom.js";
 import { lastReport, TASKS } from "./scores.js";
 import { watchTraining } from "./training.js";
 
 let items = [];
 let report = null;
 let timer = 0;
+let isFirst = true;
 const LOOK_AGAIN_MS = 30_000;
 // The state of the trainings stands above the tables: they are shown with it, so that they need not move.
 const training = new Promise((resolve) => watchTraining(byId("training"), { onKnown: resolve, onChange: load }));
@@ -22,6 +23,8 @@ async function load() {
     items = models.items;
     byId("board").replaceChildren(...board(models, report, lookAt));
     showChosen();
+    if (isFirst) goToCard();
+    isFirst = false;
   } catch (error) {
     byId("problem").replaceChildren(problemBox(error, load));
     byId("board").replaceChildren();
@@ -45,10 +48,13 @@ function lookAgain() {
 
 /** The cards are shown without a report as well. */
 async function readReport() {
+  byId("report-link").replaceChildren();
   report = await lastReport().catch((error) => {
     byId("problem").replaceChildren(problemBox(error, load));
     return null;
   });
+  const link = el("a", { href: "/evaluation/report", text: "evaluation report" });
+  if (report) byId("report-link").replaceChildren("Leakage between the splits, robustness, subgroups and the label audit are in the ", link, ".");
 }
 
 /** Show the model and the task that the address names, else one that answers. */
@@ -67,8 +73,13 @@ function showChosen() {
 }
 
 function choose(model, task) {
-  history.pushState(null, "", `?${new URLSearchParams({ model, task })}`);
+  history.pushState(null, "", `?${new URLSearchParams({ model, task })}#details`);
   showChosen();
+}
+
+/** Who follows a link to a card finds it; the room that the page keeps lets it be scrolled to at once. */
+function goToCard() {
+  if (items.length && (location.hash === "#details" || new URLSearchParams(location.search).has("model"))) byId("details").scrollIntoView();
 }
 
 /** Choose a model of the leaderboard, and go to where it is shown. */
@@ -82,5 +93,4 @@ for (const select of ["model", "task"].map(byId)) {
   select.addEventListener("change", () => choose(byId("model").value, byId("task").value));
 }
 addEventListener("popstate", showChosen);
-searchOnSlash();
 load();

@@ -1,8 +1,9 @@
-// The predict page: images come by drop, paste, file dialogue or as an example of the dataset, and are judged at once.
+// The predict page: images come by drop, paste, file dialogue or as an example of the dataset, and are predicted at once.
 
 import { getJson } from "./api.js";
-import { byId, el, number, plural, problemBox, searchOnSlash } from "./dom.js";
+import { byId, el, number, plural, problemBox } from "./dom.js";
 import { Item, TASKS } from "./item.js";
+import { Overview } from "./overview.js";
 import { getBlob } from "./post.js";
 import { watchTraining } from "./training.js";
 
@@ -13,6 +14,8 @@ const EXAMPLES = 6;
 const [LEAST_S, MOST_S] = [5, 60];
 
 const items = new Set();
+const overview = new Overview(byId("overview"), { onChoose: (item) => choose(item, { isFocused: true }) });
+let chosen = null; // of several, the one that is shown
 const queue = [];
 let running = 0;
 let isWatching = false;
@@ -35,21 +38,34 @@ async function work() {
   return work();
 }
 
-/** What became of the images: "2 images judged, 1 without an answer." */
+/** What became of the images: "3 images analysed, 2 failed." */
 function outcome() {
   const all = [...items];
   const waiting = all.filter((item) => item.waiting.size).length;
-  const judged = all.filter((item) => item.answered.size === TASKS.length).length;
-  const parts = [[judged, "judged"], [all.length - judged - waiting, "without an answer"], [waiting, "waiting for a model"]];
+  const analysed = all.filter((item) => item.answered.size === TASKS.length).length;
+  const parts = [[analysed, "analysed"], [all.length - analysed - waiting, "failed"], [waiting, "waiting for a model"]];
   const words = parts.filter(([count]) => count).map(([count, what], index) => `${index ? number(count) : plural(count, "image")} ${what}`);
   return `${words.join(", ")}.`;
 }
 
 function say() {
   const open = queue.length + running;
-  const text = open ? `Judging ${plural(items.size, "image")}, ${number(items.size - open)} done …` : outcome();
+  const text = open ? `Analysing ${plural(items.size, "image")}, ${number(items.size - open)} done …` : outcome();
   byId("status").textContent = items.size ? text : "";
   byId("clear").hidden = items.size < 2;
+  overview.show([...items], chosen);
+}
+
+/** Show one item of several. */
+function choose(item, { isFocused = false } = {}) {
+  chosen = item;
+  for (const each of items) each.node.hidden = items.size > 1 && each !== item;
+  // With a result at hand the ways to another one are brief.
+  document.body.classList.toggle("has-items", items.size > 0);
+  overview.show([...items], chosen);
+  if (!isFocused) return;
+  item.node.focus({ preventScroll: true });
+  item.node.scrollIntoView({ block: "nearest" });
 }
 
 function add(files, options = {}) {
@@ -61,12 +77,14 @@ function add(files, options = {}) {
     problem.append(el("div", { class: "notice warn" }, el("p", { text: `This page holds ${MOST} images; ${list.length - fresh.length} were left out. For more, use the API.` })));
   }
   byId("below").hidden = false;
-  const made = fresh.map((file) => new Item(file, { ...options, onRemove: remove }));
+  const made = fresh.map((file) => new Item(file, { ...options, onRemove: remove, onChange: () => overview.show([...items], chosen) }));
   for (const item of made) items.add(item);
-  byId("items").prepend(...made.map((item) => item.node));
-  const status = byId("status");
-  // Below the examples of a narrow screen nobody would see that something happens.
-  if (made.length && status.getBoundingClientRect().top > innerHeight * 0.6) status.scrollIntoView();
+  byId("items").append(...made.map((item) => item.node));
+  if (made.length) {
+    byId("examples-box").open = false;
+    choose(made[0]);
+    scrollTo(0, 0);
+  }
   // In their order, so that the first answers stand at the top.
   for (const item of made) enqueue(item);
   return made;
@@ -77,6 +95,8 @@ function remove(item) {
   const waiting = queue.findIndex(([queued]) => queued === item);
   if (waiting >= 0) queue.splice(waiting, 1);
   item.discard();
+  if (chosen === item) chosen = items.values().next().value ?? null;
+  choose(chosen);
   if (item.example && exampleInAddress()) history.replaceState(null, "", location.pathname);
   say();
   byId("files").focus({ preventScroll: true });
@@ -91,6 +111,7 @@ async function showExample() {
     items.delete(item);
     item.discard();
   }
+  choose(items.values().next().value ?? null);
   say();
   const name = exampleInAddress();
   if (!name) return;
@@ -110,7 +131,7 @@ async function showExample() {
 }
 
 /** One image per location, both modalities in turn. */
-function choose(images) {
+function chooseExamples(images) {
   const chosen = [];
   for (let index = 0; chosen.length < EXAMPLES && index < images.length; index += 1) {
     const wanted = chosen.length % 2 ? "MR" : "CT";
@@ -127,8 +148,8 @@ async function showExamples() {
   try {
     const params = { split: "test", caption__isnull: "false", fields: "image,modality,location,links", limit: "100" };
     const page = await getJson("/images", params);
-    target.replaceChildren(...choose(page.items).map(exampleItem));
-    target.closest("section").hidden = page.items.length === 0;
+    target.replaceChildren(...chooseExamples(page.items).map(exampleItem));
+    target.closest("details").hidden = page.items.length === 0;
   } catch (error) {
     target.replaceChildren(el("li", { class: "grow" }, problemBox(error, showExamples)));
   } finally {
@@ -201,7 +222,6 @@ function setUpFiles() {
 }
 
 byId("clear").addEventListener("click", () => [...items].forEach(remove));
-searchOnSlash();
 addEventListener("popstate", showExample);
 setUpFiles();
 watch();

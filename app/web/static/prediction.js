@@ -17,22 +17,36 @@ export function bars(probabilities, truth = null) {
   return el("div", {}, list(probabilities.slice(0, FIRST)), more);
 }
 
-function verdict(prediction) {
-  const best = prediction.probabilities[0].probability;
-  const isSure = prediction.decision === "confident";
-  const tag = el("span", { class: `tag ${isSure ? "good" : "warn"}`, text: prediction.decision });
-  const line = el("p", { class: "verdict" }, el("strong", { text: prediction.label }), ` ${percent(best)} `, tag);
-  const isUnlike = prediction.notes.some((note) => note.includes("unlike every image"));
-  const reason = isUnlike ? "" : " Among the dev images too many answers that were no surer than this were wrong.";
-  const doubt = `The model is not sure enough to answer: take this as a guess and look at the other classes.${reason}`;
-  return [line, !isSure && el("p", { class: "doubt", text: doubt })];
+/** Why an answer is uncertain, in a sentence; null if it is not. */
+function doubt(prediction) {
+  if (prediction.decision === "confident") return null;
+  const header = prediction.header_modality;
+  if (prediction.task === "modality" && header && header !== prediction.label) return `Uncertain: the file's header says ${header}.`;
+  // The note says more than this sentence could.
+  const isUnlike = prediction.notes.find((note) => /unlike|out of distribution|differs from (all|every|the) /i.test(note));
+  if (isUnlike) return "Uncertain: the image differs from all images that the model was trained on.";
+  return "Low confidence: treat this as a guess. On validation images, answers at this confidence were wrong too often.";
+}
+
+/** The answer in a line, with what the dataset says of it and why it is uncertain. */
+export function verdictView(prediction, judged = null) {
+  const tag = el("span", { class: `tag ${prediction.decision === "confident" ? "good" : "warn"}`, text: prediction.decision });
+  const line = el("p", { class: "verdict" }, el("strong", { text: prediction.label }), ` ${percent(prediction.probabilities[0].probability)} `, tag);
+  const header = prediction.task === "modality" && prediction.header_modality;
+  const reason = doubt(prediction);
+  return [
+    line,
+    judged && comparison(prediction, judged.truth, judged.correct),
+    header && el("p", { class: "header-modality small", text: `Modality in the DICOM header: ${header}.` }),
+    reason && el("p", { class: "doubt", text: reason }),
+  ].filter(Boolean);
 }
 
 function facts(prediction, timing) {
   const { model } = prediction;
   const rows = [
-    ["Judged by", prediction.inputs_used.join(" and ")],
-    ["Model", `${model.name}, version ${model.version}, ${model.init === "scratch" ? "trained from nothing" : "from pretrained weights"}`],
+    ["Inputs used", prediction.inputs_used.join(" and ")],
+    ["Model", `${model.name}, version ${model.version}, ${model.init === "scratch" ? "trained from scratch" : "from pretrained weights"}`],
     ["Model hash", model.sha256],
     ["Image", `${prediction.image.width} × ${prediction.image.height} pixels, mode ${prediction.image.mode}`],
     ["Image hash", prediction.image.sha256],
@@ -55,9 +69,9 @@ function comparison(prediction, truth, correct) {
 
 /**
  * A prediction. `judged`: `truth` and `correct` where the dataset knows; `timing`: of postForm; `withSplit`: whether to
- * repeat what the API notes of images of the training and dev splits, which `whereabouts` says as well.
+ * repeat what the API notes of images of the training and dev splits; `isBrief`: the verdict stands elsewhere.
  */
-export function predictionView(prediction, { judged = null, timing = null, withSplit = false } = {}) {
+export function predictionView(prediction, { judged = null, timing = null, withSplit = false, isBrief = false } = {}) {
   const known = prediction.in_dataset;
   const notes = prediction.notes.filter((note) => withSplit || !(known && note.includes(known.image)));
   const region = prediction.location_category;
@@ -65,8 +79,7 @@ export function predictionView(prediction, { judged = null, timing = null, withS
     "section",
     { class: "prediction", "aria-label": spoken(prediction.task), data: { task: prediction.task } },
     el("h3", { text: spoken(prediction.task) }),
-    verdict(prediction),
-    judged && comparison(prediction, judged.truth, judged.correct),
+    !isBrief && verdictView(prediction, judged),
     bars(prediction.probabilities, judged?.truth),
     region && el("p", { class: "region" }, "Body region: ", el("strong", { text: region.label }), ` ${percent(region.probabilities[0].probability)}`),
     notes.length > 0 && el("ul", { class: "notes small" }, notes.map((note) => el("li", { text: note }))),

@@ -1,53 +1,63 @@
-// The images that a state selects, page by page, in one order for the browse page and the case page.
+// What a state selects, page by page, in one order for the browse page and the case page: cases or images.
 //
-// Images are filtered by GET /images. A search and the fields that only cases have are answered in cases;
-// their ids then become a filter of the images, so that counts and exports are of exactly what is shown.
+// Images are filtered by GET /images; a case is part of the result if one of its images is. A search, the fields that
+// only cases have and an order by one of these are answered in cases; their ids then become a filter of the images,
+// so that counts and exports are of exactly what is shown.
 
 import { getJson } from "./api.js";
-import { splitFilters } from "./catalogue.js";
-import { writeState } from "./state.js";
+import { loadCatalogue, splitFilters } from "./catalogue.js";
+import { caseOf, writeState } from "./state.js";
 
-const TILE_FIELDS = "image,u_id,modality,modality_detail,plane,location,caption,width,height,quality_flags";
+const IMAGE_FIELDS = "image,u_id,modality,modality_detail,plane,location,caption,age,sex,width,height";
+export const CASE_FIELDS = "u_id,title,modalities,location,image_count,age,sex";
 const PAGE = 100;
 // The API takes 20 conditions of 500 characters each: room for these cases, and for eight filters beside them.
 const CONDITION_CHARS = 500;
 export const MAX_CASES = 700;
-const CASES_AT_ONCE = 12;
-const STORED_WALKS = "medpix-walk";
+const CASES_AT_ONCE = 24;
+const STORED_WALK = "medpix-walk";
 
 export class Result {
-  constructor(state, { fields = TILE_FIELDS, signal } = {}) {
+  constructor(state, { signal } = {}) {
     this.state = state;
-    this.fields = fields;
     this.signal = signal;
-    this.done = false;
     this.truncated = false;
-    this.total = null; // null where the API does not count to the end
     this.hits = new Map();
+    this.about = {}; // what a search says of itself: matched, did_you_mean, mode
+    this.isByCase = Boolean(state.q) && !state.sort;
     this._ids = null;
     this._position = 0;
     this._cursor = null;
     this._started = null;
     this._offsets = [];
     this._rest = null;
+    this._seen = new Set(); // cases
+    this._spare = []; // cases that came with the last page and were not asked for yet
+    this._isOver = false;
   }
 
-  /** Cases in the order of their score stand in groups; an order of images knows no groups. */
-  get isRanked() {
-    return Boolean(this.state.q) && !this.state.sort;
+  /** Whether all of the result was handed out. */
+  get done() {
+    return this._isOver && !this._spare.length;
   }
 
-  /** The next images: groups of a hit (null outside of a search) and its images. At least `size` if there are. */
-  async next(size) {
-    await this._start();
-    const [position, cursor] = [this._position, this._cursor];
-    try {
-      return this.isRanked ? await this._nextRanked(size) : [{ hit: null, images: await this._nextPage(size) }];
-    } catch (error) {
-      // Whoever asks again is given the same images, and none is left out.
-      [this._position, this._cursor] = [position, cursor];
-      throw error;
-    }
+  /** The next images, at least `size` if there are. */
+  async nextImages(size) {
+    return this._retryable(() => this._more(size));
+  }
+
+  /** The next cases, `size` if there are: `u_id`, `cover` (its first image in the result) and `hit`. */
+  async nextCases(size) {
+    return this._retryable(async () => {
+      while (!this._isOver && this._spare.length < size) {
+        for (const image of await this._more(PAGE)) {
+          if (this._seen.has(image.u_id)) continue;
+          this._seen.add(image.u_id);
+          this._spare.push({ u_id: image.u_id, cover: image, hit: this.hits.get(image.u_id) ?? null });
+        }
+      }
+      return this._spare.splice(0, size);
+    });
   }
 
   /** The parameters that select all images of the result, for /facets and /export; null if it is empty. */
@@ -56,7 +66,24 @@ export class Result {
     await this._allIds();
     if (this._ids?.length === 0) return null;
     const params = this._ofImages.filter(([name]) => !without.includes(name));
-    return [...params, ...this._idConditions(this._ids)];
+    // An order alone selects nothing.
+    return this._isSelecting ? [...params, ...this.conditions(this._ids)] : params;
+  }
+
+  async _retryable(work) {
+    await this._start();
+    const before = [this._position, this._cursor, new Set(this._seen), [...this._spare]];
+    try {
+      return await work();
+    } catch (error) {
+      // Whoever asks again is given the same images, and none is left out.
+      [this._position, this._cursor, this._seen, this._spare] = before;
+      throw error;
+    }
+  }
+
+  _more(size) {
+    return this.isByCase ? this._nextByCase(size) : this._nextPage(size);
   }
 
   _start() {
@@ -67,24 +94,48 @@ export class Result {
   async _findCases() {
     const { ofImages, ofCases } = await splitFilters(this.state.filters);
     this._ofImages = ofImages;
+    this._isSelecting = Boolean(this.state.q) || ofCases.length > 0;
+    const isCaseOrder = await this._hasCaseOrder();
     if (this.state.q) await this._search(ofCases);
-    else if (ofCases.length) this._ids = await this._listCases(ofCases);
+    else if (ofCases.length || isCaseOrder) this._ids = await this._listCases(ofCases, isCaseOrder ? this.state.sort : "");
     if (this._ids === null) return;
+    if (isCaseOrder) await this._sortIds();
     // Two filters of one name would mean either of them; the reader means both.
     const chosen = ofImages.filter(([name]) => name === "u_id__in").flatMap(([, value]) => value.split(/[|,]/));
     if (chosen.length) {
       await this._allIds();
       this._ids = this._ids.filter((id) => chosen.includes(id));
       this._ofImages = ofImages.filter(([name]) => name !== "u_id__in");
+      this._isSelecting = true;
     }
   }
 
+  /** Whether the order is by a field that only cases have, such as the number of images. */
+  async _hasCaseOrder() {
+    if (!this.state.sort) return false;
+    const { images, cases } = await loadCatalogue();
+    const names = this.state.sort.split(",").map((name) => name.replace(/^-/, ""));
+    const isCaseOrder = names.some((name) => cases.has(name) && !images.has(name));
+    if (isCaseOrder) this.isByCase = true;
+    return isCaseOrder;
+  }
+
+  async _sortIds() {
+    await this._allIds();
+    if (!this.state.q) return; // they came in this order
+    const found = new Set(this._ids);
+    this._ids = (await this._listCases([], this.state.sort)).filter((id) => found.has(id));
+  }
+
   async _search(ofCases) {
+    const mode = this.state.mode ? [["mode", this.state.mode]] : [];
     this._ask = (offset) => {
-      const params = [["q", this.state.q], ...ofCases, ["fields", "u_id,title"], ["limit", PAGE], ["offset", offset]];
+      const params = [["q", this.state.q], ...mode, ...ofCases, ["fields", CASE_FIELDS], ["limit", PAGE], ["offset", offset]];
       return getJson("/search", params, { signal: this.signal });
     };
     const first = await this._ask(0);
+    const { items, ...about } = first;
+    this.about = about;
     this._ids = [];
     this._take(first);
     this.truncated = first.total > MAX_CASES;
@@ -92,7 +143,7 @@ export class Result {
     // Whoever waits for the rest hears of a failure; nobody waiting is no failure.
     const rest = this._allIds();
     rest.catch(() => {});
-    if (!this.isRanked) await rest;
+    if (!this.isByCase) await rest;
   }
 
   _take({ items }) {
@@ -114,11 +165,12 @@ export class Result {
     return this._rest;
   }
 
-  async _listCases(ofCases) {
+  async _listCases(ofCases, sort = "") {
     const ids = [];
     let cursor = null;
     do {
       const params = [...ofCases, ["fields", "u_id"], ["limit", PAGE]];
+      if (sort) params.push(["sort", sort]);
       if (cursor) params.push(["cursor", cursor]);
       const page = await getJson("/cases", params, { signal: this.signal });
       ids.push(...page.items.map((item) => item.u_id));
@@ -128,7 +180,8 @@ export class Result {
     return ids.slice(0, MAX_CASES);
   }
 
-  _idConditions(ids) {
+  /** Parameters that select these cases. */
+  conditions(ids) {
     const lists = [];
     for (const id of ids ?? []) {
       const last = lists.length - 1;
@@ -139,55 +192,47 @@ export class Result {
   }
 
   async _images(params, size, cursor) {
-    const asked = [...params, ["fields", this.fields], ["limit", Math.min(size, PAGE)]];
+    const asked = [...params, ["fields", IMAGE_FIELDS], ["limit", Math.min(size, PAGE)]];
     if (cursor) asked.push(["cursor", cursor]);
     return getJson("/images", asked, { signal: this.signal });
   }
 
   async _nextPage(size) {
     const images = [];
-    if (this._ids?.length === 0) {
-      this.total = 0;
-      this.done = true;
-    }
-    while (!this.done && images.length < size) {
-      const params = [...this._ofImages, ...this._idConditions(this._ids)];
+    if (this._ids?.length === 0) this._isOver = true;
+    while (!this._isOver && images.length < size) {
+      const params = [...this._ofImages, ...this.conditions(this._ids)];
       if (this.state.sort) params.push(["sort", this.state.sort]);
       const page = await this._images(params, size - images.length, this._cursor);
       images.push(...page.items);
-      this.total = page.total_is_exact ? page.total : this.total;
       this._cursor = page.next_cursor;
-      this.done = this._cursor === null;
+      this._isOver = this._cursor === null;
     }
     return images;
   }
 
-  async _nextRanked(size) {
-    const groups = [];
-    let count = 0;
-    while (!this.done && count < size) {
-      if (this._position >= this._ids.length) await this._allIds();
+  async _nextByCase(size) {
+    const images = [];
+    while (!this._isOver && images.length < size) {
+      if (this._position + CASES_AT_ONCE > this._ids.length) await this._allIds();
       const ids = this._ids.slice(this._position, this._position + CASES_AT_ONCE);
       this._position += ids.length;
-      if (!ids.length) {
-        this.done = true;
-        break;
+      if (ids.length) {
+        const found = await this._imagesOf(ids);
+        images.push(...ids.flatMap((id) => found.filter((image) => image.u_id === id)));
       }
-      const images = await this._imagesOf(ids);
-      for (const id of ids) {
-        const own = images.filter((image) => image.u_id === id);
-        if (own.length) groups.push({ hit: this.hits.get(id), images: own });
-      }
-      count += images.length;
+      if (this._position < this._ids.length) continue;
+      await this._allIds();
+      this._isOver = this._position >= this._ids.length;
     }
-    return groups;
+    return images;
   }
 
   async _imagesOf(ids) {
     const images = [];
     let cursor = null;
     do {
-      const page = await this._images([...this._ofImages, ...this._idConditions(ids)], PAGE, cursor);
+      const page = await this._images([...this._ofImages, ...this.conditions(ids)], PAGE, cursor);
       images.push(...page.items);
       cursor = page.next_cursor;
     } while (cursor);
@@ -195,11 +240,16 @@ export class Result {
   }
 }
 
-/** Remember the images that were seen in a result, so that the case page need not ask for them again. */
+// A walk leads from case to case, each entered at its first image in the result; both views have the same.
+
+const walkKey = (state) => writeState({ ...state, shown: 0, view: "cases", quiz: false });
+
+/** Remember the cases that were seen in a result, so that the case page need not ask for them again. */
 export function rememberWalk(state, images, done, total) {
-  const walk = { query: writeState({ ...state, shown: 0 }), images, done, total };
+  const cases = new Set();
+  const covers = images.filter((image) => !cases.has(caseOf(image)) && cases.add(caseOf(image)));
   try {
-    sessionStorage.setItem(STORED_WALKS, JSON.stringify(walk));
+    sessionStorage.setItem(STORED_WALK, JSON.stringify({ key: walkKey(state), covers, done, total }));
   } catch {
     // No room or no permission: the case page walks by itself.
   }
@@ -207,32 +257,42 @@ export function rememberWalk(state, images, done, total) {
 
 function recallWalk(state) {
   try {
-    const walk = JSON.parse(sessionStorage.getItem(STORED_WALKS) ?? "null");
-    return walk?.query === writeState({ ...state, shown: 0 }) && Array.isArray(walk.images) ? walk : null;
+    const walk = JSON.parse(sessionStorage.getItem(STORED_WALK) ?? "null");
+    return walk?.key === walkKey(state) && Array.isArray(walk.covers) ? walk : null;
   } catch {
     return null;
   }
 }
 
-/** Where an image stands in a result: index, total (null if not known), previous and next; null if it is not in it. */
-export async function place(state, image) {
-  const found = find(recallWalk(state), image);
+/** Where a case stands in a result: index, total (null if not known), previous and next image; null if it is not in it. */
+export async function place(state, uId) {
+  const found = find(recallWalk(state), uId);
   if (found) return found;
-  const result = new Result(state, { fields: "image,u_id" });
-  const images = [];
+  const result = new Result(state);
+  const covers = [];
   let index = -1;
   // Collections far larger than MedPix are not walked to their end.
-  while (!result.done && images.length < 5000 && (index < 0 || index + 1 >= images.length)) {
-    for (const group of await result.next(PAGE)) images.push(...group.images.map((item) => item.image));
-    index = images.indexOf(image);
+  while (!result.done && covers.length < 5000 && (index < 0 || index + 1 >= covers.length)) {
+    covers.push(...(await result.nextCases(PAGE)).map((each) => each.cover.image));
+    index = covers.findIndex((image) => caseOf(image) === uId);
   }
-  rememberWalk(state, images, result.done, result.total);
-  return find({ images, done: result.done, total: result.total }, image);
+  const total = index < 0 || result.done ? null : await countCases(result);
+  rememberWalk(state, covers, result.done, total);
+  return find({ covers, done: result.done, total }, uId);
 }
 
-function find(walk, image) {
-  const index = walk ? walk.images.indexOf(image) : -1;
-  if (index < 0 || (index + 1 >= walk.images.length && !walk.done)) return null;
-  const total = walk.total ?? (walk.done ? walk.images.length : null);
-  return { index, total, previous: walk.images[index - 1] ?? null, next: walk.images[index + 1] ?? null };
+/** How many cases a result has; null where that is not known. */
+async function countCases(result) {
+  try {
+    return (await getJson("/facets", await result.query())).cases;
+  } catch {
+    return null;
+  }
+}
+
+function find(walk, uId) {
+  const index = walk ? walk.covers.findIndex((image) => caseOf(image) === uId) : -1;
+  if (index < 0 || (index + 1 >= walk.covers.length && !walk.done)) return null;
+  const total = walk.total ?? (walk.done ? walk.covers.length : null);
+  return { index, total, previous: walk.covers[index - 1] ?? null, next: walk.covers[index + 1] ?? null };
 }

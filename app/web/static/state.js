@@ -1,24 +1,36 @@
-// What the browse page shows, as the query of its address: q, sort, shown, and one parameter per filter.
+// What the browse page shows, as the query of its address: q, mode, sort, view, quiz, shown, and one parameter per filter.
 
-// Parameters with a meaning of their own in the API; as filters they could only do harm.
-const RESERVED = new Set(["q", "sort", "shown", "limit", "cursor", "fields", "expand", "raw", "offset", "of", "format"]);
+// Parameters with a meaning of their own in the API or in the pages; as filters they could only do harm.
+const RESERVED = new Set([
+  ..."q mode sort view quiz shown".split(" "),
+  ..."limit cursor fields expand raw offset of format".split(" "),
+]);
 
 export function readState(search) {
   const params = new URLSearchParams(search);
   return {
     q: (params.get("q") ?? "").trim(),
+    mode: params.get("mode") ?? "",
     sort: params.get("sort") ?? "",
+    view: params.get("view") === "images" ? "images" : "cases",
+    quiz: params.get("quiz") === "1",
     shown: Math.min(Number.parseInt(params.get("shown") ?? "0", 10) || 0, 1000),
     filters: [...params].filter(([name, value]) => !RESERVED.has(name) && value !== ""),
   };
 }
 
+/** A state without search, filters or order. */
+export const EMPTY = readState("");
+
 /** The query string of a state, with its question mark; empty for the default state. */
-export function writeState({ q, sort, shown, filters }) {
+export function writeState({ q, mode, sort, view, quiz, shown, filters }) {
   const params = new URLSearchParams();
   if (q) params.set("q", q);
+  if (q && mode) params.set("mode", mode);
   for (const [name, value] of filters) params.append(name, value);
   if (sort) params.set("sort", sort);
+  if (view === "images") params.set("view", view);
+  if (quiz) params.set("quiz", "1");
   if (shown) params.set("shown", String(shown));
   const text = params.toString();
   return text ? `?${text}` : "";
@@ -33,10 +45,12 @@ export function nameInAddress() {
   }
 }
 
+/** The case of an image. */
+export const caseOf = (image) => image.split("_")[0].toUpperCase();
+
 /** The address of an image on the page of its case, inside a result. */
 export function caseAddress(image, state) {
-  const uId = image.split("_")[0];
-  return `/pages/case/${encodeURIComponent(uId)}${writeState({ ...state, shown: 0 })}#${encodeURIComponent(image)}`;
+  return `/pages/case/${encodeURIComponent(caseOf(image))}${writeState({ ...state, shown: 0 })}#${encodeURIComponent(image)}`;
 }
 
 /** The address of a result on the browse page, at the place of one of its images. */

@@ -27,11 +27,11 @@ export function describe(tasks) {
 
 function sentences(key, { training, all, missing, status: { state, fault } }) {
   if (training) {
-    const what = training.state === "running" ? "is being trained" : "waits for its training";
+    const what = training.state === "running" ? "is being trained" : "is waiting to be trained";
     return {
       text: `${key} ${what} for ${all.join(" and ")}.`,
       share: training.state === "running" ? ` ${percent(training.fraction, 0)} done${remaining(training.eta_s)}.` : "",
-      then: missing.length ? ` Until then there are no answers about ${missing.join(" and ")}.` : " The present model answers meanwhile.",
+      then: missing.length ? ` Predictions of ${missing.join(" and ")} will be available when training finishes.` : " The current model stays in use until then.",
     };
   }
   if (fault) return { text: `The model for ${key} cannot be served: ${fault}` };
@@ -100,7 +100,7 @@ export async function watchTraining(target, { onKnown = () => {}, onChange = () 
       show(await readTasks());
       fault.remove();
     } catch (error) {
-      fault.textContent = `${error.message} Asking again.`;
+      fault.textContent = `${error.message} Retrying.`;
       target.append(fault);
     }
     onKnown();

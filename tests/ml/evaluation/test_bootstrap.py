@@ -1,51 +1,73 @@
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
-from ml.evaluation.bootstrap import CaseBootstrap, interval, resample_scores
-from ml.evaluation.metrics import Probabilities, Targets, brier, scores
+from ml.evaluation.bootstrap import CaseBootstrap, Floats
 
 CASES = np.array(["a", "a", "a", "b", "c", "c", "d", "e", "e", "e"])
 
 
-@pytest.fixture
-def answers() -> tuple[Probabilities, Targets]:
-    random = np.random.default_rng(3)
-    raw = random.random((10, 4)) ** 3
-    return (raw / raw.sum(axis=1, keepdims=True)).astype(np.float32), random.integers(0, 4, 10)
-
-
 def test_a_resample_is_whole_cases_drawn_with_repeats() -> None:
-    bootstrap = CaseBootstrap(CASES, count=200)
-    sums = bootstrap.sums(np.eye(10))
-    assert bootstrap.cases == 5
-    for name in np.unique(CASES):
-        counts = sums[:, np.array(name == CASES)]
-        assert (counts == counts[:, :1]).all()
-    draws = sums[:, [0, 3, 4, 6, 7]]
-    assert (draws.sum(axis=1) == 5).all()
-    assert set(np.unique(draws)) >= {0.0, 1.0, 2.0}
-    assert draws.mean(axis=0) == pytest.approx(np.ones(5), abs=0.2)
+    case_bootstrap = CaseBootstrap(CASES, count=200)
+    weights = case_bootstrap.weights()
+    assert weights.shape == (200, case_bootstrap.cases) == (200, 5)
+    assert (weights.sum(axis=1) == 5).all()
+    assert set(np.unique(weights)) >= {0.0, 1.0, 2.0}
+    assert weights.mean(axis=0) == pytest.approx(np.ones(5), abs=0.2)
 
 
-def test_every_score_is_that_of_the_repeated_rows(answers: tuple[Probabilities, Targets]) -> None:
-    probabilities, targets = answers
-    bootstrap = CaseBootstrap(CASES, count=20, seed=1)
-    found = resample_scores(probabilities, targets, bootstrap)
-    for number, times in enumerate(bootstrap.sums(np.eye(10)).astype(int)):
-        rows = np.repeat(np.arange(10), times)
-        expected = scores(probabilities[rows], targets[rows], CASES[rows])
-        expected["brier"] = brier(probabilities[rows], targets[rows])
-        for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll", "brier"):
-            assert getattr(found, name)[number] == pytest.approx(expected[name], abs=1e-6), name
+def test_rows_are_added_up_by_case() -> None:
+    assert CaseBootstrap(CASES).sums(np.arange(10.0)).tolist() == [3.0, 3.0, 9.0, 6.0, 24.0]
+    assert CaseBootstrap(CASES).sums(np.eye(10)).sum(axis=1).tolist() == [3.0, 1.0, 2.0, 1.0, 3.0]
+
+
+def test_the_interval_of_a_mean_is_that_of_scipy() -> None:
+    values = np.random.default_rng(0).exponential(size=40)
+    (own,) = CaseBootstrap(np.arange(40).astype(str).astype(np.str_), seed=5).estimate_mean(values).intervals
+    order = np.argsort(np.arange(40).astype(str))  # cases are sorted by name
+    known = bootstrap(
+        (values[order],), np.mean, n_resamples=2000, method="BCa", rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert own == pytest.approx((known.low, known.high))
+    assert own.high - values.mean() > values.mean() - own.low, "skewed like the values"
+
+
+def test_several_values_are_estimated_at_once() -> None:
+    values = np.random.default_rng(1).random(10)
+    case_bootstrap = CaseBootstrap(CASES, count=500)
+    totals, sizes = case_bootstrap.sums(values), case_bootstrap.sums(np.ones(10))
+
+    def both(weights: Floats) -> Floats:
+        mean = weights @ totals / (weights @ sizes)
+        return np.stack([mean, -mean])
+
+    first, second = case_bootstrap.estimate(both).intervals
+    assert [first] == case_bootstrap.estimate_mean(values).intervals
+    assert second == pytest.approx((-first.high, -first.low), abs=1e-3)
+
+
+def test_a_statistic_that_noise_alone_raises_has_no_interval_above_it() -> None:
+    random = np.random.default_rng(2)
+    values = random.normal(size=60)
+    case_bootstrap = CaseBootstrap(np.arange(60).astype(np.str_))
+    per_bin = case_bootstrap.sums(np.eye(15)[random.integers(0, 15, 60)] * values[:, None])
+    estimate = case_bootstrap.estimate(lambda weights: np.abs(weights @ per_bin).sum(axis=1) / 60)
+    whole = np.abs(per_bin.sum(axis=0)).sum() / 60
+    low, high = estimate.intervals[0]
+    percentile_low = np.percentile(estimate.samples, 2.5)
+    assert low < whole < high
+    assert low < percentile_low, "resamples alone lie too high"
+
+
+def test_what_does_not_vary_has_an_interval_of_no_width() -> None:
+    assert CaseBootstrap(CASES).estimate_mean(np.ones(10)).intervals == [(1.0, 1.0)]
+    assert CaseBootstrap(np.array(["a", "a"])).estimate_mean(np.array([0.0, 1.0])).intervals == [(0.5, 0.5)]
 
 
 def test_the_same_seed_draws_the_same_cases() -> None:
     values = np.arange(10.0)
-    first, again, other = (CaseBootstrap(CASES, count=50, seed=seed).means(values) for seed in (0, 0, 1))
+    first, again, other = (
+        CaseBootstrap(CASES, count=50, seed=seed).estimate_mean(values).samples for seed in (0, 0, 1)
+    )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
-
-
-def test_the_interval_leaves_out_a_fortieth_at_each_end() -> None:
-    found = interval(np.arange(1001.0))
-    assert (found.low, found.high) == (25.0, 975.0)

@@ -5,30 +5,30 @@ from pymongo.database import Database
 
 from app.data import schema
 from ml.dataset.records import Record, groups
-from ml.evaluation.duplicate_patients import SAME_PATIENT, patients, torn_patients
+from ml.evaluation.duplicate_patients import SAME_PATIENT, patients, patients_across_splits
 from tests.ml.conftest import Document
 
 
 def test_the_cases_of_a_patient_have_one_name(train_records: list[Record]) -> None:
-    twins = SAME_PATIENT[0]
+    pair = SAME_PATIENT[0]
     first, second, other = train_records[0], train_records[-1], train_records[len(train_records) // 2]
-    found = patients([replace(first, u_id=twins.first), replace(second, u_id=twins.second), other])
+    found = patients([replace(first, u_id=pair.first), replace(second, u_id=pair.second), other])
     assert found[0] == found[1] != found[2]
     assert (patients(train_records) == groups(train_records)).all()
 
 
 def test_torn_patients_are_those_in_two_splits() -> None:
-    twins, others = SAME_PATIENT[:2]
-    found = torn_patients(
-        {twins.first: {"train"}, twins.second: {"test"}, others.first: {"dev"}, others.second: {"dev"}}
+    pair, others = SAME_PATIENT[:2]
+    found = patients_across_splits(
+        {pair.first: {"train"}, pair.second: {"test"}, others.first: {"dev"}, others.second: {"dev"}}
     )
     assert [(pair["first"], pair["second"], pair["splits"]) for pair in found] == [
-        (twins.first, twins.second, ["train", "test"])
+        (pair.first, pair.second, ["train", "test"])
     ]
 
 
 @pytest.mark.medpix
 def test_the_named_patients_are_in_different_splits(medpix_database: Database[Document]) -> None:
-    for twins in SAME_PATIENT:
-        pair = medpix_database[schema.CASES].find({"_id": {"$in": [twins.first, twins.second]}})
-        assert len({case["split"] for case in pair}) == 2, twins
+    for pair in SAME_PATIENT:
+        cases = medpix_database[schema.CASES].find({"_id": {"$in": [pair.first, pair.second]}})
+        assert len({case["split"] for case in cases}) == 2, pair

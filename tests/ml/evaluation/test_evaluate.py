@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pymongo.database import Database
 
+from app.core.progress import Progress
 from app.data import schema
 from app.data.seed import seed
 from ml.dataset.image_loading import load_images
@@ -15,14 +16,13 @@ from ml.evaluation import splits
 from ml.evaluation.evaluate import MAJORITY, Results, chosen_cards, covers, evaluate
 from ml.evaluation.leaderboard import majority
 from ml.evaluation.metrics import NoLabelsError, negative_log_likelihood
-from ml.evaluation.published_baselines import QUOTED, quoted_for
+from ml.evaluation.published_baselines import PUBLISHED_BASELINES, baselines_for
 from ml.evaluation.retrain import Scratch
 from ml.evaluation.splits import content_hash
 from ml.models.predict_records import captions_of, run_captions, run_images
 from ml.registry.registry import Registry, RegistryError, UnknownModelError, read_card
 from ml.training.context import Options
-from ml.training.progress import Progress
-from ml.training.train import PLANS
+from ml.training.train import MODEL_SPECS
 from tests.ml.conftest import Document
 
 
@@ -47,8 +47,8 @@ def test_the_figures_are_those_of_the_served_answers(
     model = Registry(ml_database, models_dir).load("fused-location")
     assert model.preprocess is not None
     outputs = run_images(model, load_images(test_records, model.preprocess))
-    answers = model.combine(outputs, run_captions(model, captions_of(test_records)))
-    for task, probabilities in answers.items():
+    predictions = model.combine(outputs, run_captions(model, captions_of(test_records)))
+    for task, probabilities in predictions.items():
         truth = targets(test_records, task)
         found = results["models"]["fused-location"]["tasks"][task]
         expected = float((probabilities.argmax(axis=1) == truth).mean())
@@ -112,7 +112,7 @@ def test_the_majority_row_always_says_the_commonest_class_of_training(
 
 
 def test_foreign_figures_are_marked() -> None:
-    rows = {row.name: row for row in QUOTED}
+    rows = {row.name: row for row in PUBLISHED_BASELINES}
     assert not rows["clip-location"].comparable
     assert "not a test figure" in rows["clip-location"].note
     assert rows["RN50x16 + BioBERT, prompts"].task == "location_category"
@@ -135,14 +135,14 @@ def test_foreign_figures_stand_beside_the_published_test_split_alone(
     assert quoted("test") == [], "a dataset that is not MedPix 2.0"
     database[schema.SEED_RUNS].update_one({}, {"$set": {"published": True}})
     monkeypatch.setattr(splits, "TEST_CONTENT_SHA256", content_hash(test_records))
-    assert quoted("test") == quoted_for("location")
+    assert quoted("test") == baselines_for("location")
     assert quoted("dev") == []
 
 
 def test_models_that_are_not_registered_are_rows_of_the_leaderboard(results: Results) -> None:
     for task, found in results["tasks"].items():
         names = {row["name"] for row in found["untrained"]} | set(found["models"])
-        assert names == {name for name, plan in PLANS.items() if task in plan.tasks}
+        assert names == {name for name, plan in MODEL_SPECS.items() if task in plan.tasks}
 
 
 def test_a_split_without_labels_is_named(database: Database[Document], images_dir: Path, own_models: Path) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ml.dataset.records import Record
 from ml.evaluation.label_errors import disagreements, thumbnail
-from ml.evaluation.scoring import Answers
+from ml.evaluation.scoring import LabelledPredictions
 
 
 @pytest.fixture
@@ -19,8 +19,8 @@ def records(train_records: list[Record]) -> list[Record]:
     return [chosen[0], chosen[1], replace(chosen[2], u_id=chosen[1].u_id), *chosen[3:]]
 
 
-def answers(records: list[Record], rows: list[list[float]]) -> Answers:
-    return Answers(
+def predictions(records: list[Record], rows: list[list[float]]) -> LabelledPredictions:
+    return LabelledPredictions(
         np.array(rows, dtype=np.float32),
         np.zeros(len(rows), dtype=np.int64),
         np.array([record.u_id for record in records]),
@@ -30,19 +30,19 @@ def answers(records: list[Record], rows: list[list[float]]) -> Answers:
 
 def test_the_surest_come_first_and_one_of_each_case_and_answer(records: list[Record]) -> None:
     rows = [[0.4, 0.6, 0.0], [0.1, 0.8, 0.1], [0.05, 0.9, 0.05], [0.9, 0.1, 0.0], [0.2, 0.1, 0.7]]
-    whole = disagreements(answers(records, rows), ("CT", "MR", "PET"), records)
+    whole = disagreements(predictions(records, rows), ("CT", "MR", "PET"), records)
     found = whole["items"]
     assert whole["found"] == 3
     assert [item["image"] for item in found] == [records[k].image for k in (2, 4, 0)]
     assert [(item["label"], item["answer"]) for item in found] == [("CT", "MR"), ("CT", "PET"), ("CT", "MR")]
     assert found[0]["probability"] == pytest.approx(0.9)
     assert found[0]["probability_of_label"] == pytest.approx(0.05)
-    first = disagreements(answers(records, rows), ("CT", "MR", "PET"), records, limit=1)
+    first = disagreements(predictions(records, rows), ("CT", "MR", "PET"), records, limit=1)
     assert (len(first["items"]), first["found"]) == (1, 3)
 
 
 def test_agreement_leaves_nothing(records: list[Record]) -> None:
-    found = disagreements(answers(records, [[0.9, 0.1, 0.0]] * 5), ("CT", "MR", "PET"), records)
+    found = disagreements(predictions(records, [[0.9, 0.1, 0.0]] * 5), ("CT", "MR", "PET"), records)
     assert found == {"found": 0, "items": []}
 
 

@@ -4,13 +4,13 @@ from ml.dataset import labels
 from ml.dataset.records import Record
 from ml.evaluation.leaderboard import presence, remarks, untrained
 from ml.evaluation.published_baselines import ORIGINAL_WEIGHTS
-from ml.training.train import PLANS
+from ml.training.train import MODEL_SPECS
 from tests.ml.conftest import MakeContext
 
 
 def test_models_that_are_not_registered_wait_or_are_not_trained() -> None:
     rows = {row["name"]: row for row in untrained(labels.MODALITY, {"compact", "knn-colour"})}
-    doing = {name for name, plan in PLANS.items() if labels.MODALITY in plan.tasks}
+    doing = {name for name, plan in MODEL_SPECS.items() if labels.MODALITY in plan.tasks}
     assert rows.keys() == doing - {"compact", "knn-colour"}
     assert rows["resnet50-modality"] == {
         "name": "resnet50-modality",
@@ -18,7 +18,7 @@ def test_models_that_are_not_registered_wait_or_are_not_trained() -> None:
         "command": "medpix train resnet50-modality --weights pretrained",
     }
     assert rows["knn-texture"] == {"name": "knn-texture", "waits_for": None, "command": "medpix train knn-texture"}
-    assert untrained(labels.MODALITY, PLANS) == []
+    assert untrained(labels.MODALITY, MODEL_SPECS) == []
     waiting = {row["name"] for row in untrained(labels.LOCATION, set()) if row["waits_for"]}
     assert waiting == {"resnet50-location", "clip-location", "clip-location-image", "clip-location-caption"}
 

@@ -4,11 +4,12 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score,
 
 from ml.dataset.labels import IGNORED
 from ml.evaluation import metrics
+from ml.evaluation.bootstrap import CaseBootstrap
 from ml.evaluation.metrics import Probabilities, Targets
 
 
 @pytest.fixture
-def answers() -> tuple[Probabilities, Targets]:
+def predictions() -> tuple[Probabilities, Targets]:
     random = np.random.default_rng(0)
     logits = random.normal(size=(300, 5)).astype(np.float32)
     targets = random.integers(0, 4, 300)
@@ -17,8 +18,8 @@ def answers() -> tuple[Probabilities, Targets]:
     return probabilities, targets
 
 
-def test_scores_agree_with_scikit_learn(answers: tuple[Probabilities, Targets]) -> None:
-    probabilities, targets = answers
+def test_scores_agree_with_scikit_learn(predictions: tuple[Probabilities, Targets]) -> None:
+    probabilities, targets = predictions
     cases = np.arange(300).astype(str)
     found = metrics.scores(probabilities, targets, cases)
     predicted = probabilities.argmax(axis=1)
@@ -32,8 +33,8 @@ def test_scores_agree_with_scikit_learn(answers: tuple[Probabilities, Targets]) 
     assert metrics.balanced_accuracy(predicted[keep], targets[keep]) == pytest.approx(expected)
 
 
-def test_rows_without_label_are_left_out(answers: tuple[Probabilities, Targets]) -> None:
-    probabilities, targets = answers
+def test_rows_without_label_are_left_out(predictions: tuple[Probabilities, Targets]) -> None:
+    probabilities, targets = predictions
     cases = np.arange(300).astype(str)
     partly = targets.copy()
     partly[100:] = IGNORED
@@ -41,9 +42,9 @@ def test_rows_without_label_are_left_out(answers: tuple[Probabilities, Targets])
     assert metrics.scores(probabilities, partly, cases) == expected
 
 
-def test_brier_of_two_classes_is_twice_that_of_one(answers: tuple[Probabilities, Targets]) -> None:
-    two = answers[0][:, :2] / answers[0][:, :2].sum(axis=1, keepdims=True)
-    truth = answers[1] % 2
+def test_brier_of_two_classes_is_twice_that_of_one(predictions: tuple[Probabilities, Targets]) -> None:
+    two = predictions[0][:, :2] / predictions[0][:, :2].sum(axis=1, keepdims=True)
+    truth = predictions[1] % 2
     assert metrics.brier(two, truth) == pytest.approx(2 * brier_score_loss(truth, two[:, 1]), abs=1e-6)
 
 
@@ -65,8 +66,8 @@ def test_the_bootstrap_over_cases_is_wider_than_over_images() -> None:
     random = np.random.default_rng(1)
     cases = np.repeat(np.arange(40), 10)
     right = np.repeat(random.random(40) < 0.7, 10).astype(np.float64)
-    by_case = metrics.bootstrap_mean(right, cases.astype(str))
-    by_image = metrics.bootstrap_mean(right, np.arange(400).astype(str))
+    by_case = CaseBootstrap(cases.astype(np.str_)).estimate_mean(right).intervals[0]
+    by_image = CaseBootstrap(np.arange(400).astype(np.str_)).estimate_mean(right).intervals[0]
     assert by_case.high - by_case.low > 2 * (by_image.high - by_image.low)
     assert by_case.low < right.mean() < by_case.high
     rows = random.integers(0, 40, (2000, 40))[:, :, None] * 10 + np.arange(10)

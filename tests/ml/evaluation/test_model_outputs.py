@@ -5,20 +5,20 @@ from ml.dataset.image_loading import load_images
 from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import Record
 from ml.evaluation import model_outputs as asking
-from ml.evaluation.model_outputs import Pictures
+from ml.evaluation.model_outputs import ImageCache
 from ml.evaluation.robustness import blank_bands
 
 
 def test_images_are_those_of_the_recipe_the_records_and_the_edit(
     test_records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures, small, large = Pictures(), Preprocess(size=32), Preprocess(size=64)
+    image_cache, small, large = ImageCache(), Preprocess(size=32), Preprocess(size=64)
     some, others = test_records[:3], test_records[3:6]
     for recipe in (small, large, small):
         for records in (some, others):
             for edit in (None, blank_bands):
                 expected = load_images(records, recipe, edit=edit)
-                assert np.array_equal(pictures.of(records, recipe, edit), expected)
-    known = pictures.of(some, small, blank_bands)
+                assert np.array_equal(image_cache.of(records, recipe, edit), expected)
+    known = image_cache.of(some, small, blank_bands)
     monkeypatch.setattr(asking, "load_images", None)
-    assert pictures.of(some, small, blank_bands) is known, "decoded once"
+    assert image_cache.of(some, small, blank_bands) is known, "decoded once"

@@ -11,7 +11,7 @@ from rich.console import Console
 from ml.evaluation.console_tables import remarks, tables
 from ml.evaluation.evaluate import Results
 from ml.evaluation.plots import confusion_plot
-from ml.evaluation.published_baselines import quoted_for
+from ml.evaluation.published_baselines import baselines_for
 from ml.evaluation.report import ReportError, make_plots, read_results, render, without_thumbnails, write_report
 
 HOSTILE = '"><script>alert(1)</script>'
@@ -166,7 +166,7 @@ def test_foreign_figures_are_shown_where_there_are_any(results: Results, plots: 
     assert "Quoted from others" not in render(results, plots)
     changed = copy.deepcopy(results)
     for task, found in changed["tasks"].items():
-        found["quoted"] = quoted_for(task)
+        found["quoted"] = baselines_for(task)
     rows = Page(render(changed, plots)).rows
     quoted = {row[0].strip(): [cell.strip() for cell in row] for row in rows if len(row) == 5}
     assert quoted["clip-location"][1] == "0.78 (not a test figure)"

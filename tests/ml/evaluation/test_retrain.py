@@ -1,11 +1,16 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from app.core.progress import Progress
 from ml.dataset.records import Record
-from ml.evaluation.retrain import Scratch, TrainedModels, provenance, with_needs
+from ml.evaluation.retrain import Retrainer, Scratch, TrainedModels, provenance, with_needs
+from ml.evaluation.scoring import SCORES
 from ml.models.compact import CompactSettings
 from ml.registry.model_card import ModelCard
 from ml.registry.registry import UnknownModelError
@@ -70,3 +75,52 @@ def test_figures_stand_for_a_model_of_the_same_recipe(make_context: MakeContext,
     found = provenance(same, None, train_records, Options(seed=4, weights="scratch"))
     assert (found["official"], found["images"]) == (False, len(train_records))
     assert found["options"] == {"weights": "scratch", "seed": 4, "epochs": None, "members": None, "thorough": False}
+
+
+@pytest.fixture
+def by_split(
+    train_records: list[Record], dev_records: list[Record], test_records: list[Record]
+) -> dict[str, list[Record]]:
+    return {"train": train_records, "dev": dev_records, "test": test_records}
+
+
+def retrainer(by_split: dict[str, list[Record]], folder: Path, heard: list[Progress], **options: Any) -> Retrainer:
+    quick = Options(epochs=1, members=1, **options)
+    return Retrainer(by_split, {}, torch.device("cpu"), Scratch(folder), heard.append, quick)
+
+
+def test_folds_retrain_models_with_what_they_need(by_split: dict[str, list[Record]], tmp_path: Path) -> None:
+    heard: list[Progress] = []
+    found = retrainer(by_split, tmp_path, heard).folds(["fused-location"], 2)
+    assert list(found) == ["compact", "caption-location", "fused-location"]
+    records = [record for members in by_split.values() for record in members]
+    labelled = sum(record.location is not None for record in records)
+    assert found["fused-location"]["location"]["n"] == labelled < len(records)
+    assert found["compact"]["modality"]["n"] == len(records)
+    category = found["caption-location"]["location_category"]
+    assert category["accuracy"] > 0.7
+    assert category["folds_mean"] == pytest.approx(sum(category["folds"]) / 2)
+    low, high = category["accuracy_95"]
+    assert low <= category["accuracy"] <= high
+    assert list(tmp_path.rglob("*.safetensors")), "checkpoints stay until the report is written"
+    assert {progress.name for progress in heard} >= {"compact, fold 1 of 2", "fused-location, fold 2 of 2"}
+    assert heard[-1].state == "done"
+
+
+def test_mean_and_deviation_are_over_trainings_that_differ(by_split: dict[str, list[Record]], tmp_path: Path) -> None:
+    heard: list[Progress] = []
+    found = retrainer(by_split, tmp_path, heard, seed=3).seeds(["compact"], "test", 2)["compact"]["modality"]
+    assert (found["seeds"], found["n"], list(found["figures"])) == ([3, 4], len(by_split["test"]), list(SCORES))
+    for name, figure in found["figures"].items():
+        assert figure["mean"] == pytest.approx(np.mean(figure["values"])), name
+        assert figure["sd"] == pytest.approx(np.std(figure["values"], ddof=1)), name
+    first, second = found["figures"]["nll"]["values"]
+    assert first != second
+    assert {progress.name for progress in heard} == {"compact, seed 3", "compact, seed 4"}
+    assert list(tmp_path.rglob("*.safetensors")), "checkpoints stay until the report is written"
+    assert len([progress for progress in heard if "epoch 1/1" in progress.message]) == 2
+    # Killed before the report was written and started again, it ends the same without training.
+    heard.clear()
+    again = retrainer(by_split, tmp_path, heard, seed=3).seeds(["compact"], "test", 2)["compact"]["modality"]
+    assert again["figures"] == found["figures"]
+    assert not [progress for progress in heard if "epoch 1/1" in progress.message]

@@ -12,7 +12,7 @@ from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import Record
 from ml.evaluation import robustness as probes
-from ml.evaluation.model_outputs import Asked, Pictures
+from ml.evaluation.model_outputs import ImageCache, ModelOutputs
 from ml.evaluation.robustness import (
     ablations,
     age_band,
@@ -77,7 +77,7 @@ def records(train_records: list[Record]) -> list[Record]:
 
 
 @pytest.fixture
-def asked(make_context: MakeContext, records: list[Record]) -> Asked:
+def outputs(make_context: MakeContext, records: list[Record]) -> ModelOutputs:
     card = make_context().draft_card(
         "reader",
         "none",
@@ -86,7 +86,7 @@ def asked(make_context: MakeContext, records: list[Record]) -> Asked:
         preprocess=Preprocess(size=32),
         settings={},
     )
-    return Asked.ask(Reader(card), records, Pictures())
+    return ModelOutputs.compute(Reader(card), records, ImageCache())
 
 
 def test_bands_are_blanked_or_kept() -> None:
@@ -96,8 +96,8 @@ def test_bands_are_blanked_or_kept() -> None:
     assert (np.asarray(only_bands(white).convert("L"))[:, 0] == 255 - rows).all()
 
 
-def test_ablations_of_a_model_that_reads(asked: Asked) -> None:
-    found = ablations(asked)[labels.LOCATION_CATEGORY]
+def test_ablations_of_a_model_that_reads(outputs: ModelOutputs) -> None:
+    found = ablations(outputs)[labels.LOCATION_CATEGORY]
     assert found["image and caption"]["accuracy"] == pytest.approx(5 / 6)
     assert found["image and caption"]["both_is_better_by"]["difference"] == 0
     assert found["image only"]["accuracy"] == pytest.approx(2 / 6)
@@ -106,17 +106,17 @@ def test_ablations_of_a_model_that_reads(asked: Asked) -> None:
     assert found["image, caption of another case"]["accuracy"] < 5 / 6
 
 
-def test_a_model_with_one_input_has_no_ablation(asked: Asked) -> None:
-    assert ablations(replace(asked, caption_out=None)) == {}
-    assert shortcuts(replace(asked, image_out=None), Pictures()) == {}
+def test_a_model_with_one_input_has_no_ablation(outputs: ModelOutputs) -> None:
+    assert ablations(replace(outputs, caption_out=None)) == {}
+    assert shortcuts(replace(outputs, image_out=None), ImageCache()) == {}
 
 
-def test_what_cannot_be_asked_is_left_out(asked: Asked, records: list[Record]) -> None:
+def test_what_cannot_be_asked_is_left_out(outputs: ModelOutputs, records: list[Record]) -> None:
     none = [replace(record, caption="") for record in records]
-    kinds = ablations(Asked.ask(asked.model, none, Pictures()))[labels.LOCATION_CATEGORY]
+    kinds = ablations(ModelOutputs.compute(outputs.model, none, ImageCache()))[labels.LOCATION_CATEGORY]
     assert set(kinds) == {"image and caption", "image only", "image, caption of another case"}
     one_case = [replace(record, u_id="MPX1") for record in records]
-    kinds = ablations(Asked.ask(asked.model, one_case, Pictures()))[labels.LOCATION_CATEGORY]
+    kinds = ablations(ModelOutputs.compute(outputs.model, one_case, ImageCache()))[labels.LOCATION_CATEGORY]
     assert set(kinds) == {"image and caption", "image only", "caption only"}
 
 
@@ -129,21 +129,23 @@ def test_file_modes_change_the_mode_and_nothing_else() -> None:
         assert (np.asarray(with_alpha(image)) == np.dstack([plain, np.full((8, 8), 255)])).all()
 
 
-def test_file_modes_change_no_answer_of_a_model_that_sees_pixels(asked: Asked) -> None:
-    for kind in file_modes(asked, Pictures())[labels.LOCATION_CATEGORY].values():
+def test_file_modes_change_no_answer_of_a_model_that_sees_pixels(outputs: ModelOutputs) -> None:
+    for kind in file_modes(outputs, ImageCache())[labels.LOCATION_CATEGORY].values():
         assert (kind["changed_inputs"], kind["changed_answers"], kind["largest_change"]) == (0, 0, 0.0)
         assert kind["accuracy"] == pytest.approx(5 / 6)
 
 
-def test_file_modes_show_a_model_that_sees_something_else(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_modes_show_a_model_that_sees_something_else(
+    outputs: ModelOutputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def black(image: Image.Image) -> Image.Image:
         return Image.new("L", image.size)
 
     monkeypatch.setattr(probes, "FILE_MODES", {"black": black})
-    found = file_modes(asked, Pictures())[labels.LOCATION_CATEGORY]["black"]
+    found = file_modes(outputs, ImageCache())[labels.LOCATION_CATEGORY]["black"]
     assert (found["changed_inputs"], found["changed_answers"], found["largest_change"]) == (6, 6, 1.0)
     assert found["accuracy"] == 0.0
-    assert file_modes(replace(asked, image_out=None), Pictures()) == {}
+    assert file_modes(replace(outputs, image_out=None), ImageCache()) == {}
 
 
 def test_the_mirror_is_measured_against_one_view(
@@ -154,31 +156,31 @@ def test_the_mirror_is_measured_against_one_view(
         model = registry.load(name)
         network = model.network
         assert isinstance(network, ServingNetwork)
-        whole = Asked.ask(model, test_records, Pictures())
-        found = mirror(whole, Pictures())
+        whole = ModelOutputs.compute(model, test_records, ImageCache())
+        found = mirror(whole, ImageCache())
         assert network.flip, "the model is as it was"
         network.flip = False
-        once = Asked.ask(model, test_records, Pictures())
-        for task, answers in once.answers().items():
-            assert not np.array_equal(answers.probabilities, whole.answers()[task].probabilities)
-            assert found[task]["without_mirror"]["accuracy"] == answers.correct.mean()
-            assert found[task]["with_mirror"]["accuracy"] == whole.answers()[task].correct.mean()
-        assert mirror(once, Pictures()) == {}, "it looks once"
+        once = ModelOutputs.compute(model, test_records, ImageCache())
+        for task, predictions in once.predictions().items():
+            assert not np.array_equal(predictions.probabilities, whole.predictions()[task].probabilities)
+            assert found[task]["without_mirror"]["accuracy"] == predictions.correct.mean()
+            assert found[task]["with_mirror"]["accuracy"] == whole.predictions()[task].correct.mean()
+        assert mirror(once, ImageCache()) == {}, "it looks once"
 
 
-def test_a_model_without_views_has_no_mirror(asked: Asked) -> None:
-    assert mirror(asked, Pictures()) == {}
+def test_a_model_without_views_has_no_mirror(outputs: ModelOutputs) -> None:
+    assert mirror(outputs, ImageCache()) == {}
 
 
-def test_the_shortcut_probe_shows_edited_images(asked: Asked) -> None:
-    found = shortcuts(asked, Pictures())[labels.LOCATION_CATEGORY]
+def test_the_shortcut_probe_shows_edited_images(outputs: ModelOutputs) -> None:
+    found = shortcuts(outputs, ImageCache())[labels.LOCATION_CATEGORY]
     assert set(found) == {"text bands blanked", "text bands alone"}
     assert found["text bands blanked"]["accuracy"] == pytest.approx(5 / 6)
     assert found["text bands blanked"]["whole_is_better_by"]["difference"] == 0
-    whole = asked.image_out
+    whole = outputs.image_out
     assert whole is not None
     for edit, brighter in ((blank_bands, True), (only_bands, False)):
-        edited = Asked.ask(asked.model, asked.records, Pictures(), edit).image_out
+        edited = ModelOutputs.compute(outputs.model, outputs.records, ImageCache(), edit).image_out
         assert edited is not None
         assert (edited["light"] > whole["light"] / 2).all() == brighter
 
@@ -199,12 +201,12 @@ def test_age_bands_meet_without_gap() -> None:
     assert tuple(map(age_band, ages)) == bands
 
 
-def test_subgroups_split_the_rows_and_score_each(asked: Asked, records: list[Record]) -> None:
+def test_subgroups_split_the_rows_and_score_each(outputs: ModelOutputs, records: list[Record]) -> None:
     changed = [replace(record, plane="Transverse", sex=None, modality="CT") for record in records]
     changed[0] = replace(changed[0], plane="Coronal", modality="MR")
-    found = subgroups(asked.answers()[labels.LOCATION_CATEGORY], changed)
+    found = subgroups(outputs.predictions()[labels.LOCATION_CATEGORY], changed)
     given = [*records[:-1], replace(records[-1], caption="a")]
-    empty = subgroups(asked.answers()[labels.LOCATION_CATEGORY], given)["caption"]["placeholder"]
+    empty = subgroups(outputs.predictions()[labels.LOCATION_CATEGORY], given)["caption"]["placeholder"]
     assert empty == {"n": 0, "cases": 0, "accuracy": None, "accuracy_95": None}
     for values in found.values():
         assert sum(value["n"] for value in values.values()) == 6

@@ -3,20 +3,22 @@ import pytest
 
 from ml.dataset.labels import IGNORED
 from ml.evaluation.metrics import Probabilities
-from ml.evaluation.scoring import Answers, calibration, compare, confident, describe, measure, short
+from ml.evaluation.scoring import LabelledPredictions, calibration, compare, confident, describe, measure, short
 
 
-def answers(right: list[bool], cases: str, confidence: float = 0.8) -> Answers:
+def predictions(right: list[bool], cases: str, confidence: float = 0.8) -> LabelledPredictions:
     """Answers to a question with three classes, the truth always being class 0."""
     rest = 1 - confidence
     rows = [[confidence, rest, 0.0] if ok else [rest, confidence, 0.0] for ok in right]
     names = np.array([f"image{number}" for number in range(len(right))])
-    return Answers(np.array(rows, dtype=np.float32), np.zeros(len(right), dtype=np.int64), np.array(list(cases)), names)
+    return LabelledPredictions(
+        np.array(rows, dtype=np.float32), np.zeros(len(right), dtype=np.int64), np.array(list(cases)), names
+    )
 
 
 def test_two_cases_have_three_possible_resamples() -> None:
     # Case a is all right, case b half: resamples have 1, 0.75 or 0.5, with chances 1/4, 1/2, 1/4.
-    found = measure(answers([True, True, True, False], "aabb"))
+    found = measure(predictions([True, True, True, False], "aabb"))
     assert found["accuracy"] == 0.75
     assert found["accuracy_95"] == [0.5, 1.0]
     # Of four single images at most one is right with a chance of 0.051, none with 0.004.
@@ -30,7 +32,7 @@ def test_two_cases_have_three_possible_resamples() -> None:
 def test_every_interval_holds_its_score() -> None:
     random = np.random.default_rng(0)
     raw = random.random((300, 4))
-    many = Answers(
+    many = LabelledPredictions(
         (raw / raw.sum(axis=1, keepdims=True)).astype(np.float32),
         random.integers(0, 4, 300),
         np.repeat(np.arange(60), 5).astype(str),
@@ -40,16 +42,28 @@ def test_every_interval_holds_its_score() -> None:
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "nll", "brier"):
         low, high = found[f"{name}_95"]
         assert low < found[name] < high, name
-    assert found["ece_95"][0] < found["ece_95"][1]
+    assert found["ece_95"][0] < found["ece"] <= found["ece_95"][1]
+
+
+def test_the_classes_of_macro_scores_are_the_same_in_every_resample() -> None:
+    # Class 1 is in one case alone, always right; a resample without it must not change the mean over classes.
+    rows = np.eye(2, dtype=np.float32)[[0] * 9 + [1]]
+    cases = np.array(list("abcdefghij"))
+    found = measure(LabelledPredictions(rows, np.array([0] * 9 + [1]), cases, cases))
+    assert (found["macro_f1"], found["macro_f1_95"]) == (1.0, [1.0, 1.0])
+    assert found["balanced_accuracy_95"] == [1.0, 1.0]
+    # The other class is always wrong: its share of the mean is half in every resample.
+    found = measure(LabelledPredictions(rows[[0] * 10], np.array([0] * 9 + [1]), cases, cases))
+    assert found["balanced_accuracy_95"] == [0.5, 0.5]
 
 
 def test_a_model_does_not_differ_from_itself() -> None:
-    own = answers([True, False, True, False], "aabc")
+    own = predictions([True, False, True, False], "aabc")
     assert compare(own, own) == {"n": 4, "difference": 0.0, "difference_95": [0.0, 0.0], "not_better": 1.0}
 
 
 def test_differences_are_paired_by_case() -> None:
-    better, worse = answers([True, True, True, False], "aabb"), answers([False, False, True, False], "aabb")
+    better, worse = predictions([True, True, True, False], "aabb"), predictions([False, False, True, False], "aabb")
     found = compare(better, worse)
     assert found["difference"] == 0.5
     assert found["difference_95"] == [0.0, 1.0]
@@ -62,18 +76,20 @@ def test_differences_are_paired_by_case() -> None:
 
 def test_rows_without_a_label_are_left_out() -> None:
     probabilities: Probabilities = np.full((3, 2), 0.5, dtype=np.float32)
-    found = Answers.of(probabilities, np.array([0, IGNORED, 1]), np.array(["a", "b", "c"]), np.array(["x", "y", "z"]))
+    found = LabelledPredictions.of(
+        probabilities, np.array([0, IGNORED, 1]), np.array(["a", "b", "c"]), np.array(["x", "y", "z"])
+    )
     assert found.images.tolist() == ["x", "z"]
     assert found.correct.tolist() == [1.0, 0.0]
 
 
 def test_no_rows_have_no_accuracy() -> None:
-    none = answers([True], "a").only(np.array([False]))
+    none = predictions([True], "a").only(np.array([False]))
     assert short(none) == {"n": 0, "cases": 0, "accuracy": None, "accuracy_95": None}
 
 
 def test_classes_and_confusions_of_known_answers() -> None:
-    found = describe(answers([True, True, True, False], "aabb"), ("CT", "MR", "PET"))
+    found = describe(predictions([True, True, True, False], "aabb"), ("CT", "MR", "PET"))
     ct, mr = found["per_class"]
     assert ct == {
         "class": "CT",
@@ -91,7 +107,7 @@ def test_classes_and_confusions_of_known_answers() -> None:
 
 def test_calibration_before_and_after() -> None:
     right = [True, True, True, False]
-    found = calibration(answers(right, "aabb", 0.95), answers(right, "aabb", 0.75))
+    found = calibration(predictions(right, "aabb", 0.95), predictions(right, "aabb", 0.75))
     assert found["before"]["ece"] == pytest.approx(0.2, abs=1e-6)
     assert found["after"]["ece"] == pytest.approx(0.0, abs=1e-6)
     assert found["after"]["nll"] < found["before"]["nll"]
@@ -100,13 +116,17 @@ def test_calibration_before_and_after() -> None:
 
 
 def test_confident_answers_reach_the_threshold() -> None:
-    mixed = answers([True, True, False, False], "abcd")
+    mixed = predictions([True, True, False, False], "abcd")
     mixed.probabilities[:3] = mixed.probabilities[:3] * 0.5 + np.array([0, 0, 0.5], dtype=np.float32)
     mixed.probabilities[0] = (0.9, 0.1, 0.0)
     found = confident(mixed, 0.8)
     assert (found["n"], found["coverage"], found["accuracy"], found["threshold"]) == (2, 0.5, 0.5, 0.8)
+    far = np.array([True, False, True, False])
+    served = confident(mixed, 0.8, far)
+    assert (served["n"], served["coverage"], served["out_of_distribution"]) == (1, 0.25, 1)
     assert confident(mixed, 1.0) == {
         "threshold": 1.0,
+        "out_of_distribution": 0,
         "coverage": 0.0,
         "n": 0,
         "cases": 0,

@@ -1,6 +1,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from app.data.seed import seed
 from ml.dataset.records import Record, load_records
 from ml.evaluation import splits as splits_module
 from ml.evaluation.duplicate_patients import SAME_PATIENT
-from ml.evaluation.scoring import Answers
+from ml.evaluation.scoring import LabelledPredictions
 from ml.evaluation.splits import SplitError, content_hash, identity, leakage, without
 from tests.ml.conftest import Document
 
@@ -24,10 +25,17 @@ def splits(
     return {"train": train_records, "dev": dev_records, "test": test_records}
 
 
+def near_cases(found: dict[str, Any], split: str = "test") -> set[str]:
+    """The cases of a split that have a near-duplicate in another one."""
+    items = [item for pair in found["near_duplicates"] for item in pair["images"]]
+    return {item["u_id"] for item in items if item["split"] == split}
+
+
 def test_the_generated_splits_share_nothing(splits: dict[str, list[Record]]) -> None:
     found = leakage(splits, "test")
-    for kind in ("shared_cases", "shared_images", "same_files", "same_pixels", "same_patient", "suspect_cases"):
+    for kind in ("shared_cases", "shared_images", "same_files", "same_pixels", "same_patient"):
         assert found[kind] == [], kind
+    assert set(found["suspect_cases"]) == near_cases(found), "generated pictures differ little"
     assert found["splits"]["test"]["images"] == len(splits["test"])
     assert found["splits"]["train"]["cases"] == 24
 
@@ -47,9 +55,25 @@ def test_planted_pictures_are_found(
     assert [{item["image"] for item in group} for group in found["same_pixels"]] == [
         {known.image, copied.image, recoded.image}
     ]
-    assert found["suspect_cases"] == sorted({copied.u_id, recoded.u_id})
+    assert found["suspect_cases"] == sorted({copied.u_id, recoded.u_id} | near_cases(found))
     near = {frozenset(item["image"] for item in pair["images"]) for pair in found["near_duplicates"]}
     assert {frozenset({known.image, copied.image}), frozenset({known.image, recoded.image})} <= near
+
+
+def test_a_near_duplicate_is_a_suspect(
+    dataset_copy: Path, database: Database[Document], splits: dict[str, list[Record]]
+) -> None:
+    known, others = splits["train"][0], near_cases(leakage(splits, "test"))
+    copied = next(record for record in splits["test"] if record.u_id not in others)
+    images = dataset_copy / "images"
+    with Image.open(images / known.path.name) as image:
+        darker = image.convert("L").point(lambda grey: grey * 0.9)
+    darker.save(images / copied.path.name)
+    seed(database, dataset_copy)
+    found = leakage({name: load_records(database, images, (name,)) for name in splits}, "test")
+    assert (found["same_files"], found["same_pixels"]) == ([], [])
+    assert copied.u_id in found["suspect_cases"]
+    assert set(found["suspect_cases"]) == near_cases(found)
 
 
 def test_a_case_in_two_splits_is_found(splits: dict[str, list[Record]]) -> None:
@@ -57,28 +81,28 @@ def test_a_case_in_two_splits_is_found(splits: dict[str, list[Record]]) -> None:
     found = leakage(splits | {"test": [*splits["test"], moved]}, "test")
     assert found["shared_cases"] == [moved.u_id]
     assert found["shared_images"] == [moved.image]
-    assert found["suspect_cases"] == [moved.u_id]
+    assert found["suspect_cases"] == sorted({moved.u_id} | near_cases(found))
 
 
 def test_cases_of_one_patient_are_named(splits: dict[str, list[Record]]) -> None:
-    twins = SAME_PATIENT[0]
+    pair = SAME_PATIENT[0]
     changed = dict(splits)
-    changed["train"] = [replace(splits["train"][0], u_id=twins.first), *splits["train"][1:]]
-    changed["test"] = [replace(splits["test"][0], u_id=twins.second), *splits["test"][1:]]
+    changed["train"] = [replace(splits["train"][0], u_id=pair.first), *splits["train"][1:]]
+    changed["test"] = [replace(splits["test"][0], u_id=pair.second), *splits["test"][1:]]
     found = leakage(changed, "test")
     assert [(pair["first"], pair["second"], pair["splits"]) for pair in found["same_patient"]] == [
-        (twins.first, twins.second, ["train", "test"])
+        (pair.first, pair.second, ["train", "test"])
     ]
-    assert found["suspect_cases"] == [twins.second]
-    assert leakage(changed, "dev")["suspect_cases"] == []
+    assert found["suspect_cases"] == sorted({pair.second} | near_cases(found))
+    assert pair.second not in leakage(changed, "dev")["suspect_cases"]
 
 
 def test_figures_without_cases_leave_all_their_images_out() -> None:
     rows = np.array([[0.9, 0.1]] * 3 + [[0.1, 0.9]], dtype=np.float32)
     cases = np.array(["a", "a", "b", "c"])
-    answers = Answers(rows, np.zeros(4, dtype=np.int64), cases, np.arange(4).astype(str))
-    assert without(answers, ["c"]) == {"n": 3, "cases": 2, "accuracy": 1.0, "accuracy_95": [1.0, 1.0]}
-    assert without(answers, [])["accuracy"] == 0.75
+    predictions = LabelledPredictions(rows, np.zeros(4, dtype=np.int64), cases, np.arange(4).astype(str))
+    assert without(predictions, ["c"]) == {"n": 3, "cases": 2, "accuracy": 1.0, "accuracy_95": [1.0, 1.0]}
+    assert without(predictions, [])["accuracy"] == 0.75
 
 
 def test_other_data_are_called_so_and_wrong_published_ones_refused(

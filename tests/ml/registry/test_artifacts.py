@@ -10,11 +10,11 @@ import torch
 from ml.registry.artifacts import (
     BusyError,
     DamagedFileError,
-    only_one,
+    atomic_folder,
+    atomic_write,
+    exclusive_lock,
     read_json,
     read_tensors,
-    replaced,
-    replaced_folder,
     sha256_of,
     write_json,
     write_tensors,
@@ -25,11 +25,11 @@ _LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from ml.registry.artifacts import replaced, write_tensors
+from ml.registry.artifacts import atomic_write, write_tensors
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 try:
-    with replaced(Path(sys.argv[1])) as path:
+    with atomic_write(Path(sys.argv[1])) as path:
         write_tensors(path, {"big": torch.zeros(1_000_000)})
 except OSError as error:
     sys.exit(f"OSError: {error}")
@@ -52,10 +52,10 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_replaced_keeps_the_old_file_when_the_block_fails(tmp_path: Path) -> None:
     path = tmp_path / "state"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), replaced(path) as temporary:
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
         temporary.write_text(str(1 / 0))
     assert path.read_text() == "old"
-    with replaced(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new"
     assert [child.name for child in tmp_path.iterdir()] == ["state"]
@@ -76,7 +76,7 @@ def test_a_kill_leaves_no_folder_and_the_next_run_cleans_up(tmp_path: Path) -> N
     assert run(_KILLED, str(target)).returncode == -signal.SIGKILL
     assert not target.exists()
     assert len(list(tmp_path.glob(".writing-*"))) == 1
-    with replaced_folder(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "weights").write_bytes(b"whole")
     assert (target / "weights").read_bytes() == b"whole"
     assert [child.name for child in tmp_path.iterdir()] == ["v1"]
@@ -87,8 +87,8 @@ def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None
     killed = f"""
 import os, signal
 from pathlib import Path
-from ml.registry.artifacts import replaced
-with replaced(Path({str(path)!r})) as temporary:
+from ml.registry.artifacts import atomic_write
+with atomic_write(Path({str(path)!r})) as temporary:
     temporary.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -96,7 +96,7 @@ with replaced(Path({str(path)!r})) as temporary:
     other = tmp_path / f".state.{os.getppid()}"
     other.write_text("another process writes it just now")
     assert len(list(tmp_path.iterdir())) == 2
-    with replaced(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("whole")
     assert {child.name for child in tmp_path.iterdir()} == {"state", other.name}
 
@@ -104,10 +104,10 @@ with replaced(Path({str(path)!r})) as temporary:
 def test_a_folder_of_a_running_process_is_left_alone(tmp_path: Path) -> None:
     other = tmp_path / f".writing-v0-{os.getppid()}"
     other.mkdir()
-    with replaced_folder(tmp_path / "v1"):
+    with atomic_folder(tmp_path / "v1"):
         pass
     assert other.is_dir()
-    with pytest.raises(FileExistsError), replaced_folder(tmp_path / "v1"):
+    with pytest.raises(FileExistsError), atomic_folder(tmp_path / "v1"):
         pass
 
 
@@ -141,12 +141,12 @@ def test_json_comes_back(tmp_path: Path) -> None:
 def test_a_folder_is_for_one_process_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / ".training" / "compact"
     with (
-        only_one("compact", folder),
+        exclusive_lock("compact", folder),
         pytest.raises(
             BusyError, match=rf"compact is being trained already, by process {os.getpid()}, into {tmp_path};"
         ),
-        only_one("compact", folder),
+        exclusive_lock("compact", folder),
     ):
         pass
-    with only_one("compact", folder):
+    with exclusive_lock("compact", folder):
         pass

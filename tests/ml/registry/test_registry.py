@@ -94,7 +94,6 @@ def test_a_card_from_another_version_is_refused(registry: Registry, trained: Ser
     with pytest.raises(RegistryError, match="has format 7, this version reads 1; train compact again"):
         registry.get("compact")
     assert list(registry.list()) == []
-    assert registry.best_for_task("modality") is None
 
 
 @pytest.mark.parametrize(
@@ -171,39 +170,25 @@ def test_old_versions_go_but_the_last_two_stay(registry: Registry, trained: Serv
     assert sorted(path.name for path in (registry.models_dir / "compact").iterdir()) == ["v2", "v3"]
 
 
-def test_the_best_dev_score_serves_unless_pinned(registry: Registry, trained: ServedModel) -> None:
-    for name, accuracy in (("weak", 0.5), ("strong", 0.9)):
+def test_the_best_dev_score_ranks_first(registry: Registry, trained: ServedModel) -> None:
+    for name, accuracy in (("weak", 0.5), ("strong", 0.9), ("middling", 0.7)):
         card = trained.card.model_copy(deep=True, update={"name": name, "version": name})
         card.metrics = {"dev": {"modality": {"accuracy": accuracy}}}
         trained.card = card
         registry.register(trained)
-
-    def best() -> str | None:
-        card = registry.best_for_task("modality")
-        return None if card is None else card.name
-
-    assert best() == "strong"
-    registry.pin("modality", "weak")
-    assert best() == "weak"
-    assert registry.get("weak").name == "weak"
-    registry.pin("modality", None)
-    assert best() == "strong"
-    with pytest.raises(RegistryError, match="does not do colour"):
-        registry.pin("colour", "weak")
+    assert [card.name for card in registry.ranked("modality", registry.list())] == ["strong", "middling", "weak"]
+    assert registry.ranked("colour", registry.list()) == []
 
 
 def test_a_model_without_image_never_serves(
     registry: Registry, models_dir: Path, ml_database: Database[Document]
 ) -> None:
     trained = Registry(ml_database, models_dir)
-    for name, accuracy, serving in (("caption-location", 0.9, None), ("compact", 0.1, "compact")):
+    for name, accuracy, serving in (("caption-location", 0.9, []), ("compact", 0.1, ["compact"])):
         model = trained.load(name)
         model.card.metrics = {"dev": {"location": {"accuracy": accuracy}}}
         registry.register(model)
-        best = registry.best_for_task("location")
-        assert (None if best is None else best.name) == serving
-    with pytest.raises(RegistryError, match="caption-location takes no image"):
-        registry.pin("location", "caption-location")
+        assert [card.name for card in registry.ranked("location", registry.list())] == serving
 
 
 def test_metrics_of_a_split_are_replaced_in_both_cards(registry: Registry, trained: ServedModel) -> None:

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ml.dataset.labels import IGNORED, LOCATION
 from ml.dataset.records import targets
+from ml.evaluation.metrics import Probabilities
 from ml.models.base import adjust, softmax
 from ml.models.resnet import ResNetModel, ResNetSettings, train_location
 from ml.registry.model_card import ModelCard
@@ -32,23 +34,43 @@ def test_temperature_of_nothing_is_one() -> None:
     assert fit_temperature(np.zeros((3, 2)), np.full(3, IGNORED)) == 1.0
 
 
-def test_threshold_reaches_the_target_on_the_answered_share() -> None:
-    confidence = np.array([0.95, 0.9, 0.8, 0.7, 0.6], dtype=np.float32)
-    probabilities = np.stack([confidence, 1 - confidence], axis=1)
-    targets = np.array([0, 0, 1, 0, 1])
-    cases = np.array(["a", "b", "c", "d", "e"])
-    assert decision_threshold(probabilities, targets, cases, 0.75) == pytest.approx(0.7)
-    assert decision_threshold(probabilities, targets, cases, 1.0) == pytest.approx(0.9)
-    assert decision_threshold(probabilities, 1 - targets, cases, 1.0) > 0.95
-    assert decision_threshold(probabilities, np.full(5, IGNORED), cases, 1.0) == 0.5
+def two_classes(confidence: NDArray[np.float64]) -> Probabilities:
+    """Answers of class 0 with these confidences."""
+    return np.stack([confidence, 1.0 - confidence], axis=1).astype(np.float32)
 
 
-def test_a_case_counts_once_for_the_threshold() -> None:
-    confidence = np.array([0.99, 0.98, 0.97, 0.9, 0.8, 0.7], dtype=np.float32)
-    probabilities = np.stack([confidence, 1 - confidence], axis=1)
-    targets = np.array([1, 1, 1, 0, 0, 0])
-    assert decision_threshold(probabilities, targets, np.array(list("aaabcd")), 0.75) == pytest.approx(0.7)
-    assert decision_threshold(probabilities, targets, np.array(list("abcdef")), 0.75) > 0.99
+def test_threshold_is_the_lowest_whose_answers_are_right_at_the_lower_bound() -> None:
+    # 100 cases, all right down to a confidence of 0.8, every second wrong below it.
+    confidence = np.linspace(0.99, 0.6, 100)
+    targets = np.where(confidence >= 0.8, 0, np.arange(100) % 2)
+    cases = np.arange(100).astype(np.str_)
+    found = decision_threshold(two_classes(confidence), targets, cases, 0.9)
+    sure = confidence >= found - 1e-6
+    accuracy, count = float((targets[sure] == 0).mean()), int(sure.sum())
+    assert found < 0.8, "some wrong answers are allowed"
+    deviation = np.sqrt(accuracy * (1.0 - accuracy) / count)
+    assert accuracy - 1.645 * deviation == pytest.approx(0.9, abs=0.02), "the mean alone would allow more"
+    stricter = decision_threshold(two_classes(confidence), targets, cases, 0.97)
+    assert stricter > found
+    assert decision_threshold(two_classes(confidence), 1 - targets, cases, 0.97) > 0.99, "nothing is confident"
+    assert decision_threshold(two_classes(confidence), np.full(100, IGNORED), cases, 0.9) == 0.5
+
+
+def test_images_of_one_case_do_not_make_a_threshold_certain() -> None:
+    confidence = np.linspace(0.99, 0.6, 200)
+    targets = np.where(np.arange(200) % 20 == 19, 1, 0)  # 95 % right everywhere
+    single = np.arange(200).astype(np.str_)
+    grouped = np.where(targets == 1, "wrong", (np.arange(200) // 5).astype(np.str_))
+    assert decision_threshold(two_classes(confidence), targets, single, 0.92) == pytest.approx(0.6, abs=1e-6)
+    assert decision_threshold(two_classes(confidence), targets, grouped, 0.92) > 0.9
+
+
+def test_answers_of_the_same_confidence_are_confident_together() -> None:
+    confidence = np.array([0.9] * 30 + [0.7] * 30)
+    targets = np.array([0] * 30 + [0] * 15 + [1] * 15)
+    assert decision_threshold(two_classes(confidence), targets, np.arange(60).astype(np.str_), 0.9) == pytest.approx(
+        0.9
+    )
 
 
 def test_adjustment_favours_rare_classes() -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from app.core.progress import Progress
 from ml.registry.artifacts import read_tensors, write_tensors
 from ml.training.checkpoint import Checkpoint, CheckpointError, Learner, Place
 from ml.training.loop import Examples, fit, make_examples
-from ml.training.progress import Progress, Run, silent
+from ml.training.progress import Run, silent
 from tests.ml.small_options import CPU, RECIPE, network
 
 ONE = replace(RECIPE, epochs=1)
@@ -79,7 +80,7 @@ def test_history_and_time_are_kept_with_the_weights(tmp_path: Path) -> None:
     path, heard = tmp_path / "state.safetensors", list[Progress]()
     recipe = replace(RECIPE, epochs=2)
     first = Run("m", (), silent)
-    first.take_up({"seconds": 100.0, "history": []})
+    first.load_state_dict({"seconds": 100.0, "history": []})
 
     def stop(epoch: int, loss: float) -> None:
         first.epoch("network", epoch, 2, loss)

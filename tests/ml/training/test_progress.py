@@ -9,8 +9,9 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
+from app.core.progress import Progress
 from app.data import schema
-from ml.training.progress import STOPPED, DatabaseReporter, LogReporter, Progress, Run, console_reporter
+from ml.training.progress import STOPPED, DatabaseReporter, LogReporter, Run, console_reporter
 from tests.ml.conftest import Document
 from tests.ports import free_port
 
@@ -81,23 +82,41 @@ def test_time_and_history_of_the_process_before_count() -> None:
     heard: list[Progress] = []
     with Run("m", (), heard.append) as run:
         run.epoch("network 1", 1, 4, 0.5)
-        told = run.told()
+        state = run.state_dict()
     again: list[Progress] = []
     with Run("m", (), again.append) as run:
-        run.take_up(told | {"seconds": 90.0})
+        run.load_state_dict(state | {"seconds": 90.0})
         assert [epoch.loss for epoch in run.history] == [0.5]
         run.update(0.9, "nearly")
-        run.take_up({"seconds": 10.0, "history": []})
+        run.load_state_dict({"seconds": 10.0, "history": []})
         assert len(run.history) == 1
         assert run.seconds >= 90.0
     assert again[1].eta_s == pytest.approx(10.0, rel=0.1), "a tenth is left of what took ninety seconds so far"
+
+
+def test_the_remaining_time_never_rises(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("ml.training.progress.time.monotonic", lambda: clock[0])
+    heard: list[Progress] = []
+    with Run("m", (), heard.append) as run:
+        # A fast phase, then one that is five times slower.
+        for fraction, seconds in ((0.1, 10.0), (0.2, 20.0), (0.3, 70.0), (0.4, 120.0), (0.9, 370.0)):
+            clock[0] = seconds
+            run.update(fraction, "")
+        run.update(0.5, "a step back is none")
+    eta = [progress.eta_s for progress in heard[1:-1] if progress.eta_s is not None]
+    assert len(eta) == 6
+    assert eta[0] == pytest.approx(90.0)
+    assert eta[1] == pytest.approx(80.0)
+    assert eta == sorted(eta, reverse=True), "it stands still while the run is slower than it was"
+    assert [progress.fraction for progress in heard] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.9, 0.9, 1.0]
 
 
 _BAR = """
 import time
 from ml.training.progress import console_reporter, Run
 with console_reporter() as reporter, Run("compact", ("modality",), reporter) as run:
-    run.take_up({"seconds": 130.0, "history": []})
+    run.load_state_dict({"seconds": 130.0, "history": []})
     run.update(0.5, "network 1 of 2, epoch 3/6, loss 1.250")
     time.sleep(0.5)  # bars are drawn ten times a second
 """
@@ -124,7 +143,7 @@ def test_on_a_terminal_progress_becomes_a_bar() -> None:
     text = shown.decode()
     assert "compact" in text
     assert "50%" in text
-    assert "network 1 of 2, epoch 3/6, loss 1.250, about 2 min 10 s left" in text
+    assert "network 1 of 2, epoch 3/6, loss 1.250, about 2 min left" in text
     assert "100%" in text
     assert "━" in text
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 from pymongo.database import Database
 
+from app.core.progress import Progress
 from app.data import schema
 from app.data.seed import seed
 from ml.dataset.records import Record, RecordsError, snapshot_hash
 from ml.models.predict_records import captions_of, run_captions, run_images
-from ml.registry.artifacts import BusyError, only_one
+from ml.registry.artifacts import BusyError, exclusive_lock
 from ml.registry.registry import Registry, UnknownModelError, load_model
 from ml.training.context import Options
 from ml.training.device import format_name, half_type
-from ml.training.progress import Progress
-from ml.training.train import PLANS, models_to_train, queue, queued, train_model
+from ml.training.train import MODEL_SPECS, models_to_train, queue, queued, train_model
 from tests.ml.conftest import Document
 
 
@@ -50,7 +50,7 @@ def test_training_runs_end_as_done(models_dir: Path, ml_database: Database[Docum
     for name in ("compact", "caption-location", "fused-location"):
         assert runs[name]["state"] == "done"
         assert runs[name]["fraction"] == 1.0
-        assert runs[name]["tasks"] == list(PLANS[name].tasks)
+        assert runs[name]["tasks"] == list(MODEL_SPECS[name].tasks)
 
 
 def test_dev_scores_are_those_of_the_served_model(
@@ -78,7 +78,7 @@ def test_a_task_means_its_default_models(database: Database[Document], tmp_path:
     assert names("modality") == ["efficientnet"]
     assert names("location") == ["caption-location", "efficientnet", "fused-efficientnet"]
     assert names("modality", "location") == ["efficientnet", "caption-location", "fused-efficientnet"]
-    assert set(names("all")) == set(PLANS)
+    assert set(names("all")) == set(MODEL_SPECS)
     with pytest.raises(UnknownModelError, match="'colour' is neither a model nor a task; known are: modality"):
         names("colour")
 
@@ -150,7 +150,7 @@ def test_a_model_is_trained_by_one_process_at_a_time(
         train_model("knn-colour", database=ml_database, images_dir=images_dir, models_dir=tmp_path, device="cpu")
 
     before = ml_database[schema.TRAINING_RUNS].find_one({"_id": "knn-colour"})
-    with only_one("knn-colour", tmp_path / ".training" / "knn-colour"):
+    with exclusive_lock("knn-colour", tmp_path / ".training" / "knn-colour"):
         with pytest.raises(BusyError, match="knn-colour is being trained already"):
             train()
         assert ml_database[schema.TRAINING_RUNS].find_one({"_id": "knn-colour"}) == before

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 
-from ml.evaluation.cards import Section, as_markdown, model_card
+from ml.evaluation.card_sections import Section, as_markdown, card_sections
 from ml.evaluation.evaluate import Results
 
 
@@ -18,7 +18,7 @@ def section(sections: list[Section], title: str) -> Section:
 
 def test_a_card_says_where_a_model_comes_from(results: Results) -> None:
     row = results["models"]["fused-location"]
-    found = model_card("fused-location", results)
+    found = card_sections("fused-location", results)
     assert [part.title for part in found] == [
         "Model",
         "Intended use",
@@ -52,13 +52,13 @@ def test_a_card_has_the_figures_of_every_measurement(changed: Results) -> None:
     spread = {key: {"mean": 0.9111, "sd": 0.0123} for key in ("accuracy", "macro_f1", "ece")}
     changed["cv"] = {"compact": {"modality": folds}}
     changed["seeds"] = {"compact": {"modality": {"n": 7, "seeds": [0, 1], "figures": spread, "run": run}}}
-    rows = [row for row in section(model_card("compact", changed), "Metrics").rows if row[0] == "modality"]
+    rows = [row for row in section(card_sections("compact", changed), "Metrics").rows if row[0] == "modality"]
     low, high = scores["accuracy_95"]
     assert rows[0][1:4] == ["test", str(scores["n"]), f"{scores['accuracy']:.3f} [{low:.2f}, {high:.2f}]"]
     assert {row[1] for row in rows} >= {"dev", "2 folds of all cases", "test, mean and SD of 2 seeds"}
     assert rows[-1][3] == "0.911 ± 0.012"
     run["official"] = False
-    rows = [list(row) for row in section(model_card("compact", changed), "Metrics").rows]
+    rows = [list(row) for row in section(card_sections("compact", changed), "Metrics").rows]
     assert {row[1] for row in rows} >= {"2 folds of all cases, quick try", "test, mean and SD of 2 seeds, quick try"}
 
 
@@ -71,14 +71,14 @@ def test_the_limits_are_those_of_this_model(changed: Results) -> None:
         "plane": {"Axial": {"n": 3, "cases": 2, "accuracy": 0.0}},
     }
     changed["models"]["fused-location"]["remarks"] = ["trained from nothing"]
-    text = "\n".join(section(model_card("fused-location", changed), "Limits").text)
+    text = "\n".join(section(card_sections("fused-location", changed), "Limits").text)
     assert "Location: never right about Spine (3)" in text
     assert "nothing is known about Endocrine; Nerve, central" in text
     assert "weakest subgroup of 20 or more images is sex female, 0.250 on 30 images of 8 cases" in text
     assert "Location: without a caption accuracy is " in text
     assert "Trained from nothing." in text
     alone = changed["models"]["compact"]["tasks"]["modality"]["shortcuts"]["text bands alone"]["accuracy"]
-    limits = "\n".join(section(model_card("compact", changed), "Limits").text)
+    limits = "\n".join(section(card_sections("compact", changed), "Limits").text)
     assert f"Modality: from the bands with burned-in text alone accuracy is {alone:.3f}" in limits
 
 

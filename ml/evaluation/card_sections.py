@@ -1,4 +1,4 @@
-"""A model card per model, after Mitchell et al. 2018 (arXiv 1810.03993), for the report and as Markdown."""
+"""Renders a model card and the scores of an evaluation as sections, for the report and as Markdown."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,22 +6,9 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Final
 
-from ml.training.train import PLANS
+from ml.registry.model_card import LICENCE, METRICS, NOT_FOR
+from ml.training.train import MODEL_SPECS
 
-_NOT_FOR: Final = (
-    "Diagnosis, triage, or any other decision about a patient.",
-    "Other kinds of images than CT and MR: there is no answer for them, so one of the known classes is given.",
-    "Original DICOM studies of a hospital: it has seen 8-bit pictures of a teaching file, cropped by their authors.",
-)
-_LICENCE: Final = (
-    "The code is under the MIT licence. The data have terms of their own: beside the files of MedPix 2.0 "
-    "(Siragusa et al., arXiv 2407.02994) no licence is stated, and the pictures and texts are those of MedPix."
-)
-_METRICS: Final = (
-    "Accuracy; balanced accuracy (mean recall) and macro F1, both over the classes present; ECE over 15 bins of "
-    "confidence. Intervals are 95% percentile intervals over resamples of whole cases, because images of one case "
-    "are alike. Temperature and threshold were set on the dev split."
-)
 # Fewer images say nothing about a subgroup.
 _LEAST_OF_SUBGROUP: Final = 20
 
@@ -45,8 +32,8 @@ class Section:
     rows: Sequence[Sequence[str]] = field(default_factory=list)
 
 
-def model_card(name: str, results: Mapping[str, Any]) -> list[Section]:
-    """The card of one evaluated model.
+def card_sections(name: str, results: Mapping[str, Any]) -> list[Section]:
+    """The card of one evaluated model, with the sections of Mitchell et al. 2018 (arXiv 1810.03993).
 
     Args:
         name: of the model.
@@ -58,8 +45,8 @@ def model_card(name: str, results: Mapping[str, Any]) -> list[Section]:
         Section("Model", [_kind(name)], _details(row)),
         Section("Intended use", [card["intended_use"]]),
         Section("Not for", _not_for(row)),
-        Section("Data", [_LICENCE], _data(row, results)),
-        Section("Metrics", [_METRICS], head=_HEAD, rows=list(_figures(name, results))),
+        Section("Data", [LICENCE], _data(row, results)),
+        Section("Metrics", [METRICS], head=_HEAD, rows=list(_figures(name, results))),
         Section("Limits", [*_own_limits(row, results), *card["limits"]]),
         Section("Training", (), _training(row)),
     ]
@@ -85,9 +72,9 @@ def _cell(text: str) -> str:
 
 def _kind(name: str) -> str:
     """What the module of a model says it is."""
-    if name not in PLANS:
+    if name not in MODEL_SPECS:
         return name
-    return (import_module(f"ml.models.{PLANS[name].module}").__doc__ or name).strip().splitlines()[0]
+    return (import_module(f"ml.models.{MODEL_SPECS[name].module}").__doc__ or name).strip().splitlines()[0]
 
 
 def _details(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -126,8 +113,8 @@ def _spoken(task: str) -> str:
 
 def _not_for(row: Mapping[str, Any]) -> list[str]:
     if "image" in row["inputs"]:
-        return list(_NOT_FOR)
-    return [*_NOT_FOR, "Images: it reads the caption alone."]
+        return list(NOT_FOR)
+    return [*NOT_FOR, "Images: it reads the caption alone."]
 
 
 def _data(row: Mapping[str, Any], results: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -159,14 +146,16 @@ def _figures(name: str, results: Mapping[str, Any]) -> Iterator[list[str]]:
             yield [_spoken(task), "dev", str(own["dev"]["n"]), *(_figure(own["dev"], key) for key in _SHOWN)]
         folds = results["cv"].get(name, {}).get(task)
         if folds:
-            where = f"{len(folds['folds'])} folds of all cases" + ("" if folds["run"]["official"] else ", quick try")
-            yield [_spoken(task), where, str(folds["n"]), *(_figure(folds, key) for key in _SHOWN)]
+            measured_on = f"{len(folds['folds'])} folds of all cases" + (
+                "" if folds["run"]["official"] else ", quick try"
+            )
+            yield [_spoken(task), measured_on, str(folds["n"]), *(_figure(folds, key) for key in _SHOWN)]
         seeds = results["seeds"].get(name, {}).get(task)
         if seeds:
-            where = f"{split}, mean and SD of {len(seeds['seeds'])} seeds"
-            where += "" if seeds["run"]["official"] else ", quick try"
+            measured_on = f"{split}, mean and SD of {len(seeds['seeds'])} seeds"
+            measured_on += "" if seeds["run"]["official"] else ", quick try"
             spread = (seeds["figures"][key] for key in _SHOWN)
-            yield [_spoken(task), where, str(seeds["n"]), *(f"{s['mean']:.3f} ± {s['sd']:.3f}" for s in spread)]
+            yield [_spoken(task), measured_on, str(seeds["n"]), *(f"{s['mean']:.3f} ± {s['sd']:.3f}" for s in spread)]
 
 
 _SHOWN: Final = ("accuracy", "macro_f1", "ece")
@@ -182,8 +171,12 @@ def _own_limits(row: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[
     for remark in row["remarks"]:
         yield remark[0].upper() + remark[1:] + "."
     for task, own in row["tasks"].items():
-        found = results["tasks"][task]
-        for limit in (*_unknown_classes(own, found["absent"]), *_weakest_group(own), *_needed_inputs(own, found)):
+        task_results = results["tasks"][task]
+        for limit in (
+            *_unknown_classes(own, task_results["absent"]),
+            *_weakest_group(own),
+            *_needed_inputs(own, task_results),
+        ):
             yield f"{_spoken(task).capitalize()}: {limit}."
 
 
@@ -203,19 +196,19 @@ def _weakest_group(own: Mapping[str, Any]) -> Iterator[str]:
         if s["n"] >= _LEAST_OF_SUBGROUP
     ]
     if groups:
-        accuracy, group, scores = min(groups, key=lambda found: (found[0], found[1]))
+        accuracy, group, scores = min(groups, key=lambda task_results: (task_results[0], task_results[1]))
         yield (
             f"the weakest subgroup of {_LEAST_OF_SUBGROUP} or more images is {group}, "
             f"{accuracy:.3f} on {scores['n']} images of {scores['cases']} cases"
         )
 
 
-def _needed_inputs(own: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+def _needed_inputs(own: Mapping[str, Any], task_results: Mapping[str, Any]) -> Iterator[str]:
     if kinds := own["ablations"]:
         alone = kinds["image only"]["accuracy"]
         yield f"without a caption accuracy is {alone:.3f} instead of {own['scores']['accuracy']:.3f}"
     elif own["shortcuts"]:
-        alone, always = own["shortcuts"]["text bands alone"]["accuracy"], found["majority"]["accuracy"]
+        alone, always = own["shortcuts"]["text bands alone"]["accuracy"], task_results["majority"]["accuracy"]
         yield (f"from the bands with burned-in text alone accuracy is {alone:.3f}; the majority class has {always:.3f}")
 
 

@@ -1,0 +1,59 @@
+"""The picture that is analysed, for files that a browser cannot show."""
+
+import asyncio
+import io
+import threading
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from app.api.deps import SettingsDep
+from app.api.errors import Responses, documented
+from app.api.uploads import read_upload, upload_schema
+from app.core.exceptions import DeadlineExceededError, UnavailableError
+from app.core.settings import Settings
+
+router = APIRouter(tags=["predict"])
+
+_MAX_SIDE: Final = 1024
+# Decoding takes memory and a core: no more than this at once, beside the predictions.
+_SLOTS: Final = threading.BoundedSemaphore(2)
+_RETRY_AFTER_S: Final = 2
+_PNG: Responses = {200: {"content": {"image/png": {}}, "description": "The picture"}}
+
+
+@router.post(
+    "/preview",
+    response_class=Response,
+    responses={**_PNG, **documented(400, 413, 415, 422, 503, 504)},
+    openapi_extra=upload_schema(with_caption=False),
+    summary="Show the picture that is analysed",
+)
+async def preview(request: Request, settings: SettingsDep) -> Response:
+    """The picture that the models are given of an upload, before it is resized: of DICOM, the frame after its window.
+
+    A PNG of 8 bits per sample, at most 1,024 pixels wide and high. Nothing is stored.
+    """
+    if not _SLOTS.acquire(blocking=False):
+        raise UnavailableError("Too many pictures are being decoded. Try again shortly.", retry_after_s=_RETRY_AFTER_S)
+    try:
+        async with asyncio.timeout(settings.request_deadline_s):
+            upload = await read_upload(request, settings, with_caption=False)
+            body = await run_in_threadpool(_png, upload.data, settings)
+    except TimeoutError as error:
+        raise DeadlineExceededError("The picture took too long to upload or to decode.") from error
+    finally:
+        _SLOTS.release()
+    return Response(body, media_type="image/png", headers={"Cache-Control": "no-store"})
+
+
+def _png(data: bytes, settings: Settings) -> bytes:
+    from app.serving.decode.image import decode  # noqa: PLC0415  # pydicom takes a second to import
+
+    image = decode(data, settings).image
+    image = image if image.mode in ("L", "RGB") else image.convert("RGB")
+    image.thumbnail((_MAX_SIDE, _MAX_SIDE))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()

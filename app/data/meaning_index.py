@@ -1,0 +1,141 @@
+"""Sentence embeddings of the cases and captions, compared with the embedding of a query."""
+
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from app.data.fields import CASE_FIELDS, IMAGE_FIELDS, pick
+from app.data.text_encoder import DIMENSIONS, WEIGHTS_SHA256, Embeddings, TextEncoder
+
+Document = dict[str, Any]
+
+# A passage each; the encoder reads the first 128 tokens of it. Title and diagnosis are the same text in nearly all
+# cases, so that one of them and the topic's title stand for both.
+PASSAGES: Final = (("title", "topic.title"), ("diagnosis",), ("history",), ("findings",), ("topic.disease_discussion",))
+_BATCH: Final = 64
+_BACKGROUND_NICENESS: Final = 10
+
+
+class StoppedError(Exception):
+    """The computation was told to stop."""
+
+
+@dataclass(slots=True)
+class Passages:
+    """Texts to embed, each once, and what they belong to.
+
+    Attributes:
+        texts: the distinct texts.
+        owners: (row of ``texts``, case id, image id or None), an entry for each place of a text.
+    """
+
+    texts: dict[str, int] = field(default_factory=dict)
+    owners: list[tuple[int, str, str | None]] = field(default_factory=list)
+
+    def add(self, case: Document, images: Iterable[Document], passages: Sequence[Sequence[str]] = PASSAGES) -> None:
+        """Take the passages of a stored case and the captions of its stored images."""
+        for names in passages:
+            parts = dict.fromkeys(filter(None, (pick(case, CASE_FIELDS[name].path) for name in names)))
+            self._take(". ".join(parts), case["_id"], None)
+        for image in images:
+            self._take(pick(image, IMAGE_FIELDS["caption"].path), case["_id"], image["_id"])
+
+    def _take(self, text: str | None, case: str, image: str | None) -> None:
+        if text:
+            self.owners.append((self.texts.setdefault(text, len(self.texts)), case, image))
+
+    def digest(self) -> str:
+        """Names the texts and the encoder: embeddings that were stored under it are those of these texts."""
+        digest = hashlib.sha256(WEIGHTS_SHA256.encode())
+        for text in self.texts:
+            digest.update(text.encode() + b"\0")
+        return digest.hexdigest()[:16]
+
+
+class MeaningIndex:
+    """Embeddings of passages; a case is as near to a query as its nearest passage."""
+
+    def __init__(self, passages: Passages, embeddings: Embeddings) -> None:
+        rows, cases, images = zip(*passages.owners, strict=True) if passages.owners else ((), (), ())
+        self._rows = np.array(rows, np.int64)
+        self._cases, inverse = np.unique(np.array(cases, object), return_inverse=True)
+        self._case_of: npt.NDArray[np.int64] = inverse.astype(np.int64)
+        self._images = images
+        self._places = np.array([place for place, image in enumerate(images) if image is not None], np.int64)
+        self._embeddings = embeddings
+
+    def rank(self, query: Embeddings) -> tuple[list[tuple[str, float]], Mapping[str, tuple[str, float]]]:
+        """Every case by its similarity, best first, and the nearest image of each case that has a caption.
+
+        Args:
+            query: the embedding of the query, of shape (384,).
+        """
+        near = (self._embeddings @ query)[self._rows]
+        best = np.full(len(self._cases), -1.0, np.float32)
+        np.maximum.at(best, self._case_of, near)
+        order = np.argsort(-best, kind="stable")
+        ranking = [(str(self._cases[index]), float(best[index])) for index in order]
+        by_case = self._places[np.lexsort((-near[self._places], self._case_of[self._places]))]
+        _, first = np.unique(self._case_of[by_case], return_index=True)
+        images = {
+            str(self._cases[self._case_of[place]]): (str(self._images[place]), float(near[place]))
+            for place in by_case[first]
+        }
+        return ranking, images
+
+
+def load_or_compute(passages: Passages, folder: Path, stop: threading.Event) -> MeaningIndex:
+    """The embeddings of some passages, from the folder where they were stored, or computed and stored there.
+
+    Meant for a thread of its own: it runs on one processor, with lower priority than the requests.
+
+    Raises:
+        StoppedError: ``stop`` was set.
+        EncoderError: the encoder is not installed.
+    """
+    file = folder / f"embeddings-{passages.digest()}.npy"
+    stored = _read(file, len(passages.texts))
+    if stored is not None:
+        return MeaningIndex(passages, stored)
+    if sys.platform == "linux":  # a thread is a process of its own to the scheduler
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICENESS)
+    encoder = TextEncoder(threads=1)
+    texts = list(passages.texts)
+    embeddings = np.empty((len(texts), DIMENSIONS), np.float32)
+    # Texts of similar length share a batch, so that little of it is padding.
+    order = np.array(sorted(range(len(texts)), key=lambda index: len(texts[index])), np.int64)
+    for start in range(0, len(order), _BATCH):
+        if stop.is_set():
+            raise StoppedError
+        rows = order[start : start + _BATCH]
+        embeddings[rows] = encoder.encode([texts[row] for row in rows])
+    _write(file, embeddings)
+    return MeaningIndex(passages, embeddings)
+
+
+def _read(file: Path, count: int) -> Embeddings | None:
+    try:
+        stored = np.load(file, allow_pickle=False)
+    except (OSError, ValueError):  # not there, or not whole
+        return None
+    return stored.astype(np.float32) if stored.shape == (count, DIMENSIONS) else None
+
+
+def _write(file: Path, embeddings: Embeddings) -> None:
+    """Whole or not at all; half precision moves a similarity by less than 0.001."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+    with unfinished.open("wb") as target:
+        np.save(target, embeddings.astype(np.float16))
+    unfinished.replace(file)
+    for other in file.parent.glob("embeddings-*.npy"):
+        if other != file:
+            other.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""Regular expressions over stored values, in RE2: time linear in the text for every pattern.
+
+MongoDB's own matcher backtracks, and where it gives up it reports no match and no error. So a
+``__regex`` condition is never sent to MongoDB: the documents that pass the other conditions are read,
+RE2 decides, and the condition becomes the list of their ids.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import re2
+from pymongo.asynchronous.collection import AsyncCollection
+
+from app.core.exceptions import DeadlineExceededError, UnprocessableError
+
+Document = dict[str, Any]
+
+# MongoDB refuses a condition of this name: a filter that was not resolved fails instead of answering wrongly.
+CONDITION: Final = "$re2"
+MAX_CANDIDATES: Final = 20_000
+MAX_TIME_S: Final = 2.0
+_BATCH: Final = 500
+_UNSUPPORTED: Final = re.compile(r"\(\?(?:=|!|<[=!]|>|\()|\\[1-9]|\(\?P=|[*+?}]\+")
+
+
+def condition(path: str, pattern: str) -> Document:
+    """The condition that a stored path matches a pattern, letter case ignored.
+
+    Raises:
+        ValueError: RE2 cannot read the pattern.
+    """
+    _compile(pattern)
+    return {CONDITION: {"path": path, "pattern": pattern}}
+
+
+def _compile(pattern: str) -> Any:
+    options = re2.Options()
+    options.case_sensitive = False
+    options.log_errors = False
+    try:
+        return re2.compile(pattern, options)
+    except re2.error as error:
+        cause = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
+        if _UNSUPPORTED.search(pattern):
+            cause += "; look-around, back-references and possessive quantifiers are not in RE2's syntax"
+        raise ValueError(f"is not a regular expression of RE2: {cause}") from None
+
+
+def has_regex(query: Document) -> bool:
+    """Whether a query holds a condition of this module."""
+    return any(CONDITION in part for part in _parts(query))
+
+
+async def resolve(collection: AsyncCollection[Document], query: Document) -> Document:
+    """A query with its regular expressions replaced by the ids of the documents that match them.
+
+    Raises:
+        UnprocessableError: more than ``MAX_CANDIDATES`` documents pass the other conditions.
+        DeadlineExceededError: reading and matching took longer than ``MAX_TIME_S``.
+    """
+    parts = _parts(query)
+    others = [part for part in parts if CONDITION not in part]
+    wanted = [part[CONDITION] for part in parts if CONDITION in part]
+    keys: list[Any] = []
+    ends = time.monotonic() + MAX_TIME_S
+    projection = {"_id": 1, **{regex["path"]: 1 for regex in wanted}}
+    found = collection.find(
+        {"$and": others} if others else {}, projection, batch_size=_BATCH, max_time_ms=int(1000 * MAX_TIME_S)
+    ).limit(MAX_CANDIDATES + 1)
+    seen = 0
+    tests = [(regex["path"].split("."), _compile(regex["pattern"]).search) for regex in wanted]
+    async with found:
+        while batch := await found.to_list(_BATCH):
+            seen += len(batch)
+            if seen > MAX_CANDIDATES:
+                raise UnprocessableError(
+                    f"A regular expression is matched against at most {MAX_CANDIDATES} documents. "
+                    "Add conditions that leave fewer."
+                )
+            keys += await asyncio.to_thread(_matching, batch, tests)
+            if time.monotonic() > ends:
+                raise DeadlineExceededError("The regular expression was not matched in time. Add other conditions.")
+    return {"_id": {"$in": keys}}
+
+
+def _parts(query: Document) -> list[Document]:
+    """The conditions that must all hold, out of nested ``$and``."""
+    if list(query) != ["$and"]:
+        return [query]
+    return [part for each in query["$and"] for part in _parts(each)]
+
+
+def _matching(batch: list[Document], tests: Sequence[tuple[list[str], Callable[[str], Any]]]) -> list[Any]:
+    return [row["_id"] for row in batch if all(_holds(row, path, search) for path, search in tests)]
+
+
+def _holds(value: Any, path: list[str], search: Callable[[str], Any]) -> bool:
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    values = value if isinstance(value, list) else [value]
+    return any(isinstance(item, str) and search(item) for item in values)

@@ -1,0 +1,158 @@
+"""Tokenisation, normalisation and query syntax of the word search; texts and queries pass the same functions."""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any, Final, NamedTuple
+
+import snowballstemmer
+
+# Letters and digits with their combining marks; an apostrophe inside of a word belongs to it.
+_WORD: Final = re.compile(r"[^\W_][^\W_\u0300-\u036f]*(?:[\u0300-\u036f]+[^\W_]*)*(?:['’ʼ‘＇′][^\W_\u0300-\u036f]+)*")
+_HYPHENS: Final = "-‐‑‒–−"
+# What joins words to one compound: T1-weighted, MPX1007_synpic46719, 3/4 is two words.
+_JOINERS: Final = frozenset(_HYPHENS + "_")
+_POSSESSIVE: Final = re.compile(r"['’ʼ‘＇′](s?)$")
+_APOSTROPHE: Final = re.compile(r"['’ʼ‘＇′]")
+# Letters that Unicode does not decompose into a base letter and a mark.
+_BASE_LETTERS: Final = str.maketrans({"ø": "o", "đ": "d", "ł": "l", "æ": "ae", "œ": "oe", "ı": "i"})
+_QUOTES: Final = str.maketrans(dict.fromkeys("“”„‟«»″＂", '"'))
+_TERM: Final = re.compile(rf'([{_HYPHENS}]?)"([^"]*)"|(?<!\S)([{_HYPHENS}])?([^\s"]+)')
+# Function words: nearly every case holds them, so they neither find nor rank anything.
+_COMMON: Final = """
+    a an and are as at be been but by can could did do does for from had has have he her him his i if in into is it
+    its may me my of on or our she should so such than that the their them then there these they this those to was
+    we were what when where which while who whom why will with would you your
+"""
+STOP_WORDS: Final = frozenset(_COMMON.split())
+
+
+class Token(NamedTuple):
+    """A word of a text.
+
+    Attributes:
+        start: of the first character.
+        end: after the last character.
+        stem: what is compared.
+        joined: whether a hyphen or an underscore stands between the word before and this one.
+    """
+
+    start: int
+    end: int
+    stem: str
+    joined: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One part of a query.
+
+    Attributes:
+        alternatives: sequences of stems; a text that holds any of them, in one piece, holds the term.
+        text: as it was typed, without quotation marks and minus.
+        start: where it stands in the query.
+        is_phrase: whether it was given in quotation marks.
+        is_prefix: whether it stands for every word that begins with it.
+    """
+
+    alternatives: tuple[tuple[str, ...], ...]
+    text: str
+    start: int
+    is_phrase: bool = False
+    is_prefix: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedQuery:
+    """A search text, taken apart.
+
+    Attributes:
+        wanted: terms that are looked for.
+        excluded: terms that a found case must not hold.
+        stop_words: words that were left out because they are too common.
+    """
+
+    wanted: tuple[Term, ...]
+    excluded: tuple[Term, ...]
+    stop_words: tuple[str, ...]
+
+
+@cache
+def _stemmer() -> Any:
+    return snowballstemmer.stemmer("english")
+
+
+@lru_cache(maxsize=100_000)
+def fold(word: str) -> str:
+    """A word without letter case, accents, Unicode variants, apostrophes and a possessive ``'s``."""
+    decomposed = unicodedata.normalize("NFKD", _POSSESSIVE.sub("", word).casefold())
+    plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+    return _APOSTROPHE.sub("", plain).translate(_BASE_LETTERS)
+
+
+@lru_cache(maxsize=100_000)
+def stem(word: str) -> str:
+    """The stem by which a word is compared: of its folded form, by the English Snowball rules."""
+    return str(_stemmer().stemWord(fold(word)))
+
+
+def tokenize(text: str) -> Iterator[Token]:
+    """The words of a text, in order."""
+    before = -2
+    for match in _WORD.finditer(text):
+        start, end = match.span()
+        joined = start == before + 1 and text[before] in _JOINERS
+        yield Token(start, end, stem(match.group()), joined)
+        before = end
+
+
+def compounds(tokens: list[Token], text: str) -> Iterator[tuple[Token, Token, str]]:
+    """First and last word of each hyphenated compound, and its stem if it were written as one word."""
+    index = 0
+    while index < len(tokens):
+        last = index
+        while last + 1 < len(tokens) and tokens[last + 1].joined:
+            last += 1
+        if last > index:
+            whole = "".join(fold(text[token.start : token.end]) for token in tokens[index : last + 1])
+            yield tokens[index], tokens[last], stem(whole)
+        index = last + 1
+
+
+def parse_query(text: str) -> ParsedQuery:
+    """Take a search text apart: words, prefixes (``aort*``), "quoted phrases", and -excluded ones of each."""
+    wanted: list[Term] = []
+    excluded: list[Term] = []
+    stop_words: list[str] = []
+    for match in _TERM.finditer(text.translate(_QUOTES)):
+        quoted_minus, phrase, minus, word = match.groups()
+        target = excluded if quoted_minus or minus else wanted
+        if phrase is not None:
+            stems = tuple(token.stem for token in tokenize(phrase))
+            if stems:
+                target.append(Term((stems,), phrase.strip(), match.start(2), is_phrase=True))
+            continue
+        for term in _words(word, match.start(4)):
+            if fold(term.text) in STOP_WORDS and not term.is_prefix:
+                stop_words.append(term.text)
+            else:
+                target.append(term)
+    return ParsedQuery(tuple(wanted), tuple(excluded), tuple(stop_words))
+
+
+def _words(text: str, offset: int) -> Iterator[Term]:
+    """The terms of a piece without white space; a hyphenated compound is one term with two spellings."""
+    tokens = list(tokenize(text))
+    wholes = {first.start: (last, whole) for first, last, whole in compounds(tokens, text)}
+    end = -1
+    for token in tokens:
+        if token.start < end:
+            continue
+        last, whole = wholes.get(token.start, (token, ""))
+        end = last.end
+        stems = tuple(part.stem for part in tokens if token.start <= part.start < end)
+        alternatives = (stems, (whole,)) if whole else (stems,)
+        is_prefix = not whole and text[end : end + 1] == "*"
+        yield Term(alternatives, text[token.start : end], offset + token.start, is_prefix=is_prefix)

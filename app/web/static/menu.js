@@ -1,0 +1,23 @@
+// A details element as a menu: its content is fetched when it is first opened; Esc and a click elsewhere close it.
+
+/** `load` resolves to the menu, whose `open` is called whenever it opens, and by the function that is returned if it is open. */
+export function setUpMenu(root, load) {
+  let menu = null;
+  const refresh = async () => {
+    if (!root.open) return;
+    menu ??= load();
+    (await menu).open();
+  };
+  root.addEventListener("toggle", refresh);
+  root.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !root.open) return;
+    event.preventDefault();
+    root.open = false;
+    root.querySelector("summary").focus();
+  });
+  document.addEventListener("click", (event) => {
+    // What was clicked may be gone already.
+    if (root.open && document.contains(event.target) && !root.contains(event.target)) root.open = false;
+  });
+  return refresh;
+}

@@ -1,0 +1,73 @@
+"""Query parameters: each route honours those that make sense, and refuses all others."""
+
+import base64
+
+import httpx
+import pytest
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("/images?offset=3", "/images?raw=true", "/images?of=cases", "/images?format=csv", "/cases?expand=case"),
+        *("/facets?limit=3", "/facets?cursor=x", "/facets?sort=age", "/export?limit=3", "/export?cursor=x"),
+        *("/export?fields=u_id", "/cases/MPX1007?q=x", "/cases/MPX1007?fields=title", "/fields?q=x", "/models?limit=1"),
+        *("/health/live?x=1", "/search?q=a&cursor=x", "/images?limit=2&limit=3", "/images?q=a&q=b", "/facets?q=a&q=b"),
+        *("/images?seed=1", "/images?sample_by=case", "/images?sample=0", "/images?sample=2&seed=-1"),
+    ],
+)
+def test_what_a_route_does_not_take_is_refused(api: httpx.Client, address: str) -> None:
+    answer = api.get(address)
+    assert answer.status_code == 422, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["errors"]
+
+
+def test_text_search_narrows_lists_facets_and_exports_alike(api: httpx.Client) -> None:
+    found = {hit["case"]["u_id"] for hit in api.get("/search?q=brain&limit=100").json()["items"]}
+    cases = {case["u_id"] for case in api.get("/cases?q=brain&limit=100").json()["items"]}
+    assert found
+    assert cases == found
+    exported = api.get("/export?q=brain&of=cases&format=json&raw=false").json()
+    assert {row["u_id"] for row in exported} == found
+    images = api.get("/images?q=brain").json()["total"]
+    assert images == api.get("/facets?q=brain").json()["total"] == len(api.get("/export?q=brain").json())
+    assert 0 < images <= api.get("/images").json()["total"]
+
+
+def test_a_sample_is_the_same_for_the_same_seed(api: httpx.Client) -> None:
+    def drawn(**parameters: str) -> list[str]:
+        items = api.get("/images", params={"limit": "100", **parameters}).json()["items"]
+        return [item["image"] for item in items]
+
+    first = drawn(sample="10", seed="1")
+    assert len(set(first)) == 10
+    assert drawn(sample="10", seed="1") == first
+    assert drawn(sample="10", seed="2") != first
+    assert set(drawn(sample="5", seed="1")) < set(first)
+    by_case = drawn(sample="10", seed="1", sample_by="case")
+    assert len({image.partition("_")[0] for image in by_case}) == 10
+    within = drawn(sample="3", modality="CT")
+    assert set(within) <= set(drawn(modality="CT"))
+
+
+@pytest.mark.parametrize("text", ["[" * 2990, '{"k":["\\ud800"],"h":"x"}', '{"k":[true],"h":"x"}', "[]", "3"])
+def test_no_text_as_a_cursor_is_a_fault(api: httpx.Client, text: str) -> None:
+
+    cursor = base64.urlsafe_b64encode(text.encode()).decode()
+    answer = api.get("/images", params={"cursor": cursor})
+    assert answer.status_code == 422, answer.text
+
+
+def test_links_lead_back_through_a_proxy_that_strips_its_prefix(api: httpx.Client) -> None:
+    behind = {"X-Forwarded-Prefix": "/medpix"}
+    page = api.get("/images?limit=1", headers=behind)
+    assert page.links["next"]["url"].startswith("/medpix/images?")
+    assert page.json()["items"][0]["links"]["self"].startswith("/medpix/images/")
+    assert api.get("/images?limit=1").json()["items"][0]["links"]["self"].startswith("/images/")
+    assert api.get("/images?limit=1", headers={"X-Forwarded-Prefix": "//evil.example"}).links["next"]["url"][:2] != "//"
+
+
+@pytest.mark.parametrize(("host", "status"), [("evil.example.org", 421), ("127.0.0.1:8000", 200), ("localhost", 200)])
+def test_only_trusted_host_names_are_answered(api: httpx.Client, host: str, status: int) -> None:
+    assert api.get("/cases", headers={"Host": host}).status_code == status
