@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.serving.hostile_files import accepted, dicom_bombs, png_bomb
+from tests.serving.hostile_files import accepted_dicoms, dicom_bombs, png_bomb
 
 _MEASURE = """
 import json, resource, sys
@@ -30,7 +30,7 @@ LIMIT_MIB = 160
 
 
 def test_bombs_take_little_memory(tmp_path: Path) -> None:
-    files = {"warm": accepted()["dicom deflated"], "png": png_bomb(), **dicom_bombs()}
+    files = {"warm": accepted_dicoms()["dicom deflated"], "png": png_bomb(), **dicom_bombs()}
     paths = []
     for name, data in files.items():
         assert len(data) < 10 * 1024**2

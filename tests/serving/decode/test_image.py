@@ -12,9 +12,9 @@ from app.core.exceptions import ApiError
 from app.core.settings import load_settings
 from app.serving.decode.image import decode
 from ml.dataset.preprocess import Preprocess
-from tests.serving.hostile_files import GOOD_SIZE, accepted, png_bomb, png_chunk, refused
+from tests.serving.hostile_files import GOOD_SIZE, accepted, accepted_dicoms, png_bomb, png_chunk, refused
 
-ACCEPTED, REFUSED = accepted(), refused()
+ACCEPTED, REFUSED = {**accepted(), **accepted_dicoms()}, refused()
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
