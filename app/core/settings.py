@@ -1,10 +1,13 @@
 """Every setting of the service in one place, read from MEDPIX_* variables or a .env file."""
 
+import difflib
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -12,6 +15,10 @@ from app.core.exceptions import UserError
 
 # An error message never repeats the values of these.
 _SECRET: Final = frozenset({"MEDPIX_API_KEYS", "MEDPIX_MONGO_URI"})
+# Read by docker-compose.yml, which shares the .env file, and by the tests.
+_COMPOSE: Final = frozenset(
+    {"MEDPIX_ROOT_PASSWORD", "MEDPIX_APP_PASSWORD", "MEDPIX_API_PASSWORD", "MEDPIX_DATA_PATH", "MEDPIX_SCREENSHOTS"}
+)
 _NAMED_KEY: Final = re.compile(r"([A-Za-z0-9_.-]{1,64}):(\S{16,256})")
 
 
@@ -75,7 +82,12 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least important lines that are logged"
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="json: one JSON object per line, and one line per request"
+    )
 
     max_image_bytes: int = Field(
         default=10 * 1024**2, ge=1024, le=256 * 1024**2, description="Largest upload of one image"
@@ -173,3 +185,21 @@ def load_settings(**overrides: Any) -> Settings:
 def get_settings() -> Settings:
     """The settings of this process, read once."""
     return load_settings()
+
+
+def unknown_names() -> set[str]:
+    """The MEDPIX_* variables, of the environment or the .env file, that are no settings."""
+    known = {f"MEDPIX_{name.upper()}" for name in Settings.model_fields} | _COMPOSE
+    given = (*os.environ, *dotenv_values(".env"))
+    return {name for name in given if name.upper().startswith("MEDPIX_") and name.upper() not in known}
+
+
+def unknown_variables() -> list[str]:
+    """A sentence for each MEDPIX_* variable that is no setting, with the setting that may be meant."""
+    known = [f"MEDPIX_{name.upper()}" for name in Settings.model_fields]
+    sentences = []
+    for name in sorted(unknown_names()):
+        close = difflib.get_close_matches(name.upper(), known, n=1)
+        meant = f" Did you mean {close[0]}?" if close else ""
+        sentences.append(f"{name} is not a setting and is ignored.{meant}")
+    return sentences

@@ -1,6 +1,5 @@
 """`medpix up`, as a person runs it: a process of its own, stopped by signals."""
 
-import json
 import os
 import shutil
 import signal
@@ -68,7 +67,7 @@ def _wait_for_words(log: Path, words: str) -> None:
 
 
 def _mongod(home: Path) -> int:
-    return int(json.loads((home / "run" / "mongod.json").read_text())["pid"])
+    return int((home / "db" / "mongod.lock").read_text())
 
 
 def _is_running(pid: int) -> bool:
@@ -94,7 +93,7 @@ def test_it_serves_stops_cleanly_and_starts_again_on_the_same_data(
         process.send_signal(kind)
         assert process.wait(30) == 0
     assert not _is_running(mongod)
-    assert not (home / "run" / "mongod.json").exists()
+    assert not (home / "run" / "mongod.sock").exists()
     assert '"exitCode":0' in (home / "run" / "mongod.log").read_text()
     with _up(home, generated_dataset, "--no-train") as (process, client):
         assert client.get("/cases/MPX1001").status_code == 200
