@@ -149,7 +149,9 @@ def run_evaluation(
     _show(results, report, is_shown=folder.resolve() == shown.resolve(), shown=shown)
 
 
-def evaluate_if_due(settings: "Settings", database: "Database[dict[str, Any]]", *, device: "DeviceName" = "auto") -> None:
+def evaluate_if_due(
+    settings: "Settings", database: "Database[dict[str, Any]]", *, device: "DeviceName" = "auto"
+) -> None:
     """Evaluate all registered models, unless the last evaluation is of these versions, data and code.
 
     Of the processes of ``torchrun`` one alone does so.

@@ -23,9 +23,7 @@ class ExportFailedError(UserError):
 
 def export(
     target: Annotated[Path, typer.Argument(help="File to write; the suffix selects the format")],
-    of: Annotated[
-        Literal["images", "cases", "records", "annotations"], typer.Option(help="What to export")
-    ] = "images",
+    of: Annotated[Literal["images", "cases", "records", "annotations"], typer.Option(help="What to export")] = "images",
     conditions: Annotated[
         list[str] | None, typer.Option("--where", help="Filter as in the API, such as modality=CT; repeatable")
     ] = None,

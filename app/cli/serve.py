@@ -1,15 +1,16 @@
 """`medpix serve`: the API and the pages."""
 
+import asyncio
+import logging
 import os
 import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from app.cli.common import DataOption, HostOption, PortOption, load_settings
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from app.core.settings import Settings
 
 _SHUTDOWN_S: Final = 30
@@ -27,14 +28,10 @@ def serve(data: DataOption = None, port: PortOption = None, host: HostOption = N
         run_service(settings, seed=False, train=False)
         return
     run_server(settings)
-    # Threads of libraries that still load a model would hold the process for as long as that takes.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 def run_server(settings: "Settings") -> None:
-    """Serve in this process until SIGINT or SIGTERM; accepted requests are answered first.
+    """Serve until SIGINT or SIGTERM, answer the accepted requests, and end this process.
 
     Raises:
         app.core.exceptions.UserError: MEDPIX_MODEL_MODALITY or MEDPIX_MODEL_LOCATION names no such model.
@@ -54,8 +51,19 @@ def run_server(settings: "Settings") -> None:
         server_header=False,
         log_config=None,  # the command line decides where log lines go
     )
-    with _signals_end_here():
-        uvicorn.Server(config).run()
+    server = uvicorn.Server(config)
+    # Uvicorn stops on a signal and then raises it again, for those who started it; here nothing is left to do.
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, lambda *_: None)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve_and_exit(server))
+
+
+async def _serve_and_exit(server: "uvicorn.Server") -> NoReturn:
+    """End the process with the server: the event loop would first wait for the threads that still load models."""
+    await server.serve()
+    logging.shutdown()
+    os._exit(0)
 
 
 def check_selected_models(settings: "Settings") -> None:
@@ -78,15 +86,3 @@ def check_selected_models(settings: "Settings") -> None:
                 f"MEDPIX_MODEL_{task.upper()}={name[:80]!r}: no model of this name answers {task}. "
                 f"Use one of {', '.join(known)}, or leave it unset for the best on dev."
             )
-
-
-@contextmanager
-def _signals_end_here() -> Iterator[None]:
-    """Uvicorn stops on a signal and then raises it again; what started the server must still be cleaned up."""
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(kind, lambda *_: None) for kind in kinds]
-    try:
-        yield
-    finally:
-        for kind, handler in zip(kinds, before, strict=True):
-            signal.signal(kind, handler)

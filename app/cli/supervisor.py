@@ -123,7 +123,9 @@ class Supervisor:
         self.api = Worker("the API", ("serve",))
         log = settings.run_dir / "train.log"
         training = ("train", "--missing", "--evaluate")
-        self.trainer = Worker("the training", training, ends=True, essential=False, log=log, niceness=10) if train else None
+        self.trainer = (
+            Worker("the training", training, ends=True, essential=False, log=log, niceness=10) if train else None
+        )
         self._signals = 0
         self._wake, self._waker = socket.socketpair()
         self._rotated_at = time.monotonic()

@@ -79,6 +79,7 @@ def running_up(home: Path, data: Path, *options: str, command: str = "up", **var
     """A `medpix up` that has opened its port; whatever it leaves behind is killed."""
     port = free_port()
     log = home.parent / "up.log"
+    former = log.stat().st_size if log.exists() else 0
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it; a terminal's do not
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -91,7 +92,8 @@ def running_up(home: Path, data: Path, *options: str, command: str = "up", **var
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             up = Up(process, client, home, log)
-            up.wait_until_said(f"Uvicorn running on http://127.0.0.1:{port}")
+            until(lambda: "Uvicorn running on " in up.said()[former:] or not is_running(process.pid), "the start")
+            assert is_running(process.pid), up.said()
             yield up
     finally:
         children = descendants(process.pid)

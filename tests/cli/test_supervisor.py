@@ -40,7 +40,9 @@ def test_killed_processes_are_started_again_and_a_closed_terminal_ends_them_all(
         killed = child(up.process.pid, "--dbpath")
         os.kill(killed, signal.SIGKILL)
         # A command that comes meanwhile waits for the database, and starts none of its own.
-        exported = medpix(home, "export", str(tmp_path / "cases.csv"), "--of", "cases", "--data", str(generated_dataset))
+        exported = medpix(
+            home, "export", str(tmp_path / "cases.csv"), "--of", "cases", "--data", str(generated_dataset)
+        )
         assert exported.returncode == 0, exported.stderr
         assert wait_for(up.client, "/cases/MPX1001", is_ok).json()["u_id"] == "MPX1001"
         assert child(up.process.pid, "--dbpath") != killed
@@ -137,7 +139,7 @@ def test_ctrl_c_while_models_load_ends_at_once(
     with running_up(tmp_path / "home", generated_dataset, "--no-train", **own) as up:
         ready = up.client.get("/health/ready").json()
         assert ready["models"]["modality"]["state"] == "loading"
-        assert up.stop(signal.SIGINT) < 10
+        assert up.stop(signal.SIGINT) < 5
         assert up.said().rstrip().endswith("Stopped.")
     with running_up(tmp_path / "home", generated_dataset, "--no-train", **own) as up:
         up.wait_until_said("Predictions are ready: modality by compact, location by fused-location.")
