@@ -104,8 +104,8 @@ async def _write(
     from app.data.schema import DATABASE
     from app.export.streams import export_parts
 
-    image_store = ImageStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
+    image_store = ImageStore(settings.dataset_dir, settings.cache_dir / "thumbnails")
     async with connect_async(uri, settings) as client:
-        repository = Repository(client.get_default_database(DATABASE), settings.home / "cache")
+        repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
         async for part in export_parts(repository, image_store, selection, of=of, file_format=file_format, raw=raw):
             file.write(part)

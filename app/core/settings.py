@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 from functools import lru_cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -70,6 +71,10 @@ class Settings(BaseSettings):
     data_dir: FolderPath | None = Field(default=None, description="MedPix 2.0 folder; default <home>/data")
     models_dir: FolderPath | None = Field(default=None, description="Model files; default <home>/models")
 
+    cache_max_mb: int = Field(
+        default=2048, ge=16, le=1_000_000, description="Largest <home>/cache: thumbnails, converted graphs, embeddings"
+    )
+
     fetch_url: str | None = Field(default=None, description="Mirror of the dataset's archive for `medpix fetch`")
 
     mongo_uri: Annotated[str | None, AfterValidator(_mongo_address)] = Field(
@@ -126,6 +131,10 @@ class Settings(BaseSettings):
     api_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_named_keys)] = Field(
         default_factory=dict, description="NAME:KEY,NAME:KEY who may write; empty: everybody who reaches the port"
     )
+    anonymous_writes: bool = Field(
+        default=False,
+        description="Without keys, also writes are accepted from other machines; else MEDPIX_HOST must be loopback",
+    )
     trusted_hosts: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = Field(
         default_factory=list,
         description="Host names with a dot that the service answers to, separated by commas; *.NAME: all below, *: all",
@@ -159,8 +168,21 @@ class Settings(BaseSettings):
         return self.models_dir or self.home / "models"
 
     @property
+    def is_local(self) -> bool:
+        """Whether programs on this machine alone reach the service."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of what can be computed again."""
+        return self.home / "cache"
+
+    @property
     def run_dir(self) -> Path:
-        """Folder of the embedded mongod's port, process id and log."""
+        """Folder of the embedded mongod's socket, of locks and logs."""
         return self.home / "run"
 
 
