@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from app.cli.common import fail
+from app.cli.doctor import doctor
 from app.cli.evaluate import evaluate
 from app.cli.export import export
 from app.cli.fetch import fetch
@@ -22,6 +23,7 @@ _EXAMPLES = (
     "medpix up --data ~/MedPix-2.0 --port 8080",
     "medpix train modality --weights scratch",
     "medpix evaluate",
+    "medpix doctor",
     "medpix export ct.parquet --where modality=CT --where age__gte=60",
 )
 
@@ -31,7 +33,7 @@ app = typer.Typer(
     help="MedPix 2.0 as a service: cases, images, and predictions of modality and anatomical location.",
     epilog="\n\n".join(_EXAMPLES),
 )
-for command in (up, fetch, seed, train, evaluate, export, serve):
+for command in (up, fetch, seed, train, evaluate, export, serve, doctor):
     app.command()(command)
 
 

@@ -13,7 +13,7 @@ from app.main import app
 from tests.cli.running import medpix
 from tests.conftest import REPOSITORY
 
-COMMANDS = ("up", "fetch", "seed", "train", "evaluate", "export", "serve")
+COMMANDS = ("up", "fetch", "seed", "train", "evaluate", "export", "serve", "doctor")
 
 
 def test_help_imports_neither_torch_nor_the_database_driver() -> None:
