@@ -1,5 +1,6 @@
 """The `medpix` command; each subcommand is a module of ``app.cli``."""
 
+import errno
 import signal
 import sys
 from importlib.metadata import version
@@ -26,6 +27,9 @@ _EXAMPLES = (
     "medpix doctor",
     "medpix export ct.parquet --where modality=CT --where age__gte=60",
 )
+
+# Faults of the machine that the user can correct; any other OSError is a fault of the program.
+_SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,6 +66,10 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
     except UserError as error:
         fail(str(error))
+    except OSError as error:
+        if error.errno not in _SYSTEM_FAULTS:
+            raise
+        fail(f"{error.strerror}: {error.filename or 'this process'}")
     except Exception as error:
         message = _explain_database_error(error)
         if message is None:

@@ -26,7 +26,7 @@ _DISK_NEEDED: Final = _GIB // 2
 # The training of efficientnet took 4.2 GiB, serving the default models 1.5 GiB.
 _MEMORY_WANTED: Final = 5 * _GIB
 _MEMORY_NEEDED: Final = 3 * _GIB // 2
-_FILES_NEEDED: Final = 256
+_FILES_NEEDED: Final = 128
 _COLOURS: Final = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 

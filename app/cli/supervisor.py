@@ -21,7 +21,7 @@ from typing import Final
 
 from app.core.child_process import describe_exit, start_bound
 from app.core.exceptions import UserError
-from app.core.files import make_private, rotate
+from app.core.files import make_private, raise_open_files, rotate
 from app.core.settings import Settings, unknown_names
 from app.data.mongod import START_TIMEOUT_S, EmbeddedMongodError, Mongod, find_mongod
 
@@ -34,6 +34,8 @@ _MAX_DELAY_S: Final = 30.0
 # After this long without failure a process counts as running well again.
 _STABLE_S: Final = 60.0
 _TICK_S: Final = 0.5
+# mongod ends with an assertion at 64.
+_FILES: Final = 128
 _ROTATE_S: Final = 60.0
 # The API finishes accepted requests for 30 s, the trainer saves its state.
 _STOP_S: Final = 40.0
@@ -142,6 +144,7 @@ class Supervisor:
             SupervisorError: a process that is essential keeps failing.
             EmbeddedMongodError: another service owns the database.
         """
+        raise_open_files(_FILES)
         with self._handle_signals(), self._owned_database():
             try:
                 while not self._signals:
@@ -320,15 +323,15 @@ class Supervisor:
         kinds = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
             kinds.append(signal.SIGHUP)
-        before = {kind: signal.signal(kind, stop) for kind in kinds}
-        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+        for kind in kinds:
+            signal.signal(kind, stop)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         self._waker.setblocking(False)
-        wakeup = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         try:
             yield
         finally:
-            signal.set_wakeup_fd(wakeup)
-            for kind, handler in before.items():
-                signal.signal(kind, handler)
+            # The handlers stay: this process ends now, and a late signal must not interrupt that.
+            signal.set_wakeup_fd(-1)
             self._wake.close()
             self._waker.close()
