@@ -1,15 +1,20 @@
+import asyncio
 import gc
+import json
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import cast
 
 import httpx
 
+from app.api.routes.health import live
 from app.core.settings import Settings, load_settings
 from app.data.client import connect
 from app.data.mongod import embedded_mongod, find_mongod
 from app.data.seed import seed
+from app.serving.model_manager import ModelManager
 from tests.service import is_ok, wait_for
 
 Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]
@@ -63,3 +68,12 @@ def _collect_sockets() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+def test_a_gpu_that_failed_for_good_is_not_alive() -> None:
+    class Failed:
+        fatal_error = "CUDA error: an illegal memory access was encountered"
+
+    answer = asyncio.run(live(cast("ModelManager", Failed())))
+    assert answer.status_code == 503
+    assert json.loads(bytes(answer.body)) == {"status": "failed", "detail": Failed.fatal_error}

@@ -56,7 +56,7 @@ def killed(
     weights = {"compact": "auto", "resnet50-modality": str(resnet_file), "clip-location": str(clip_folder)}
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "tests.ml.killed", database_address(mongo_server, database.name)),
+            *(sys.executable, "-m", "tests.ml.train_until_killed", database_address(mongo_server, database.name)),
             *(str(images), str(models), *(f"{name}={start}" for name, start in weights.items())),
         ],
         capture_output=True,
