@@ -28,7 +28,7 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 up: $(VENV)/runtime.stamp
-	$(BIN)/medpix up $(if $(DATA),--data "$(DATA)")
+	exec $(BIN)/medpix up $(if $(DATA),--data "$(DATA)")
 
 install: $(VENV)/runtime.stamp
 

@@ -19,6 +19,7 @@ from app.core.logs import REQUEST_ID
 from app.core.telemetry import Metrics
 
 logger = logging.getLogger(__name__)
+_REQUEST_LOG: Final = logging.getLogger("medpix.requests")
 
 _PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -96,11 +97,18 @@ class ForwardedPrefix:
 
 
 class CountRequests:
-    """Counts every answer by method, route and status, and measures its time."""
+    """Counts every answer by method, route and status, and measures its time.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Args:
+        app: the next layer.
+        metrics: where it is counted.
+        log: also log a line per request. It names the route's template, never a path, a query or a file.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, log: bool = False) -> None:
         self._app = app
         self._metrics = metrics
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -120,7 +128,11 @@ class CountRequests:
             await self._app(scope, receive, noted)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.request(scope["method"], route, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._metrics.request(scope["method"], route, status, seconds)
+            if self._log:
+                fields = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 6)}
+                _REQUEST_LOG.info("request", extra={"fields": fields})
 
 
 class BodyLimit:

@@ -84,6 +84,7 @@ class ModelManager:
         self._pool: DaemonThreadPool | None = None
         self.upload_budget = UploadBudget(_MAX_BODIES * settings.max_body_bytes)
         self._cache: PredictionCache[PredictionContext] = PredictionCache(settings.cache_entries)
+        metrics.watch_cached_predictions(lambda: len(self._cache))
         self._state = _RegistryState([], [], {}, {})
         self._serving: dict[str, Predictor] = {}
         self._faults: dict[str, str] = {}
@@ -201,6 +202,7 @@ class ModelManager:
         while True:
             try:
                 self._state = await asyncio.to_thread(self._read_registry)
+                self._metrics.training(self._state.progress)
                 for task in TASKS:
                     await self._serve_best(task)
                 self._loaded = True

@@ -50,7 +50,6 @@ def test_the_service_outlives_its_database(serve: Serve, tmp_path: Path, generat
         settings = load_settings(home=tmp_path, mongo_uri=uri, data_dir=generated_dataset, mongo_server_selection_s=0.5)
         with connect(uri, settings, timeout_s=0) as client:
             seed(client.get_default_database("medpix"), generated_dataset)
-    port = int(uri.rpartition(":")[2].partition("/")[0])
     with serve(settings) as client:
         answer = client.get("/cases/MPX1008")
         assert answer.status_code == 503
@@ -58,7 +57,7 @@ def test_the_service_outlives_its_database(serve: Serve, tmp_path: Path, generat
         assert answer.json()["type"] == "urn:medpix:problem:unavailable"
         assert client.get("/health/ready").status_code == 503
         assert client.get("/health/live").status_code == 200
-        with embedded_mongod(db, run, find_mongod(), port=port):
+        with embedded_mongod(db, run, find_mongod()):
             assert wait_for(client, "/cases/MPX1008", is_ok).status_code == 200
             assert wait_for(client, "/health/ready", is_ok).status_code == 200
     _collect_sockets()

@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import io
+import os
 import re
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 from app.api.schemas.records import ImagePage, ImageView, ImageWithCase
+from app.data.image_store import ImageStore
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +247,18 @@ def test_every_real_image_is_seen_once_in_every_order(medpix_api: httpx.Client) 
             if cursor is None:
                 break
         assert len(seen) == len(set(seen)) == 2050
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 503), (errno.EMFILE, 503), (errno.EIO, 500)])
+def test_a_machine_that_is_short_of_something_is_told_apart_from_a_fault(
+    api: httpx.Client, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "thumbnails")
+
+    monkeypatch.setattr(ImageStore, "_write_thumbnail", staticmethod(fail))
+    image = api.get("/images", params={"limit": 1}).json()["items"][0]["image"]
+    answer = api.get(f"/images/{image}/thumbnail", params={"width": 333})
+    assert answer.status_code == status
+    assert (os.strerror(number) in answer.json()["detail"]) == (status == 503)
+    assert ("retry-after" in answer.headers) == (status == 503)
