@@ -1,11 +1,14 @@
 # Commands for a machine without Docker. Needs Linux x86-64 with Python 3.11 or newer, make, and the package index.
 #
 #   make up DATA=../shared/MedPix-2.0   install, start MongoDB, seed, serve on port 8000, train what is missing
+#   make gpu DATA=... WEIGHTS=...       on a machine with a CUDA device: train, compare with the CPU and serve, in minutes
 #   make test                           install what the tests need, check the style and the types, run the tests
 
 PYTHON ?= python3
 # The folder of MedPix 2.0; without it the published archive is downloaded.
 DATA ?=
+# For make gpu: a folder with resnet50*.pth and CLIP folders; without it these train from random weights.
+WEIGHTS ?=
 # Arguments of pytest, for example: make test ARGS="tests/api -x"
 ARGS ?=
 # Processes that run the tests, each with a mongod and models of its own.
@@ -18,20 +21,25 @@ INSTALL = $(UV) pip sync --quiet --require-hashes --python $(BIN)/python
 COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test check browser lock clean
+.PHONY: help up install test gpu check browser lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
 up: $(VENV)/runtime.stamp
-	$(BIN)/medpix up $(if $(DATA),--data "$(DATA)")
+	exec $(BIN)/medpix up $(if $(DATA),--data "$(DATA)")
 
 install: $(VENV)/runtime.stamp
 
 # The tests leave a picture of every page in build/screenshots, to be looked at.
 test: check browser
 	MEDPIX_SCREENSHOTS=$(CURDIR)/build/screenshots $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# No network: data and weights come from the folders given, the database is a mongod of its own.
+gpu: $(VENV)/tests.stamp
+	$(BIN)/python -m benchmarks.gpu --data "$(DATA)" $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+	$(BIN)/python -m pytest -m gpu -q $(ARGS)
 
 check: $(VENV)/tests.stamp
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from app.core.settings import Settings
 from app.serving.autotune import autotune
 from app.serving.backends.base import Backend
 from app.serving.backends.cuda_graphs import SIZES
+from app.serving.batch_tuning import warm_up
 from app.serving.decode.image import decode
 from app.serving.precision import select_backend
 from ml.dataset import labels
@@ -128,8 +129,7 @@ def _batched_rate(
     backend: Backend, prepare: Callable[[bytes], Pixels], images: Sequence[bytes], seconds: float
 ) -> float:
     """Images per second in batches of the size that the service uses on a GPU, decoded ahead by all processors."""
-    size, source = SIZES[-1], cycle(images)
-    backend.run(np.stack([prepare(image) for image in islice(source, size)]))
+    size, source = warm_up(backend.run, np.shape(prepare(images[0])), SIZES).size, cycle(images)
     done, started = 0, time.perf_counter()
     with ThreadPoolExecutor(usable_cpus()) as pool:
         ahead = deque(pool.submit(prepare, image) for image in islice(source, 4 * size))

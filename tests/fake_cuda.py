@@ -29,12 +29,15 @@ def fake_cuda() -> Iterator[None]:
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch.object(FakeTensor, "numpy", _numpy, create=True),
+        mock.patch.object(FakeTensor, "__deepcopy__", _deepcopy, create=True),
         mock.patch.object(FakeTensor, "item", _item, create=True),
         mock.patch.object(FakeTensor, "__float__", _item, create=True),
         mock.patch.object(FakeTensor, "tolist", lambda self: _array(self).tolist(), create=True),
         mock.patch.object(nn.Module, "_apply", _apply),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
         mock.patch.object(artifacts, "save_file", _save_file),
+        mock.patch.object(Tensor, "pin_memory", lambda self: self),
+        mock.patch("torch.cuda.current_stream"),
         mock.patch.object(Tensor, "backward", _backward),
         mock.patch("torch.autograd.grad", lambda _, inputs: [torch.empty_like(tensor) for tensor in inputs]),
         mock.patch("torch.cuda.is_bf16_supported", return_value=True),
@@ -48,11 +51,23 @@ def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool 
     for child in module.children() if recurse else ():
         _apply(child, change)
     for name, parameter in module._parameters.items():
-        if parameter is not None and (changed := change(parameter.detach())).device != parameter.device:
+        if parameter is None:
+            continue
+        changed = change(parameter.detach())
+        if (changed.device, changed.dtype) != (parameter.device, parameter.dtype):
             module._parameters[name] = nn.Parameter(changed, parameter.requires_grad)
     for name, buffer in module._buffers.items():
         module._buffers[name] = None if buffer is None else change(buffer)
     return module
+
+
+def _deepcopy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    """PyTorch's own looks at the memory of a tensor."""
+    copied = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        copied = nn.Parameter(copied, tensor.requires_grad)
+    memo[id(tensor)] = copied
+    return copied
 
 
 def _backward(loss: Tensor) -> None:

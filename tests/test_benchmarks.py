@@ -26,3 +26,18 @@ def test_the_training_loop_is_measured(generated_dataset: Path, model: str) -> N
     printed = run_benchmark("train", *options)
     for measured in ("from MongoDB, joined and checked", "training loop / bare loop", "peak memory"):
         assert measured in printed
+
+
+def test_the_check_of_a_gpu_trains_compares_and_tells_what_failed(generated_dataset: Path) -> None:
+    """On the CPU, which is compared with itself: what a GPU would be asked to do."""
+    options = ("--data", str(generated_dataset), "--device", "cpu", "--seconds", "0")
+    printed = run_benchmark("gpu", *options, "--models", "compact", "caption-location", "fused-location")
+    for row in ("train compact", "train fused-location", "compare fused-location"):
+        assert row in printed
+    assert printed.count("0 labels of 20 images differ from the CPU's in fp32") == 2
+    assert "runs no network on images" in printed
+    assert "all steps succeeded" in printed
+    command = [sys.executable, "-m", "benchmarks.gpu", *options, "--models", "fused-location"]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=REPOSITORY)
+    assert failed.returncode == 1
+    assert "FAILED: UnknownModelError" in failed.stdout

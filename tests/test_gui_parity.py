@@ -56,7 +56,7 @@ def test_g05_values_to_choose_from(medpix_api: httpx.Client) -> None:
 
 def test_g06_an_empty_query_is_everything_and_no_hit_is_no_error(medpix_api: httpx.Client) -> None:
     assert _total(medpix_api, "/images") == 2050
-    assert _total(medpix_api, "/images", location="Nowhere") == 0
+    assert _total(medpix_api, "/images", u_id="MPX9999") == 0
 
 
 def test_g07_every_match_can_be_reached(medpix_api: httpx.Client) -> None:

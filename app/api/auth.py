@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from app.api.deps import SettingsDep
-from app.core.exceptions import UnauthorizedError
+from app.core.exceptions import ForbiddenError, UnauthorizedError
 from app.core.settings import Settings
 
 ANONYMOUS: Final = "anonymous"
@@ -40,8 +40,14 @@ async def writer(request: Request, settings: SettingsDep) -> str:
 
     Raises:
         UnauthorizedError: no key, or a wrong one.
+        ForbiddenError: there are no keys, and other machines reach the service.
     """
     if not settings.api_keys:
+        if not settings.is_local and not settings.anonymous_writes:
+            raise ForbiddenError(
+                "Writing is off: this service can be reached from other machines and has no keys. "
+                "Set MEDPIX_API_KEYS, or MEDPIX_ANONYMOUS_WRITES=true to let everybody write."
+            )
         return ANONYMOUS
     offered = offered_key(request)
     name = key_name(settings, offered)

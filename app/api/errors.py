@@ -1,5 +1,6 @@
 """The one table from exception to answer: every error is an RFC 9457 problem document."""
 
+import errno
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -25,6 +26,7 @@ from app.core.exceptions import ApiError, DeadlineExceededError, ProblemItem, Un
 from app.data.filters import ParameterError
 from app.data.repository import NotFoundError
 
+_EXHAUSTED: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -90,6 +92,11 @@ def translate(error: Exception) -> ApiError:
             return _http_error(error)
         case PyMongoError():
             return _database_error(error)
+        case OSError(errno=number) if number in _EXHAUSTED:
+            logger.error("%s: %s", error.strerror, error.filename or "this process")
+            return UnavailableError(f"The service is short of something: {error.strerror}.", retry_after_s=60)
+        case OSError():
+            logger.error("a request failed", exc_info=error)
     return _with_status(500, "internal", "The service failed. The log holds the cause under this request_id.")
 
 
@@ -152,6 +159,7 @@ def install_error_handlers(app: FastAPI) -> None:
         RequestValidationError,
         HTTPException,
         PyMongoError,
+        OSError,
         Exception,
     ):
         app.add_exception_handler(kind, handle)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
+from typing import Final
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -34,6 +35,7 @@ from app.api.routes import (
 )
 from app.api.trusted_hosts import TrustedHosts
 from app.api.uploads import body_limit
+from app.core.disk_cache import DiskCache
 from app.core.exceptions import ApiError
 from app.core.settings import Settings, get_settings
 from app.core.telemetry import Metrics
@@ -64,6 +66,7 @@ ROUTERS = (
     metrics,
     docs,
 )
+_TRIM_EVERY_S: Final = 300.0
 DESCRIPTION = """The cases and images of MedPix 2.0, and predictions of modality and anatomical location.
 
 - **Ids** are those of the dataset: `MPX1007` for a case, `MPX1007_synpic46719` for an image.
@@ -83,6 +86,14 @@ async def _prepare_search(repository: Repository) -> None:
         await repository.prepare_search()
 
 
+async def _trim_cache(settings: Settings, metrics: Metrics) -> None:
+    """Keep the cache folder within its budget for as long as the application runs."""
+    cache = DiskCache(settings.cache_dir, settings.cache_max_mb * 1024**2)
+    while True:
+        metrics.disk_cache(await asyncio.to_thread(cache.trim))
+        await asyncio.sleep(_TRIM_EVERY_S)
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application.
 
@@ -96,16 +107,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         uri = settings.mongo_uri or "mongodb://127.0.0.1:27017"
         async with connect_async(uri, settings) as client:
-            repository = app.state.repository = Repository(
-                client.get_default_database(DATABASE), settings.home / "cache"
-            )
+            repository = app.state.repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
             with connect(uri, settings) as blocking_client:
                 database = blocking_client.get_default_database(DATABASE)
                 app.state.models = ModelManager(settings, database, app.state.metrics)
                 app.state.models.start()
-                warm_up = asyncio.create_task(_prepare_search(repository))
+                tasks = [
+                    asyncio.create_task(_prepare_search(repository)),
+                    asyncio.create_task(_trim_cache(settings, app.state.metrics)),
+                ]
                 yield
-                warm_up.cancel()
+                for task in tasks:
+                    task.cancel()
                 await app.state.models.stop()
             await repository.close()
 
@@ -120,7 +133,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
-    app.state.image_store = ImageStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
+    app.state.image_store = ImageStore(settings.dataset_dir, settings.cache_dir / "thumbnails")
     for module in ROUTERS:
         app.include_router(module.router, dependencies=[Depends(check_parameters)])
     docs.install_docs(app)
@@ -139,6 +152,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
     app.add_middleware(TrustedHosts, hosts=settings.trusted_hosts)
     app.add_middleware(ForwardedPrefix)
-    app.add_middleware(CountRequests, metrics=app.state.metrics)
+    app.add_middleware(CountRequests, metrics=app.state.metrics, log=settings.log_format == "json")
     app.add_middleware(RequestContext)
     return app

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -13,7 +14,9 @@ from fastapi.responses import FileResponse
 from app.core.exceptions import RangeNotSatisfiableError
 from app.data.repository import NotFoundError
 
-_RANGE: Final = re.compile(r"bytes=\s*((\d+-\d*|-\d+)\s*(,\s*(\d+-\d*|-\d+)\s*)*)")
+_RANGE: Final = re.compile(r"([0-9]*)-([0-9]*)")
+# More is an attack or a mistake; the whole file then serves as well.
+_MAX_RANGES: Final = 100
 _CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
 
 
@@ -21,7 +24,7 @@ async def file_response(request: Request, etag: str, image: str, find: Callable[
     """A file with a content hash as its ETag: 304 if the client has it, 206 for a range.
 
     Args:
-        request: supplies If-None-Match and Range.
+        request: supplies If-None-Match, If-Range and Range.
         etag: the quoted entity tag.
         image: whose file it is, for the error message.
         find: finds or makes the file; runs in a thread.
@@ -39,10 +42,11 @@ async def file_response(request: Request, etag: str, image: str, find: Callable[
     except FileNotFoundError as error:
         message = f"The file of image {image} is not in this service's dataset folder."
         raise NotFoundError(message) from error
-    response = FileResponse(path, headers=headers, media_type=media_type, stat_result=path.stat())
-    # The file's time says when it was copied here, not when the picture changed.
+    status = path.stat()
+    _set_range(request, etag, status.st_size)
+    response = FileResponse(path, headers=headers, media_type=media_type, stat_result=status)
+    # The file's time says when it was copied here, not when the image changed.
     del response.headers["last-modified"]
-    _check_range(request, path.stat().st_size)
     return response
 
 
@@ -54,16 +58,55 @@ def etag_matches(if_none_match: str | None, etag: str) -> bool:
     return "*" in named or etag.removeprefix("W/") in named
 
 
-def _check_range(request: Request, size: int) -> None:
-    """Forget a malformed Range, as RFC 9110 asks; refuse one that lies outside the file."""
-    asked = request.headers.get("range")
-    if asked is None:
+def _set_range(request: Request, etag: str, size: int) -> None:
+    """Leave in the request only the byte ranges that can be answered (RFC 9110, sections 13.1.5 and 14.2).
+
+    A Range that is malformed, or whose If-Range names another content, is ignored: the whole file is the answer.
+
+    Raises:
+        RangeNotSatisfiableError: no range lies inside the file.
+    """
+    asked, condition = request.headers.get("range"), request.headers.get("if-range")
+    request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] not in (b"range", b"if-range")]
+    # If-Range compares strongly, and no Last-Modified is sent that a date could equal.
+    if asked is None or (condition is not None and condition.strip() != etag):
         return
-    match = _RANGE.fullmatch(asked)
-    if match is None:
-        request.scope["headers"] = [(name, value) for name, value in request.scope["headers"] if name != b"range"]
+    ranges = _byte_ranges(asked, size)
+    if ranges is None:
         return
-    starts = [part.strip().partition("-")[0] for part in match[1].split(",")]
-    if all(start and int(start) >= size for start in starts):
-        message = f"The file has {size} bytes."
+    if not ranges:
+        message = f"The file has {size} bytes, and no range that was asked for begins inside it."
         raise RangeNotSatisfiableError(message, headers={"Content-Range": f"bytes */{size}"})
+    value = "bytes=" + ",".join(f"{start}-{end}" for start, end in ranges)
+    request.scope["headers"].append((b"range", value.encode()))
+
+
+def _byte_ranges(header: str, size: int) -> list[tuple[int, int]] | None:
+    """The satisfiable ranges of a Range header, as first and last byte; None where the header is to be ignored."""
+    unit, separator, listed = header.partition("=")
+    parts = [part.strip() for part in listed.split(",") if part.strip()]
+    if unit.strip().lower() != "bytes" or not separator or not 0 < len(parts) <= _MAX_RANGES:
+        return None
+    ranges = []
+    for part in parts:
+        match = _RANGE.fullmatch(part)
+        if match is None or not (match[1] or match[2]):
+            return None
+        first, last = _position(match[1]), _position(match[2])
+        if first is None:  # a suffix: the last bytes
+            first, last = max(0, size - (last or 0)), size - 1
+        elif last is None:
+            last = size - 1
+        elif last < first:
+            return None
+        if first < size:
+            ranges.append((first, min(last, size - 1)))
+    return ranges
+
+
+def _position(digits: str) -> int | None:
+    """A number of any length; Python refuses to read more than some thousand digits."""
+    if not digits:
+        return None
+    digits = digits.lstrip("0") or "0"
+    return int(digits) if len(digits) <= len(str(sys.maxsize)) else sys.maxsize

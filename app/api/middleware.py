@@ -1,18 +1,25 @@
 """ASGI layers around every request: its id, its size limit, HEAD, security headers."""
 
+import asyncio
+import logging
 import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.errors import problem_response
-from app.core.exceptions import ContentTooLargeError
+from app.api.errors import problem_response, translate
+from app.core.exceptions import ApiError, ContentTooLargeError, UnsupportedMediaTypeError
+from app.core.logs import REQUEST_ID
 from app.core.telemetry import Metrics
+
+logger = logging.getLogger(__name__)
+_REQUEST_LOG: Final = logging.getLogger("medpix.requests")
 
 _PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -29,7 +36,11 @@ SECURITY_HEADERS: Final[Mapping[str, str]] = {
 
 
 class RequestContext:
-    """Gives every request an id and the time of its start, adds the security headers, answers HEAD as GET."""
+    """Gives every request an id and the time of its start, adds the security headers, answers HEAD as GET.
+
+    What no handler answered becomes a 500 here, not in Starlette's outermost layer: so it has the headers too, its log
+    line has the id, and the connection stays usable.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -41,13 +52,18 @@ class RequestContext:
             return
         offered = Headers(scope=scope).get("x-request-id", "")
         request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
+        REQUEST_ID.set(request_id)
         scope.setdefault("state", {}).update(request_id=request_id, started=time.perf_counter())
-        is_head = scope["method"] == "HEAD"
+        is_head, has_started = scope["method"] == "HEAD", False
         if is_head:
-            scope = {**scope, "method": "GET"}  # the server's own record keeps the method that was asked
+            # The server's own record keeps the method that was asked. Range is defined for GET alone.
+            headers = [pair for pair in scope["headers"] if pair[0] != b"range"]
+            scope = {**scope, "method": "GET", "headers": headers}
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal has_started
             if message["type"] == "http.response.start":
+                has_started = True
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
                 for name, value in SECURITY_HEADERS.items():
@@ -56,7 +72,13 @@ class RequestContext:
                 message = {**message, "body": b""}
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception as error:
+            logger.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            if has_started:
+                raise  # the server closes the connection: there is no other way to say that the answer is cut
+            await problem_response(Request(scope), translate(error))(scope, receive, send_with_headers)
 
 
 class ForwardedPrefix:
@@ -75,11 +97,18 @@ class ForwardedPrefix:
 
 
 class CountRequests:
-    """Counts every answer by method, route and status, and measures its time."""
+    """Counts every answer by method, route and status, and measures its time.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Args:
+        app: the next layer.
+        metrics: where it is counted.
+        log: also log a line per request. It names the route's template, never a path, a query or a file.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, log: bool = False) -> None:
         self._app = app
         self._metrics = metrics
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -99,39 +128,95 @@ class CountRequests:
             await self._app(scope, receive, noted)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.request(scope["method"], route, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._metrics.request(scope["method"], route, status, seconds)
+            if self._log:
+                fields = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 6)}
+                _REQUEST_LOG.info("request", extra={"fields": fields})
 
 
 class BodyLimit:
-    """Refuses a body over the limit of its address: at once where the length is declared, else while it is read."""
+    """Refuses a body over the limit of its address, and one with a content coding.
 
-    def __init__(self, app: ASGIApp, limit_of: Callable[[str], int]) -> None:
+    An answer that is complete before its request is read lingers: the rest of the body is read and dropped, within a
+    bound, before the connection is closed. A client that sends the whole body first would otherwise see a reset
+    connection in the place of the answer.
+
+    Args:
+        app: to protect.
+        limit_of: from a path to its limit in bytes.
+        linger_s: how long the rest of a body is read.
+        idle_s: how long to wait for more of it.
+    """
+
+    def __init__(
+        self, app: ASGIApp, limit_of: Callable[[str], int], *, linger_s: float = 30.0, idle_s: float = 5.0
+    ) -> None:
         self._app = app
         self._limit_of = limit_of
+        self._linger_s = linger_s
+        self._idle_s = idle_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         limit = self._limit_of(scope["path"])
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdigit() and int(declared) > limit:
-            error = _too_large(limit)
-            error.headers["Connection"] = "close"
-            await problem_response(Request(scope), error)(scope, receive, send)
-            return
         received = 0
+        declared = headers.get("content-length", "")
+        has_more = bool(declared) or "transfer-encoding" in headers
+        # The rest of a small body is read in any case, and the connection goes on.
+        is_small = declared.isdigit() and len(declared) < 6
+        # Such a client waits for leave before it sends.
+        can_linger = headers.get("expect", "").lower() != "100-continue"
 
         async def counted() -> Message:
-            nonlocal received
+            nonlocal received, has_more
             message = await receive()
             received += len(message.get("body", b""))
+            has_more = has_more and message.get("more_body", False)
             if received > limit:
                 raise _too_large(limit)
             return message
 
-        await self._app(scope, counted, send)
+        async def lingering(message: Message) -> None:
+            if has_more and not is_small and message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Connection"] = "close"
+            if has_more and can_linger and message["type"] == "http.response.body" and not message.get("more_body"):
+                await send({**message, "more_body": True})
+                await self._drop_body(receive)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        error = _refusal(headers, limit)
+        if error is not None:
+            await problem_response(Request(scope), error)(scope, receive, lingering)
+            return
+        await self._app(scope, counted, lingering)
+
+    async def _drop_body(self, receive: Receive) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._linger_s):
+                has_more = True
+                while has_more:
+                    async with asyncio.timeout(self._idle_s):
+                        has_more = (await receive()).get("more_body", False)
+
+
+def _refusal(headers: Headers, limit: int) -> ApiError | None:
+    """What is wrong with a body, as far as the headers tell."""
+    coding = headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        detail = (
+            f"The body has the content coding {coding[:40]!r}. Send it without one: image files are compressed already."
+        )
+        error = UnsupportedMediaTypeError(detail)
+        error.headers["Accept-Encoding"] = "identity"  # RFC 9110, section 15.5.16
+        return error
+    declared = headers.get("content-length", "")
+    return _too_large(limit) if declared.isdigit() and int(declared) > limit else None
 
 
 def _too_large(limit: int) -> ContentTooLargeError:

@@ -1,4 +1,4 @@
-"""`medpix evaluate`: scores registered models, prints the table and writes the report."""
+"""`medpix evaluate`: score registered models, print the table and write the report."""
 
 import logging
 import os
@@ -7,47 +7,88 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pymongo.database import Database
-from rich.console import Console
+import typer
 
+from app.cli.common import DataOption, DeviceOption, load_settings
 from app.core.exceptions import UserError
-from app.core.progress import Progress
-from app.core.settings import Settings
-from app.data import schema
-from app.data.dataset import IMAGE_FOLDER, find_dataset
-from app.data.evaluation_report import FOLDER
-from ml.dataset.labels import UnknownLabelError
-from ml.evaluation.console_tables import remarks, tables
-from ml.evaluation.evaluate import Results, chosen_cards, covers, evaluate
-from ml.evaluation.report import make_folder, read_results, write_report
-from ml.evaluation.retrain import Scratch
-from ml.registry.registry import Registry
-from ml.training.context import Options
-from ml.training.device import DeviceName
-from ml.training.progress import DatabaseReporter, Reporter, console_reporter, to_all
+
+if TYPE_CHECKING:
+    from pymongo.database import Database
+
+    from app.core.progress import Progress
+    from app.core.settings import Settings
+    from ml.evaluation.evaluate import Results
+    from ml.training.context import Options
+    from ml.training.device import DeviceName
+    from ml.training.progress import Reporter
 
 _LOG = logging.getLogger(__name__)
-Document = dict[str, Any]
 
 
 class EvaluationError(UserError):
     """The models could not be evaluated; the report that was there is as it was."""
 
 
+def evaluate(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Models or tasks (modality, location); default: all registered models")
+    ] = None,
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report; default: HOME/evaluation, a subfolder for some models")
+    ] = None,
+    split: Annotated[Literal["test", "dev"], typer.Option(help="Split to score")] = "test",
+    device: DeviceOption = "auto",
+    register: Annotated[bool, typer.Option(help="Write the metrics to the model cards")] = True,
+    cv: Annotated[bool, typer.Option("--cv", help="Also retrain on five folds of all cases; takes hours")] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Also retrain with this many seeds, for mean and deviation; takes hours")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of folds and retraining; the first of --seeds")] = 0,
+    weights: Annotated[
+        str, typer.Option(help="Initial weights of retraining; auto: as the registered model was trained")
+    ] = "auto",
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of retraining, for quick tries; not written to the cards")
+    ] = None,
+    data: DataOption = None,
+) -> None:
+    """Score registered models on the test split; write report.html, results.json, model cards and plots."""
+    from app.data.client import connect
+    from app.data.mongod import database_uri
+    from app.data.schema import DATABASE
+    from ml.training.context import Options
+
+    settings = load_settings(data)
+    with database_uri(settings) as uri, connect(uri, settings, timeout_s=0) as client:
+        run_evaluation(
+            settings,
+            client.get_default_database(DATABASE),
+            names or ["all"],
+            out,
+            split=split,
+            device=device,
+            register=register,
+            cv=cv,
+            seeds=seeds or 0,
+            options=Options(weights=weights, seed=seed, epochs=epochs),
+        )
+
+
 def run_evaluation(
-    settings: Settings,
-    database: Database[Document],
+    settings: "Settings",
+    database: "Database[dict[str, Any]]",
     names: Sequence[str],
     out: Path | None = None,
     *,
     split: Literal["test", "dev"] = "test",
-    device: DeviceName = "auto",
+    device: "DeviceName" = "auto",
     register: bool = True,
     cv: bool = False,
     seeds: int = 0,
-    options: Options | None = None,
+    options: "Options | None" = None,
 ) -> None:
     """Evaluate, print one table per task, write the report.
 
@@ -60,13 +101,23 @@ def run_evaluation(
         split: what to score.
         device: auto, cpu, cuda or mps.
         register: put the figures on the models' cards.
-        cv: also train every model anew on five folds of all cases.
-        seeds: also train every model anew with so many seeds.
-        options: of these trainings.
+        cv: also retrain every model on five folds of all cases.
+        seeds: also retrain every model with this many seeds.
+        options: of the retraining.
 
     Raises:
         UserError: says what is missing or wrong, and what to do.
     """
+    from app.data.dataset import IMAGE_FOLDER, find_dataset
+    from app.data.evaluation_report import FOLDER
+    from ml.dataset.labels import UnknownLabelError
+    from ml.evaluation.evaluate import chosen_cards
+    from ml.evaluation.evaluate import evaluate as score_models
+    from ml.evaluation.report import make_folder, write_report
+    from ml.evaluation.retrain import Scratch
+    from ml.registry.registry import Registry
+    from ml.training.progress import DatabaseReporter, console_reporter, to_all
+
     signal.signal(signal.SIGTERM, _stop)
     registry = Registry(database, settings.model_files_dir)
     whole = split == "test" and {c.name for c in chosen_cards(names, registry)} == {c.name for c in registry.list()}
@@ -76,7 +127,7 @@ def run_evaluation(
     scratch = Scratch(settings.model_files_dir / ".training")
     try:
         with console_reporter() as reporter:
-            results = evaluate(
+            results = score_models(
                 database,
                 find_dataset(settings.dataset_dir) / IMAGE_FOLDER,
                 settings.model_files_dir,
@@ -98,7 +149,9 @@ def run_evaluation(
     _show(results, report, is_shown=folder.resolve() == shown.resolve(), shown=shown)
 
 
-def evaluate_if_due(settings: Settings, database: Database[Document], *, device: DeviceName = "auto") -> None:
+def evaluate_if_due(
+    settings: "Settings", database: "Database[dict[str, Any]]", *, device: "DeviceName" = "auto"
+) -> None:
     """Evaluate all registered models, unless the last evaluation is of these versions, data and code.
 
     Of the processes of ``torchrun`` one alone does so.
@@ -106,6 +159,12 @@ def evaluate_if_due(settings: Settings, database: Database[Document], *, device:
     Raises:
         UserError: says what is missing or wrong, and what to do.
     """
+    from app.data import schema
+    from app.data.evaluation_report import FOLDER
+    from ml.evaluation.evaluate import covers
+    from ml.evaluation.report import read_results
+    from ml.registry.registry import Registry
+
     if os.environ.get("RANK", "0") != "0":
         return
     cards = list(Registry(database, settings.model_files_dir).list())
@@ -116,11 +175,12 @@ def evaluate_if_due(settings: Settings, database: Database[Document], *, device:
     run_evaluation(settings, database, ["all"], device=device)
 
 
-def _of_the_evaluation(reporter: Reporter) -> Reporter:
-    """Leaves out the trainings of folds and seeds: they are of no model that will be served."""
+def _of_the_evaluation(reporter: "Reporter") -> "Reporter":
+    """Leaves out the retraining on folds and seeds: those models are never served."""
+    from app.data.schema import EVALUATION_RUN
 
-    def report(progress: Progress) -> None:
-        if progress.name == schema.EVALUATION_RUN:
+    def report(progress: "Progress") -> None:
+        if progress.name == EVALUATION_RUN:
             reporter(progress)
 
     return report
@@ -131,7 +191,11 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
     sys.exit("The evaluation was stopped; the report that was there is as it was, and checkpoints of trainings stay.")
 
 
-def _show(results: Results, report: Path, *, is_shown: bool, shown: Path) -> None:
+def _show(results: "Results", report: Path, *, is_shown: bool, shown: Path) -> None:
+    from rich.console import Console
+
+    from ml.evaluation.console_tables import remarks, tables
+
     console = Console()
     if not console.is_terminal:
         console.width = 160  # a table in a log must not be folded
@@ -144,7 +208,7 @@ def _show(results: Results, report: Path, *, is_shown: bool, shown: Path) -> Non
     if not is_shown:
         console.print(
             f"The report of all models in {shown}, which the service shows, is as it was; "
-            "`medpix evaluate` makes it anew.",
+            "`medpix evaluate` writes it again.",
             highlight=False,
             soft_wrap=True,
         )

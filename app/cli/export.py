@@ -3,34 +3,50 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
+import typer
+
+from app.cli.common import DataOption, console, load_settings
 from app.core.exceptions import UserError
-from app.core.settings import Settings
-from app.data.client import connect_async
-from app.data.fields import ANNOTATION_FIELDS, CASE_ALIASES, CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS, Field
-from app.data.filters import Filter, ParameterError, parse_filter
-from app.data.image_store import ImageStore
-from app.data.repository import Repository
-from app.data.schema import DATABASE
-from app.export.streams import ExportError, export_parts
 
-_CATALOGUES: Final[Mapping[str, tuple[Mapping[str, Field], Mapping[str, str]]]] = {
-    "images": (IMAGE_FIELDS, IMAGE_ALIASES),
-    "records": (IMAGE_FIELDS, IMAGE_ALIASES),
-    "cases": (CASE_FIELDS, CASE_ALIASES),
-    "annotations": (ANNOTATION_FIELDS, {}),
-}
+if TYPE_CHECKING:
+    from app.core.settings import Settings
+    from app.data.filters import Filter
 
 
 class ExportFailedError(UserError):
     """The file could not be made; the message says what to change."""
 
 
+def export(
+    target: Annotated[Path, typer.Argument(help="File to write; the suffix selects the format")],
+    of: Annotated[Literal["images", "cases", "records", "annotations"], typer.Option(help="What to export")] = "images",
+    conditions: Annotated[
+        list[str] | None, typer.Option("--where", help="Filter as in the API, such as modality=CT; repeatable")
+    ] = None,
+    raw: Annotated[
+        bool | None, typer.Option(help="The dataset's own records instead of normalised values; json and jsonl only")
+    ] = None,
+    data: DataOption = None,
+) -> None:
+    """Write a selection of the data to a .json, .jsonl, .csv, .parquet or .zip file."""
+    from app.data.mongod import database_uri
+    from app.export.streams import FORMATS
+
+    file_format = target.suffix.lstrip(".").lower()
+    if file_format not in FORMATS:
+        raise typer.BadParameter(f"the file must end in {', '.join('.' + known for known in FORMATS)}")
+    settings = load_settings(data)
+    with database_uri(settings) as uri:
+        size = run_export(settings, uri, target, of=of, file_format=file_format, conditions=conditions or [], raw=raw)
+    console.print(f"{target}: {size} bytes", soft_wrap=True, highlight=False)
+
+
 def run_export(
-    settings: Settings,
+    settings: "Settings",
     uri: str,
     target: Path,
     *,
@@ -53,7 +69,16 @@ def run_export(
     Raises:
         ExportFailedError: a filter or the combination cannot be used, or the file cannot be written.
     """
-    catalogue, aliases = _CATALOGUES[of]
+    from app.data.fields import ANNOTATION_FIELDS, CASE_ALIASES, CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS
+    from app.data.filters import ParameterError, parse_filter
+    from app.export.streams import ExportError
+
+    catalogue, aliases = {
+        "images": (IMAGE_FIELDS, IMAGE_ALIASES),
+        "records": (IMAGE_FIELDS, IMAGE_ALIASES),
+        "cases": (CASE_FIELDS, CASE_ALIASES),
+        "annotations": (ANNOTATION_FIELDS, {}),
+    }[of]
     pairs = [(name, value) for name, _, value in (condition.partition("=") for condition in conditions)]
     try:
         selection = parse_filter(pairs, catalogue, aliases)
@@ -71,10 +96,16 @@ def run_export(
 
 
 async def _write(
-    settings: Settings, uri: str, file: BinaryIO, of: str, file_format: str, selection: Filter, raw: bool | None
+    settings: "Settings", uri: str, file: BinaryIO, of: str, file_format: str, selection: "Filter", raw: bool | None
 ) -> None:
-    image_store = ImageStore(settings.dataset_dir, settings.home / "cache" / "thumbnails")
+    from app.data.client import connect_async
+    from app.data.image_store import ImageStore
+    from app.data.repository import Repository
+    from app.data.schema import DATABASE
+    from app.export.streams import export_parts
+
+    image_store = ImageStore(settings.dataset_dir, settings.cache_dir / "thumbnails")
     async with connect_async(uri, settings) as client:
-        repository = Repository(client.get_default_database(DATABASE), settings.home / "cache")
+        repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
         async for part in export_parts(repository, image_store, selection, of=of, file_format=file_format, raw=raw):
             file.write(part)

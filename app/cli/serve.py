@@ -1,19 +1,46 @@
-"""Runs the application under uvicorn."""
+"""`medpix serve`: the API and the pages."""
 
+import asyncio
+import logging
+import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NoReturn
 
-import uvicorn
+from app.cli.common import DataOption, HostOption, PortOption, load_settings
 
-from app.api.factory import create_app
-from app.core.settings import Settings
+if TYPE_CHECKING:
+    import uvicorn
 
-_SHUTDOWN_S = 30
+    from app.core.settings import Settings
+
+_SHUTDOWN_S: Final = 30
 
 
-def run_server(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM; what was accepted is answered first."""
+def serve(data: DataOption = None, port: PortOption = None, host: HostOption = None) -> None:
+    """Serve the API and the pages on data that were loaded before."""
+    from app.cli.port import check_port
+
+    settings = load_settings(data, port=port, host=host)
+    check_port(settings)
+    if settings.mongo_uri is None:
+        from app.cli.up import run_service
+
+        run_service(settings, seed=False, train=False)
+        return
+    run_server(settings)
+
+
+def run_server(settings: "Settings") -> None:
+    """Serve until SIGINT or SIGTERM, answer the accepted requests, and end this process.
+
+    Raises:
+        app.core.exceptions.UserError: MEDPIX_MODEL_MODALITY or MEDPIX_MODEL_LOCATION names no such model.
+    """
+    import uvicorn
+
+    from app.api.factory import create_app
+
+    check_selected_models(settings)
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -24,17 +51,38 @@ def run_server(settings: Settings) -> None:
         server_header=False,
         log_config=None,  # the command line decides where log lines go
     )
-    with _signals_end_here():
-        uvicorn.Server(config).run()
+    server = uvicorn.Server(config)
+    # Uvicorn stops on a signal and then raises it again, for those who started it; here nothing is left to do.
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, lambda *_: None)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve_and_exit(server))
 
 
-@contextmanager
-def _signals_end_here() -> Iterator[None]:
-    """Uvicorn stops on a signal and then raises it again; what started the server must still be cleaned up."""
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(kind, lambda *_: None) for kind in kinds]
-    try:
-        yield
-    finally:
-        for kind, handler in zip(kinds, before, strict=True):
-            signal.signal(kind, handler)
+async def _serve_and_exit(server: "uvicorn.Server") -> NoReturn:
+    """End the process with the server: the event loop would first wait for the threads that still load models."""
+    await server.serve()
+    logging.shutdown()
+    os._exit(0)
+
+
+def check_selected_models(settings: "Settings") -> None:
+    """Refuse a setting that names a model which no training can make.
+
+    Raises:
+        app.core.settings.ConfigurationError: names the setting, and the models that can be named.
+    """
+    from app.core.settings import ConfigurationError
+
+    selected = {"modality": settings.model_modality, "location": settings.model_location}
+    if not any(selected.values()):
+        return
+    from ml.models.model_specs import MODEL_SPECS
+
+    for task, name in selected.items():
+        known = [each for each, spec in MODEL_SPECS.items() if task in spec.tasks]
+        if name is not None and name not in known:
+            raise ConfigurationError(
+                f"MEDPIX_MODEL_{task.upper()}={name[:80]!r}: no model of this name answers {task}. "
+                f"Use one of {', '.join(known)}, or leave it unset for the best on dev."
+            )

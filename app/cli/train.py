@@ -7,22 +7,21 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pymongo.database import Database
+import typer
 
+from app.cli.common import DataOption, DeviceOption, load_settings
 from app.core.exceptions import UserError
-from app.core.settings import Settings
-from app.data.dataset import IMAGE_FOLDER, find_dataset
-from ml.dataset.records import RecordsError
-from ml.models.model_specs import MODEL_SPECS
-from ml.registry.registry import RegistryError
-from ml.training.context import Options
-from ml.training.device import DeviceName, Team, pick_device, team
-from ml.training.progress import STOPPED, Reporter, console_reporter, silent
-from ml.training.train import models_to_train, queued, train_model
 
-Document = dict[str, Any]
+if TYPE_CHECKING:
+    from pymongo.database import Database
+
+    from app.core.settings import Settings
+    from ml.training.context import Options
+    from ml.training.device import DeviceName, Team
+    from ml.training.progress import Reporter
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -30,17 +29,56 @@ class TrainingError(UserError):
     """A model could not be trained; the models that were registered before stay in use."""
 
 
+def train(
+    names: Annotated[list[str] | None, typer.Argument(help="Tasks (modality, location) or models")] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Train every model")] = False,
+    missing: Annotated[bool, typer.Option("--missing", help="Train the default models that are missing")] = False,
+    weights: Annotated[
+        str, typer.Option(help="Initial weights: auto, pretrained, scratch, or the path of a checkpoint")
+    ] = "auto",
+    device: DeviceOption = "auto",
+    seed: Annotated[int, typer.Option(help="Random seed")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore checkpoints, start over")] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs instead of the recipe's, for quick tries")] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Then evaluate all models, unless the last evaluation is of the same")
+    ] = False,
+    data: DataOption = None,
+) -> None:
+    """Train models on the seeded records, calibrate them on dev and register them."""
+    if not (names or every or missing):
+        raise typer.BadParameter("name a task or a model, or give --missing or --all")
+    from app.data.client import connect
+    from app.data.mongod import database_uri
+    from app.data.schema import DATABASE
+    from ml.training.context import Options
+
+    settings = load_settings(data)
+    with database_uri(settings) as uri, connect(uri, settings, timeout_s=0) as client:
+        database = client.get_default_database(DATABASE)
+        run_training(
+            settings,
+            database,
+            ["all"] if every else names or [],
+            missing=missing,
+            device=device,
+            options=Options(weights=weights, seed=seed, resume=not fresh, epochs=epochs),
+        )
+        if evaluate:
+            from app.cli.evaluate import evaluate_if_due
+
+            evaluate_if_due(settings, database, device=device)
+
+
 def run_training(
-    settings: Settings,
-    database: Database[Document],
+    settings: "Settings",
+    database: "Database[dict[str, Any]]",
     names: Sequence[str],
     *,
     missing: bool,
-    weights: str,
-    device: DeviceName,
-    seed: int,
-    resume: bool,
-    epochs: int | None,
+    device: "DeviceName",
+    options: "Options",
 ) -> None:
     """Train models one after the other; started by ``torchrun``, with all its processes.
 
@@ -49,19 +87,21 @@ def run_training(
         database: the seeded database.
         names: of models and tasks, or "all".
         missing: also train the default models that are missing.
-        weights: auto, pretrained, scratch or a path.
         device: auto, cpu, cuda or mps.
-        seed: of everything random.
-        resume: go on from checkpoints.
-        epochs: instead of the recipe's.
+        options: initial weights, random seed, epochs, and whether to resume from checkpoints.
 
     Raises:
         TrainingError: says why, and what to do.
     """
+    from app.data.dataset import IMAGE_FOLDER, find_dataset
+    from ml.dataset.records import RecordsError
+    from ml.registry.registry import RegistryError
+    from ml.training.device import pick_device, team
+    from ml.training.train import models_to_train, queued, train_model
+
     signal.signal(signal.SIGTERM, _stop)
     models_dir = settings.model_files_dir
     images_dir = find_dataset(settings.dataset_dir) / IMAGE_FOLDER
-    options = Options(weights, seed, resume, epochs)
     try:
         with team(pick_device(device)) as workers, _reporter(workers) as reporter:
             wanted = models_to_train(names, database, models_dir, missing=missing)
@@ -74,10 +114,10 @@ def run_training(
                         database=database,
                         images_dir=images_dir,
                         models_dir=models_dir,
-                        weights=weights,
+                        weights=options.weights,
                         device=device,
-                        seed=seed,
-                        resume=resume,
+                        seed=options.seed,
+                        resume=options.resume,
                         reporter=reporter,
                         options=options,
                         step=(step, len(wanted)),
@@ -86,27 +126,32 @@ def run_training(
         raise TrainingError(str(error)) from error
 
 
-def _check(options: Options, wanted: Sequence[str]) -> None:
+def _check(options: "Options", wanted: Sequence[str]) -> None:
     """An option that changes nothing is a mistake; one that changes some of the models is not.
 
     Raises:
         TrainingError: names the option and the models that it is for.
     """
+    from ml.models.model_specs import MODEL_SPECS
+    from ml.training.context import Options
+
     plain = Options()
     for option in ("weights", "epochs"):
         idle = [name for name in wanted if option not in MODEL_SPECS[name].options]
         if getattr(options, option) == getattr(plain, option) or not idle:
             continue
         if idle == list(wanted):
-            known = ", ".join(name for name, plan in MODEL_SPECS.items() if option in plan.options)
+            known = ", ".join(name for name, spec in MODEL_SPECS.items() if option in spec.options)
             raise TrainingError(f"--{option} changes nothing for {', '.join(wanted)}; it is for {known}")
         _LOG.warning("--%s changes nothing for %s.", option, ", ".join(idle))
     if options.weights not in ("auto", "pretrained", "scratch") and not Path(options.weights).exists():
         raise TrainingError(f"--weights {options.weights}: there is no such file or folder")
 
 
-def _reporter(workers: Team) -> AbstractContextManager[Reporter]:
+def _reporter(workers: "Team") -> AbstractContextManager["Reporter"]:
     """Of the processes of ``torchrun`` one shows the progress; the others say only what went wrong."""
+    from ml.training.progress import console_reporter, silent
+
     if workers.is_main_process:
         return console_reporter()
     logging.getLogger().setLevel(logging.ERROR)
@@ -115,4 +160,6 @@ def _reporter(workers: Team) -> AbstractContextManager[Reporter]:
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
     """SIGTERM unwinds the run, so that it is reported as stopped; its checkpoints stay."""
+    from ml.training.progress import STOPPED
+
     sys.exit(STOPPED)

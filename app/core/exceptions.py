@@ -1,9 +1,8 @@
 """Exceptions that several layers raise: faults a user can correct, and errors that know their HTTP status."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
-
-from pydantic import BaseModel
 
 RETRY_AFTER_S: Final = 2
 
@@ -12,7 +11,8 @@ class UserError(Exception):
     """A fault that the user can correct: the command line prints its message, without a traceback."""
 
 
-class ProblemItem(BaseModel):
+@dataclass(frozen=True, slots=True)
+class ProblemItem:
     """One part of a request that cannot be used."""
 
     parameter: str

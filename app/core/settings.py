@@ -1,10 +1,14 @@
 """Every setting of the service in one place, read from MEDPIX_* variables or a .env file."""
 
+import difflib
+import os
 import re
 from functools import lru_cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -12,6 +16,10 @@ from app.core.exceptions import UserError
 
 # An error message never repeats the values of these.
 _SECRET: Final = frozenset({"MEDPIX_API_KEYS", "MEDPIX_MONGO_URI"})
+# Read by docker-compose.yml, which shares the .env file, and by the tests.
+_COMPOSE: Final = frozenset(
+    {"MEDPIX_ROOT_PASSWORD", "MEDPIX_APP_PASSWORD", "MEDPIX_API_PASSWORD", "MEDPIX_DATA_PATH", "MEDPIX_SCREENSHOTS"}
+)
 _NAMED_KEY: Final = re.compile(r"([A-Za-z0-9_.-]{1,64}):(\S{16,256})")
 
 
@@ -63,6 +71,10 @@ class Settings(BaseSettings):
     data_dir: FolderPath | None = Field(default=None, description="MedPix 2.0 folder; default <home>/data")
     models_dir: FolderPath | None = Field(default=None, description="Model files; default <home>/models")
 
+    cache_max_mb: int = Field(
+        default=2048, ge=16, le=1_000_000, description="Largest <home>/cache: thumbnails, converted graphs, embeddings"
+    )
+
     fetch_url: str | None = Field(default=None, description="Mirror of the dataset's archive for `medpix fetch`")
 
     mongo_uri: Annotated[str | None, AfterValidator(_mongo_address)] = Field(
@@ -75,7 +87,12 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least important lines that are logged"
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="json: one JSON object per line, and one line per request"
+    )
 
     max_image_bytes: int = Field(
         default=10 * 1024**2, ge=1024, le=256 * 1024**2, description="Largest upload of one image"
@@ -114,6 +131,10 @@ class Settings(BaseSettings):
     api_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_named_keys)] = Field(
         default_factory=dict, description="NAME:KEY,NAME:KEY who may write; empty: everybody who reaches the port"
     )
+    anonymous_writes: bool = Field(
+        default=False,
+        description="Without keys, also writes are accepted from other machines; else MEDPIX_HOST must be loopback",
+    )
     trusted_hosts: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = Field(
         default_factory=list,
         description="Host names with a dot that the service answers to, separated by commas; *.NAME: all below, *: all",
@@ -147,8 +168,21 @@ class Settings(BaseSettings):
         return self.models_dir or self.home / "models"
 
     @property
+    def is_local(self) -> bool:
+        """Whether programs on this machine alone reach the service."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of what can be computed again."""
+        return self.home / "cache"
+
+    @property
     def run_dir(self) -> Path:
-        """Folder of the embedded mongod's port, process id and log."""
+        """Folder of the embedded mongod's socket, of locks and logs."""
         return self.home / "run"
 
 
@@ -173,3 +207,21 @@ def load_settings(**overrides: Any) -> Settings:
 def get_settings() -> Settings:
     """The settings of this process, read once."""
     return load_settings()
+
+
+def unknown_names() -> set[str]:
+    """The MEDPIX_* variables, of the environment or the .env file, that are no settings."""
+    known = {f"MEDPIX_{name.upper()}" for name in Settings.model_fields} | _COMPOSE
+    given = (*os.environ, *dotenv_values(".env"))
+    return {name for name in given if name.upper().startswith("MEDPIX_") and name.upper() not in known}
+
+
+def unknown_variables() -> list[str]:
+    """A sentence for each MEDPIX_* variable that is no setting, with the setting that may be meant."""
+    known = [f"MEDPIX_{name.upper()}" for name in Settings.model_fields]
+    sentences = []
+    for name in sorted(unknown_names()):
+        close = difflib.get_close_matches(name.upper(), known, n=1)
+        meant = f" Did you mean {close[0]}?" if close else ""
+        sentences.append(f"{name} is not a setting and is ignored.{meant}")
+    return sentences

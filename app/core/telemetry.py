@@ -1,9 +1,12 @@
 """What the service counts and measures, for Prometheus."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from app.core.progress import Progress
 
 _STAGE_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -43,6 +46,20 @@ class Metrics:
         self._queues: dict[str, Callable[[], int]] = {}
         self._models = Gauge(
             "medpix_model_info", "Models that serve", ["task", "name", "version", "sha256"], registry=registry
+        )
+        self._database_up = Gauge("medpix_database_up", "1 where the database answers, else 0", registry=registry)
+        self._records = Gauge("medpix_records", "Cases and images in the database", ["kind"], registry=registry)
+        self._seeded_at = Gauge(
+            "medpix_seeded_timestamp_seconds", "End of the last complete seeding", registry=registry
+        )
+        self._training = Gauge(
+            "medpix_training_fraction", "Finished share of a training run", ["model", "state"], registry=registry
+        )
+        self._cache_bytes = Gauge(
+            "medpix_cache_bytes", "Bytes on disk of what can be computed again", ["cache"], registry=registry
+        )
+        self._cached_predictions = Gauge(
+            "medpix_cached_predictions", "Predictions in memory that need no model", registry=registry
         )
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -93,6 +110,31 @@ class Metrics:
         self._models.clear()
         for task, described in models.items():
             self._models.labels(task, *described).set(1)
+
+    def database(self, *, cases: int | None, images: int | None, seeded_at: datetime | None) -> None:
+        """Say what the database holds; None where it does not answer, or was never seeded."""
+        self._database_up.set(0 if cases is None else 1)
+        for kind, count in (("cases", cases), ("images", images)):
+            if count is not None:
+                self._records.labels(kind).set(count)
+        if seeded_at is not None:
+            self._seeded_at.set(seeded_at.timestamp())
+
+    def training(self, runs: Iterable[Progress]) -> None:
+        """Say how far each training run is."""
+        self._training.clear()
+        for run in runs:
+            self._training.labels(run.name, run.state).set(run.fraction)
+
+    def disk_cache(self, sizes: Mapping[str, int]) -> None:
+        """Say how many bytes each part of the cache folder has."""
+        self._cache_bytes.clear()
+        for name, size in sizes.items():
+            self._cache_bytes.labels(name).set(size)
+
+    def watch_cached_predictions(self, count: Callable[[], int]) -> None:
+        """Ask for the number of cached predictions whenever the metrics are read."""
+        self._cached_predictions.set_function(count)
 
     def text(self) -> bytes:
         """All metrics in the text format of Prometheus."""

@@ -1,7 +1,7 @@
 """Clients for MongoDB with the service's timeouts; one place decides how a connection behaves."""
 
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
@@ -20,10 +20,10 @@ class DatabaseConfigurationError(UserError):
 
 
 def redact(uri: str) -> str:
-    """A MongoDB address without its password, fit for a log line."""
+    """A MongoDB address without its password, fit for a log line; the path of a socket is readable."""
     parts = urlsplit(uri)
     if "@" not in parts.netloc:
-        return uri
+        return parts._replace(netloc=unquote(parts.netloc)).geturl()
     user = parts.netloc.rpartition("@")[0].partition(":")[0]
     return parts._replace(netloc=f"{user}:***@{parts.netloc.rpartition('@')[2]}").geturl()
 

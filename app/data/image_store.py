@@ -2,21 +2,27 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from PIL import Image
 
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 
+THUMBNAIL_WIDTHS: Final = (64, 128, 256, 512)
+
 
 class ImageStore:
     """Paths of image files and cached thumbnails."""
 
-    def __init__(self, dataset_dir: Path, cache_dir: Path) -> None:
+    def __init__(self, dataset_dir: Path, cache_dir: Path, max_thumbnails: int = 20_000) -> None:
         self._dataset_dir = dataset_dir
         self._cache_dir = cache_dir
+        self._max_thumbnails = max_thumbnails
+        self._lock = threading.Lock()
+        self._count: int | None = None  # of the cached thumbnails; unknown until one is written
 
     def path(self, file: Mapping[str, Any]) -> Path:
         """The image file of a record.
@@ -33,26 +39,48 @@ class ImageStore:
     def thumbnail(self, file: Mapping[str, Any], width: int) -> Path:
         """A JPEG of the image, at most ``width`` pixels wide and high; made once per content and width.
 
+        Args:
+            file: of the image's record.
+            width: one of ``THUMBNAIL_WIDTHS``.
+
         Raises:
             FileNotFoundError: the image is not in the dataset folder.
         """
         sha256 = str(file["sha256"])
         cached = self._cache_dir / sha256[:2] / f"{sha256}-{width}.jpg"
-        if not cached.exists():
+        try:
+            os.utime(cached)  # the cache forgets what was not asked for the longest time
+        except FileNotFoundError:
             self._write_thumbnail(self.path(file), cached, width)
+            self._forget_oldest()
         return cached
+
+    def _forget_oldest(self) -> None:
+        """Keep the cache within its bound after a thumbnail was added."""
+        with self._lock:
+            self._count = sum(1 for _ in self._thumbnails()) if self._count is None else self._count + 1
+            if self._count <= self._max_thumbnails:
+                return
+            by_age = sorted(self._thumbnails(), key=lambda path: path.stat().st_mtime)
+            keep = self._max_thumbnails * 3 // 4
+            for path in by_age[: len(by_age) - keep]:
+                path.unlink(missing_ok=True)
+            self._count = min(len(by_age), keep)
+
+    def _thumbnails(self) -> Iterator[Path]:
+        return self._cache_dir.glob("*/*.jpg")
 
     @staticmethod
     def _write_thumbnail(source: Path, target: Path, width: int) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(source) as opened:
-            picture = opened.convert("L" if opened.mode in ("L", "1", "I;16") else "RGB")
-        picture.thumbnail((width, width), Image.Resampling.LANCZOS)
+            image = opened.convert("L" if opened.mode in ("L", "1", "I;16") else "RGB")
+        image.thumbnail((width, width), Image.Resampling.LANCZOS)
         handle, name = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                picture.save(file, "JPEG", quality=85)
+                image.save(file, "JPEG", quality=85)
             temporary.replace(target)  # a reader never sees half a file
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,50 +1,48 @@
-"""A real mongod for machines without MongoDB: found, started, shared between processes, stopped cleanly.
+"""A real mongod for machines without MongoDB: found, started, shared between commands, stopped cleanly.
 
-Every process that uses the server holds a shared lock on ``mongod.users``; the last to leave stops
-the server. Starting and stopping are done under ``mongod.lock``. The kernel drops the locks of a
-killed process, so a server that it left running is found and used by the next one.
+It listens on a Unix socket that its owner alone may open; there is no network port and no password. One process owns
+it: that process holds ``mongod.lock`` in the run folder while the server runs, and stops it. Other commands join the
+server and hold ``mongod.users``, for which the owner waits before it stops the server. The kernel releases the locks
+of a killed process and tells the server to end, so no server is left behind.
 """
 
 import fcntl
+import hashlib
 import importlib.util
-import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Final
+from urllib.parse import quote
 
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
+from app.core.child_process import describe_exit, start_bound
 from app.core.exceptions import UserError
+from app.core.files import make_private, rotate
 from app.core.settings import Settings
 from app.data.schema import DATABASE
 
-_START_TIMEOUT_S = 60.0
-_STOP_TIMEOUT_S = 60.0
-_ANSWER_TIMEOUT_S = 15.0
-_CACHE_GB = "0.5"
+START_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 60.0
+_JOIN_TIMEOUT_S: Final = 60.0
+# What a server whose owner was killed needs to write everything and end by itself.
+_LEFTOVER_S: Final = 5.0
+_CACHE_GB: Final = "0.5"
+# struct sockaddr_un holds 108 bytes with the final zero.
+_MAX_SOCKET_PATH: Final = 107
+_COMMAND: Final = "a medpix command"
 
 
 class EmbeddedMongodError(UserError):
     """No mongod could be found, started or stopped; the message says what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Address:
-    pid: int
-    port: int
-
-    @property
-    def uri(self) -> str:
-        return f"mongodb://127.0.0.1:{self.port}/{DATABASE}?directConnection=true"
 
 
 @contextmanager
@@ -57,6 +55,7 @@ def database_uri(settings: Settings) -> Iterator[str]:
     if settings.mongo_uri:
         yield settings.mongo_uri
         return
+    make_private(settings.home)
     with embedded_mongod(settings.home / "db", settings.run_dir, find_mongod(settings.mongod)) as uri:
         yield uri
 
@@ -86,60 +85,264 @@ def find_mongod(configured: Path | None = None) -> Path:
 
 
 @contextmanager
-def embedded_mongod(data_dir: Path, run_dir: Path, mongod: Path, *, port: int | None = None) -> Iterator[str]:
+def embedded_mongod(data_dir: Path, run_dir: Path, mongod: Path) -> Iterator[str]:
     """Use the mongod of a data folder, starting it if no other process has; yields its address.
 
     Args:
         data_dir: the server's data folder; made if it is missing.
-        run_dir: for the server's address, locks and log; made if it is missing.
+        run_dir: for the server's socket, locks and log; made if it is missing.
         mongod: the program.
-        port: to start it on; default: a free one.
+
+    Raises:
+        EmbeddedMongodError: the server did not start, or another process owns it and it does not answer.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    address_file = run_dir / "mongod.json"
-    with (run_dir / "mongod.users").open("w") as users:
-        with _exclusive(run_dir / "mongod.lock"):
-            address, process = _running(address_file, data_dir), None
-            if address is None:
-                address, process = _start(_runnable(mongod, run_dir), data_dir, run_dir, port or _free_port())
-                address_file.write_text(json.dumps({"pid": address.pid, "port": address.port}))
-            fcntl.flock(users, fcntl.LOCK_SH)
+    server = Mongod(data_dir, run_dir, mongod)
+    deadline = time.monotonic() + _JOIN_TIMEOUT_S
+    while True:
+        if server.acquire():
+            try:
+                server.start()
+                server.wait_until_ready()
+                yield server.uri
+            finally:
+                server.wait_for_users()
+                server.stop()
+                server.release()
+            return
+        with server.joined() as is_joined:
+            if is_joined:
+                yield server.uri
+                return
+        if time.monotonic() > deadline:
+            raise EmbeddedMongodError(
+                f"The database of {data_dir} belongs to {server.owner()}, and does not answer. Stop that process."
+            )
+        time.sleep(0.1)
+
+
+class Mongod:
+    """The mongod of one data folder.
+
+    Args:
+        data_dir: its data folder; made if it is missing.
+        run_dir: for its socket, locks and log; made if it is missing.
+        program: the mongod to run.
+
+    Attributes:
+        process: the running server, None while there is none.
+        log: file with the server's own log.
+    """
+
+    def __init__(self, data_dir: Path, run_dir: Path, program: Path) -> None:
+        self._data_dir = make_private(data_dir)
+        self._run_dir = make_private(run_dir)
+        for folder in (data_dir, run_dir):
+            folder.chmod(0o700)  # an earlier version made them readable for all
+        self._program = program
+        self._socket = _socket_path(data_dir, run_dir)
+        self._owner: IO[str] | None = None
+        self._users: IO[str] | None = None
+        self._log_start = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = run_dir / "mongod.log"
+
+    @property
+    def uri(self) -> str:
+        """The address of the database; it is the same after a restart."""
+        return f"mongodb://{quote(str(self._socket), safe='')}/{DATABASE}?directConnection=true"
+
+    def acquire(self, who: str = _COMMAND) -> bool:
+        """Become the owner, who alone may start the server; False while another process is.
+
+        Args:
+            who: tells other processes what the owner is.
+        """
+        lock = (self._run_dir / "mongod.lock").open("a+")
         try:
-            yield address.uri
-        finally:
-            # The flock fails while another process uses the server: that one will stop it.
-            with _exclusive(run_dir / "mongod.lock"), suppress(BlockingIOError):
-                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _stop(address, process)
-                address_file.unlink(missing_ok=True)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return False
+        lock.truncate(0)
+        lock.write(f"{who}, process {os.getpid()}")
+        lock.flush()
+        self._owner = lock
+        return True
 
+    def release(self) -> None:
+        """Let another process become the owner."""
+        if self._owner is not None:
+            self._owner.truncate(0)
+            self._owner.close()
+            self._owner = None
 
-@contextmanager
-def _exclusive(lock_file: Path) -> Iterator[None]:
-    with lock_file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    def owner(self) -> str:
+        """What the owner said of itself."""
+        with suppress(OSError):
+            return (self._run_dir / "mongod.lock").read_text() or "another process"
+        return "another process"
 
+    @contextmanager
+    def joined(self) -> Iterator[bool]:
+        """Use the server of another owner, who waits for the end of the block; False where it does not answer."""
+        with (self._run_dir / "mongod.users").open("w") as users:
+            try:
+                fcntl.flock(users, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:  # the owner is stopping it
+                yield False
+                return
+            yield self.answers()
 
-def _running(address_file: Path, data_dir: Path) -> _Address | None:
-    """The server that the address file names, if it still runs on this data folder."""
-    try:
-        address = _Address(**json.loads(address_file.read_text()))
-        socket.create_connection(("127.0.0.1", address.port), timeout=2.0).close()
-        options = _ask(address, "getCmdLineOpts", timeout_s=_ANSWER_TIMEOUT_S)
-    except (OSError, ValueError, TypeError, PyMongoError):
+    def wait_for_users(self) -> None:
+        """Return when no other command uses the server any more; none can join it after that."""
+        users = (self._run_dir / "mongod.users").open("w")
+        fcntl.flock(users, fcntl.LOCK_EX)
+        self._users = users  # held until the server has stopped
+
+    def start(self) -> None:
+        """Start the server; the owner alone may do so.
+
+        Raises:
+            EmbeddedMongodError: another mongod uses the data folder.
+        """
+        self._end_leftover()
+        rotate(self.log)
+        with suppress(FileNotFoundError):
+            self._log_start = self.log.stat().st_size
+        self.process = start_bound(
+            [
+                *(str(_runnable(self._program, self._run_dir)), "--dbpath", str(self._data_dir)),
+                *("--bind_ip", str(self._socket), "--nounixsocket", "--filePermissions", "0700"),
+                *("--quiet", "--wiredTigerCacheSizeGB", _CACHE_GB),
+                *("--setParameter", "diagnosticDataCollectionEnabled=false"),
+            ],
+            log=self.log,
+        )
+
+    def answers(self, timeout_s: float = 0.5) -> bool:
+        """Whether the server answers a ping."""
+        milliseconds = int(timeout_s * 1000)
+        client: MongoClient[dict[str, Any]] = MongoClient(
+            self.uri, serverSelectionTimeoutMS=milliseconds, connectTimeoutMS=milliseconds
+        )
+        with client, suppress(PyMongoError):
+            client.admin.command("ping")
+            return True
+        return False
+
+    def wait_until_ready(self) -> None:
+        """Return when the server that was started answers.
+
+        Raises:
+            EmbeddedMongodError: it ended, or did not answer in time; it is stopped.
+        """
+        assert self.process is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self.answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                self.process.wait()
+                raise EmbeddedMongodError(self.explain_failure())
+
+    def explain_failure(self) -> str:
+        """Why the server ended or did not start, from its exit code and its log."""
+        with suppress(OSError):
+            with self.log.open("rb") as file:
+                file.seek(min(self._log_start, self.log.stat().st_size))
+                text = file.read().decode(errors="replace")
+            lines = text.splitlines()
+            notable = [line for line in lines if '"s":"E"' in line or '"s":"F"' in line or not line.startswith("{")]
+            last = "\n".join((notable or lines)[-5:])
+            code = self.process.poll() if self.process else None
+            how = "did not answer in time" if code is None else describe_exit(code)
+            advice = ""
+            if "error while loading shared libraries" in text:
+                advice = "\nIt needs the libraries libcurl4 and libssl3; `docker compose up` works without it."
+            elif "No space left on device" in text:
+                advice = f"\nThere is no space left on the disk of {self._data_dir}."
+            elif "Too many open files" in text:
+                advice = "\nIt may open too few files: raise the limit with `ulimit -n 4096`."
+            return (
+                f"{self._program} did not start (data folder {self._data_dir}): it {how}. "
+                f"The end of its log {self.log}:\n{last}{advice}"
+            )
+        return f"{self._program} did not start, and its log {self.log} cannot be read."
+
+    def stop(self) -> None:
+        """Let the server write everything and end.
+
+        Raises:
+            EmbeddedMongodError: it did not stop in time.
+        """
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                raise EmbeddedMongodError(
+                    f"mongod (process {self.process.pid}) did not stop within {STOP_TIMEOUT_S:.0f} s."
+                ) from None
+            self.process = None
+        if self._users is not None:
+            self._users.close()
+            self._users = None
+
+    def _end_leftover(self) -> None:
+        """Wait for the server of an owner that was killed.
+
+        The server's own lock on its data folder tells whether one runs. A recorded process id alone does not: another
+        program may have the number by now.
+        """
+        started = time.monotonic()
+        told = False
+        while (pid := self._holder()) is not None:
+            waited = time.monotonic() - started
+            if waited > STOP_TIMEOUT_S:
+                raise EmbeddedMongodError(f"mongod (process {pid}) did not stop within {STOP_TIMEOUT_S:.0f} s.")
+            if not told and pid and waited > (_LEFTOVER_S if self._is_ours(pid) else 0.0):
+                if not self._is_ours(pid):
+                    raise EmbeddedMongodError(
+                        f"Another mongod (process {pid}) uses the data folder {self._data_dir}. "
+                        f"Stop it with `kill {pid}` and try again."
+                    )
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+                told = True
+            time.sleep(0.05)
+
+    def _holder(self) -> int | None:
+        """The process that has locked the data folder; 0 where it has not said which, None where there is none."""
+        try:
+            with (self._data_dir / "mongod.lock").open() as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return int(lock.read().strip() or 0)
+        except (FileNotFoundError, ValueError):
+            return None
         return None
-    same = options["parsed"].get("storage", {}).get("dbPath") == str(data_dir)
-    return address if same else None
+
+    def _is_ours(self, pid: int) -> bool:
+        with suppress(OSError):
+            return os.fsencode(self._socket) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return False
 
 
-def _ask(address: _Address, command: str, *, timeout_s: float) -> dict[str, Any]:
-    client: MongoClient[dict[str, Any]] = MongoClient(
-        address.uri, serverSelectionTimeoutMS=int(timeout_s * 1000), connectTimeoutMS=int(timeout_s * 1000)
-    )
-    with client:
-        return client.admin.command(command)
+def _socket_path(data_dir: Path, run_dir: Path) -> Path:
+    """The socket in the run folder, or in a private temporary folder where that path is too long for a socket."""
+    path = run_dir / "mongod.sock"
+    if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
+        return path
+    name = f"medpix-{os.getuid()}-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]}"
+    folder = Path(tempfile.gettempdir()) / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise EmbeddedMongodError(
+            f"{folder} belongs to somebody else or is open to others. Set TMPDIR to another folder, "
+            "or MEDPIX_HOME to a shorter path."
+        )
+    return folder / "mongod.sock"
 
 
 def _runnable(mongod: Path, run_dir: Path) -> Path:
@@ -154,61 +357,3 @@ def _runnable(mongod: Path, run_dir: Path) -> Path:
         copy.chmod(0o755)
         return copy
     return mongod
-
-
-def _start(mongod: Path, data_dir: Path, run_dir: Path, port: int) -> tuple[_Address, subprocess.Popen[bytes]]:
-    log_file = run_dir / "mongod.log"
-    with log_file.open("w") as log:
-        process = subprocess.Popen(
-            [
-                *(str(mongod), "--dbpath", str(data_dir), "--port", str(port), "--bind_ip", "127.0.0.1"),
-                *("--nounixsocket", "--quiet", "--wiredTigerCacheSizeGB", _CACHE_GB),
-                *("--setParameter", "diagnosticDataCollectionEnabled=false"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for us alone: we stop the server after the service
-        )
-    address = _Address(process.pid, port)
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        with suppress(PyMongoError):
-            _ask(address, "ping", timeout_s=0.5)
-            return address, process
-    process.kill()
-    process.wait()
-    raise EmbeddedMongodError(
-        f"{mongod} did not start (data folder {data_dir}). Its last words:\n{_last_errors(log_file)}\n"
-        "It needs the libraries libcurl4 and libssl3; `docker compose up` works without it."
-    )
-
-
-def _last_errors(log_file: Path) -> str:
-    lines = log_file.read_text(errors="replace").splitlines()
-    notable = [line for line in lines if '"s":"E"' in line or '"s":"F"' in line or not line.startswith("{")]
-    return "\n".join((notable or lines)[-5:])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _stop(address: _Address, process: subprocess.Popen[bytes] | None) -> None:
-    """Let the server write everything and end; it may be the child of another process that is gone."""
-    with suppress(ProcessLookupError):
-        os.kill(address.pid, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process is not None and process.poll() is not None:
-            return
-        try:
-            os.kill(address.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    raise EmbeddedMongodError(f"mongod (process {address.pid}) did not stop within {_STOP_TIMEOUT_S:.0f} s.")

@@ -1,12 +1,16 @@
 """Batch tuning: the batch size is measured, because on a CPU a larger one may not be faster."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 Run = Callable[[Array], Mapping[str, Array]]
@@ -38,11 +42,23 @@ def warm_up(run: Run, shape: tuple[int, int, int], sizes: Sequence[int]) -> Batc
     Args:
         run: a batch (N, C, H, W) of uint8 to outputs.
         shape: (C, H, W).
-        sizes: candidates, ascending; the smallest one within 5 % of the best images per second wins.
+        sizes: candidates, ascending; the smallest one within 5 % of the best images per second wins. Those from the
+            first one for which there is no memory are left out.
+
+    Raises:
+        torch.OutOfMemoryError: there is no memory for the smallest one; or MemoryError.
     """
-    latency = {size: _seconds(run, shape, size) / size for size in sizes}
+    latency: dict[int, float] = {}
+    for size in sizes:
+        try:
+            latency[size] = _seconds(run, shape, size) / size
+        except (torch.OutOfMemoryError, MemoryError):
+            if not latency:
+                raise
+            logger.warning("there is no memory for batches of %d", size)
+            break
     best = min(latency.values())
-    chosen = next(size for size in sizes if latency[size] <= best * _MIN_SPEEDUP)
+    chosen = next(size for size in latency if latency[size] <= best * _MIN_SPEEDUP)
     for size in range(1, chosen + 1):
         if size not in latency:
             run(noise(size, shape))

@@ -28,6 +28,8 @@ Outputs = Mapping[str, Array]
 Run = Callable[[Array], Outputs]
 
 _MAX_RESTART_S: Final = 30.0
+_NO_MEMORY_RETRY_S: Final = 5
+_NO_MEMORY: Final = (torch.OutOfMemoryError, MemoryError)
 
 
 class _HungError(Exception):
@@ -74,6 +76,10 @@ class Engine:
         max_run_s: a run that takes longer counts as hung: the engine is dead then, and its thread is abandoned.
         restart_s: delay before a dead engine is restarted; doubles with every failure.
         on_batch: called with the size of every batch that ran.
+
+    Attributes:
+        fatal_error: what the device said when it failed for good; None while it can be hoped to come back. After such
+            an error (an illegal access, a failed memory check) no call of this process to the device succeeds.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class Engine:
         self._restarting: asyncio.Task[None] | None = None
         self._latency = LatencyEstimator(plan.seconds_per_image)
         self._draining = False
+        self.fatal_error: str | None = None
 
     @property
     def healthy(self) -> bool:
@@ -187,7 +194,7 @@ class Engine:
         except _HungError:
             raise
         except Exception as error:
-            if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and len(batch) > 1:
+            if isinstance(error, _NO_MEMORY) and len(batch) > 1:
                 await self._run_halves(batch)
                 return
             logger.exception("model %s failed on a batch of %d", self._name, len(batch))
@@ -232,6 +239,11 @@ class Engine:
     async def _retry_singly(self, batch: Sequence[_Item], error: Exception) -> None:
         """Run the images one by one, so that only the one that makes the model fail fails."""
         if len(batch) == 1:
+            if isinstance(error, _NO_MEMORY):
+                error = UnavailableError(
+                    f"The device of the model {self._name} has no memory left. Try again shortly.",
+                    retry_after_s=_NO_MEMORY_RETRY_S,
+                )
             if not batch[0].future.done():
                 batch[0].future.set_exception(error)
             # Is it the image, or does the model fail on everything?
@@ -260,10 +272,19 @@ class Engine:
             await asyncio.sleep(wait)
             try:
                 await self._in_thread(self._probe, None)  # without limit: a new thread would hang too
-            except Exception:
+            except Exception as error:
+                if _is_fatal(error):
+                    logger.exception("the device of model %s failed for good", self._name)
+                    self.fatal_error = str(error).partition("\n")[0]
+                    return
                 logger.exception("model %s cannot run yet", self._name)
                 wait = min(2 * wait, _MAX_RESTART_S)
             else:
                 logger.warning("the batch loop of %s was restarted", self._name)
                 self.start()
                 return
+
+
+def _is_fatal(error: Exception) -> bool:
+    """Whether the driver failed so that no later call of this process to the device succeeds."""
+    return isinstance(error, torch.AcceleratorError) and "out of memory" not in str(error)

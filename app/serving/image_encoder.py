@@ -86,7 +86,7 @@ class ImageEncoder:
         """Candidates for the batch size."""
         if self._settings.max_batch is not None:
             return (self._settings.max_batch,)
-        return SIZES[-1:] if self.backend is not None and self.backend.device == "cuda" else CPU_SIZES
+        return SIZES if self.backend is not None and self.backend.device == "cuda" else CPU_SIZES
 
     def _weights_key(self) -> str:
         """Names the weights and what the network does with them (its tasks)."""
@@ -102,6 +102,11 @@ class ImageEncoder:
     def healthy(self) -> bool:
         """Whether images can be encoded."""
         return self.engine is None or self.engine.healthy
+
+    @property
+    def fatal_error(self) -> str | None:
+        """What the device said when it failed for good; None while it did not."""
+        return None if self.engine is None else self.engine.fatal_error
 
     @property
     def seconds_per_image(self) -> float:

@@ -8,6 +8,7 @@ import asyncio
 import gc
 import logging
 import math
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,12 +84,14 @@ class ModelManager:
         self._pool: DaemonThreadPool | None = None
         self.upload_budget = UploadBudget(_MAX_BODIES * settings.max_body_bytes)
         self._cache: PredictionCache[PredictionContext] = PredictionCache(settings.cache_entries)
+        metrics.watch_cached_predictions(lambda: len(self._cache))
         self._state = _RegistryState([], [], {}, {})
         self._serving: dict[str, Predictor] = {}
         self._faults: dict[str, str] = {}
         self._unusable: dict[str, tuple[float, str]] = {}
         self._blas: list[threadpool_limits] = []
         self._loaded = False
+        self._replaced = False
         self._watch: asyncio.Task[None] | None = None
 
     @property
@@ -101,6 +104,11 @@ class ModelManager:
             and self._faults.keys() <= self._serving.keys()
             and all(predictor.healthy for predictor in self._serving.values())
         )
+
+    @property
+    def fatal_error(self) -> str | None:
+        """Why only a new process can serve the models again; None while this one can."""
+        return next((error for each in self._serving.values() if (error := each.fatal_error) is not None), None)
 
     @property
     def cards(self) -> list[ModelCard]:
@@ -194,10 +202,14 @@ class ModelManager:
         while True:
             try:
                 self._state = await asyncio.to_thread(self._read_registry)
+                self._metrics.training(self._state.progress)
                 for task in TASKS:
                     await self._serve_best(task)
                 self._loaded = True
                 last = ""
+                if self._replaced:
+                    self._replaced = False
+                    await asyncio.to_thread(_release_replaced)
             except PyMongoError as error:
                 reason = str(error).partition(" (configured timeouts")[0]
                 logger.warning("the model registry cannot be read: %s", reason)
@@ -205,6 +217,10 @@ class ModelManager:
                 if repr(error) != last:
                     logger.exception("reading the model registry failed")
                 last = repr(error)
+            if self.fatal_error is not None:
+                logger.critical("this process ends, so that a new one is started: %s", self.fatal_error)
+                _end_process()
+                return
             await asyncio.sleep(_POLL_S)
 
     def _read_registry(self) -> _RegistryState:
@@ -280,6 +296,7 @@ class ModelManager:
         logger.info("%s %s answers %s", predictor.card.name, predictor.card.version, task)
         if former is not None and former not in self._serving.values():
             await former.stop()
+            self._replaced = True
 
     async def _warm_up(self, predictor: "Predictor") -> None:
         try:
@@ -313,6 +330,20 @@ def _decode_threads(settings: Settings) -> int:
     from app.serving.backends.devices import on_cuda  # noqa: PLC0415 - see above
 
     return min(64 if on_cuda(settings) else 4, usable_cpus())
+
+
+def _end_process() -> None:
+    """Shut down in an orderly way: Compose and systemd start an ended process again, an unhealthy one they leave."""
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _release_replaced() -> None:
+    """Give back the memory of a replaced model: it was frozen with the rest when its successor was loaded."""
+    import torch  # noqa: PLC0415 - see above
+
+    _freeze_garbage_collector()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # a training on the same device may need it
 
 
 def _freeze_garbage_collector() -> None:

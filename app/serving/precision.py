@@ -16,7 +16,7 @@ from pymongo.errors import PyMongoError
 from app.core.exceptions import UserError
 from app.core.settings import Settings
 from app.serving.backends.base import Backend, Precision
-from app.serving.backends.devices import device_name, low_precision, make_backend, software
+from app.serving.backends.devices import device_name, lower_precisions, make_backend, software
 from ml.dataset.image_loading import load_images
 from ml.dataset.records import Record, snapshot_hash
 from ml.models.base import Floats, Outputs, ServedModel
@@ -38,7 +38,7 @@ class PrecisionChoice:
     """The precision of a model, and why.
 
     Attributes:
-        precision: fp32, bf16 or fp16.
+        precision: fp32, tf32, bf16 or fp16.
         reason: a sentence for people.
     """
 
@@ -122,19 +122,26 @@ def select_backend(
         return full, PrecisionChoice("fp32", "MEDPIX_PRECISION=fp32.")
     if full.device == "cpu" and full.name != "openvino":
         return full, PrecisionChoice("fp32", "OpenVINO cannot run this network; PyTorch on the CPU computes in fp32.")
-    lower = low_precision(full.device)
-    if lower is None:
+    candidates = lower_precisions(full.device)
+    if not candidates:
         return full, PrecisionChoice("fp32", "This device does not compute in bf16.")
     try:
         records = dev() if dev is not None else ()
     except (UserError, PyMongoError) as error:
-        return full, PrecisionChoice("fp32", f"{lower} was not compared: the dev split cannot be read: {error}")
+        return full, PrecisionChoice("fp32", f"{candidates[0]} was not compared: the dev split cannot be read: {error}")
     if not records:
-        return full, PrecisionChoice("fp32", f"{lower} was not compared: there is no dev split.")
-    low = make_backend(model.network, preprocess, settings, weights, lower)
-    choice = _compared(model, full, low, records, settings)
+        return full, PrecisionChoice("fp32", f"{candidates[0]} was not compared: there is no dev split.")
+    backend, reasons = full, []
+    for lower in candidates:
+        low = make_backend(model.network, preprocess, settings, weights, lower)
+        choice = _compared(model, full, low, records, settings)
+        reasons.append(choice.reason)
+        if choice.precision == lower:
+            backend = low
+            break
+    choice = PrecisionChoice(backend.precision, " ".join(reasons))
     logger.info("%s computes in %s: %s", model.card.name, choice.precision, choice.reason)
-    return (low if choice.precision == lower else full), choice
+    return backend, choice
 
 
 def _compared(

@@ -94,6 +94,11 @@ class Predictor:
         """Whether requests can be answered."""
         return self.image_encoder.healthy
 
+    @property
+    def fatal_error(self) -> str | None:
+        """What the device said when it failed for good; None while it did not."""
+        return self.image_encoder.fatal_error
+
     def start(self) -> None:
         """Start to answer, on the running event loop."""
         self.image_encoder.start()

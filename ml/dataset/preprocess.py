@@ -82,7 +82,7 @@ class Preprocess:
         Returns:
             uint8 array of shape (channels, size, size), 0 to 255.
         """
-        image = _to_eight_bits(ImageOps.exif_transpose(image))
+        image = to_eight_bits(ImageOps.exif_transpose(image))
         # Grey stays one channel until the end: three equal ones would be scaled to three equal ones.
         image = image.convert("L" if self.channels == 1 or image.mode in _GREY else "RGB")
         scale = self.size / max(image.size)
@@ -118,7 +118,8 @@ def _stretched(values: NDArray[Any]) -> Pixels:
     return stretched
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 8 bits per sample without transparency: what shows through is black."""
     if image.mode in _HIGH_DEPTH:
         return Image.fromarray(_stretched(np.asarray(image)))
     if image.has_transparency_data:

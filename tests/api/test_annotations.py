@@ -11,6 +11,7 @@ from pymongo.database import Database
 from app.core.settings import ConfigurationError, Settings, load_settings
 from app.data.record import Annotation
 from app.data.seed import seed
+from tests.service import running_service
 
 Document = dict[str, Any]
 Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]
@@ -214,3 +215,25 @@ def test_unusable_keys_are_named_but_never_shown(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigurationError, match=r"MEDPIX_API_KEYS=\*\*\*: .*entry \d") as caught:
         load_settings()
     assert "0123456789abcdef" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "status"),
+    [
+        ("127.0.0.1", False, 201),
+        ("::1", False, 201),
+        ("0.0.0.0", False, 403),
+        ("::", False, 403),
+        ("0.0.0.0", True, 201),
+    ],
+)
+def test_without_keys_only_a_local_service_is_written_to(
+    settings: Settings, database: Database[Document], generated_dataset: Path, host: str, allowed: bool, status: int
+) -> None:
+    seed(database, generated_dataset)
+    own = settings.model_copy(update={"host": host, "anonymous_writes": allowed, "data_dir": generated_dataset})
+    with running_service(own) as client:
+        answer = client.post(f"/images/{_image(client)['image']}/annotations", json={"comment": "x"})
+        assert answer.status_code == status, answer.text
+        if status == 403:
+            assert "MEDPIX_API_KEYS" in answer.json()["detail"]

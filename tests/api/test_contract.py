@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -61,6 +61,8 @@ def test_whatever_is_sent_the_answer_is_one_that_is_documented(schema: Any, oper
     @given(st.one_of([asked.as_strategy(generation_mode=mode) for mode in GenerationMode]))
     @settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     def answer_is_documented(case: Any) -> None:
+        # The server itself refuses a request whose framing is wrong, before there is a route to answer.
+        assume(not {"transfer-encoding", "content-length"} & {name.lower() for name in case.headers or {}})
         answer = case.call_and_validate(checks=CHECKS, timeout=60)
         statuses.add(answer.status_code)
 

@@ -1,15 +1,20 @@
+import asyncio
 import gc
+import json
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import cast
 
 import httpx
 
+from app.api.routes.health import live
 from app.core.settings import Settings, load_settings
 from app.data.client import connect
 from app.data.mongod import embedded_mongod, find_mongod
 from app.data.seed import seed
+from app.serving.model_manager import ModelManager
 from tests.service import is_ok, wait_for
 
 Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]
@@ -45,7 +50,6 @@ def test_the_service_outlives_its_database(serve: Serve, tmp_path: Path, generat
         settings = load_settings(home=tmp_path, mongo_uri=uri, data_dir=generated_dataset, mongo_server_selection_s=0.5)
         with connect(uri, settings, timeout_s=0) as client:
             seed(client.get_default_database("medpix"), generated_dataset)
-    port = int(uri.rpartition(":")[2].partition("/")[0])
     with serve(settings) as client:
         answer = client.get("/cases/MPX1008")
         assert answer.status_code == 503
@@ -53,7 +57,7 @@ def test_the_service_outlives_its_database(serve: Serve, tmp_path: Path, generat
         assert answer.json()["type"] == "urn:medpix:problem:unavailable"
         assert client.get("/health/ready").status_code == 503
         assert client.get("/health/live").status_code == 200
-        with embedded_mongod(db, run, find_mongod(), port=port):
+        with embedded_mongod(db, run, find_mongod()):
             assert wait_for(client, "/cases/MPX1008", is_ok).status_code == 200
             assert wait_for(client, "/health/ready", is_ok).status_code == 200
     _collect_sockets()
@@ -64,3 +68,12 @@ def _collect_sockets() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+def test_a_gpu_that_failed_for_good_is_not_alive() -> None:
+    class Failed:
+        fatal_error = "CUDA error: an illegal memory access was encountered"
+
+    answer = asyncio.run(live(cast("ModelManager", Failed())))
+    assert answer.status_code == 503
+    assert json.loads(bytes(answer.body)) == {"status": "failed", "detail": Failed.fatal_error}

@@ -1,5 +1,8 @@
+import errno
 import hashlib
 import io
+import os
+import re
 from pathlib import Path
 
 import httpx
@@ -7,6 +10,7 @@ import pytest
 from PIL import Image
 
 from app.api.schemas.records import ImagePage, ImageView, ImageWithCase
+from app.data.image_store import ImageStore
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +60,103 @@ def test_parts_of_a_file(api: httpx.Client, image: str) -> None:
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(whole)))
 
 
-@pytest.mark.parametrize("width", [64, 200, 512])
-def test_a_thumbnail_fits_its_square(api: httpx.Client, image: str, width: int) -> None:
+@pytest.mark.parametrize("suffix", ["file", "thumbnail"])
+def test_a_range_is_answered_if_the_client_has_the_same_content(api: httpx.Client, image: str, suffix: str) -> None:
+    address = f"/images/{image}/{suffix}"
+    whole = api.get(address)
+    etag = whole.headers["etag"]
+    for condition, status in (
+        (etag, 206),
+        (f"W/{etag}", 200),
+        ('"other"', 200),
+        ("Fri, 27 Nov 2026 10:00:00 GMT", 200),
+        ("", 200),
+    ):
+        answer = api.get(address, headers={"Range": "bytes=0-9", "If-Range": condition})
+        assert (answer.status_code, answer.content) == (status, whole.content[: 10 if status == 206 else None])
+        assert answer.headers["etag"] == etag
+    assert api.get(address, headers={"If-Range": etag}).status_code == 200
+    beyond = api.get(address, headers={"Range": "bytes=999999999-", "If-Range": '"other"'})
+    assert (beyond.status_code, beyond.content) == (200, whole.content)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("bytes=0-0", slice(0, 1)),
+        ("Bytes = 5-5", slice(5, 6)),
+        ("bytes=0-0,999999999-", slice(0, 1)),
+        ("bytes=999999999-,-1", slice(-1, None)),
+        ("bytes=3-" + "9" * 5000, slice(3, None)),
+        ("bytes=" + "0" * 5000 + "3-4", slice(3, 5)),
+        ("bytes=-" + "9" * 5000, slice(None)),
+        ("bytes=,0-3,", slice(0, 4)),
+    ],
+)
+def test_ranges_that_can_be_answered(api: httpx.Client, image: str, header: str, expected: slice) -> None:
+    whole = api.get(f"/images/{image}/file").content
+    answer = api.get(f"/images/{image}/file", headers={"Range": header})
+    assert (answer.status_code, answer.content) == (206, whole[expected])
+    first = range(len(whole))[expected][0]
+    assert answer.headers["content-range"] == f"bytes {first}-{first + len(answer.content) - 1}/{len(whole)}"
+
+
+@pytest.mark.parametrize("header", ["bytes=-0", "bytes=999999999-", "bytes=" + "9" * 5000 + "-", "bytes=-0,999999999-"])
+def test_ranges_outside_the_file(api: httpx.Client, image: str, header: str) -> None:
+    answer = api.get(f"/images/{image}/file", headers={"Range": header})
+    assert answer.status_code == 416
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert re.fullmatch(r"bytes \*/\d+", answer.headers["content-range"])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "bytes=5-2",
+        "bytes=0-1,5-2",
+        "bytes=-",
+        "bytes=",
+        "bytes",
+        "bytes=a-b",
+        "bytes=0-1;2-3",
+        "bytes=+1-2",
+        "bytes=١-٢",
+        "lines=0-1",
+        "bytes=" + "0-0," * 101 + "0-0",
+    ],
+)
+def test_malformed_ranges_are_ignored(api: httpx.Client, image: str, header: str) -> None:
+    whole = api.get(f"/images/{image}/file").content
+    answer = api.get(f"/images/{image}/file", headers={b"Range": header.encode()})
+    assert (answer.status_code, answer.content) == (200, whole)
+
+
+def test_a_head_has_no_ranges(api: httpx.Client, image: str) -> None:
+    answer = api.head(f"/images/{image}/file", headers={"Range": "bytes=0-9"})
+    assert (answer.status_code, answer.headers["content-length"]) == (
+        200,
+        str(len(api.get(f"/images/{image}/file").content)),
+    )
+
+
+def test_several_ranges(api: httpx.Client, image: str) -> None:
+    whole = api.get(f"/images/{image}/file").content
+    answer = api.get(f"/images/{image}/file", headers={"Range": "bytes=0-3,10-13,99999999-"})
+    assert answer.status_code == 206
+    assert answer.headers["content-type"].startswith("multipart/byteranges; boundary=")
+    assert answer.content.count(b"Content-Range: bytes ") == 2
+    assert whole[10:14] in answer.content
+
+
+@pytest.mark.parametrize(("width", "step"), [(64, 64), (200, 128), (256, 256), (512, 512)])
+def test_a_thumbnail_fits_its_square(api: httpx.Client, image: str, width: int, step: int) -> None:
     answer = api.get(f"/images/{image}/thumbnail", params={"width": width})
     assert answer.headers["content-type"] == "image/jpeg"
     with Image.open(io.BytesIO(answer.content)) as picture:
-        assert max(picture.size) <= width
+        assert max(picture.size) <= step
         assert picture.format == "JPEG"
-    assert api.get(f"/images/{image}/thumbnail", params={"width": width}).content == answer.content
+    exact = api.get(f"/images/{image}/thumbnail", params={"width": step})
+    assert (exact.content, exact.headers["etag"]) == (answer.content, answer.headers["etag"])
 
 
 @pytest.mark.parametrize(
@@ -154,3 +247,18 @@ def test_every_real_image_is_seen_once_in_every_order(medpix_api: httpx.Client) 
             if cursor is None:
                 break
         assert len(seen) == len(set(seen)) == 2050
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 503), (errno.EMFILE, 503), (errno.EIO, 500)])
+def test_a_machine_that_is_short_of_something_is_told_apart_from_a_fault(
+    api: httpx.Client, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "thumbnails")
+
+    monkeypatch.setattr(ImageStore, "_write_thumbnail", staticmethod(fail))
+    image = api.get("/images", params={"limit": 1}).json()["items"][0]["image"]
+    answer = api.get(f"/images/{image}/thumbnail", params={"width": 333})
+    assert answer.status_code == status
+    assert (os.strerror(number) in answer.json()["detail"]) == (status == 503)
+    assert ("retry-after" in answer.headers) == (status == 503)

@@ -1,7 +1,14 @@
+import json
+import re
+import time
+
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.api.predict_client import ask
+from tests.conftest import REPOSITORY
+
+_SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 
 
 def _value(client: httpx.Client, metric: str, /, **labels: str) -> float:
@@ -54,3 +61,30 @@ def test_the_models_that_serve_are_named(predict_api: httpx.Client) -> None:
         version = served[task]["version"]
         assert _value(predict_api, "medpix_model_info", task=task, name=served[task]["model"], version=version) == 1
     assert _value(predict_api, "medpix_queue_depth") == 0
+
+
+def test_database_training_and_caches_are_measured(predict_api: httpx.Client) -> None:
+    assert _value(predict_api, "medpix_database_up") == 1
+    assert _value(predict_api, "medpix_records", kind="cases") == 40
+    seeded_at = _value(predict_api, "medpix_seeded_timestamp_seconds")
+    assert time.time() - 3600 < seeded_at <= time.time()
+    image = predict_api.get("/images", params={"limit": 1}).json()["items"][0]["image"]
+    assert predict_api.get(f"/images/{image}/thumbnail").status_code == 200
+    assert _value(predict_api, "medpix_training_fraction", model="compact", state="done") == 1
+
+
+def test_the_dashboard_asks_for_metrics_and_labels_that_exist(predict_api: httpx.Client, png: bytes) -> None:
+    ask(predict_api, "/predict/modality", png + b"dashboard")
+    families = list(text_string_to_metric_families(predict_api.get("/metrics").text))
+    # A metric without a sample yet is known by its family alone.
+    names = {f"{family.name}{suffix}" for family in families for suffix in _SUFFIXES[family.type]}
+    labels = {label for family in families for sample in family.samples for label in sample.labels}
+    panels = json.loads((REPOSITORY / "docs" / "grafana-dashboard.json").read_text())["panels"]
+    asked = [target for panel in panels for target in panel["targets"]]
+    used = {name for target in asked for name in re.findall(r"medpix_\w+", target["expr"])}
+    assert used <= names
+    measured = {family.name for family in families if not family.name.endswith("_created")}
+    assert measured <= {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in used}
+    grouped = " ".join(re.findall(r"by \(([^)]*)\)", " ".join(target["expr"] for target in asked)))
+    shown = re.findall(r"{{(\w+)}}", " ".join(target["legendFormat"] for target in asked))
+    assert {*re.findall(r"\w+", grouped), *shown} <= labels | {"cache"}

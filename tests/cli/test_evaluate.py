@@ -167,7 +167,7 @@ def test_checkpoints_stay_until_the_report_is_written(
 
     scratch = own_settings.model_files_dir / ".training"
     with monkeypatch.context() as patched:
-        patched.setattr("app.cli.evaluate.write_report", full)
+        patched.setattr("ml.evaluation.report.write_report", full)
         with pytest.raises(ReportError):
             attempt()
     kept = {path: path.stat().st_mtime_ns for path in scratch.rglob("*.safetensors")}
@@ -183,7 +183,7 @@ def test_a_failing_disk_is_said_in_a_sentence(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("app.cli.evaluate.evaluate", full)
+    monkeypatch.setattr("ml.evaluation.evaluate.evaluate", full)
     with pytest.raises(
         EvaluationError, match=r"could not be finished: .*No space left .* goes on from the checkpoints"
     ):

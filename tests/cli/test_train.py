@@ -62,9 +62,9 @@ def train(settings: Settings, database: Database[Document], generated_dataset: P
     """Runs the training of the test's database in this process."""
     before = signal.getsignal(signal.SIGTERM)
     own = settings.model_copy(update={"data_dir": generated_dataset})
-    options: Document = {"missing": False, "weights": "auto", "device": "cpu", "seed": 0, "resume": True}
-    options |= {"epochs": None}
-    yield lambda *names, **chosen: run_training(own, database, names, **options | chosen)
+    yield lambda *names, **chosen: run_training(
+        own, database, names, missing=False, device="cpu", options=Options(**chosen)
+    )
     signal.signal(signal.SIGTERM, before)
 
 

@@ -1,9 +1,10 @@
-import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,10 @@ def _hold(home: Path) -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline().strip()
 
 
+def _server_of(home: Path) -> int:
+    return int((home / "db" / "mongod.lock").read_text())
+
+
 def _insert(uri: str, key: int) -> None:
     with MongoClient[dict[str, int]](uri, serverSelectionTimeoutMS=2000) as client:
         client.medpix.kept.insert_one({"_id": key})
@@ -45,48 +50,91 @@ def _count(uri: str) -> int:
 def test_data_survive_a_restart_and_the_server_is_gone_between(tmp_path: Path) -> None:
     with embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()) as uri:
         _insert(uri, 1)
-        recorded = json.loads((tmp_path / "run" / "mongod.json").read_text())
-        assert f":{recorded['port']}/" in uri
     with pytest.raises(ConnectionFailure):
         _count(uri)
-    with embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()) as uri:
+    with embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()) as again:
+        assert again == uri
         assert _count(uri) == 1
     assert '"exitCode":0' in (tmp_path / "run" / "mongod.log").read_text()
 
 
-def test_two_processes_share_one_server_and_the_last_one_stops_it(tmp_path: Path) -> None:
-    process, first = _hold(tmp_path)
-    with process, embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()) as uri:
-        assert uri == first
-        process.terminate()
-        process.wait()
+def test_only_its_owner_reaches_it(tmp_path: Path) -> None:
+    for folder in ("db", "run"):  # as an earlier version made them
+        (tmp_path / folder).mkdir(mode=0o755)
+    with embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()) as uri:
+        assert uri.startswith("mongodb://%2F")
+        assert stat.filemode((tmp_path / "run" / "mongod.sock").stat().st_mode) == "srwx------"
+        assert {(tmp_path / folder).stat().st_mode & 0o777 for folder in ("db", "run")} == {0o700}
+        listening = _listening_sockets(_server_of(tmp_path))
+        assert listening == []
+
+
+def _listening_sockets(pid: int) -> list[str]:
+    """The TCP sockets of a process that listen."""
+    files = []
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            files.append(str(file.readlink()))
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in files]
+
+
+@pytest.mark.parametrize("name", ["with spaces and Umläute", "long" * 30])
+def test_any_folder_will_do(tmp_path: Path, name: str) -> None:
+    home = tmp_path / name
+    with embedded_mongod(home / "db", home / "run", find_mongod()) as uri:
         _insert(uri, 1)
+        assert _count(uri) == 1
+
+
+def test_the_process_that_started_the_server_waits_for_the_others(tmp_path: Path) -> None:
+    process, first = _hold(tmp_path)
+    with process:
+        with embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()) as uri:
+            assert uri == first
+            process.terminate()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1)
+            _insert(uri, 1)
+        assert process.wait(30) == 0
     with pytest.raises(ConnectionFailure):
         _count(uri)
 
 
-def test_a_server_left_by_a_killed_process_is_used_again(tmp_path: Path) -> None:
+def test_a_server_ends_with_the_process_that_was_killed(tmp_path: Path) -> None:
     process, first = _hold(tmp_path)
     with process:
         _insert(first, 1)
         process.kill()
     with embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()) as uri:
-        assert uri == first
         assert _count(uri) == 1
-    with pytest.raises(ConnectionFailure):
-        _count(uri)
+    assert (tmp_path / "run" / "mongod.log").read_text().count('"exitCode":0') == 2
 
 
 def test_a_server_that_was_killed_is_started_on_the_same_data(tmp_path: Path) -> None:
     process, first = _hold(tmp_path)
     with process:
         _insert(first, 1)
-        pid = json.loads((tmp_path / "run" / "mongod.json").read_text())["pid"]
         time.sleep(0.3)  # past the journal's flush
-        os.kill(pid, signal.SIGKILL)
+        os.kill(_server_of(tmp_path), signal.SIGKILL)
         process.kill()
     with embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()) as uri:
         assert _count(uri) == 1
+
+
+def test_a_server_of_somebody_else_is_named_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "db").mkdir()
+    command = [str(find_mongod()), "--dbpath", str(tmp_path / "db"), "--bind_ip", str(tmp_path / "own.sock")]
+    with subprocess.Popen([*command, "--nounixsocket"], stdout=subprocess.DEVNULL) as other:
+        while not (tmp_path / "own.sock").exists():
+            time.sleep(0.05)
+        with (
+            pytest.raises(EmbeddedMongodError, match=rf"Another mongod \(process {other.pid}\).* `kill {other.pid}`"),
+            embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()),
+        ):
+            pass
+        assert other.poll() is None
+        other.terminate()
 
 
 def test_a_program_that_is_no_mongod_is_named(tmp_path: Path) -> None:

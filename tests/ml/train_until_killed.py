@@ -1,6 +1,6 @@
 """Small models that a process trains until it kills itself.
 
-python -m tests.ml.killed NAME DATABASE IMAGES MODELS WEIGHTS
+python -m tests.ml.train_until_killed NAME DATABASE IMAGES MODELS WEIGHTS
 """
 
 import os

@@ -5,11 +5,13 @@ import struct
 import zlib
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
+import imagecodecs
 import numpy as np
 from PIL import Image
 
-from tests.serving.decode.dicom_files import dicom, jpeg
+from tests.serving.decode.dicom_files import deflated, dicom, dicom_start, jpeg
 
 GOOD_SIZE = (96, 80)
 JPEG_BASELINE, JPEG_LOSSLESS, JPEG_2000 = (
@@ -17,7 +19,8 @@ JPEG_BASELINE, JPEG_LOSSLESS, JPEG_2000 = (
     "1.2.840.10008.1.2.4.70",
     "1.2.840.10008.1.2.4.90",
 )
-RLE, DEFLATED = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.1.99"
+EXPLICIT, RLE, JPEG_LS = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80"
+MPEG_4, BASIC_TEXT_SR = "1.2.840.10008.1.2.4.102", "1.2.840.10008.5.1.4.1.1.88.11"
 
 
 def _encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -37,7 +40,7 @@ def _picture(mode: str = "L") -> Image.Image:
     return gradient.convert(mode)
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
@@ -46,7 +49,7 @@ def png_bomb(width: int = 20_000, height: int = 20_000) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     packer = zlib.compressobj(9)
     rows = b"".join(packer.compress(b"\0" * (width + 1)) for _ in range(height)) + packer.flush()
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
 
 
 def scan_bomb(side: int = 1000, scans: int = 300) -> bytes:
@@ -71,7 +74,7 @@ def _phone_picture() -> bytes:
 
 @cache
 def accepted() -> Mapping[str, bytes]:
-    """Files in every mode that is read."""
+    """PNG and JPEG files in every mode that is read."""
     return {
         "grey": _encode(_picture("L")),
         "bilevel": _encode(_picture("1")),
@@ -91,6 +94,13 @@ def accepted() -> Mapping[str, bytes]:
 
 
 @cache
+def accepted_dicoms() -> Mapping[str, bytes]:
+    """The same picture as DICOM."""
+    gradient = np.asarray(_picture("L"))
+    return {"dicom": dicom(gradient), "dicom deflated": deflated(gradient)}
+
+
+@cache
 def refused() -> Mapping[str, tuple[bytes, int, str]]:
     """Files that are refused: bytes, status, and words of the reason."""
     good = _encode(_picture())
@@ -99,7 +109,7 @@ def refused() -> Mapping[str, tuple[bytes, int, str]]:
         "text": (b"this is not an image" * 50, 415, "not an image of a known format"),
         "truncated": (good[: len(good) * 2 // 3], 422, "cut or damaged"),
         "cut in the header": (good[:20], 422, "cut or damaged"),
-        "signature only": (good[:8], 415, "not an image"),
+        "signature only": (good[:8], 422, "cut or damaged"),
         "broken checksum": (good[:60] + bytes([good[60] ^ 0xFF]) + good[61:], 422, "cut or damaged"),
         "one pixel": (_encode(Image.new("L", (1, 1))), 422, "at least 16"),
         "bomb": (png_bomb(), 413, "megapixels"),
@@ -115,25 +125,81 @@ def refused() -> Mapping[str, tuple[bytes, int, str]]:
     }
 
 
+def _rle(segments: list[bytes]) -> bytes:
+    offsets = np.zeros(16, dtype="<u4")
+    offsets[0] = len(segments)
+    offsets[1 : len(segments) + 1] = 64 + np.cumsum([0, *map(len, segments)])[:-1]
+    return offsets.tobytes() + b"".join(segments)
+
+
+@cache
+def dicom_bombs() -> Mapping[str, bytes]:
+    """Small DICOM files that ask a decoder for hundreds of megabytes or more."""
+    grey = np.zeros((64, 64), dtype=np.uint8)
+    large = np.zeros((3000, 3000), dtype=np.uint8)
+    linear = np.tile(np.array([0, 1, 1, 1, 65535, 1], dtype="<u2"), 200_000).tobytes()
+    segments: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name in ("Red", "Green", "Blue"):
+        segments[f"{name}PaletteColorLookupTableDescriptor"] = [0, 0, 16]
+        segments[f"Segmented{name}PaletteColorLookupTableData"] = linear
+    return {
+        "deflated": deflated(grey, mebibytes=300),
+        "deflated behind a long meta header": deflated(grey, version=bytes(5000), mebibytes=300),
+        "rle": dicom(grey, syntax=RLE, frame=_rle([b"\x81\0" * 4_000_000])),
+        "jpeg 2000 larger inside": dicom(grey, syntax=JPEG_2000, frame=jpeg(large, "JPEG2000")),
+        "jpeg larger inside": dicom(grey, syntax=JPEG_BASELINE, frame=jpeg(large)),
+        "jpeg lossless larger inside": dicom(
+            grey, syntax=JPEG_LOSSLESS, frame=imagecodecs.jpeg8_encode(large, lossless=True, bitspersample=8)
+        ),
+        "jpeg-ls larger inside": dicom(grey, syntax=JPEG_LS, frame=imagecodecs.jpegls_encode(large)),
+        "palette segments": dicom(grey, **segments),
+        "frames": dicom(grey, NumberOfFrames=2**31 - 1),
+        "compressed frames": dicom(grey, syntax=JPEG_BASELINE, frame=jpeg(grey), NumberOfFrames=2**31 - 1),
+    }
+
+
 def _refused_dicoms() -> Mapping[str, tuple[bytes, int, str]]:
     ramp = np.tile(np.arange(64, dtype=np.int16), (32, 1))
     grey = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
-    square, large = np.zeros((400, 400), dtype=np.uint8), np.zeros((3000, 3000), dtype=np.uint8)
+    square = np.zeros((400, 400), dtype=np.uint8)
+    bombs = dicom_bombs()
     files = {
-        "without pixels": (dicom(ramp, PixelData=None), 422, "no image"),
+        "without pixels": (dicom(ramp, PixelData=None), 422, "no image: it is of the kind CT Image Storage"),
+        "report": (dicom(ramp, PixelData=None, SOPClassUID=BASIC_TEXT_SR), 422, "Basic Text SR Storage"),
         "without rows": (dicom(ramp, Rows=None), 422, "no image"),
         "cut in the pixels": (dicom(ramp)[:-500], 422, "cut or damaged"),
-        "cut in the header": (dicom(ramp)[:200], 422, "DICOM"),
+        "cut in the header": (dicom(ramp)[:200], 422, "no image"),
         "bomb": (dicom(ramp, Rows=60_000, Columns=60_000), 413, "megapixels"),
         "too small": (dicom(ramp[:8]), 422, "at least 16"),
-        "of frames that are not there": (dicom(ramp, NumberOfFrames=1000), 422, "cut or damaged"),
-        "palette": (dicom(grey, PhotometricInterpretation="PALETTE COLOR"), 415, "Convert it first"),
-        "rle": (dicom(grey, syntax=RLE, frame=b"\0" * 100), 415, "Convert it first"),
-        "jpeg lossless": (dicom(grey, syntax=JPEG_LOSSLESS, frame=b"\0" * 100), 415, "Convert it first"),
+        "of rows that do not fit": (dicom(ramp, Rows=33), 422, "1 x 33 rows x 64 columns take 4224 bytes"),
+        "of frames that are not there": (dicom(ramp, NumberOfFrames=1000), 422, "take 4096000 bytes"),
+        "palette without tables": (dicom(grey, PhotometricInterpretation="PALETTE COLOR"), 422, "colour palette"),
+        "hsv": (
+            dicom(np.zeros((32, 32, 3), np.uint8), PhotometricInterpretation="HSV"),
+            415,
+            "3 sample(s) of 8 bits, HSV",
+        ),
+        "video": (dicom(grey, syntax=MPEG_4, frame=b"\0" * 100), 415, "encoded as MPEG-4 AVC/H.264 High Profile"),
+        "private codec": (dicom(grey, syntax="1.2.3.4", frame=b"\0" * 100), 415, "private or unknown transfer syntax"),
+        "broken rle": (dicom(grey, syntax=RLE, frame=b"\0" * 100), 422, "RLE Lossless pixel data"),
+        "broken jpeg lossless": (dicom(grey, syntax=JPEG_LOSSLESS, frame=b"\0" * 100), 422, "no JPEG Lossless"),
         "no jpeg in it": (dicom(grey, syntax=JPEG_BASELINE, frame=b"no jpeg"), 422, "cut or damaged"),
-        "larger inside": (dicom(grey, syntax=JPEG_2000, frame=jpeg(large, "JPEG2000")), 422, "size"),
+        "not compressed after all": (
+            dicom(grey).replace(EXPLICIT.encode() + b"\0", RLE.encode() + b"\0"),
+            422,
+            "transfer syntax is RLE Lossless, and its pixel data are not compressed",
+        ),
+        "larger inside": (bombs["jpeg 2000 larger inside"], 422, "64 x 64 pixels of 1 sample(s), the compressed"),
         "scan bomb": (dicom(square, syntax=JPEG_BASELINE, frame=scan_bomb(400)), 422, "more than 100 scans"),
-        "garbage": (b"\0" * 128 + b"DICM" + b"garbage" * 100, 422, "cut or damaged"),
-        "deflated": (dicom(ramp, syntax=DEFLATED), 415, "deflated"),
+        "of many elements": (dicom_start() + b"\x08\0\0\0CS\0\0" * 1_000_000, 422, "more than 20000 elements"),
+        "of much meta information": (b"\0" * 128 + b"DICM" + b"\2\0\2\0UI\0\0" * 1_000_000, 422, "20000 elements"),
+        "of many items": (
+            dicom_start() + b"\0\x52\x30\x92SQ\0\0" + b"\xff" * 4 + b"\xfe\xff\0\xe0\0\0\0\0" * 1_000_000,
+            422,
+            "more than 100000 sequence items",
+        ),
+        "garbage": (b"\0" * 128 + b"DICM" + b"garbage" * 100, 422, "DICOM"),
+        "deflate bomb": (bombs["deflated behind a long meta header"], 413, "when it is inflated"),
+        "deflated and cut": (deflated(ramp)[:-20], 422, "deflated data set of the DICOM file is cut"),
     }
     return {f"dicom {name}": file for name, file in files.items()}

@@ -27,7 +27,7 @@ def test_results_and_errors_come_back() -> None:
         pool.submit(divmod, 1, 0).result()
     assert pool.submit(lambda: threading.current_thread().name).result().startswith("test_")
     pool.shutdown()
-    with pytest.raises(RuntimeError, match="ended"):
+    with pytest.raises(RuntimeError, match="was shut down"):
         pool.submit(print)
 
 

@@ -278,3 +278,53 @@ def test_the_batch_size_is_the_smallest_that_pays(monkeypatch: pytest.MonkeyPatc
     plan = warm_up(run, (1, 4, 4), (1, 2, 4, 8))
     assert plan.size == chosen
     assert set(range(1, chosen + 1)) <= set(ran)
+
+
+def test_no_memory_for_one_image_is_a_503_and_passes() -> None:
+    async def scenario() -> None:
+        model = Model()
+        async with _engine(model) as engine:
+            model.memory = 0
+            with pytest.raises(UnavailableError, match="has no memory left") as caught:
+                await engine.submit(_image(1), _soon())
+            assert int(caught.value.headers["Retry-After"]) > 0
+            await _becomes(engine, healthy=False)
+            assert engine.fatal_error is None
+            model.memory = 100
+            await _becomes(engine, healthy=True)
+            assert (await engine.submit(_image(1), _soon())).outputs["value"] == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_device_that_failed_for_good_is_not_waited_for() -> None:
+    class Failed(Model):
+        def __call__(self, pixels: Pixels) -> Mapping[str, Pixels]:
+            if self.broken:
+                raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
+            return super().__call__(pixels)
+
+    async def scenario() -> None:
+        model = Failed()
+        async with _engine(model) as engine:
+            model.broken = True
+            with pytest.raises(torch.AcceleratorError):
+                await engine.submit(_image(1), _soon())
+            for _ in range(1000):
+                if engine.fatal_error is not None:
+                    break
+                await asyncio.sleep(0.01)
+            assert engine.fatal_error == "CUDA error: an illegal memory access was encountered"
+            assert not engine.healthy
+
+    asyncio.run(scenario())
+
+
+def test_sizes_without_memory_are_no_candidates() -> None:
+    model = Model()
+    model.memory = 4
+    assert warm_up(model, (1, 2, 2), (1, 2, 4, 8, 16)).size <= 4
+    assert max(model.sizes) == 8, "what is larger than one that failed is not tried"
+    model.memory = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        warm_up(model, (1, 2, 2), (1, 2))

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -263,3 +264,39 @@ def test_the_application_is_made_without_the_libraries_of_the_models() -> None:
     code = f"import sys, app.api.factory; print(*sorted(set('{heavy}'.split(', ')) & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_replaced_model_is_freed(shelf: Shelf) -> None:
+    async def scenario() -> None:
+        shelf.put("compact")
+        async with _serving(shelf) as server:
+            await _until(lambda: server.healthy and len(server.serving) == 2)
+            network = weakref.ref(server.serving["modality"].model.network)
+            shelf.put("compact", number=2)
+            await _until(lambda: _version(server) == "compact-2" and len(set(server.serving.values())) == 1)
+            await _until(lambda: network() is None)
+
+    asyncio.run(scenario())
+
+
+def test_a_device_that_failed_for_good_ends_the_process(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(models, "_end_process", lambda: ended.append(1))
+
+    async def scenario() -> None:
+        shelf.put("compact")
+        async with _serving(shelf) as server:
+            await _until(lambda: server.healthy)
+            assert server.fatal_error is None
+            engine = server.serving["modality"].image_encoder.engine
+            assert engine is not None
+            engine.fatal_error = "CUDA error: uncorrectable ECC error encountered"
+            await _until(lambda: bool(ended))
+            assert str(server.fatal_error).endswith("uncorrectable ECC error encountered")
+            await asyncio.sleep(0.2)
+
+    asyncio.run(scenario())
+    assert ended == [1], "once"
+    assert "this process ends, so that a new one is started: CUDA error: uncorrectable ECC" in caplog.text

@@ -1,16 +1,21 @@
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from pymongo.database import Database
+from torch import nn
 
 from app.core.settings import Settings, load_settings
 from app.data.seed import seed
-from app.serving.backends.devices import low_precision
+from app.serving import precision as precision_module
+from app.serving.backends.base import Precision
+from app.serving.backends.devices import lower_precisions
+from app.serving.backends.torch import TorchBackend
 from app.serving.precision import MAX_SHIFT, compare, select_backend
 from ml.dataset.image_loading import load_images
 from ml.dataset.records import Record, RecordsError, load_records
@@ -21,7 +26,7 @@ from tests.service import is_ok, running_service, wait_for
 
 Document = dict[str, Any]
 
-needs_bf16 = pytest.mark.skipif(low_precision("cpu") is None, reason="this CPU does not compute in bf16")
+needs_bf16 = pytest.mark.skipif(not lower_precisions("cpu"), reason="this CPU does not compute in bf16")
 
 
 @pytest.fixture
@@ -102,6 +107,45 @@ def test_without_a_dev_split_it_is_fp32(model: ServedModel, auto: Settings) -> N
 def test_fp32_can_be_asked_for(model: ServedModel, dev: list[Record], auto: Settings) -> None:
     backend, choice = select_backend(model, auto.model_copy(update={"precision": "fp32"}), "weights", lambda: dev)
     assert (backend.precision, choice.reason) == ("fp32", "MEDPIX_PRECISION=fp32.")
+
+
+class _Rounding:
+    """A backend on CUDA, whose outputs are as far off as its precision."""
+
+    name, device = "torch", "cuda"
+
+    def __init__(self, network: nn.Module, precision: Precision, errors: Mapping[Precision, float]) -> None:
+        self._plain, self.precision, self._error = TorchBackend(network, "cpu"), precision, errors.get(precision, 0.0)
+
+    def run(self, pixels: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
+        outputs = self._plain.run(pixels)
+        tilt = {name: np.linspace(0.0, self._error, value.shape[1]) for name, value in outputs.items()}
+        return {name: (value + tilt[name]).astype(np.float32) for name, value in outputs.items()}
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [({}, "bf16"), ({"bf16": 20.0}, "tf32"), ({"bf16": 20.0, "tf32": 20.0}, "fp32")],
+)
+def test_tf32_is_the_step_between_bf16_and_fp32(
+    errors: dict[Precision, float],
+    expected: Precision,
+    model: ServedModel,
+    dev: list[Record],
+    auto: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def make(network: nn.Module, *_: object) -> _Rounding:
+        precision = cast("Precision", _[3]) if len(_) > 3 else "fp32"
+        return _Rounding(network, precision, errors)
+
+    monkeypatch.setattr(precision_module, "make_backend", make)
+    monkeypatch.setattr(precision_module, "lower_precisions", lambda _: ("bf16", "tf32"))
+    monkeypatch.setattr(precision_module, "device_name", lambda _: "a GPU")
+    backend, choice = select_backend(model, auto, "weights", lambda: dev)
+    assert (backend.precision, choice.precision) == (expected, expected)
+    tried = ["bf16", "tf32"][: len(errors) + 1]
+    assert [name for name in ("bf16", "tf32") if f"dev images {name} changes" in choice.reason] == tried
 
 
 def test_a_changed_label_counts_unless_it_was_a_tie(model: ServedModel) -> None:

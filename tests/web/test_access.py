@@ -224,7 +224,7 @@ def test_the_api_reference_can_be_read(page: Page, scheme: str, shoot: Callable[
     page.emulate_media(color_scheme="light" if scheme == "light" else "dark")
     page.goto("/docs")
     operations = page.locator(".opblock-summary-control")
-    expect(operations.first).to_be_visible()
+    expect(operations.first).to_be_visible(timeout=30_000)  # Swagger UI lays out a document of 400 kB
     # A list, an upload, an answer in JSON and one that is a file.
     for name in ("List cases", "Location", "Search", "Read a thumbnail"):
         operations.filter(has_text=name).first.click()

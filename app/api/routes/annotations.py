@@ -97,7 +97,7 @@ def _stored(document: dict[str, Any], *, is_new: bool) -> Response:
     "/images/{image}/annotations",
     status_code=201,
     response_model=Annotation,
-    responses=documented(400, 401, 404, 409, 413, 422, 429, 503, 504),
+    responses=documented(400, 401, 403, 404, 409, 413, 422, 429, 503, 504),
     dependencies=KEY_HEADERS,
     summary="Annotate an image",
     operation_id="annotate_image",

@@ -14,9 +14,10 @@ router = APIRouter(tags=["health"], prefix="/health")
 
 
 class Liveness(BaseModel):
-    """The process answers."""
+    """The process answers, and can go on."""
 
-    status: Literal["alive"]
+    status: Literal["alive", "failed"]
+    detail: str | None = Field(default=None, description="Why the process must be replaced by a new one")
 
 
 class DatabaseHealth(BaseModel):
@@ -38,9 +39,17 @@ class Readiness(BaseModel):
     models: dict[str, Any] = Field(description="Per task: the model that serves it, or how far its training is")
 
 
-@router.get("/live", response_model=Liveness, summary="Is the process alive")
-async def live() -> Response:
-    """Answers as long as the process does."""
+@router.get(
+    "/live",
+    response_model=Liveness,
+    response_model_exclude_none=True,
+    responses={503: {"model": Liveness, "description": "The GPU failed for good; the process ends by itself"}},
+    summary="Is the process alive",
+)
+async def live(models: ModelsDep) -> Response:
+    """Answers as long as the process does; 503 once it can only be replaced."""
+    if (error := models.fatal_error) is not None:
+        return JSONResponse({"status": "failed", "detail": error}, status_code=503)
     return JSONResponse({"status": "alive"})
 
 

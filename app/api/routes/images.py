@@ -23,6 +23,7 @@ from app.api.responses import data_response, page_response
 from app.api.schemas.records import ImageDetail, ImagePage, StoredRecord
 from app.api.serializers import annotation_view, case_view, image_view
 from app.data.fields import IMAGE_FIELDS
+from app.data.image_store import THUMBNAIL_WIDTHS
 from app.data.repository import CASES, IMAGES, case_of
 from app.data.serializers import encode, with_member
 
@@ -113,9 +114,10 @@ async def read_thumbnail(
     image: ImageIdDep,
     repository: RepositoryDep,
     image_store: ImageStoreDep,
-    width: Annotated[int, Query(ge=64, le=512, description="Longest side in pixels")] = 256,
+    width: Annotated[int, Query(ge=64, le=512, description="Longest side in pixels at most")] = 256,
 ) -> Response:
-    """A JPEG that fits a square of the given width."""
+    """A JPEG that fits a square of the given width, in the next smaller of 64, 128, 256 and 512 pixels."""
+    width = max(step for step in THUMBNAIL_WIDTHS if step <= width)
     file = (await repository.get(IMAGES, image))["file"]
     etag = f'"{file["sha256"]}-{width}"'
     return await file_response(request, etag, image, lambda: image_store.thumbnail(file, width), "image/jpeg")

@@ -3,7 +3,9 @@
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pymongo.errors import PyMongoError
 
+from app.api.deps import RepositoryDep
 from app.core.telemetry import Metrics
 
 router = APIRouter(tags=["health"])
@@ -14,7 +16,12 @@ router = APIRouter(tags=["health"])
     response_class=PlainTextResponse,
     summary="Metrics for Prometheus",
 )
-async def metrics(request: Request) -> Response:
-    """Requests, queue, batches, stages, labels and confidence, in the text format of Prometheus."""
+async def metrics(request: Request, repository: RepositoryDep) -> Response:
+    """Requests, stages, predictions, database, training and caches, in the text format of Prometheus."""
     counted: Metrics = request.app.state.metrics
+    try:
+        seed_run = await repository.latest_seed() or {}
+        counted.database(**await repository.counts(), seeded_at=seed_run.get("finished_at"))
+    except PyMongoError:
+        counted.database(cases=None, images=None, seeded_at=None)
     return Response(counted.text(), media_type=CONTENT_TYPE_LATEST)

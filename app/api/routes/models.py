@@ -23,7 +23,7 @@ class BackendView(BaseModel):
 
     name: Literal["torch", "openvino"]
     device: Literal["cpu", "cuda"]
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
     precision_reason: str = Field(description="Why it computes in this precision")
 
 

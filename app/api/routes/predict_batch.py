@@ -1,13 +1,15 @@
 """Predictions of many images in one request: each gets its own answer or its own problem."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import csv
+import io
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.api.errors import Problem, problem_of
+from app.api.errors import Problem, Responses, problem_of
 from app.api.prediction_request import (
     TIMED_TOGETHER,
     UPLOAD_ERRORS,
@@ -24,6 +26,20 @@ if TYPE_CHECKING:  # imports PyTorch
     from app.serving.predictor import Predictor
 
 router = APIRouter(tags=["predict"], prefix="/predict")
+
+_COLUMNS: Final = (
+    "index", "file", "status", "task", "label", "probability", "decision", "inputs_used", "model", "model_version",
+    "sha256", "header_modality", "dataset_image", "dataset_split", "notes", "problem",
+)  # fmt: skip
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_ANSWERS: Final[Responses] = {
+    200: {
+        **TIMED_TOGETHER[200],
+        "description": "The results; with `Accept: text/csv` one line each",
+        "content": {"text/csv": {"schema": {"type": "string"}}},
+    },
+    **UPLOAD_ERRORS,
+}
 
 
 class BatchItem(BaseModel):
@@ -47,7 +63,7 @@ class BatchAnswer(BaseModel):
 @router.post(
     "/modality/batch",
     response_model=BatchAnswer,
-    responses={**TIMED_TOGETHER, **UPLOAD_ERRORS},
+    responses=_ANSWERS,
     openapi_extra=batch_schema(with_captions=False),
     summary="CT or MR, for many images",
 )
@@ -59,7 +75,7 @@ async def predict_modality_batch(request: PredictionRequestDep) -> Response:
 @router.post(
     "/location/batch",
     response_model=BatchAnswer,
-    responses={**TIMED_TOGETHER, **UPLOAD_ERRORS},
+    responses=_ANSWERS,
     openapi_extra=batch_schema(with_captions=True),
     summary="Anatomical location, for many images",
 )
@@ -76,7 +92,14 @@ async def _predict(task: Task, request: PredictionRequest) -> Response:
         uploads = await request.read(read_batch(request.http, request.settings, with_captions=task == "location"))
         with request.acquire_slot(task, len(uploads)) as predictor:
             async with request.cancel_on_disconnect():
-                items = await asyncio.gather(*(_item(request, predictor, task, upload) for upload in uploads))
+                items = await asyncio.gather(*(_item(request, predictor, task, upload.context) for upload in uploads))
+    timings = timing_header(*(u.context.timings_s for u in uploads if isinstance(u.context, PredictionContext)))
+    if _wants_csv(request.http.headers.get("accept", "")):
+        rows = [
+            _row(index, upload.file_name, item) for index, (upload, item) in enumerate(zip(uploads, items, strict=True))
+        ]
+        headers = timings | {"Vary": "Accept", "Content-Disposition": f'attachment; filename="{task}.csv"'}
+        return Response(_csv(rows), media_type="text/csv", headers=headers)
     succeeded = sum(item["problem"] is None for item in items)
     content = {
         "items": [{"index": index, **item} for index, item in enumerate(items)],
@@ -84,8 +107,7 @@ async def _predict(task: Task, request: PredictionRequest) -> Response:
         "failed": len(items) - succeeded,
         "request_id": request.request_id,
     }
-    timings = (upload.timings_s for upload in uploads if isinstance(upload, PredictionContext))
-    return JSONResponse(content, headers=timing_header(*timings))
+    return JSONResponse(content, headers=timings | {"Vary": "Accept"})
 
 
 async def _item(
@@ -104,3 +126,43 @@ async def _item(
 def _failed(request: PredictionRequest, error: Exception) -> dict[str, Any]:
     problem = problem_of(request.http, error)
     return {"status": problem["status"], "prediction": None, "problem": problem}
+
+
+def _wants_csv(accept: str) -> bool:
+    """Whether an Accept header names text/csv, and not JSON before it."""
+    kinds = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
+    return next((kind == "text/csv" for kind in kinds if kind in ("text/csv", "application/json")), False)
+
+
+def _row(index: int, file_name: str, item: dict[str, Any]) -> list[Any]:
+    """A result as cells, in the order of ``_COLUMNS``."""
+    if (prediction := item["prediction"]) is None:
+        return [index, file_name, item["status"], *[None] * (len(_COLUMNS) - 4), item["problem"]["detail"]]
+    found = prediction["in_dataset"] or {}
+    return [
+        index,
+        file_name,
+        item["status"],
+        prediction["task"],
+        prediction["label"],
+        prediction["probabilities"][0]["probability"],
+        prediction["decision"],
+        " ".join(prediction["inputs_used"]),
+        prediction["model"]["name"],
+        prediction["model"]["version"],
+        prediction["image"]["sha256"],
+        prediction["image"]["header_modality"],
+        found.get("image"),
+        found.get("split"),
+        " ".join(prediction["notes"]),
+        None,
+    ]
+
+
+def _csv(rows: list[list[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(_COLUMNS)
+    # A leading sign would make a spreadsheet read a file name as a formula.
+    writer.writerows([f"'{cell}" if str(cell).startswith(_FORMULA) else cell for cell in row] for row in rows)
+    return text.getvalue()

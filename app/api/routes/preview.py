@@ -13,6 +13,7 @@ from app.api.errors import Responses, documented
 from app.api.uploads import read_upload, upload_schema
 from app.core.exceptions import DeadlineExceededError, UnavailableError
 from app.core.settings import Settings
+from ml.dataset.preprocess import to_eight_bits
 
 router = APIRouter(tags=["predict"])
 
@@ -51,7 +52,7 @@ async def preview(request: Request, settings: SettingsDep) -> Response:
 def _png(data: bytes, settings: Settings) -> bytes:
     from app.serving.decode.image import decode  # noqa: PLC0415  # pydicom takes a second to import
 
-    image = decode(data, settings).image
+    image = to_eight_bits(decode(data, settings).image)
     image = image if image.mode in ("L", "RGB") else image.convert("RGB")
     image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     stream = io.BytesIO()

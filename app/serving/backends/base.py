@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 class Backend(Protocol):
@@ -18,7 +18,7 @@ class Backend(Protocol):
     Attributes:
         name: torch or openvino.
         device: cpu or cuda.
-        precision: fp32, bf16 or fp16.
+        precision: fp32, tf32, bf16 or fp16.
     """
 
     name: str

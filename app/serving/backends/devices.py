@@ -17,6 +17,7 @@ from app.serving.backends.openvino import OpenVinoBackend
 from app.serving.backends.torch import TorchBackend
 from ml import models
 from ml.dataset.preprocess import Preprocess
+from ml.training.device import cuda_fault, warn_of_unusable_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +25,13 @@ logger = logging.getLogger(__name__)
 _HALF_CAPABILITY: Final = (7, 0)
 
 
-def low_precision(device: str) -> Precision | None:
-    """The lower precision that a device supports natively; None where there is none."""
+def lower_precisions(device: str) -> tuple[Precision, ...]:
+    """The precisions below fp32 that a device supports natively, the fastest first."""
     if device == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16"
-        return "fp16" if torch.cuda.get_device_capability() >= _HALF_CAPABILITY else None
-    return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else None
+            return ("bf16", "tf32")  # of one generation
+        return ("fp16",) if torch.cuda.get_device_capability() >= _HALF_CAPABILITY else ()
+    return ("bf16",) if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else ()
 
 
 def device_name(device: str) -> str:
@@ -41,7 +42,9 @@ def device_name(device: str) -> str:
 
 
 def on_cuda(settings: Settings) -> bool:
-    """Whether networks run on a CUDA device."""
+    """Whether networks run on a CUDA device; one that ``auto`` has to leave aside is logged, with the cause."""
+    if settings.device == "auto":
+        warn_of_unusable_gpu()
     return settings.device != "cpu" and torch.cuda.is_available()
 
 
@@ -73,7 +76,8 @@ def make_backend(
         RuntimeError: MEDPIX_DEVICE=cuda, and there is no CUDA device.
     """
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("MEDPIX_DEVICE=cuda, but PyTorch sees no CUDA device. Use auto or cpu.")
+        cause = cuda_fault() or "PyTorch sees no CUDA device"
+        raise RuntimeError(f"MEDPIX_DEVICE=cuda, but {cause}. Use auto or cpu.")
     if on_cuda(settings):
         return TorchBackend(network, "cuda", precision)
     try:

@@ -1,82 +1,36 @@
-"""DICOM files to pictures: only what the pixels need is read; no field about the patient is."""
+"""DICOM files to images: what a viewer shows of them."""
 
-import io
-import logging
-from dataclasses import dataclass
+import math
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import Dataset, config, dcmread
-from pydicom.encaps import get_frame
-from pydicom.pixels.processing import apply_modality_lut
-from pydicom.pixels.utils import pixel_array
+from pydicom import Dataset
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from app.core.exceptions import ApiError, ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
 from app.core.settings import Settings
 from app.serving.decode.decoded_image import DecodedImage, ImageInfo
-from app.serving.decode.jpeg import check_scans
-from ml.dataset.preprocess import strips
+from app.serving.decode.dicom_grey import grey_levels
+from app.serving.decode.dicom_header import PIXEL_KEYWORDS, code, functional_groups, integer, numbers, read_header
+from app.serving.decode.dicom_palette import apply_palette
+from app.serving.decode.dicom_pixels import COMPRESSED, NATIVE, stored_pixels
+from app.serving.decode.levels import to_eight_bits
 
-# Values that do not keep to the standard would be quoted in warnings, and they may be a patient's.
-config.settings.reading_validation_mode = config.IGNORE
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-
-_MAGIC: Final = b"DICM"
-_MAGIC_AT: Final = 128
-_NATIVE: Final = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
-# JPEG baseline and extended, JPEG 2000 lossless and lossy: what Pillow decodes.
-_PILLOW: Final = frozenset(
-    {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"}
-)
-# Its header lies in a zip stream that could unpack to any size.
-_DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
-_HEADER_BYTES: Final = 4096
-_GREY: Final = ("MONOCHROME1", "MONOCHROME2")
-_COLOUR: Final = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-_SHAPE_TAGS: Final = (
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "BitsAllocated",
-    "PhotometricInterpretation",
-)
-_PIXEL_TAGS: Final = (
-    *_SHAPE_TAGS,
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PlanarConfiguration",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "ModalityLUTSequence",
-    "WindowCenter",
-    "WindowWidth",
-    "PixelData",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-)
-_CONVERT: Final = "Convert it first, for example with `gdcmconv --raw`, or send a PNG."
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    rows: int
-    columns: int
-    frames: int
-    photometric: str
-    syntax: str
-
-
-def is_dicom(data: bytes) -> bool:
-    """Whether a file says that it is DICOM."""
-    return data[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC
+_SEND_PNG: Final = "Export the image from your viewer as PNG or JPEG and send that."
+_COLOURS: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
+_PALETTE: Final = "PALETTE COLOR"
+_MONOCHROME: Final = frozenset({"MONOCHROME1", "MONOCHROME2"})
+# Larger than any detector's; a header that says more is not believed.
+_LARGEST_ASPECT: Final = 10.0
 
 
 def decode_dicom(data: bytes, settings: Settings, sha256: str) -> DecodedImage:
-    """Decode a DICOM file as a reader would see it: its first window, MONOCHROME1 inverted, the middle frame.
+    """Decode a DICOM file as a viewer shows it.
+
+    The middle frame, with its VOI LUT or window or else stretched between percentiles, padding black, MONOCHROME1
+    inverted, palettes and YBR as RGB, pixels that are not square resampled.
 
     Args:
         data: the file.
@@ -84,51 +38,87 @@ def decode_dicom(data: bytes, settings: Settings, sha256: str) -> DecodedImage:
         sha256: of the file.
 
     Returns:
-        A picture of mode L or RGB; its notes say what was chosen.
+        An image of mode L or RGB; its notes say what was chosen.
 
     Raises:
-        ContentTooLargeError: over the limit of pixels.
-        UnsupportedMediaTypeError: compressed or coloured in a way that is not read here.
-        UnprocessableError: without an image, cut, damaged or too small.
+        ContentTooLargeError: over the limit of pixels, or of bytes when inflated.
+        UnsupportedMediaTypeError: the codec or the kind of pixels is not supported.
+        UnprocessableError: without an image, cut, damaged, contradictory or too small.
     """
     try:
-        return _decode(data, settings, sha256)
+        dataset = read_header(data, max_inflated=2 * settings.max_pixels + settings.max_image_bytes)
     except ApiError:
         raise
     except Exception:  # noqa: BLE001 - pydicom raises anything on a damaged file, and its words may quote the patient
-        raise UnprocessableError("The DICOM file is cut or damaged.") from None
+        raise UnprocessableError("The header of the DICOM file is cut or damaged.") from None
+    try:
+        return _decode(dataset, settings, sha256)
+    except ApiError:
+        raise
+    except Exception:  # noqa: BLE001 - as above
+        raise UnprocessableError("The DICOM file is cut or damaged, or its header contradicts itself.") from None
 
 
-def _decode(data: bytes, settings: Settings, sha256: str) -> DecodedImage:
-    if _DEFLATED in data[:_HEADER_BYTES]:
-        raise UnsupportedMediaTypeError(f"The DICOM file is deflated, which is not read here. {_CONVERT}")
-    shape = _shape(dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=list(_SHAPE_TAGS)), settings)
-    dataset = dcmread(io.BytesIO(data), specific_tags=list(_PIXEL_TAGS))
-    if "PixelData" not in dataset:
-        raise UnprocessableError("The DICOM file has no image.")
-    frame = shape.frames // 2
-    if shape.syntax in _PILLOW:
-        _check_frame(dataset, shape, frame)
-    values = pixel_array(dataset, index=frame)
+def _decode(dataset: Dataset, settings: Settings, sha256: str) -> DecodedImage:
+    _check_content(dataset)
+    frames = _check_shape(dataset, settings)
+    _check_pixels(dataset)
+    frame = frames // 2
+    values, photometric = stored_pixels(dataset, frame)
     notes = []
-    if shape.frames > 1:
-        notes.append(f"The DICOM file has {shape.frames} frames; frame {frame + 1}, the middle one, was judged.")
-    if shape.photometric in _GREY:
-        grey, note = _windowed(values, dataset)
-        notes.append(note)
-        image = Image.fromarray(255 - grey if shape.photometric == "MONOCHROME1" else grey)
+    if frames > 1:
+        notes.append(f"The DICOM file has {frames} frames; frame {frame + 1}, the middle one, was analysed.")
+    if photometric in _MONOCHROME:
+        levels, more = grey_levels(values, dataset, frame)
+        notes += more
+    elif photometric == _PALETTE:
+        levels = apply_palette(values, dataset)
     else:
-        image = Image.fromarray(values.astype(np.uint8))
-    mode = f"DICOM {shape.photometric}"
-    info = ImageInfo(sha256, shape.columns, shape.rows, mode, tuple(notes))
+        levels = _eight_bit_colours(values, dataset)
+    image, note = _square_pixels(Image.fromarray(levels), dataset, frame, settings.max_pixels)
+    notes += [note] if note else []
+    info = ImageInfo(
+        sha256=sha256,
+        width=int(dataset.Columns),
+        height=int(dataset.Rows),
+        mode=f"DICOM {code(dataset, 'PhotometricInterpretation')}",
+        notes=tuple(notes),
+        header_modality=code(dataset, "Modality"),
+    )
     return DecodedImage(image, info)
 
 
-def _shape(header: Dataset, settings: Settings) -> _Shape:
-    syntax = str(header.file_meta.TransferSyntaxUID)
-    if "Rows" not in header or "Columns" not in header:
-        raise UnprocessableError("The DICOM file has no image.")
-    rows, columns, frames = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
+def _check_content(dataset: Dataset) -> None:
+    """Whether there are pixels, and a codec for them."""
+    syntax: UID = dataset.file_meta.TransferSyntaxUID
+    if not any(keyword in dataset for keyword in PIXEL_KEYWORDS):
+        name = _standard_name(UID(str(dataset.get("SOPClassUID") or "")))
+        kind = f": it is of the kind {name}" if name else ""
+        raise UnprocessableError(f"The DICOM file has no image{kind}. There are no pixel data in it, or it is cut.")
+    if syntax not in COMPRESSED | NATIVE | {DeflatedExplicitVRLittleEndian}:
+        name = _standard_name(syntax)
+        codec = f"{name} ({syntax})" if name else "a private or unknown transfer syntax"
+        raise UnsupportedMediaTypeError(f"The DICOM file is encoded as {codec}, which is not supported. {_SEND_PNG}")
+    encapsulated = "PixelData" in dataset and dataset["PixelData"].is_undefined_length
+    if encapsulated != (syntax in COMPRESSED):
+        state = "compressed" if encapsulated else "not compressed"
+        raise UnprocessableError(
+            f"The DICOM file contradicts itself: its transfer syntax is {syntax.name}, and its pixel data are {state}. "
+            f"{_SEND_PNG}"
+        )
+
+
+def _standard_name(uid: UID) -> str | None:
+    """The name that the standard has for a UID; only such a name may be quoted from a header."""
+    return uid.name if uid and uid.name != str(uid) else None
+
+
+def _check_shape(dataset: Dataset, settings: Settings) -> int:
+    """Check the size of the image, and return the number of frames."""
+    rows, columns = (integer(dataset, keyword, 0) for keyword in ("Rows", "Columns"))
+    frames = integer(dataset, "NumberOfFrames", 1)
+    if rows < 1 or columns < 1 or frames < 0:
+        raise UnprocessableError("The DICOM file has no image: its header lacks Rows, Columns or a number of frames.")
     if rows * columns > settings.max_pixels:
         limit = settings.max_pixels / 1e6
         raise ContentTooLargeError(
@@ -138,53 +128,58 @@ def _shape(header: Dataset, settings: Settings) -> _Shape:
         raise UnprocessableError(
             f"The image has {columns} x {rows} pixels; each side needs at least {settings.min_side}."
         )
-    photometric = str(header.get("PhotometricInterpretation"))
-    samples, bits = int(header.get("SamplesPerPixel", 1)), int(header.BitsAllocated)
-    known = (samples == 1 and bits in (8, 16) and photometric in _GREY) or (
-        samples == 3 and bits == 8 and photometric in _COLOUR
-    )
-    if syntax not in _NATIVE | _PILLOW or not known or frames < 1:
+    dataset.NumberOfFrames = frames = max(1, frames)
+    return frames
+
+
+def _check_pixels(dataset: Dataset) -> None:
+    """Check the kind of pixels, and write defaults for what a header may lack."""
+    samples, bits = integer(dataset, "SamplesPerPixel", 1), integer(dataset, "BitsAllocated", 0)
+    photometric = code(dataset, "PhotometricInterpretation") or ("MONOCHROME2" if samples == 1 else "RGB")
+    if bits == 0:
+        raise UnprocessableError("The DICOM file cannot be read: its header lacks BitsAllocated.")
+    grey = samples == 1 and (photometric in _MONOCHROME or photometric == _PALETTE) and bits in (1, 8, 16, 32, 64)
+    colour = samples == 3 and photometric in _COLOURS and bits in ((8, 16, 32) if photometric == "RGB" else (8,))
+    if not grey and not colour:
         raise UnsupportedMediaTypeError(
-            "The DICOM file is compressed or coloured in a way that is not read here: it must be grey of 8 or 16 bits "
-            f"or colour of 8 bits, uncompressed, JPEG or JPEG 2000. {_CONVERT}"
+            f"The pixels of the DICOM file are not supported: {samples} sample(s) of {bits} bits, {photometric}. "
+            f"{_SEND_PNG}"
         )
-    return _Shape(rows, columns, frames, photometric, syntax)
+    stored = integer(dataset, "BitsStored", bits)
+    dataset.SamplesPerPixel, dataset.BitsAllocated, dataset.PhotometricInterpretation = samples, bits, photometric
+    dataset.BitsStored = stored if 1 <= stored <= bits else bits
+    dataset.PixelRepresentation = integer(dataset, "PixelRepresentation", 0)
+    if samples > 1:
+        dataset.PlanarConfiguration = integer(dataset, "PlanarConfiguration", 0)
 
 
-def _check_frame(dataset: Dataset, shape: _Shape, index: int) -> None:
-    """A compressed frame has a size of its own, which may be of another order than the one in the header."""
-    frame = get_frame(dataset.PixelData, index, number_of_frames=shape.frames)
-    check_scans(frame)
-    with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:
-        if image.size != (shape.columns, shape.rows):
-            raise UnprocessableError("The DICOM file contradicts itself about the size of its image.")
+def _eight_bit_colours(values: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
+    if values.dtype == np.uint8 and int(dataset.BitsStored) == 8:
+        return values
+    return to_eight_bits(values)
 
 
-def _windowed(values: NDArray[Any], dataset: Dataset) -> tuple[NDArray[np.uint8], str]:
-    """Grey values of 8 bits, and what was done: the first window of the file, else darkest to brightest."""
+def _square_pixels(image: Image.Image, dataset: Dataset, frame: int, max_pixels: int) -> tuple[Image.Image, str | None]:
+    """Resample an image whose pixels are not square: anatomy would be stretched in it.
 
-    def part(rows: slice) -> NDArray[np.float64]:
-        return np.asarray(apply_modality_lut(values[rows], dataset), dtype=np.float64)
-
-    centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    if centre is not None and width is not None and width >= 1:
-        # PS3.3 C.11.2.1.2.1
-        low, span, shift = centre - 0.5, max(width - 1, 1e-3), 0.5
-        note = f"The DICOM file was read with its window: centre {centre:g}, width {width:g}."
-    else:
-        extents = [(float(strip.min()), float(strip.max())) for strip in map(part, strips(values))]
-        low = min(low for low, _ in extents)
-        span, shift = max(max(high for _, high in extents) - low, 1e-9), 0.0
-        note = "The DICOM file has no window; it was read from its darkest to its brightest value."
-    grey = np.empty(values.shape, dtype=np.uint8)
-    for rows in strips(values):
-        grey[rows] = (np.clip((part(rows) - low) / span + shift, 0.0, 1.0) * 255).round()
-    return grey, note
-
-
-def _first(value: Any) -> float | None:
-    """The first of one or several numbers; None where it is not a finite one."""
-    if value is None:
-        return None
-    number = float(value[0] if isinstance(value, (list, tuple)) or hasattr(value, "append") else value)
-    return number if np.isfinite(number) else None
+    Returns:
+        The image and a note; the image as it is, and None, where nothing is to be done.
+    """
+    groups = list(functional_groups(dataset, frame, "PixelMeasuresSequence"))
+    found = [
+        spacing
+        for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio")
+        for group in groups
+        if len(spacing := numbers(group, keyword)) == 2 and all(side > 0 for side in spacing)
+    ]
+    if not found:
+        return image, None
+    vertical, horizontal = found[0]
+    aspect = vertical / horizontal  # height of a pixel in widths
+    if abs(aspect - 1) < 0.01 or not 1 / _LARGEST_ASPECT <= aspect <= _LARGEST_ASPECT:
+        return image, None
+    width, height = (image.width, image.height * aspect) if aspect > 1 else (image.width / aspect, image.height)
+    shrink = min(1.0, math.sqrt(max_pixels / (width * height)))
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    note = f"The pixels are {vertical:g} high and {horizontal:g} wide; the image was resampled to square ones."
+    return image.resize(size, Image.Resampling.BILINEAR), note

@@ -1,32 +1,38 @@
-"""Uploaded bytes to a picture: everything that can be wrong with them is found here, before any queue."""
+"""Uploaded bytes to an image: everything that can be wrong with them is found here, before any queue."""
 
 import hashlib
 import io
+import struct
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
-from PIL import Image, UnidentifiedImageError
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from app.core.exceptions import ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
 from app.core.settings import Settings
 from app.serving.decode.decoded_image import DecodedImage, ImageInfo
-from app.serving.decode.dicom import decode_dicom, is_dicom
+from app.serving.decode.dicom import decode_dicom
+from app.serving.decode.dicom_header import is_dicom
 from app.serving.decode.jpeg import check_scans
+from app.serving.decode.levels import to_eight_bits
+from app.serving.decode.png import SIGNATURE, has_deep_colour, without_metadata
 
-FORMATS: Final = ("PNG", "JPEG")
+_JPEG_SIGNATURE: Final = b"\xff\xd8\xff"
 # What Pillow calls a JPEG that carries further ones behind it.
 _MULTI_PICTURE: Final = "MPO"
-
-# Pillow's own limit warns or raises by the size of its build; ours is checked on the header of every file.
-Image.MAX_IMAGE_PIXELS = None
+_DEEP_GREY: Final = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
 def decode(data: bytes, settings: Settings, sha256: str | None = None) -> DecodedImage:
     """Decode an uploaded PNG, JPEG or DICOM file.
 
     The header is read first: nothing is decoded that is over a limit. Animated files are refused,
-    because only one of their frames would be judged; of a JPEG with several pictures (MPO, as phones
-    write them) the first one is the photograph, and is read.
+    because only one of their frames would be analysed; of a JPEG with several pictures (MPO, as phones
+    write them) the first one is the photograph, and is read. Metadata are skipped, and 16 bits per
+    sample become 8 between two percentiles.
 
     Args:
         data: the file.
@@ -44,30 +50,65 @@ def decode(data: bytes, settings: Settings, sha256: str | None = None) -> Decode
         limit = settings.max_image_bytes / 1024**2
         raise ContentTooLargeError(f"The image has {len(data) / 1024**2:.1f} MiB; the limit is {limit:.1f} MiB.")
     sha256 = sha256 or hashlib.sha256(data).hexdigest()
-    if is_dicom(data):
-        return decode_dicom(data, settings, sha256)
-    image = _open(data)
+    is_png = data.startswith(SIGNATURE)
+    if not is_png and not data.startswith(_JPEG_SIGNATURE):
+        if is_dicom(data):
+            return decode_dicom(data, settings, sha256)
+        raise UnsupportedMediaTypeError("The file is not an image of a known format (PNG, JPEG or DICOM).")
+    if is_png:
+        data = without_metadata(data)
+    image = _open(data, is_png=is_png)
     _check_header(image, settings)
     check_scans(data)
-    width, height, mode = *image.size, image.mode
+    info = ImageInfo(sha256, *image.size, image.mode)
     try:
         image.load()
+        if is_png and has_deep_colour(data):
+            image = _deep_colour(data)
+        elif image.mode in _DEEP_GREY:
+            image = Image.fromarray(to_eight_bits(np.asarray(image)))
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UnprocessableError(f"The image is cut or damaged: {error}.") from error
-    info = ImageInfo(sha256, width, height, mode)
     if image.format == _MULTI_PICTURE:
         count = getattr(image, "n_frames", 2)
-        info = replace(info, notes=(f"The JPEG file holds {count} pictures; the first one was judged.",))
-    return DecodedImage(image, info)
+        info = replace(info, notes=(f"The JPEG file holds {count} pictures; the first one was analysed.",))
+    return DecodedImage(_upright(image), info)
 
 
-def _open(data: bytes) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says; as it is stored where the EXIF is damaged."""
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise UnsupportedMediaTypeError("The file is not an image of a known format (PNG, JPEG or DICOM).") from error
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # noqa: BLE001 - Pillow raises anything on damaged EXIF, and pixels do not depend on it
+        image = image.copy()
+        for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
+            image.info.pop(name, None)
+    return image
+
+
+def _open(data: bytes, *, is_png: bool) -> Image.Image:
+    """The header of a PNG or JPEG file.
+
+    ``Image.open`` is not used: it warns and refuses by a limit that holds for the whole process, and the limit of
+    uploads is a setting.
+    """
+    stream = io.BytesIO(data)
+    try:
+        return PngImagePlugin.PngImageFile(stream) if is_png else JpegImagePlugin.jpeg_factory(stream)
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UnprocessableError(f"The image is cut or damaged: {error}.") from error
+    except (struct.error, IndexError, KeyError, TypeError) as error:  # of headers that are cut; Image.open expects them
+        raise UnprocessableError("The image is cut or damaged: its header cannot be read.") from error
+
+
+def _deep_colour(data: bytes) -> Image.Image:
+    """A PNG with 16 bits per sample and several samples; transparency is not stretched."""
+    values: NDArray[Any] = imagecodecs.png_decode(data)
+    channels = values.shape[-1]
+    if channels in (1, 3):
+        return Image.fromarray(to_eight_bits(values))
+    colours, alpha = to_eight_bits(values[..., :-1]), (values[..., -1:] >> 8).astype(np.uint8)
+    return Image.fromarray(np.concatenate([colours, alpha], axis=-1))
 
 
 def _check_header(image: Image.Image, settings: Settings) -> None:

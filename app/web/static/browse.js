@@ -25,7 +25,6 @@ const [box, results, status, problem, more, moreProblem] = ["q", "results", "sta
 let state = readState(location.search);
 let current = null;
 const refreshExport = setUpMenu(byId("export"), async () => new (await import("./exports.js")).ExportMenu(byId("export"), { current: () => [current.result, state] }));
-let modes = null; // whether the search offers more than words; null: not known yet
 let stop = new AbortController();
 
 async function show() {
@@ -37,7 +36,7 @@ async function show() {
   box.value = state.q;
   setSort();
   showSwitches();
-  showModes(modes);
+  byId("mode").value = state.mode;
   showFilters();
   problem.replaceChildren();
   moreProblem.replaceChildren();
@@ -53,7 +52,6 @@ async function show() {
     results.replaceChildren();
     mine.isShown = true;
     append(mine, found);
-    if (state.q) showModes("mode" in mine.result.about);
     byId("search-notes").replaceChildren(...searchNotes(mine.result.about, state, go));
     say();
     comeBack();
@@ -94,20 +92,6 @@ function showSwitches() {
   for (const view of ["cases", "images"]) byId(`view-${view}`).setAttribute("aria-pressed", String(state.view === view));
   byId("quiz").setAttribute("aria-pressed", String(state.quiz));
   document.body.classList.toggle("quiz", state.quiz);
-}
-
-/** The choice between words and meaning, where the service has it. */
-function showModes(isOffered) {
-  modes = isOffered;
-  byId("mode").closest("label").hidden = !(isOffered || state.mode);
-  byId("mode").value = state.mode;
-}
-
-/** Who is about to search sees the choice; what the service offers is known by its answer. */
-async function askForModes() {
-  if (modes !== null) return;
-  const answer = await getJson("/search", [["q", "image"], ["limit", 1], ["fields", "u_id"]]).catch(() => ({}));
-  showModes("mode" in answer);
 }
 
 function showFilters() {
@@ -338,7 +322,6 @@ function start() {
   });
   byId("sort").addEventListener("change", () => go({ sort: byId("sort").value }));
   for (const view of ["cases", "images"]) byId(`view-${view}`).addEventListener("click", () => state.view !== view && go({ view }));
-  box.addEventListener("focus", askForModes, { once: true });
   byId("mode").addEventListener("change", () => go({ mode: byId("mode").value, q: box.value.trim() }));
   setUpMenu(byId("saved"), async () => new (await import("./saved.js")).SavedMenu(byId("saved"), { state: () => state }));
   byId("quiz").addEventListener("click", () => go({ quiz: !state.quiz }));

@@ -38,8 +38,8 @@ except OSError as error:
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ml.registry.artifacts import replaced_folder
-with replaced_folder(Path(sys.argv[1])) as folder:
+from ml.registry.artifacts import atomic_folder
+with atomic_folder(Path(sys.argv[1])) as folder:
     (folder / "weights").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 """

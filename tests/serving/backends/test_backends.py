@@ -11,7 +11,7 @@ from app.serving.autotune import autotune
 from app.serving.backends.base import Precision
 from app.serving.backends.devices import make_backend, software
 from app.serving.backends.openvino import OpenVinoBackend
-from app.serving.backends.torch import TorchBackend
+from app.serving.backends.torch import TorchBackend, tf32
 from ml.dataset.preprocess import Preprocess
 from ml.models.clip import ClipHead, ClipImageNetwork
 from ml.models.clip_towers import SmallTowers, build_small
@@ -120,10 +120,15 @@ def test_a_lower_precision_answers_nearly_alike(precision: Precision) -> None:
         assert not np.array_equal(got[name], value)
 
 
-def test_fp32_is_not_rounded_to_tf32() -> None:
-    torch.backends.cudnn.allow_tf32 = True
-    TorchBackend(_compact()[0], "cpu")
-    assert not torch.backends.cudnn.allow_tf32
+def test_tf32_is_allowed_by_its_own_precision_alone_and_flags_are_put_back() -> None:
+    def flags() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = flags()
+    for allowed in (True, False):
+        with tf32(allowed=allowed):
+            assert flags() == (allowed, allowed)
+        assert flags() == before
 
 
 @pytest.mark.gpu

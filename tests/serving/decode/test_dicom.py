@@ -1,15 +1,20 @@
 import logging
+import struct
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom.data
 import pytest
+from numpy.typing import NDArray
+from pydicom import Dataset
 
 from app.core.exceptions import ApiError
 from app.core.settings import load_settings
 from app.serving.decode.decoded_image import DecodedImage
 from app.serving.decode.image import decode
-from tests.serving.decode.dicom_files import PATIENT, dicom, jpeg
+from tests.serving.decode.dicom_files import PATIENT, dicom, functional_group, jpeg, lookup_table, palette
 from tests.serving.hostile_files import JPEG_2000, JPEG_BASELINE
 
 RAMP = np.tile(np.arange(64, dtype=np.int16), (32, 1))
@@ -38,6 +43,12 @@ def test_the_window_of_the_file_is_used() -> None:
     assert values[0, 30] == pytest.approx(128, abs=1)
     assert decoded.info.notes == ("The DICOM file was read with its window: centre 300, width 201.",)
     assert (decoded.info.width, decoded.info.height, decoded.info.mode) == (64, 32, "DICOM MONOCHROME2")
+
+
+def _shown(pixels: NDArray[Any], **tags: Any) -> tuple[NDArray[np.uint8], str]:
+    """The grey levels of a file, and its notes."""
+    decoded = _decode(dicom(pixels, **tags))
+    return np.array(decoded.image), " ".join(decoded.info.notes)
 
 
 def test_without_a_window_the_whole_range_is_used() -> None:
@@ -97,3 +108,254 @@ def test_no_word_about_the_patient_leaves_the_decoder(tags: dict[str, Any], capl
     for word in (PATIENT, "Doe", "4711"):
         assert word not in told
         assert word not in caplog.text
+
+
+SIGNED = (RAMP * 10 - 100).astype(np.int16)  # -100 to 530 from left to right
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"PixelPaddingValue": -2000},
+        {"PixelPaddingValue": -2000, "WindowCenter": 215, "WindowWidth": 630},
+        {"PixelPaddingValue": -2000, "PhotometricInterpretation": "MONOCHROME1"},
+        {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -3000},
+        {"PixelPaddingValue": -3000, "PixelPaddingRangeLimit": -1900},
+    ],
+)
+def test_padding_is_black_and_left_out_of_the_range(tags: dict[str, Any]) -> None:
+    padded = np.pad(SIGNED, 16, constant_values=-2000)
+    levels, notes = _shown(padded, **tags)
+    inner = levels[16:-16, 16:-16].copy()
+    levels[16:-16, 16:-16] = 0
+    assert levels.max() == 0
+    bare = {name: value for name, value in tags.items() if "Padding" not in name}
+    assert np.abs(inner.astype(int) - _shown(SIGNED, **bare)[0]).max() <= 1
+    assert "padding around the image was left out" in notes
+
+
+def test_padding_that_is_written_as_an_unsigned_value() -> None:
+    data = dicom(np.pad(SIGNED, 16, constant_values=-2000), PixelPaddingValue=-2000)
+    wrong = data.replace(b"\x28\0\x20\x01SS", b"\x28\0\x20\x01US")
+    assert wrong != data
+    assert np.array_equal(np.asarray(_decode(wrong).image), np.asarray(_decode(data).image))
+
+
+def test_outliers_do_not_decide_where_there_is_no_window() -> None:
+    spoiled = SIGNED.copy()
+    spoiled[5, 10:13] = 30000
+    levels, notes = _shown(spoiled)
+    clean, _ = _shown(SIGNED)
+    assert np.abs(levels[8].astype(int) - clean[8]).max() <= 2
+    assert "0.5th to its 99.5th percentile: -100 to 530" in notes
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "centre"),
+    [(b"2", b"", b"630"), (b"", b"-1000", b"-685"), (b"0,5 ", b"1,5 ", b"159"), (b"2", b"-1000", b"-370")],
+)
+def test_rescale_that_is_empty_or_has_a_decimal_comma(slope: bytes, intercept: bytes, centre: bytes) -> None:
+    tags: dict[str, Any] = {
+        "RescaleSlope": "7777",
+        "RescaleIntercept": "8888",
+        "WindowCenter": "6666",
+        "WindowWidth": 200,
+    }
+    data = dicom(RAMP * 10, **tags)
+    for placeholder, value in ((b"7777", slope), (b"8888", intercept), (b"6666", centre)):
+        padded = value + b" " * (len(value) % 2)
+        data = data.replace(b"DS\4\0" + placeholder, b"DS" + struct.pack("<H", len(padded)) + padded)
+    decoded = _decode(data)
+    factor = float(slope.replace(b",", b".") or 1)
+    offset = float(intercept.replace(b",", b".") or 0)
+    expected = np.clip((RAMP[0] * 10 * factor + offset - (float(centre) - 0.5)) / 199 + 0.5, 0, 1) * 255
+    assert np.abs(np.asarray(decoded.image)[0] - expected).max() <= 1
+    assert "read with its window" in decoded.info.notes[0]
+
+
+@pytest.mark.parametrize("slope", ["0", "NaN", "x"])
+def test_a_slope_that_cannot_be_used_is_left_out_with_its_window(slope: str) -> None:
+    tags: dict[str, Any] = {"RescaleSlope": "7777", "RescaleIntercept": 0, "WindowCenter": 9, "WindowWidth": 2}
+    padded = slope.encode() + b" " * (len(slope) % 2)
+    data = dicom(RAMP, **tags).replace(b"DS\4\x007777", b"DS" + struct.pack("<H", len(padded)) + padded)
+    decoded = _decode(data)
+    assert np.array_equal(np.asarray(decoded.image), _shown(RAMP)[0])
+    assert "rescale slope or intercept cannot be used" in decoded.info.notes[0]
+
+
+def _window(centre: float, width: float) -> NDArray[Any]:
+    levels: NDArray[Any] = np.clip((RAMP[0] - centre) / width + 0.5, 0, 1) * 255
+    return levels
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected", "note"),
+    [
+        ({"WindowCenter": 32, "WindowWidth": 20, "VOILUTFunction": "LINEAR_EXACT"}, _window(32, 20), "LINEAR_EXACT"),
+        ({"WindowCenter": 32, "WindowWidth": 20, "VOILUTFunction": "LINEAR"}, _window(31.5, 19), "width 20."),
+        ({"WindowCenter": 32, "WindowWidth": 20, "VOILUTFunction": "CUBIC"}, _window(31.5, 19), "width 20."),
+        (
+            {"WindowCenter": 32, "WindowWidth": 20, "VOILUTFunction": "SIGMOID"},
+            255 / (1 + np.exp(-4 * (RAMP[0] - 32.0) / 20)),
+            "SIGMOID",
+        ),
+        ({"WindowCenter": 32, "WindowWidth": 0.5}, _window(32, 0.5), "width 0.5, LINEAR_EXACT"),
+        ({"WindowCenter": 32, "WindowWidth": 0}, _window(31.5, 63), "no window that can be used"),
+        ({"WindowCenter": [0, 32], "WindowWidth": [-5, 20]}, _window(31.5, 19), "centre 32, width 20."),
+        ({"WindowCenter": 4000, "WindowWidth": 20}, _window(31.5, 63), "shows no contrast and was not used"),
+        (
+            {
+                "SharedFunctionalGroupsSequence": [
+                    functional_group("FrameVOILUTSequence", WindowCenter=32, WindowWidth=20)
+                ],
+                "WindowCenter": 4000,
+                "WindowWidth": 20,
+            },
+            _window(31.5, 19),
+            "centre 32, width 20.",
+        ),
+        (
+            {
+                "VOILUTSequence": [lookup_table(np.arange(64)[::-1] * 1000, first=0, bits=16)],
+                "WindowCenter": 32,
+                "WindowWidth": 20,
+            },
+            (63.0 - RAMP[0]) * 1000 / 65535 * 255,
+            "VOI lookup table",
+        ),
+        # 8 bits per entry, 300 entries and a negative first input: these wrapped around.
+        (
+            {"VOILUTSequence": [lookup_table(np.arange(300) // 2, first=-100, bits=8)]},
+            (RAMP[0] + 100) // 2,
+            "VOI lookup table",
+        ),
+        (
+            {
+                "ModalityLUTSequence": [lookup_table(np.arange(64) * 3, first=0, bits=16)],
+                "WindowCenter": 96,
+                "WindowWidth": 60,
+            },
+            np.clip((RAMP[0] * 3 - 95.5) / 59 + 0.5, 0, 1) * 255,
+            "centre 96, width 60.",
+        ),
+        (
+            {"WindowCenter": 32, "WindowWidth": 20, "PresentationLUTShape": "INVERSE"},
+            255 - _window(31.5, 19),
+            "width 20",
+        ),
+        (
+            {
+                "WindowCenter": 32,
+                "WindowWidth": 20,
+                "PresentationLUTShape": "INVERSE",
+                "PhotometricInterpretation": "MONOCHROME1",
+            },
+            255 - _window(31.5, 19),
+            "width 20",
+        ),
+    ],
+)
+def test_windows_and_lookup_tables(tags: dict[str, Any], expected: NDArray[Any], note: str) -> None:
+    levels, notes = _shown(RAMP, **tags)
+    assert np.abs(levels[0] - expected).max() <= 1
+    assert note in notes
+
+
+def test_each_frame_has_its_own_rescale_and_window() -> None:
+    groups = []
+    for place in range(3):
+        group = functional_group("FrameVOILUTSequence", WindowCenter=1000 * place + 32, WindowWidth=20)
+        inner = Dataset()
+        inner.RescaleSlope, inner.RescaleIntercept = 1, 1000 * place
+        group.PixelValueTransformationSequence = [inner]
+        groups.append(group)
+    levels, notes = _shown(np.stack([RAMP] * 3), PerFrameFunctionalGroupsSequence=groups)
+    assert "frame 2" in notes
+    assert "centre 1032, width 20." in notes
+    assert np.abs(levels[0] - _window(31.5, 19)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("tags", "size"),
+    [
+        ({"PixelSpacing": [1, 0.5]}, (64, 64)),
+        ({"PixelSpacing": [0.5, 1]}, (128, 32)),
+        ({"ImagerPixelSpacing": [0.2, 0.1]}, (64, 64)),
+        ({"PixelAspectRatio": [2, 1]}, (64, 64)),
+        ({"PixelSpacing": [0.5, 0.501]}, (64, 32)),
+        ({"PixelSpacing": [1, 0]}, (64, 32)),
+        ({"PixelSpacing": [1000, 1]}, (64, 32)),
+        (
+            {"SharedFunctionalGroupsSequence": [functional_group("PixelMeasuresSequence", PixelSpacing=[1, 0.5])]},
+            (64, 64),
+        ),
+    ],
+)
+def test_pixels_become_square(tags: dict[str, Any], size: tuple[int, int]) -> None:
+    decoded = _decode(dicom(RAMP, **tags))
+    assert decoded.image.size == size
+    assert (decoded.info.width, decoded.info.height) == (64, 32)
+    assert any("resampled to square" in note for note in decoded.info.notes) == (size != (64, 32))
+
+
+def test_files_without_preamble_or_meta_header() -> None:
+    whole = dicom(RAMP)
+    expected = np.asarray(_decode(whole).image)
+    body = whole[whole.index(b"\x08\0\x16\0UI") :]
+    for data in (whole[128:], whole[132:], body):
+        assert np.array_equal(np.asarray(_decode(data).image), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("MR_small_implicit.dcm", b"\x08\0\x08\0"), ("MR_small_bigendian.dcm", b"\0\x08\0\x08CS")]
+)
+def test_the_encoding_of_a_file_without_meta_header_is_found(name: str, first: bytes) -> None:
+    whole = (Path(pydicom.data.__file__).parent / "test_files" / name).read_bytes()
+    body = whole[whole.index(first) :]
+    assert np.array_equal(np.asarray(_decode(body).image), np.asarray(_decode(whole).image))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_palette_colours(bits: int) -> None:
+    scale = 257 if bits == 16 else 1
+    reds, greens, blues = (np.arange(256) * scale, np.full(256, 9 * scale), np.arange(256)[::-1] * scale)
+    image = _decode(dicom(GREY, **palette(reds, greens, blues, bits))).image
+    assert image.mode == "RGB"
+    assert [image.getpixel((column, 0)) for column in (0, 1, 63)] == [(0, 9, 255), (4, 9, 251), (252, 9, 3)]
+
+
+def test_segmented_palette() -> None:
+    """Discrete 0 0, linear to 100 and back, and both again: PS3.3 C.7.9.2."""
+    words = np.array([0, 2, 0, 0, 1, 50, 25600, 1, 50, 0, 2, 2, 8, 0], dtype="<u2")
+    tags: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name in ("Red", "Green", "Blue"):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [202, 0, 16]
+        tags[f"Segmented{name}PaletteColorLookupTableData"] = words.tobytes()
+    image = np.asarray(_decode(dicom(GREY, **tags)).image)
+    rising = [0, 0, *range(2, 101, 2)]
+    table = [*rising, *range(98, -1, -2), *range(2, 101, 2), *range(98, -1, -2)]
+    expected = [table[min(value, 201)] for value in range(0, 256, 4)]
+    assert image[0, :, 0].tolist() == expected
+
+
+def test_colour_of_twelve_bits_is_stretched() -> None:
+    colour = np.zeros((32, 64, 3), dtype=np.uint16)
+    colour[..., 0], colour[..., 1] = RAMP * 65, 2000
+    image = np.asarray(_decode(dicom(colour, BitsStored=12, HighBit=11)).image)
+    assert (image[0, -1, 0], image[0, 0, 0], image[0, 0, 2]) == (255, 0, 0)
+    assert image[0, 0, 1] == pytest.approx(2000 / 4095 * 255, abs=2)
+
+
+def test_a_segmentation_of_one_bit() -> None:
+    mask = np.zeros((32, 64), dtype=np.uint8)
+    mask[10, 20] = 1  # fewer than a percentile
+    data = dicom(
+        mask, PixelData=np.packbits(mask, bitorder="little").tobytes(), BitsAllocated=1, BitsStored=1, HighBit=0
+    )
+    levels = np.asarray(_decode(data).image)
+    assert np.array_equal(levels, mask * 255)
+
+
+@pytest.mark.parametrize(("modality", "expected"), [("MR", "MR"), (" ct", "CT"), ("<b>", None), (None, None)])
+def test_the_modality_of_the_header(modality: str | None, expected: str | None) -> None:
+    assert _decode(dicom(RAMP, Modality=modality)).info.header_modality == expected

@@ -1,15 +1,20 @@
 import hashlib
+import io
 import tracemalloc
+import zlib
 
+import imagecodecs
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from app.core.exceptions import ApiError
 from app.core.settings import load_settings
 from app.serving.decode.image import decode
-from tests.serving.hostile_files import GOOD_SIZE, accepted, png_bomb, refused
+from ml.dataset.preprocess import Preprocess
+from tests.serving.hostile_files import GOOD_SIZE, accepted, accepted_dicoms, png_bomb, png_chunk, refused
 
-ACCEPTED, REFUSED = accepted(), refused()
+ACCEPTED, REFUSED = {**accepted(), **accepted_dicoms()}, refused()
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
@@ -60,3 +65,85 @@ def test_limits_are_settings() -> None:
         decode(ACCEPTED["grey"], settings)
     with pytest.raises(ApiError, match="at least 100"):
         decode(ACCEPTED["smallest"], settings)
+
+
+_TEXT = b"Comment\0" + b"x" * 3 * 2**20
+_ZIPPED = zlib.compress(bytes(5 * 2**20))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"tEXt", _TEXT),
+        png_chunk(b"zTXt", b"Comment\0\0" + _ZIPPED),
+        png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + _ZIPPED),
+        png_chunk(b"iCCP", b"profile\0\0" + _ZIPPED),
+        png_chunk(b"iCCP", b"not a profile"),
+        png_chunk(b"eXIf", b"not exif"),
+        png_chunk(b"tEXt", b"Comment\0fine")[:-1] + b"?",
+        png_chunk(b"tRNS", b"\0\x09")[:-1] + b"?",
+        png_chunk(b"gAMA", b"\0"),
+    ],
+    ids=["text", "zipped text", "unicode text", "profile", "no profile", "no exif", "checksum", "tRNS", "cut"],
+)
+def test_metadata_of_a_png_are_skipped(chunk: bytes) -> None:
+    plain = ACCEPTED["grey"]
+    end_of_header = 8 + 25
+    spoiled = plain[:end_of_header] + chunk + plain[end_of_header:]
+    image = decode(spoiled, load_settings()).image
+    assert image.tobytes() == decode(plain, load_settings()).image.tobytes()
+    Preprocess().apply(image)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bits_are_stretched_in_every_mode(channels: int) -> None:
+    """12-bit values: cut to their upper 8 bits they would be nearly black."""
+    values = np.zeros((64, 64, channels), dtype=np.uint16)
+    values[..., :] = np.arange(64, dtype=np.uint16)[None, :, None] * 65
+    if channels in (2, 4):
+        values[..., -1] = 65535
+    image = decode(bytes(imagecodecs.png_encode(values.squeeze())), load_settings()).image
+    levels = np.asarray(image).reshape(64, 64, -1)
+    assert levels.dtype == np.uint8
+    assert image.mode == ["L", "LA", "RGB", "RGBA"][channels - 1]
+    assert np.abs(levels[0, :, 0] - np.linspace(0, 255, 64)).max() <= 1
+    assert channels not in (2, 4) or levels[..., -1].min() == 255
+
+
+def test_three_bright_pixels_do_not_darken_an_image_of_sixteen_bits() -> None:
+    values = np.tile(np.arange(64, dtype=np.uint16) * 65, (64, 1))
+    values[0, :3] = 65535
+    levels = np.asarray(decode(bytes(imagecodecs.png_encode(values)), load_settings()).image)
+    assert levels[1].max() == 255
+
+
+def test_the_limit_of_pixels_is_the_setting_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's own limit stays on for the rest of the process, and is not asked here."""
+    assert Image.MAX_IMAGE_PIXELS is not None
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name in ("grey", "jpeg colour"):
+        assert decode(ACCEPTED[name], load_settings()).image.size == GOOD_SIZE
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0not exif", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x09"]
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_damaged_exif_is_skipped(exif: bytes, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, kind, exif=exif)
+    image = decode(buffer.getvalue(), load_settings()).image
+    assert image.size == (256, 256)
+    Preprocess().apply(image)
+
+
+def test_an_image_is_turned_as_its_exif_says() -> None:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees clockwise
+    Image.linear_gradient("L").resize((64, 32)).save(buffer, "PNG", exif=exif)
+    decoded = decode(buffer.getvalue(), load_settings())
+    assert (decoded.image.size, decoded.info.width, decoded.info.height) == ((32, 64), 64, 32)
+    levels = np.asarray(decoded.image)
+    assert levels[0, 0] > 240
+    assert Preprocess(size=64).apply(decoded.image)[0, 32, 17] > 240  # and not a second time

@@ -1,0 +1,69 @@
+"""Tells whether the port can be used, and who has it."""
+
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from app.core.exceptions import UserError
+from app.core.settings import Settings
+
+_LISTEN: Final = "0A"
+
+
+class PortInUseError(UserError):
+    """The service cannot listen on its address."""
+
+
+def check_port(settings: Settings) -> None:
+    """Say that the port is taken at once, and not after the database was started.
+
+    Raises:
+        PortInUseError: names the process that has the port, or what is wrong with MEDPIX_HOST.
+    """
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise PortInUseError(
+            f"MEDPIX_HOST={settings.host} is not an address of this machine ({error.strerror}). "
+            "Use 127.0.0.1, 0.0.0.0, ::1 or :: instead."
+        ) from error
+    for family, kind, protocol, _, place in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise PortInUseError(_explain(settings, reason)) from error
+
+
+def _explain(settings: Settings, reason: str) -> str:
+    holder = port_holder(settings.port)
+    if holder is not None:
+        pid, command = holder
+        return (
+            f"Port {settings.port} of {settings.host} is used by process {pid} ({command}). "
+            f"Stop it with `kill {pid}`, or set MEDPIX_PORT to another port."
+        )
+    return (
+        f"Port {settings.port} of {settings.host} cannot be used ({reason}). "
+        "Stop the program that has it, or set MEDPIX_PORT or MEDPIX_HOST to another."
+    )
+
+
+def port_holder(port: int) -> tuple[int, str] | None:
+    """Process id and command line of who listens on a port; None where the system does not tell (Linux only)."""
+    sockets = set()
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                cells = line.split()
+                if cells[3] == _LISTEN and int(cells[1].rpartition(":")[2], 16) == port:
+                    sockets.add(f"socket:[{cells[9]}]")
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if any(str(file.readlink()) in sockets for file in (process / "fd").iterdir()):
+                words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                return int(process.name), " ".join(words).strip()[:100]
+    return None

@@ -1,0 +1,55 @@
+"""Keeps the folder of what can be computed again within its disk budget."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+
+class _Entry(NamedTuple):
+    used_at: float
+    size: int
+    path: Path
+
+
+class DiskCache:
+    """The cache folder: a subfolder each for thumbnails, converted graphs, embeddings.
+
+    Every file in it may be removed at any time; it is made again when it is needed.
+
+    Args:
+        folder: may be missing.
+        max_bytes: the budget.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+
+    def trim(self) -> dict[str, int]:
+        """Remove the files unused for longest while there are more bytes than the budget.
+
+        Returns:
+            Bytes that are left, by subfolder.
+        """
+        entries = sorted(self._entries())
+        excess = sum(entry.size for entry in entries) - self._max_bytes
+        left: dict[str, int] = {}
+        for entry in entries:
+            if excess > 0:
+                with suppress(OSError):
+                    entry.path.unlink()
+                    excess -= entry.size
+                    continue
+            name = entry.path.relative_to(self._folder).parts[0]
+            left[name] = left.get(name, 0) + entry.size
+        return left
+
+    def _entries(self) -> list[_Entry]:
+        entries = []
+        for path in self._folder.rglob("*"):
+            with suppress(OSError):  # removed meanwhile
+                status = path.lstat()
+                if path.is_file():
+                    # Many file systems do not record every access: the later of the two times counts.
+                    entries.append(_Entry(max(status.st_atime, status.st_mtime), status.st_size, path))
+        return entries

@@ -1,0 +1,193 @@
+"""DICOM grey values to the grey levels that a viewer shows: modality LUT, VOI LUT or window, padding, inversion."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.pixels.processing import apply_windowing
+from pydicom.valuerep import DSfloat
+
+from app.core.exceptions import UnprocessableError
+from app.serving.decode.dicom_header import code, functional_groups, numbers
+from app.serving.decode.levels import PERCENTILES, linear, percentile_range
+from ml.dataset.preprocess import strips
+
+Floats: TypeAlias = NDArray[np.float64]
+Transform: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]
+
+_VOI_FUNCTIONS: Final = frozenset({"LINEAR", "LINEAR_EXACT", "SIGMOID"})
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One way to show the values of the modality.
+
+    Attributes:
+        levels: from such values to grey levels, 0 to 255.
+        name: of the window or lookup table; None where it is made from the values themselves.
+        note: that says so.
+    """
+
+    levels: Transform
+    name: str | None
+    note: str
+
+
+def grey_levels(values: NDArray[Any], dataset: Dataset, frame: int) -> tuple[NDArray[np.uint8], list[str]]:
+    """A frame as a viewer shows it.
+
+    Padding is left out of the range and drawn black. The first VOI LUT or window of the file is used; one that would
+    leave a picture without any contrast is passed over. Without one, the image is stretched between two percentiles.
+
+    Args:
+        values: as stored, (rows, columns).
+        dataset: of the file.
+        frame: index from 0, for what the functional groups say of it.
+
+    Returns:
+        Grey levels, 0 black and 255 white, and notes in sentences.
+
+    Raises:
+        UnprocessableError: a lookup table of the file cannot be used.
+    """
+    is_padding = _padding(values, dataset)
+    rescale, note, is_calibrated = _modality(dataset, frame)
+    notes = [note] if note else []
+    inverted = (
+        code(dataset, "PhotometricInterpretation") == "MONOCHROME1"
+        or code(dataset, "PresentationLUTShape") == "INVERSE"
+    )
+    levels = np.zeros(values.shape, dtype=np.uint8)
+    for view in _views(values, dataset, frame, rescale, is_padding, use_window=is_calibrated):
+        low, high, padded = 255, 0, False
+        for rows in strips(values):
+            shown = view.levels(rescale(values[rows])).round().astype(np.uint8)
+            levels[rows] = 255 - shown if inverted else shown
+            if (hidden := is_padding(values[rows])) is not None and hidden.any():
+                levels[rows][hidden] = 0
+                shown, padded = shown[~hidden], True
+            if shown.size:
+                low, high = min(low, int(shown.min())), max(high, int(shown.max()))
+        if low < high:
+            break
+        if view.name is not None:
+            notes.append(f"The {view.name} of the DICOM file shows no contrast and was not used.")
+    notes.append(view.note)
+    if padded:
+        notes.append("The padding around the image was left out of the range and drawn black.")
+    return levels, notes
+
+
+def _padding(values: NDArray[Any], dataset: Dataset) -> Callable[[NDArray[Any]], NDArray[np.bool_] | None]:
+    """Tells which stored values are padding: PixelPaddingValue, or the range to PixelPaddingRangeLimit."""
+    if values.dtype.kind == "f":
+        return lambda part: ~np.isfinite(part)
+    edges = [number for name in ("PixelPaddingValue", "PixelPaddingRangeLimit") for number in numbers(dataset, name)]
+    if not edges or not all(math.isfinite(edge) for edge in edges):
+        return lambda _: None
+    # Devices write a negative value as an unsigned one; as bits of the stored type both are the same.
+    info = np.iinfo(values.dtype)
+    wrapped = [(int(edge) - info.min) % (info.max - info.min + 1) + info.min for edge in edges]
+    low, high = min(wrapped), max(wrapped)
+    return lambda part: (part >= low) & (part <= high)
+
+
+def _modality(dataset: Dataset, frame: int) -> tuple[Transform, str | None, bool]:
+    """The modality LUT or rescale as a function, a note where it cannot be used, and whether windows then apply."""
+    if dataset.get("ModalityLUTSequence"):
+        lookup, _ = _lookup_table(dataset.ModalityLUTSequence[0], dataset)
+        return lookup, None, True
+    groups = list(functional_groups(dataset, frame, "PixelValueTransformationSequence"))
+    slope = next((found[0] for group in groups if (found := numbers(group, "RescaleSlope"))), 1.0)
+    intercept = next((found[0] for group in groups if (found := numbers(group, "RescaleIntercept"))), 0.0)
+    if math.isnan(slope) or math.isnan(intercept) or slope == 0:
+        note = "The DICOM file's rescale slope or intercept cannot be used; the values were read as they are stored."
+        return lambda part: np.asarray(part, dtype=np.float64), note, False
+    return lambda part: np.asarray(part, dtype=np.float64) * slope + intercept, None, True
+
+
+def _views(
+    values: NDArray[Any],
+    dataset: Dataset,
+    frame: int,
+    rescale: Transform,
+    is_padding: Callable[[NDArray[Any]], NDArray[np.bool_] | None],
+    *,
+    use_window: bool,
+) -> Iterator[_View]:
+    """Ways to show a frame, the best first; the last one always serves."""
+    for group in functional_groups(dataset, frame, "FrameVOILUTSequence") if use_window else ():
+        if (sequence := group.get("VOILUTSequence")) and "LUTData" in sequence[0]:
+            yield _lookup_view(sequence[0], dataset)
+        if (window := _window(group)) is not None:
+            yield window
+    hidden = is_padding(values)
+    low, high = percentile_range(values if hidden is None else values[~hidden], rescale) or (0.0, 0.0)
+    note = (
+        f"The DICOM file has no window that can be used; it was read from its {PERCENTILES[0]}th to its "
+        f"{PERCENTILES[1]}th percentile: {low:g} to {high:g}."
+    )
+    yield _View(lambda part: linear(part, low, high), None, note)
+
+
+def _window(group: Dataset) -> _View | None:
+    """The first window of a data set or functional group that can be used."""
+    centres, widths = numbers(group, "WindowCenter"), numbers(group, "WindowWidth")
+    function = code(group, "VOILUTFunction")
+    for centre, width in zip(centres, widths, strict=False):
+        if math.isnan(centre) or math.isnan(width) or width <= 0:
+            continue
+        chosen = function if function in _VOI_FUNCTIONS else "LINEAR"
+        if chosen == "LINEAR" and width < 1:  # not defined in PS3.3 C.11.2.1.2.1; what is meant is clear
+            chosen = "LINEAR_EXACT"
+        values = f"centre {centre:g}, width {width:g}" + (f", {chosen}" if chosen != "LINEAR" else "")
+        note = f"The DICOM file was read with its window: {values}."
+        return _View(_windowing(centre, width, chosen), f"window ({values})", note)
+    return None
+
+
+def _windowing(centre: float, width: float, function: str) -> Transform:
+    """Windowing by pydicom, told that the output has 8 bits unsigned."""
+    view = Dataset()
+    view.PhotometricInterpretation, view.PixelRepresentation, view.BitsStored = "MONOCHROME2", 0, 8
+    view.VOILUTFunction = function
+    view.WindowCenter, view.WindowWidth = (DSfloat(value, auto_format=True) for value in (centre, width))
+    return lambda part: apply_windowing(part, view)
+
+
+def _lookup_view(item: Dataset, dataset: Dataset) -> _View:
+    lookup, top = _lookup_table(item, dataset)
+    note = "The DICOM file was read with its VOI lookup table."
+    return _View(lambda part: lookup(part) * (255.0 / top), "VOI lookup table", note)
+
+
+def _lookup_table(item: Dataset, dataset: Dataset) -> tuple[Transform, float]:
+    """A modality or VOI LUT as a function, and the largest value that it can give.
+
+    pydicom's own functions wrap around where a table has more entries than its values have bits for, or where its
+    first input is negative.
+    """
+    entries, first, bits = (int(value) for value in item.LUTDescriptor)
+    entries = entries % 2**16 or 2**16
+    if dataset.PixelRepresentation == 1 and first >= 2**15:
+        first -= 2**16
+    data: Any = item.LUTData
+    if isinstance(data, bytes):
+        order = "<" if dataset.original_encoding[1] else ">"
+        table = np.frombuffer(data, dtype=f"{order}u2" if len(data) >= 2 * entries else "u1")
+    else:
+        table = np.atleast_1d(np.asarray(data))
+    table = table[:entries].astype(np.float64)
+    if table.size == 0 or not 1 <= bits <= 16:
+        raise UnprocessableError("A lookup table of the DICOM file cannot be used: it is empty or of a wrong depth.")
+
+    def lookup(part: NDArray[Any]) -> NDArray[Any]:
+        index = np.rint(np.asarray(part, dtype=np.float64)) - first
+        found: NDArray[Any] = table[np.clip(index, 0, table.size - 1).astype(np.intp)]
+        return found
+
+    return lookup, max(2.0**bits - 1, float(table.max()))

@@ -1,0 +1,252 @@
+"""The header of a DICOM file: what its pixels need and its modality; no element about the patient is kept."""
+
+import io
+import logging
+import math
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import numpy as np
+from pydicom import Dataset, config
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import FileMetaDataset
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from app.core.exceptions import ContentTooLargeError, UnprocessableError
+
+# Values that do not keep to the standard would be quoted in warnings, and they may be a patient's.
+config.settings.reading_validation_mode = config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+warnings.filterwarnings("ignore", module=r"pydicom\.")
+
+_MAGIC: Final = b"DICM"
+_PREAMBLE: Final = 128
+_MAX_ELEMENTS: Final = 20_000
+# Items of sequences and fragments of pixel data; pydicom takes seconds for the million that fit into an upload.
+_MAX_ITEMS: Final = 100_000
+_ITEM: Final = b"\xfe\xff\x00\xe0"
+_LAST_TAG: Final = 0x7FE00010  # PixelData
+PIXEL_KEYWORDS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_KEYWORDS: Final = (
+    *PIXEL_KEYWORDS,
+    "SOPClassUID",
+    "Modality",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "PixelAspectRatio",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "VOILUTSequence",
+    "PresentationLUTShape",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    *(
+        f"{kind}{colour}PaletteColorLookupTable{part}"
+        for colour in ("Red", "Green", "Blue")
+        for kind, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
+    ),
+)
+_TAGS: Final[list[BaseTag | int]] = [
+    BaseTag(tag) for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None
+]
+# Numbers that are written as text (VR DS or IS).
+_TEXTS: Final = frozenset(
+    {
+        "NumberOfFrames",
+        "RescaleSlope",
+        "RescaleIntercept",
+        "WindowCenter",
+        "WindowWidth",
+        "PixelSpacing",
+        "ImagerPixelSpacing",
+        "PixelAspectRatio",
+    }
+)
+_EXPLICIT_VR: Final = re.compile(rb"[A-Z]{2}")
+_TEXT_VR: Final = (None, "DS", "IS", "UN")
+_CODE: Final = re.compile(r"[A-Z0-9_ ]{1,16}")
+# Group 0008 (or 0002, the file meta information) is the first of every data set.
+_FIRST_GROUPS: Final = (b"\x08\x00", b"\x02\x00", b"\x00\x08")
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether a file is DICOM; the preamble, the prefix and the file meta information may be missing."""
+    if data[_PREAMBLE : _PREAMBLE + len(_MAGIC)] == _MAGIC or data.startswith(_MAGIC):
+        return True
+    if data[:2] not in _FIRST_GROUPS or len(data) < 16:
+        return False
+    if _EXPLICIT_VR.fullmatch(data[4:6]):
+        return True
+    length = int.from_bytes(data[4:8], "little")  # implicit: the length stands in the place of the VR
+    return data[0] != 0 and data[3] == 0 and length < min(len(data), 1024) and length % 2 == 0
+
+
+def read_header(data: bytes, max_inflated: int) -> Dataset:
+    """The elements of a DICOM file that are needed to show its image, with the transfer syntax in ``file_meta``.
+
+    The file meta information is read alone before anything else. pydicom's own reader would inflate a deflated
+    data set without a bound.
+
+    Args:
+        data: the file.
+        max_inflated: bytes that a deflated data set may have.
+
+    Raises:
+        ContentTooLargeError: a deflated data set is larger.
+        UnprocessableError: a deflated data set is cut or damaged.
+    """
+    stream = io.BytesIO(data)
+    prefixed = data[_PREAMBLE : _PREAMBLE + len(_MAGIC)] == _MAGIC
+    stream.seek(_PREAMBLE + len(_MAGIC) if prefixed else len(_MAGIC) if data.startswith(_MAGIC) else 0)
+    meta = _file_meta(stream, data)
+    syntax = UID(str(meta.get("TransferSyntaxUID") or "").strip("\0 "))
+    if syntax == DeflatedExplicitVRLittleEndian:
+        stream = io.BytesIO(_inflate(data[stream.tell() :], max_inflated))
+    elif not syntax:
+        syntax = _guessed_syntax(data[stream.tell() : stream.tell() + 6])
+    implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
+    if stream.getvalue().count(_ITEM if little else _ITEM[1::-1] + _ITEM[:1:-1]) > _MAX_ITEMS:
+        raise UnprocessableError(f"The DICOM file has more than {_MAX_ITEMS} sequence items or fragments.")
+    stop = _stop_when(lambda tag: int(tag) > _LAST_TAG)
+    dataset = read_dataset(stream, implicit, little, stop_when=stop, specific_tags=_TAGS)
+    dataset.set_original_encoding(implicit, little)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    if "SOPClassUID" not in dataset:
+        dataset.SOPClassUID = meta.get("MediaStorageSOPClassUID")
+    return dataset
+
+
+def _stop_when(is_past: Callable[[BaseTag], bool]) -> Callable[[BaseTag, str | None, int], bool]:
+    """Where to stop reading: behind some tag. Refuses more elements than any device writes; each takes time to read."""
+    count = 0
+
+    def stop(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+        nonlocal count
+        count += 1
+        if count > _MAX_ELEMENTS:
+            raise UnprocessableError(f"The header of the DICOM file has more than {_MAX_ELEMENTS} elements.")
+        return is_past(tag)
+
+    return stop
+
+
+def _file_meta(stream: io.BytesIO, data: bytes) -> Dataset:
+    """Read the file meta information, empty where there is none, and leave the stream behind it."""
+    start = stream.tell()
+    if data[start : start + 2] != b"\x02\x00":
+        return Dataset()
+    implicit = _EXPLICIT_VR.fullmatch(data[start + 4 : start + 6]) is None  # against the standard, but it occurs
+    return read_dataset(stream, implicit, is_little_endian=True, stop_when=_stop_when(lambda tag: tag.group != 2))
+
+
+def _guessed_syntax(first: bytes) -> UID:
+    """The syntax of a data set without file meta information, from its first element: tag and VR or length."""
+    if _EXPLICIT_VR.fullmatch(first[4:6]) is None:
+        return ImplicitVRLittleEndian
+    return ExplicitVRBigEndian if first[0] == 0 else ExplicitVRLittleEndian
+
+
+def _inflate(data: bytes, limit: int) -> bytes:
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        inflated = inflater.decompress(data, limit + 1)
+    except zlib.error:
+        raise UnprocessableError("The deflated data set of the DICOM file is damaged.") from None
+    if len(inflated) > limit:
+        raise ContentTooLargeError(
+            f"The deflated data set of the DICOM file has more than {limit / 1024**2:.0f} MiB when it is inflated."
+        )
+    if not inflater.eof:
+        raise UnprocessableError("The deflated data set of the DICOM file is cut.")
+    return inflated
+
+
+def functional_groups(dataset: Dataset, frame: int, macro: str) -> Iterator[Dataset]:
+    """Where to look for an attribute of a frame: its own functional group, the shared one, the data set itself.
+
+    Args:
+        dataset: of the file.
+        frame: index from 0.
+        macro: keyword of the functional group macro's sequence.
+    """
+    for keyword, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        groups = dataset.get(keyword) or []
+        if index < len(groups) and (items := groups[index].get(macro)):
+            yield items[0]
+    yield dataset
+
+
+def numbers(dataset: Dataset, keyword: str) -> list[float]:
+    """The values of a numeric element, NaN for those that are none; empty where there is no value.
+
+    Decimal strings may have a comma for the point, as some devices write them.
+    """
+    if keyword not in dataset:
+        return []
+    element = dataset.get_item(keyword)
+    value: Any = element.value
+    if isinstance(value, bytes) and element.VR in _TEXT_VR and keyword in _TEXTS:
+        texts = value.decode("ascii", "replace").strip("\0 ").split("\\")
+        return [] if texts == [""] else [_number(text.replace(",", ".")) for text in texts]
+    value = dataset[keyword].value
+    if value is None or value == "":
+        return []
+    many = value if isinstance(value, (list, tuple)) or hasattr(value, "append") else [value]
+    return [_number(one) for one in many]
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return math.nan
+    return number if np.isfinite(number) else math.nan
+
+
+def integer(dataset: Dataset, keyword: str, default: int) -> int:
+    """A whole number of the header.
+
+    Raises:
+        UnprocessableError: the element has another value.
+    """
+    values = numbers(dataset, keyword)
+    if not values:
+        return default
+    if not values[0].is_integer():
+        raise UnprocessableError(f"The DICOM header cannot be used: {keyword} is not a whole number.")
+    return int(values[0])
+
+
+def code(dataset: Dataset, keyword: str) -> str | None:
+    """A code string such as CT or MONOCHROME2; None where it is missing or no code."""
+    value = dataset.get(keyword)
+    text = str(value).strip("\0 ").upper() if value is not None else ""
+    return text if _CODE.fullmatch(text) else None

@@ -1,0 +1,117 @@
+"""PALETTE COLOR: indices to RGB, with plain or segmented lookup tables.
+
+pydicom's ``apply_color_lut`` is not used: it expands segments without a bound (10 MB of them can ask for 10^11
+entries), and wraps indices of 16 bits around in a table of 8.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from app.core.exceptions import UnprocessableError
+from app.serving.decode.dicom_header import numbers
+from ml.dataset.preprocess import strips
+
+_COLOURS: Final = ("Red", "Green", "Blue")
+_DISCRETE, _LINEAR, _INDIRECT = 0, 1, 2
+_UNUSABLE: Final = "The colour palette of the DICOM file cannot be used: {}."
+
+
+def apply_palette(values: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
+    """The colours of palette indices.
+
+    Args:
+        values: indices, (rows, columns).
+        dataset: with the palette.
+
+    Returns:
+        Array (rows, columns, 3).
+
+    Raises:
+        UnprocessableError: the palette is missing, incomplete or damaged.
+    """
+    tables, firsts = zip(*(_table(dataset, colour) for colour in _COLOURS), strict=True)
+    if len({len(table) for table in tables}) != 1 or len(set(firsts)) != 1:
+        raise UnprocessableError(_UNUSABLE.format("its three tables differ in size"))
+    palette = np.stack(tables, axis=1)
+    if palette.max() > 255:
+        palette >>= 8
+    colours: NDArray[np.uint8] = palette.astype(np.uint8)
+    found = np.empty((*values.shape, 3), dtype=np.uint8)
+    for rows in strips(values):
+        found[rows] = colours[np.clip(values[rows].astype(np.int64) - firsts[0], 0, len(colours) - 1)]
+    return found
+
+
+def _table(dataset: Dataset, colour: str) -> tuple[NDArray[np.uint16], int]:
+    """The table of one colour, and the index that its first entry stands for."""
+    descriptor = numbers(dataset, f"{colour}PaletteColorLookupTableDescriptor")
+    if len(descriptor) != 3 or not all(number.is_integer() for number in descriptor):
+        raise UnprocessableError(_UNUSABLE.format(f"it has no descriptor for {colour.lower()}"))
+    entries, first, bits = (int(number) for number in descriptor)
+    entries = entries % 2**16 or 2**16
+    order = "<" if dataset.original_encoding[1] else ">"
+    plain = dataset.get(f"{colour}PaletteColorLookupTableData")
+    if isinstance(plain, bytes) and plain:
+        table = np.frombuffer(plain, dtype=f"{order}u2" if len(plain) >= 2 * entries else "u1")[:entries]
+        return table.astype(np.uint16), first
+    segmented = dataset.get(f"Segmented{colour}PaletteColorLookupTableData")
+    if not isinstance(segmented, bytes) or not segmented:
+        raise UnprocessableError(_UNUSABLE.format(f"it has no table for {colour.lower()}"))
+    size = 1 if bits <= 8 else 2
+    words = np.frombuffer(segmented[: len(segmented) // size * size], dtype=f"{order}u{size}").tolist()
+    try:
+        expanded = _expanded(words, entries, size)
+    except IndexError:
+        expanded = []
+    if len(expanded) < entries:
+        raise UnprocessableError(_UNUSABLE.format(f"the segments for {colour.lower()} are cut or damaged"))
+    return np.asarray(expanded, dtype=np.uint16), first
+
+
+def _expanded(words: list[int], entries: int, size: int) -> list[int]:
+    """The entries that segments stand for (PS3.3 C.7.9.2), and no more than there must be.
+
+    Args:
+        words: the segments.
+        entries: of the whole table.
+        size: bytes per word.
+    """
+    table: list[int] = []
+    place = 0
+    while place + 1 < len(words) and len(table) < entries:
+        kind, length = words[place : place + 2]
+        place += 2
+        if kind == _INDIRECT:
+            # An offset in bytes, of four bytes or of two words with the lower one first; it must not lead to
+            # another indirect segment.
+            parts = words[place : place + 4 // size]
+            source = sum(part << (8 * size * order) for order, part in enumerate(parts)) // size
+            place += 4 // size
+            for _ in range(length):
+                if len(table) >= entries:
+                    break
+                source = _append(table, words, source, entries)
+        else:
+            place = _append(table, words, place - 2, entries)
+    return table
+
+
+def _append(table: list[int], words: list[int], place: int, entries: int) -> int:
+    """Add a discrete or linear segment; the place behind it."""
+    kind, length = words[place], words[place + 1]
+    place += 2
+    if kind == _DISCRETE:
+        table += words[place : place + length]
+        place += length
+    elif kind == _LINEAR:
+        start, end = table[-1], words[place]
+        steps = min(length, entries)
+        table += np.around(start + (end - start) * np.arange(1, steps + 1) / max(1, length)).astype(int).tolist()
+        place += 1
+    else:
+        raise IndexError(kind)
+    del table[entries:]
+    return place

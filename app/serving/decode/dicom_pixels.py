@@ -1,0 +1,162 @@
+"""The pixels of one DICOM frame as they are stored, with imagecodecs as pydicom's decoder for compressed frames.
+
+imagecodecs is chosen over pydicom's other plugins because it alone decodes every DICOM codec (libjpeg-turbo for JPEG
+of 8 and 12 bits and JPEG Lossless, CharLS, OpenJPEG and RLE) under the BSD licence, and because it writes into a
+buffer of a given size: no frame can be larger than its header says.
+"""
+
+import math
+from typing import Any, Final
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
+from pydicom.pixels.processing import convert_color_space
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from app.core.exceptions import ApiError, UnprocessableError
+from app.serving.decode.codestream import FrameHeader, jpeg_2000_codestream, jpeg_2000_header, jpeg_header
+from app.serving.decode.dicom_header import PIXEL_KEYWORDS
+from app.serving.decode.jpeg import check_scans
+from ml.dataset.preprocess import strips
+
+_JPEG: Final = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1})
+_JPEG_LS: Final = frozenset({JPEGLSLossless, JPEGLSNearLossless})
+_JPEG_2000: Final = frozenset({JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K})
+COMPRESSED: Final = _JPEG | _JPEG_LS | _JPEG_2000 | {RLELossless}
+NATIVE: Final = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
+
+_PLUGIN: Final = "imagecodecs"
+DECODER_DEPENDENCIES: Final = dict.fromkeys(COMPRESSED, (_PLUGIN,))
+
+
+def is_available(uid: str) -> bool:
+    """Whether this plugin decodes a transfer syntax; pydicom asks."""
+    return uid in COMPRESSED
+
+
+def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
+    """Decode one compressed frame; pydicom calls this, and shapes and converts what comes back."""
+    syntax = runner.transfer_syntax
+    if syntax == RLELossless:
+        out = bytearray(int(runner.frame_length()))
+        imagecodecs.dicomrle_decode(source, np.dtype(f"<u{runner.bits_allocated // 8}"), out=out)
+        runner.set_option("planar_configuration", 1)
+        return bytes(out)
+    samples = runner.samples_per_pixel
+    if syntax in _JPEG:
+        # The colours as they are stored: pydicom knows from the header which ones they are.
+        space = {1: "GRAYSCALE", 3: "YCBCR"}.get(samples)
+        values = imagecodecs.jpeg8_decode(source, colorspace=space, outcolorspace=space)
+    elif syntax in _JPEG_LS:
+        values = imagecodecs.jpegls_decode(source)
+    else:
+        values = imagecodecs.jpeg2k_decode(source, planar=False)
+        if samples == 3 and runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
+            runner.set_option("photometric_interpretation", "RGB")  # OpenJPEG has undone the transform
+    if values.size != runner.rows * runner.columns * samples:
+        raise ValueError("the frame has another size than the header says")
+    runner.set_option("bits_allocated", values.dtype.itemsize * 8)
+    if samples > 1:
+        runner.set_option("planar_configuration", 0)
+    return values.tobytes()
+
+
+for _syntax in COMPRESSED:
+    get_decoder(_syntax).add_plugin(_PLUGIN, (__name__, decode_frame.__name__))
+
+
+def stored_pixels(dataset: Dataset, frame: int) -> tuple[NDArray[Any], str]:
+    """The values of one frame and their photometric interpretation.
+
+    Args:
+        dataset: with checked Rows, Columns, NumberOfFrames, SamplesPerPixel and BitsAllocated.
+        frame: index from 0.
+
+    Returns:
+        Array (rows, columns) or (rows, columns, 3) of the stored type, YBR colours converted to RGB.
+
+    Raises:
+        UnprocessableError: the pixel data do not fit the header, or are cut or damaged.
+    """
+    syntax: UID = dataset.file_meta.TransferSyntaxUID
+    try:
+        if syntax in COMPRESSED:
+            source = get_frame(dataset.PixelData, frame, number_of_frames=dataset.NumberOfFrames)
+            # pydicom sees this one frame alone, so that it decodes what was checked.
+            dataset.PixelData = encapsulate([_checked_frame(source, dataset, syntax)])
+            dataset.NumberOfFrames, frame = 1, 0
+        else:
+            _check_length(dataset)
+        values, properties = get_decoder(syntax).as_array(dataset, index=frame, raw=True, decoding_plugin=_PLUGIN)
+    except ApiError:
+        raise
+    except Exception:  # noqa: BLE001 - pydicom and the codecs raise anything, and their words may quote the header
+        name = f"{syntax.name} " if syntax in COMPRESSED else ""
+        raise UnprocessableError(f"The {name}pixel data of the DICOM file are cut or damaged.") from None
+    photometric = str(properties["photometric_interpretation"])
+    if photometric in ("YBR_FULL", "YBR_FULL_422"):
+        for rows in strips(values):  # pydicom converts in float32, which takes many times the memory
+            values[rows] = convert_color_space(values[rows], photometric, "RGB")
+        photometric = "RGB"
+    return values, photometric
+
+
+def _check_length(dataset: Dataset) -> None:
+    [keyword] = [keyword for keyword in PIXEL_KEYWORDS if keyword in dataset]
+    rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.NumberOfFrames)
+    bits = rows * columns * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) * frames
+    if dataset.PhotometricInterpretation == "YBR_FULL_422":
+        bits = bits * 2 // 3
+    expected, actual = math.ceil(bits / 8), len(dataset[keyword].value or b"")
+    if actual < expected:
+        raise UnprocessableError(
+            f"The DICOM header and its pixel data contradict each other: {frames} x {rows} rows x {columns} columns "
+            f"take {expected} bytes, and there are {actual}. The file is cut or damaged, or its header is wrong."
+        )
+
+
+def _checked_frame(frame: bytes, dataset: Dataset, syntax: UID) -> bytes:
+    """A compressed frame, whose own size may be of another order than the one in the header.
+
+    JP2 boxes are taken off: pydicom reads them in a loop that does not end where a box has no length.
+    """
+    if syntax == RLELossless:
+        return frame  # it has no header of its own, and is decoded into a buffer of the expected size
+    header: FrameHeader | None
+    if syntax in _JPEG_2000:
+        frame = jpeg_2000_codestream(frame) or b""
+        header = jpeg_2000_header(frame)
+    else:
+        check_scans(frame)
+        header = jpeg_header(frame)
+    if header is None:
+        raise UnprocessableError(f"The pixel data of the DICOM file are cut or damaged: no {syntax.name} in them.")
+    expected = (int(dataset.Columns), int(dataset.Rows), int(dataset.SamplesPerPixel))
+    if (header.width, header.height, header.components) != expected:
+        raise UnprocessableError(
+            "The DICOM file contradicts itself about the size of its image: the header says "
+            f"{expected[0]} x {expected[1]} pixels of {expected[2]} sample(s), the compressed frame "
+            f"{header.width} x {header.height} of {header.components}."
+        )
+    return frame

@@ -1,0 +1,181 @@
+"""Uploads as clients send them, through the address that decodes without a model."""
+
+import asyncio
+import gzip
+import http.client
+import io
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.types import Message, Receive, Scope, Send
+
+from app.api.middleware import BodyLimit
+from tests.api.predict_client import ask, is_problem
+from tests.serving.decode.dicom_files import dicom
+from tests.serving.hostile_files import accepted
+
+PNG = accepted()["grey"]
+NOISE = accepted()["16 bit"] + np.random.default_rng(0).bytes(700_000)  # after its end, a PNG may have anything
+BOUNDARY = "----boundary"
+FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+
+
+def _form(*parts: tuple[str, bytes]) -> bytes:
+    """A multipart body; each part as its Content-Disposition behind form-data, and its data."""
+    body = b""
+    for disposition, data in parts:
+        body += f"--{BOUNDARY}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + data + b"\r\n"
+    return body + f"--{BOUNDARY}--\r\n".encode()
+
+
+@pytest.mark.parametrize("data", [PNG, NOISE], ids=["small", "over the limit of a text"])
+@pytest.mark.parametrize(
+    "disposition",
+    ['name="image"', "name=\"image\"; filename*=UTF-8''r%C3%B6ntgen.png", 'name="image"; filename=""', "name=image"],
+)
+def test_a_file_needs_no_name(api: httpx.Client, disposition: str, data: bytes) -> None:
+    answer = api.post("/preview", content=_form((disposition, data)), headers=FORM)
+    assert answer.status_code == 200, answer.text
+    with Image.open(io.BytesIO(answer.content)) as picture:
+        assert (picture.format, picture.size) == ("PNG", (96, 80))
+
+
+def test_text_in_the_place_of_a_file_is_told(api: httpx.Client) -> None:
+    answer = api.post("/preview", content=_form(('name="image"', b"scan.png")), headers=FORM)
+    is_problem(answer, 422)
+    assert "it is text, not a file" in answer.json()["detail"]
+
+
+def test_a_misspelt_field_is_told(api: httpx.Client) -> None:
+    answer = api.post("/preview", files={"file": ("any.png", PNG)}, data={"title": "x"})
+    is_problem(answer, 422)
+    assert answer.json()["detail"].endswith("it is missing. The request has: file, title.")
+
+
+def test_a_field_of_text_has_a_limit(api: httpx.Client) -> None:
+    answer = api.post("/preview", files={"image": ("any.png", PNG)}, data={"caption": "x" * 600_000})
+    is_problem(answer, 413)
+    assert answer.json()["detail"] == "The field caption has more than 512 KiB of text."
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"no form at all", "cannot be read"),
+        (_form(('name="image"', PNG))[:200], "closing boundary is missing"),
+        (_form(("title", PNG)), 'The Content-Disposition header field "name" must be provided'),
+        (b"", "closing boundary is missing"),
+    ],
+)
+def test_a_broken_form_is_told(api: httpx.Client, body: bytes, words: str) -> None:
+    answer = api.post("/preview", content=body, headers=FORM)
+    is_problem(answer, 400)
+    assert words in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/preview", "/images/any/annotations", "/predict/modality"])
+def test_a_body_with_a_content_coding_is_refused_by_name(api: httpx.Client, path: str) -> None:
+    body = gzip.compress(_form(('name="image"; filename="any.png"', PNG)))
+    answer = api.post(path, content=body, headers=FORM | {"Content-Encoding": "gzip"})
+    is_problem(answer, 415)
+    assert "content coding 'gzip'" in answer.json()["detail"]
+    assert answer.headers["accept-encoding"] == "identity"
+
+
+def test_two_captions_are_refused(predict_api: httpx.Client) -> None:
+    image = ('name="image"; filename="any.png"', PNG)
+    caption = ('name="caption"', b"CT of the chest")
+    answer = predict_api.post("/predict/location", content=_form(image, caption, caption), headers=FORM)
+    is_problem(answer, 422)
+    assert answer.json()["detail"] == "There are 2 fields caption; send one."
+
+
+def test_the_preview_is_what_the_model_sees(api: httpx.Client) -> None:
+    ramp = np.tile(np.arange(64, dtype=np.int16), (32, 1))
+    answer = ask(api, "/preview", dicom(ramp, WindowCenter=32, WindowWidth=65, PhotometricInterpretation="MONOCHROME1"))
+    levels = np.asarray(Image.open(io.BytesIO(answer.content)))
+    assert np.abs(levels[0] - (255 - np.arange(64) * 255 / 64)).max() <= 3
+    transparent = Image.new("RGBA", (32, 32), (255, 255, 255, 0))
+    buffer = io.BytesIO()
+    transparent.save(buffer, "PNG")
+    shown = Image.open(io.BytesIO(ask(api, "/preview", buffer.getvalue()).content))
+    assert shown.convert("L").getextrema() == (0, 0)
+
+
+def _connection(client: httpx.Client) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=30)
+
+
+def _chunks(count: int) -> Iterator[bytes]:
+    yield _form(('name="image"', b""))[:-18]
+    for _ in range(count):
+        yield bytes(2**20)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_client_that_sends_everything_first_reads_the_413(api: httpx.Client, chunked: bool) -> None:
+    with closing(_connection(api)) as connection:
+        body = _chunks(40) if chunked else bytes(40 * 2**20)
+        connection.request("POST", "/preview", body, FORM, encode_chunked=chunked)
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("connection")) == (413, "close")
+        assert b"larger than the limit of 10.1 MiB" in answer.read()
+
+
+def test_every_early_answer_can_be_read(api: httpx.Client) -> None:
+    """There is no model: that is said before the body is read."""
+    with closing(_connection(api)) as connection:
+        connection.request("POST", "/predict/modality", bytes(9 * 2**20), FORM)
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("content-type")) == (503, "application/problem+json")
+        answer.read()
+
+
+def test_a_small_body_that_is_not_read_leaves_the_connection_usable(api: httpx.Client) -> None:
+    with closing(_connection(api)) as connection:
+        for _ in range(3):
+            connection.request("POST", "/predict/modality", bytes(900), FORM)
+            answer = connection.getresponse()
+            answer.read()
+            assert (answer.status, answer.getheader("connection")) == (503, None)
+
+
+def test_a_client_that_waits_for_leave_is_refused_at_once(api: httpx.Client) -> None:
+    with closing(socket.create_connection((api.base_url.host, api.base_url.port or 80))) as raw:
+        raw.settimeout(20)
+        started = time.monotonic()
+        raw.sendall(b"POST /preview HTTP/1.1\r\nHost: t\r\nContent-Length: 99999999\r\nExpect: 100-continue\r\n\r\n")
+        received = b""
+        while part := raw.recv(65536):
+            received += part
+        assert received.startswith(b"HTTP/1.1 413")
+        assert time.monotonic() - started < 4
+
+
+@pytest.mark.parametrize("pause_s", [0.01, 60.0], ids=["sends without end", "stops sending"])
+def test_lingering_has_a_bound(pause_s: float) -> None:
+    sent: list[Message] = []
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 401, "headers": []})
+        await send({"type": "http.response.body", "body": b"no"})
+
+    async def receive() -> Message:
+        await asyncio.sleep(pause_s)
+        return {"type": "http.request", "body": bytes(1000), "more_body": True}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"transfer-encoding", b"chunked")]}
+    started = time.monotonic()
+    asyncio.run(BodyLimit(app, lambda _: 10**9, linger_s=0.6, idle_s=0.3)(scope, receive, send))
+    assert 0.25 < time.monotonic() - started < 3
+    assert [message.get("more_body", False) for message in sent] == [False, True, False]
+    assert (b"connection", b"close") in sent[0]["headers"]

@@ -1,0 +1,62 @@
+"""Unusual surroundings: the service works in them, or says in one sentence what it needs."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import environment, fails, running_up
+from tests.ports import free_port
+
+
+def test_odd_paths_and_little_of_everything_will_do(
+    tmp_path: Path, generated_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spaces and umlauts, no HOME, a language that is not installed, one core, 128 files, and a strict umask."""
+    place = tmp_path / "mit Leerzeichen und Umläuten"
+    place.mkdir()
+    data = shutil.copytree(generated_dataset, place / "Daten für Tests")
+    monkeypatch.delenv("HOME")
+    for name in ("LANG", "LC_ALL"):
+        monkeypatch.setenv(name, "tr_TR.UTF-8")
+    files, cores, mask = resource.getrlimit(resource.RLIMIT_NOFILE), os.sched_getaffinity(0), os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, files[1]))
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        with running_up(place / "Häuschen", data, "--no-train") as up:
+            assert up.client.get("/cases/MPX1001").json()["u_id"] == "MPX1001"
+            image = up.client.get("/images", params={"limit": 1}).json()["items"][0]["image"]
+            assert up.client.get(f"/images/{image}/thumbnail").status_code == 200
+            up.stop()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, files)
+        os.sched_setaffinity(0, cores)
+        os.umask(mask)
+    assert not [path for path in (place / "Häuschen").rglob("*") if path.lstat().st_mode & 0o077]
+
+
+def test_too_few_open_files_are_named(tmp_path: Path, generated_dataset: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "app.main", "up", "--data", str(generated_dataset)],
+        env=environment(tmp_path / "home", free_port()),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
+    )
+    assert done.returncode == 1
+    assert "This process may open 64 files at once, and 128 are needed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["up", "seed"])
+def test_a_home_that_cannot_be_made_is_named(tmp_path: Path, generated_dataset: Path, command: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    message = fails(file / "home", command, "--data", str(generated_dataset), port=free_port())
+    assert f"{file} cannot be made" in message
+    assert "Set MEDPIX_HOME" in message

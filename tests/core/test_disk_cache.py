@@ -1,0 +1,32 @@
+import os
+from pathlib import Path
+
+from app.core.disk_cache import DiskCache
+
+
+def _write(path: Path, size: int, used_at: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(size))
+    os.utime(path, (used_at, used_at))
+
+
+def test_what_was_unused_for_longest_goes_first(tmp_path: Path) -> None:
+    _write(tmp_path / "thumbnails" / "ab" / "old.jpg", 400, 1_000)
+    _write(tmp_path / "openvino" / "key" / "graph.blob", 500, 2_000)
+    _write(tmp_path / "thumbnails" / "cd" / "new.jpg", 300, 3_000)
+    assert DiskCache(tmp_path, 1_200).trim() == {"thumbnails": 700, "openvino": 500}
+    assert DiskCache(tmp_path, 1_000).trim() == {"thumbnails": 300, "openvino": 500}
+    assert DiskCache(tmp_path, 100).trim() == {}
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_a_file_read_of_late_stays(tmp_path: Path) -> None:
+    _write(tmp_path / "thumbnails" / "a.jpg", 400, 1_000)
+    _write(tmp_path / "thumbnails" / "b.jpg", 400, 2_000)
+    os.utime(tmp_path / "thumbnails" / "a.jpg", (3_000, 1_000))
+    DiskCache(tmp_path, 500).trim()
+    assert [path.name for path in (tmp_path / "thumbnails").iterdir()] == ["a.jpg"]
+
+
+def test_a_folder_that_is_missing_is_empty(tmp_path: Path) -> None:
+    assert DiskCache(tmp_path / "nothing", 0).trim() == {}

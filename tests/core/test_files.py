@@ -1,0 +1,26 @@
+from pathlib import Path
+
+from app.core.files import make_private, rotate
+
+
+def test_only_the_owner_enters_what_was_made(tmp_path: Path) -> None:
+    folder = make_private(tmp_path / "home" / "run")
+    assert [each.stat().st_mode & 0o777 for each in (folder, folder.parent)] == [0o700, 0o700]
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    assert make_private(shared).stat().st_mode & 0o777 == 0o755, "a folder of the user stays as it is"
+
+
+def test_a_log_is_rotated_while_a_process_appends_to_it(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    rotate(log, max_bytes=4)
+    with log.open("ab", buffering=0) as writer:
+        writer.write(b"first")
+        rotate(log, max_bytes=5)
+        assert log.read_bytes() == b"first"
+        rotate(log, max_bytes=4)
+        writer.write(b"second")
+        assert log.read_bytes() == b"second"
+        assert (tmp_path / "train.log.1").read_bytes() == b"first"
+        rotate(log, max_bytes=4)
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"", b"second"]
