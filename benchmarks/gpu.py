@@ -37,11 +37,12 @@ from app.serving.batch_tuning import CPU_SIZES, warm_up
 from app.serving.precision import Parity, compare, select_backend
 from ml.dataset.image_loading import load_images
 from ml.dataset.records import load_records
+from ml.models.model_specs import MODEL_SPECS
 from ml.models.predict_records import captions_of
 from ml.registry.registry import Registry
 from ml.training.context import Options
 from ml.training.device import pick_device
-from ml.training.train import MODEL_SPECS, train_model
+from ml.training.train import train_model
 
 # One of every network family, each after those that it is built on.
 FAMILIES: Final = (
@@ -80,7 +81,7 @@ class Check:
             models_dir=self.settings.model_files_dir,
             weights=self._weights_of(name),
             device="cuda" if self.device == "cuda" else "cpu",
-            options=Options(epochs=1, members=1, thorough="thorough" in MODEL_SPECS[name].options),
+            options=Options(epochs=1, members=1),
         )
         accuracy = ", ".join(f"{task} {found['accuracy']:.2f}" for task, found in card.metrics["dev"].items())
         return f"{card.environment.device}, {card.environment.precision}, {card.init}; dev accuracy: {accuracy}"

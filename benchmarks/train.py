@@ -131,10 +131,10 @@ def bare_epochs(model: Subject, examples: Examples, ready: torch.Tensor, epochs:
     for _ in range(epochs):
         started = Taken.now()
         order = torch.randperm(len(examples))
-        for step in range(len(examples) // recipe.batch):
-            index = order[step * recipe.batch : (step + 1) * recipe.batch]
+        for step in range(len(examples) // recipe.batch_size):
+            index = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
             targets = {task: examples.targets[task][index] for task in recipe.task_weights}
-            _step(network, optimizer, ready[index], targets, mixed=recipe.mixed)
+            _step(network, optimizer, ready[index], targets, mixed=recipe.amp)
         found.append(Taken.now().since(started))
     return found
 
@@ -170,7 +170,7 @@ def measure_records(database: Database[Document], data: Path) -> None:
 def measure_loop(name: str, database: Database[Document], data: Path, rounds: int, epochs: int, folder: Path) -> None:
     model = subject(name)
     records = load_records(database, data / IMAGE_FOLDER, ("train",))
-    batch = min(model.recipe.batch, len(records))
+    batch = min(model.recipe.batch_size, len(records))
     model = model._replace(recipe=replace(model.recipe, batch_size=batch))
     started = time.perf_counter()
     pixels = load_images(records, model.preprocess)
