@@ -1,6 +1,7 @@
 """Reports the progress of a training run to the database, to a terminal, or to the log."""
 
 import logging
+import math
 import os
 import sys
 import time
@@ -137,29 +138,30 @@ def to_all(reporters: Sequence[Reporter]) -> Reporter:
 
 
 class _RemainingTime:
-    """Estimates the seconds to the end of a run; the estimate counts down and never rises.
+    """Estimates the seconds to the end of a run from its speed of late.
 
-    The plain estimate, elapsed time x unfinished / finished share, jumps with every phase of another speed. Where it
-    is above the one given before, that one stands still until the run has caught up; where it is below, the estimate
-    falls at most twice as fast as time passes.
+    The phases of a training differ in speed, so elapsed time x unfinished / finished share would be wrong for
+    minutes after each change. The speed is an exponential average over about the last tenth of the run.
     """
 
+    _SPAN = 0.1
+
     def __init__(self) -> None:
-        self._eta_s: float | None = None
+        self._fraction = 0.0
         self._at = 0.0
+        self._seconds_per_run: float | None = None
 
     def update(self, fraction: float, elapsed_s: float) -> float | None:
         """The estimate at a finished share, 0 to 1; None below 5 %, too little to tell."""
-        if fraction < 0.05:
+        done = fraction - self._fraction
+        if done > 0.0:
+            current = (elapsed_s - self._at) / done
+            former = current if self._seconds_per_run is None else self._seconds_per_run
+            self._seconds_per_run = former + (1.0 - math.exp(-done / self._SPAN)) * (current - former)
+            self._fraction, self._at = fraction, elapsed_s
+        if fraction < 0.05 or self._seconds_per_run is None:
             return None
-        plain = elapsed_s * (1.0 - fraction) / fraction
-        if self._eta_s is None:
-            self._eta_s = plain
-        else:
-            least = self._eta_s - 2.0 * (elapsed_s - self._at)
-            self._eta_s = max(0.0, least, min(plain, self._eta_s))
-        self._at = elapsed_s
-        return self._eta_s
+        return max(0.0, (1.0 - fraction) * self._seconds_per_run)
 
 
 class Run:

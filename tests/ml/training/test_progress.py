@@ -94,7 +94,7 @@ def test_time_and_history_of_the_process_before_count() -> None:
     assert again[1].eta_s == pytest.approx(10.0, rel=0.1), "a tenth is left of what took ninety seconds so far"
 
 
-def test_the_remaining_time_never_rises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_remaining_time_follows_the_speed_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("ml.training.progress.time.monotonic", lambda: clock[0])
     heard: list[Progress] = []
@@ -108,7 +108,9 @@ def test_the_remaining_time_never_rises(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(eta) == 6
     assert eta[0] == pytest.approx(90.0)
     assert eta[1] == pytest.approx(80.0)
-    assert eta == sorted(eta, reverse=True), "it stands still while the run is slower than it was"
+    # One tenth into the slow phase most of the error is gone; the run then needs 500 s for all of it.
+    assert eta[3] == pytest.approx(300.0, rel=0.15)
+    assert eta[4] == pytest.approx(50.0, rel=0.01)
     assert [progress.fraction for progress in heard] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.9, 0.9, 1.0]
 
 
