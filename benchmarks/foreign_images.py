@@ -28,10 +28,10 @@ from app.serving.decode.image import decode
 
 Images = list[Image.Image]
 _DRAWN: Final = 24
-_WORDS: Final = (
+_TEXT: Final = (
     "Patient list Worklist Study date Report draft unsigned priority normal contrast none follow-up in six months "
     "File Edit View Tools Window Help open save print export series layout annotations measurements settings"
-).split()
+)
 
 
 def dicom_kinds(settings: Settings) -> dict[str, Images]:
@@ -125,7 +125,7 @@ def _figure_image(figure: Figure) -> Image.Image:
 
 def screenshots() -> Images:
     """Windows with text, tables and buttons, light and dark."""
-    images = []
+    images, words = [], _TEXT.split()
     for number in range(_DRAWN):
         random = np.random.default_rng(100 + number)
         dark = number % 2 == 1
@@ -133,9 +133,9 @@ def screenshots() -> Images:
         image = Image.new("RGB", (640, 480), paper)
         draw = ImageDraw.Draw(image)
         draw.rectangle((0, 0, 640, 28), fill=(60, 64, 72))
-        draw.text((10, 8), "  ".join(random.choice(_WORDS, 6)), fill=(230, 230, 230))
+        draw.text((10, 8), "  ".join(random.choice(words, 6)), fill=(230, 230, 230))
         for row in range(18):
-            draw.text((20, 48 + 22 * row), " ".join(random.choice(_WORDS, int(random.integers(2, 10)))), fill=ink)
+            draw.text((20, 48 + 22 * row), " ".join(random.choice(words, int(random.integers(2, 10)))), fill=ink)
         for left in random.integers(380, 560, 3).tolist():
             top = int(random.integers(60, 420))
             draw.rounded_rectangle((left, top, left + 70, top + 26), 5, outline=ink, fill=(70, 110, 170))

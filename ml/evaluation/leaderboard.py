@@ -11,7 +11,7 @@ from ml.evaluation import robustness, splits
 from ml.evaluation.model_outputs import ImageCache, ModelOutputs, label_predictions
 from ml.evaluation.published_baselines import ORIGINAL_WEIGHTS
 from ml.evaluation.scoring import LabelledPredictions, calibration, confident, describe, measure
-from ml.models.base import EMBEDDING
+from ml.models.base import has_caption
 from ml.models.model_specs import MODEL_SPECS
 from ml.registry.model_card import ModelCard
 from ml.registry.reference_embeddings import Reference
@@ -23,6 +23,8 @@ _CARD = {
     "tasks",
     "preprocess",
     "thresholds",
+    "thresholds_image_only",
+    "calibrated_on",
     "ood_threshold",
     "ood_distance",
     "settings",
@@ -53,6 +55,8 @@ def model_row(
         reference: the embeddings registered with the model, for the out-of-distribution rule of the service.
     """
     unlike = unlike_training(card, outputs, reference)
+    given = has_caption(outputs.caption_out, len(outputs.records))
+    without_caption = [record.image for record, known in zip(outputs.records, given, strict=True) if not known]
     before, ablated, mirrored = (
         outputs.uncalibrated(),
         robustness.ablations(outputs),
@@ -70,7 +74,14 @@ def model_row(
                 "dev": card.metrics.get("dev", {}).get(task),
                 "temperature": card.temperature[task],
                 "calibration": calibration(before[task], own),
-                "confident": confident(own, card.thresholds[task], np.isin(own.images, unlike)),
+                "confident": confident(
+                    own,
+                    card.thresholds[task],
+                    np.isin(own.images, unlike),
+                    image_only=np.isin(own.images, without_caption),
+                    threshold_image_only=card.thresholds_image_only.get(task),
+                ),
+                "out_of_fold": card.metrics.get("out_of_fold", {}).get(task),
                 **describe(own, tuple(card.tasks[task])),
                 "subgroups": robustness.subgroups(own, outputs.records),
                 "ablations": ablated.get(task, {}),
@@ -86,14 +97,9 @@ def model_row(
 
 def unlike_training(card: ModelCard, outputs: ModelOutputs, reference: Reference | None) -> list[str]:
     """The images that the service calls out of distribution: no answer about them is confident."""
-    if (
-        reference is None
-        or card.ood_threshold is None
-        or outputs.image_out is None
-        or EMBEDDING not in outputs.image_out
-    ):
+    if reference is None or card.ood_threshold is None or outputs.image_out is None:
         return []
-    distances = reference.distance_by(card.ood_distance)(outputs.image_out[EMBEDDING])
+    distances = reference.distance_by(card.ood_distance)(outputs.image_out)
     far = distances > card.ood_threshold
     return [record.image for record, is_far in zip(outputs.records, far, strict=True) if is_far]
 
