@@ -7,7 +7,7 @@ import numpy as np
 
 from ml.dataset import labels
 from ml.dataset.records import Record
-from ml.evaluation import robustness, splits
+from ml.evaluation import corruptions, robustness, splits
 from ml.evaluation.model_outputs import ImageCache, ModelOutputs, label_predictions
 from ml.evaluation.published_baselines import ORIGINAL_WEIGHTS
 from ml.evaluation.scoring import LabelledPredictions, calibration, confident, describe, measure
@@ -54,7 +54,11 @@ def model_row(
         suspects: cases to leave out for the figures without them.
         reference: the embeddings registered with the model, for the out-of-distribution rule of the service.
     """
-    unlike = unlike_training(card, outputs, reference)
+    is_unlike = unlike_rule(card, reference)
+    unlike = []
+    if is_unlike is not None and outputs.image_out is not None:
+        far = is_unlike(outputs.image_out)
+        unlike = [record.image for record, is_far in zip(outputs.records, far, strict=True) if is_far]
     given = has_caption(outputs.caption_out, len(outputs.records))
     without_caption = [record.image for record, known in zip(outputs.records, given, strict=True) if not known]
     before, ablated, mirrored = (
@@ -62,6 +66,7 @@ def model_row(
         robustness.ablations(outputs),
         robustness.mirror(outputs, image_cache),
     )
+    changed = corruptions.corruptions(outputs, is_unlike)
     shortcut, modes = robustness.shortcuts(outputs, image_cache), robustness.file_modes(outputs, image_cache)
     return card.model_dump(mode="json", include=_FACTS) | {
         "sha256": card.sha256,
@@ -88,6 +93,7 @@ def model_row(
                 "mirror": mirrored.get(task, {}),
                 "shortcuts": shortcut.get(task, {}),
                 "file_modes": modes.get(task, {}),
+                "corruptions": changed.get(task, []),
                 "without_suspect_cases": splits.without(own, suspects),
             }
             for task, own in predictions.items()
@@ -95,13 +101,13 @@ def model_row(
     }
 
 
-def unlike_training(card: ModelCard, outputs: ModelOutputs, reference: Reference | None) -> list[str]:
-    """The images that the service calls out of distribution: no answer about them is confident."""
-    if reference is None or card.ood_threshold is None or outputs.image_out is None:
-        return []
-    distances = reference.distance_by(card.ood_distance)(outputs.image_out)
-    far = distances > card.ood_threshold
-    return [record.image for record, is_far in zip(outputs.records, far, strict=True) if is_far]
+def unlike_rule(card: ModelCard, reference: Reference | None) -> corruptions.IsUnlike | None:
+    """The out-of-distribution rule of the service: which images no answer is confident about; None without one."""
+    limit = card.ood_threshold
+    if reference is None or limit is None:
+        return None
+    distance = reference.distance_by(card.ood_distance)
+    return lambda outputs: np.asarray(distance(outputs) > limit, dtype=np.bool_)
 
 
 def remarks(card: ModelCard) -> list[str]:

@@ -150,7 +150,7 @@ class Augment:
         chosen, top, bottom = torch.rand(3, len(images), 1, generator=generator, device=images.device)
         place = _places(images.shape[2], images.device)
         hidden = (place < _TOP_BAND * top) | (place > 1.0 - _BOTTOM_BAND * bottom)
-        return ~(hidden & (chosen < self.bands))
+        return torch.logical_not(hidden & (chosen < self.bands))
 
     def _inside_ellipse(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Which pixels are inside an ellipse about the middle, bool (N, H, W)."""
@@ -160,7 +160,7 @@ class Augment:
             for side, share in ((images.shape[2], tall), (images.shape[3], wide))
         ]
         outside = squares[0][:, :, None] + squares[1][:, None, :] > 1.0
-        return ~(outside & (chosen < self.surround)[:, :, None])
+        return torch.logical_not(outside & (chosen < self.surround)[:, :, None])
 
 
 def _places(side: int, device: torch.device) -> Tensor:
