@@ -18,6 +18,7 @@ from app.data.image_store import ImageStore
 from app.data.pagination import SortOrder, parse_sort
 from app.data.record import CASE_ID, IMAGE_ID
 from app.data.repository import CASES, IMAGES, Collection, Repository
+from app.export.export_files import ExportFiles
 from app.serving.model_manager import ModelManager
 
 MAX_LIMIT: Final = 100
@@ -44,6 +45,12 @@ async def get_image_store(request: Request) -> ImageStore:
     """The image files of this application."""
     image_store: ImageStore = request.app.state.image_store
     return image_store
+
+
+async def get_export_files(request: Request) -> ExportFiles:
+    """The exports that this application keeps as files."""
+    export_files: ExportFiles = request.app.state.export_files
+    return export_files
 
 
 async def get_models(request: Request) -> ModelManager:
@@ -207,6 +214,7 @@ async def image_order(sort: SortText = None) -> SortOrder:
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 RepositoryDep = Annotated[Repository, Depends(get_repository)]
 ImageStoreDep = Annotated[ImageStore, Depends(get_image_store)]
+ExportFilesDep = Annotated[ExportFiles, Depends(get_export_files)]
 ModelsDep = Annotated[ModelManager, Depends(get_models)]
 CaseIdDep = Annotated[str, Depends(case_id)]
 ImageIdDep = Annotated[str, Depends(image_id)]

@@ -43,6 +43,7 @@ from app.data.client import connect, connect_async
 from app.data.image_store import ImageStore
 from app.data.repository import Repository
 from app.data.schema import DATABASE
+from app.export.export_files import ExportFiles
 from app.serving.model_manager import ModelManager
 from app.web.pages import install_pages
 
@@ -67,6 +68,11 @@ ROUTERS = (
     docs,
 )
 _TRIM_EVERY_S: Final = 300.0
+# What pages of other origins may read beside the body; ranged reads need those of the content.
+EXPOSED_HEADERS: Final = (
+    *("Accept-Ranges", "Content-Disposition", "Content-Length", "Content-Range", "ETag", "Idempotent-Replayed"),
+    *("Link", "Location", "Retry-After", "X-Dataset-Version", "X-Request-ID"),
+)
 DESCRIPTION = """The cases and images of MedPix 2.0, and predictions of modality and anatomical location.
 
 - **Ids** are those of the dataset: `MPX1007` for a case, `MPX1007_synpic46719` for an image.
@@ -86,9 +92,8 @@ async def _prepare_search(repository: Repository) -> None:
         await repository.prepare_search()
 
 
-async def _trim_cache(settings: Settings, metrics: Metrics) -> None:
+async def _trim_cache(cache: DiskCache, metrics: Metrics) -> None:
     """Keep the cache folder within its budget for as long as the application runs."""
-    cache = DiskCache(settings.cache_dir, settings.cache_max_mb * 1024**2)
     while True:
         metrics.disk_cache(await asyncio.to_thread(cache.trim))
         await asyncio.sleep(_TRIM_EVERY_S)
@@ -108,18 +113,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         uri = settings.mongo_uri or "mongodb://127.0.0.1:27017"
         async with connect_async(uri, settings) as client:
             repository = app.state.repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
+            cache = DiskCache(settings.cache_dir, settings.cache_max_mb * 1024**2)
+            app.state.export_files = ExportFiles(cache)
             with connect(uri, settings) as blocking_client:
                 database = blocking_client.get_default_database(DATABASE)
                 app.state.models = ModelManager(settings, database, app.state.metrics)
                 app.state.models.start()
                 tasks = [
                     asyncio.create_task(_prepare_search(repository)),
-                    asyncio.create_task(_trim_cache(settings, app.state.metrics)),
+                    asyncio.create_task(_trim_cache(cache, app.state.metrics)),
                 ]
                 yield
                 for task in tasks:
                     task.cancel()
                 await app.state.models.stop()
+            await app.state.export_files.close()
             await repository.close()
 
     app = FastAPI(
@@ -148,7 +156,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["ETag", "Link", "Location", "Retry-After", "X-Dataset-Version", "X-Request-ID"],
+            expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(TrustedHosts, hosts=settings.trusted_hosts)
     app.add_middleware(ForwardedPrefix)

@@ -55,6 +55,7 @@ class RequestContext:
         REQUEST_ID.set(request_id)
         scope.setdefault("state", {}).update(request_id=request_id, started=time.perf_counter())
         is_head, has_started = scope["method"] == "HEAD", False
+        scope["state"]["is_head"] = is_head  # a file is then not read
         if is_head:
             # The server's own record keeps the method that was asked. Range is defined for GET alone.
             headers = [pair for pair in scope["headers"] if pair[0] != b"range"]

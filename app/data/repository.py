@@ -156,6 +156,22 @@ class Repository:
         run = await self._latest_run()
         return str(run["_id"]) if run else None
 
+    async def revision(self, collection: Collection) -> str:
+        """Names the content of a collection: while it is the same, every selection of it is the same.
+
+        Raises:
+            UnavailableError: nothing was seeded yet, or a seeding has not been completed and the content may change.
+        """
+        if collection is ANNOTATIONS:  # none ever changes or goes
+            target = self._database[ANNOTATIONS.name]
+            return f"{await target.count_documents({}, maxTimeMS=MAX_TIME_MS)} annotations"
+        run = await self._latest_run()
+        if run is None or not self._settled:
+            raise UnavailableError(
+                "The dataset is being loaded, or its loading broke off. Try again shortly, or run `medpix seed`."
+            )
+        return str(run.get("records_sha256") or run["_id"])
+
     async def get(self, collection: Collection, key: str) -> Document:
         """The document with a key.
 
@@ -189,10 +205,19 @@ class Repository:
         images = self._database[schema.IMAGES].find({"U_id": document["_id"]}, _WITHOUT_ANSWER, max_time_ms=MAX_TIME_MS)
         return case_answer(document, [image_answer(image)["summary"] async for image in images.sort("_id")])
 
-    async def get_many(self, collection: Collection, keys: Sequence[str]) -> list[Document]:
-        """The documents with some keys, in any order; those that are not there are left out."""
+    async def get_many(
+        self, collection: Collection, keys: Sequence[str], paths: Sequence[str] | None = None
+    ) -> list[Document]:
+        """The documents with some keys, in any order; those that are not there are left out.
+
+        Args:
+            collection: where they are.
+            keys: their ids.
+            paths: what is read of each beside its id; None: all but the stored answer.
+        """
         query = {"_id": {"$in": list(keys)}}
-        return await self._database[collection.name].find(query, _WITHOUT_ANSWER, max_time_ms=MAX_TIME_MS).to_list()
+        fields: Document = _WITHOUT_ANSWER if paths is None else dict.fromkeys(paths, 1)
+        return await self._database[collection.name].find(query, fields, max_time_ms=MAX_TIME_MS).to_list()
 
     async def image_with_content(self, sha256: str) -> Document | None:
         """The image whose file has a content hash: its id, case and split; None if it is not of the dataset."""
@@ -208,9 +233,9 @@ class Repository:
         """Read what ``image_with_content`` needs, so that the first upload does not wait for it."""
         await self.image_with_content("")
 
-    async def cases(self, keys: Sequence[str]) -> dict[str, Document]:
-        """The cases with these ids, by id."""
-        return {document["_id"]: document for document in await self.get_many(CASES, keys)}
+    async def cases(self, keys: Sequence[str], paths: Sequence[str] | None = None) -> dict[str, Document]:
+        """The cases with these ids, by id; ``paths`` as in ``get_many``."""
+        return {document["_id"]: document for document in await self.get_many(CASES, keys, paths)}
 
     async def resolve(self, collection: Collection, selection: Filter) -> Filter:
         """A filter whose regular expressions were replaced by the ids of the documents that match them.
@@ -233,12 +258,17 @@ class Repository:
         return replace(selection, query=query)
 
     async def stream(
-        self, collection: Collection, selection: Filter, order: SortOrder | None = None
+        self,
+        collection: Collection,
+        selection: Filter,
+        order: SortOrder | None = None,
+        *,
+        batch_size: int = _STREAM_BATCH,
     ) -> AsyncGenerator[Document]:
         """Every document that passes a filter, by id or in another order; a batch at a time is held in memory."""
         selection = await self.resolve(collection, selection)
         target = self._database[collection.name]
-        found = target.find(selection.query, _WITHOUT_ANSWER, batch_size=_STREAM_BATCH, max_time_ms=_STREAM_TIME_MS)
+        found = target.find(selection.query, _WITHOUT_ANSWER, batch_size=batch_size, max_time_ms=_STREAM_TIME_MS)
         # A large selection in an order without an index is sorted on the server's disk.
         found = found.sort(order.mongo).allow_disk_use(True) if order else found.sort("_id")
         async with found:

@@ -16,7 +16,7 @@ from app.api.deps import (
     RepositoryDep,
 )
 from app.api.errors import Responses, documented
-from app.api.files import file_response
+from app.api.files import image_response
 from app.api.filter_parameters import filters
 from app.api.projection import ImageProjectionDep
 from app.api.responses import data_response, page_response
@@ -99,7 +99,7 @@ async def read_file(
 ) -> Response:
     """The PNG file as it is in the dataset."""
     file = (await repository.get(IMAGES, image))["file"]
-    return await file_response(request, f'"{file["sha256"]}"', image, lambda: image_store.path(file), "image/png")
+    return await image_response(request, f'"{file["sha256"]}"', image, lambda: image_store.path(file), "image/png")
 
 
 @router.get(
@@ -120,4 +120,4 @@ async def read_thumbnail(
     width = max(step for step in THUMBNAIL_WIDTHS if step <= width)
     file = (await repository.get(IMAGES, image))["file"]
     etag = f'"{file["sha256"]}-{width}"'
-    return await file_response(request, etag, image, lambda: image_store.thumbnail(file, width), "image/jpeg")
+    return await image_response(request, etag, image, lambda: image_store.thumbnail(file, width), "image/jpeg")
