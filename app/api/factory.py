@@ -16,6 +16,7 @@ from app.api.middleware import BodyLimit, CountRequests, ForwardedPrefix, Reques
 from app.api.ratelimit import RateLimit
 from app.api.routes import (
     annotations,
+    bulk,
     cases,
     docs,
     evaluation,
@@ -32,6 +33,7 @@ from app.api.routes import (
     preview,
     search,
     similar,
+    views,
 )
 from app.api.trusted_hosts import TrustedHosts
 from app.api.uploads import body_limit
@@ -42,6 +44,7 @@ from app.core.telemetry import Metrics
 from app.data.client import connect, connect_async
 from app.data.image_store import ImageStore
 from app.data.repository import Repository
+from app.data.saved_views import SavedViews
 from app.data.schema import DATABASE
 from app.export.export_files import ExportFiles
 from app.serving.model_manager import ModelManager
@@ -51,9 +54,11 @@ from app.web.pages import install_pages
 ROUTERS = (
     cases,
     images,
+    bulk,
     search,
     facets,
     export,
+    views,
     annotations,
     predict,
     predict_batch,
@@ -113,6 +118,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         uri = settings.mongo_uri or "mongodb://127.0.0.1:27017"
         async with connect_async(uri, settings) as client:
             repository = app.state.repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
+            app.state.saved_views = SavedViews(client.get_default_database(DATABASE))
             cache = DiskCache(settings.cache_dir, settings.cache_max_mb * 1024**2)
             app.state.export_files = ExportFiles(cache)
             with connect(uri, settings) as blocking_client:

@@ -7,11 +7,9 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from pymongo import WriteConcern
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
@@ -19,7 +17,7 @@ from app.core.exceptions import ConflictError, UnavailableError
 from app.data import pagination as cursor
 from app.data import regex_filter, schema
 from app.data.facets import MAX_VALUES, facets, statistics
-from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, Field
+from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, VIEW_FIELDS, Field
 from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem, Vocabulary
 from app.data.image_hash_index import ImageHashIndex
 from app.data.pagination import SortOrder
@@ -36,8 +34,6 @@ MAX_TOTAL: Final = 10_000
 _MAX_TOTALS: Final = 1_000
 _MAX_RESOLVED: Final = 32
 _LATEST_S: Final = 1.0
-# What was acknowledged survives the loss of any one member.
-_MAJORITY: Final = WriteConcern("majority", wtimeout=5_000)
 _STREAM_BATCH: Final = 200
 # MongoDB's own work on a whole export, without the time that the client takes.
 _STREAM_TIME_MS: Final = 60_000
@@ -74,6 +70,7 @@ class Collection:
 
 
 ANNOTATIONS: Final = Collection(schema.ANNOTATIONS, "annotation", ANNOTATION_FIELDS)
+VIEWS: Final = Collection(schema.VIEWS, "view", VIEW_FIELDS)
 CASES: Final = Collection(schema.CASES, "case", CASE_FIELDS)
 IMAGES: Final = Collection(schema.IMAGES, "image", IMAGE_FIELDS)
 
@@ -199,6 +196,17 @@ class Repository:
             return document[ANSWER]  # type: ignore[no-any-return]
         return await self._made_answer(collection, await self.get(collection, key))
 
+    async def answers(self, collection: Collection, keys: Sequence[str], member: str) -> dict[str, bytes]:
+        """A member of the stored answers of some cases or images, by id; those that are not there are left out."""
+        fields = {f"{ANSWER}.{member}": 1, f"{ANSWER}.summary": 1}
+        found = self._database[collection.name].find({"_id": {"$in": list(keys)}}, fields, max_time_ms=MAX_TIME_MS)
+        return {
+            document["_id"]: document[ANSWER][member]
+            if _has_answer(collection, document)
+            else (await self.answer(collection, document["_id"], member))[member]
+            async for document in found
+        }
+
     async def _made_answer(self, collection: Collection, document: Document) -> Document:
         if collection is IMAGES:
             return image_answer(document)
@@ -314,6 +322,10 @@ class Repository:
             ]
         return Page(documents, total, total < MAX_TOTAL, following)
 
+    async def count(self, collection: Collection, selection: Filter) -> int:
+        """How many documents pass a filter, counted to ``MAX_TOTAL``."""
+        return await self._count(collection, await self.resolve(collection, selection))
+
     async def _count(self, collection: Collection, selection: Filter) -> int:
         """How many documents pass a filter, counted to ``MAX_TOTAL``.
 
@@ -323,7 +335,7 @@ class Repository:
         run_id = await self.seed_run_id()
         key = (run_id or "", collection.name, selection.canonical)
         # Cases and images change with a seeding alone: walking through pages counts once.
-        is_fixed = run_id is not None and self._settled and collection is not ANNOTATIONS
+        is_fixed = run_id is not None and self._settled and collection in (CASES, IMAGES)
         if is_fixed and key in self._totals:
             return self._totals[key]
         total = await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS, limit=MAX_TOTAL)
@@ -425,12 +437,11 @@ class Repository:
             "U_id": image["U_id"],
             **content,
             "by": by,
-            # As text: it sorts as it should, and filters and cursors take it as they take any other.
-            "created_at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "created_at": schema.now(),
             "image_sha256": image["file"]["sha256"],
             "dataset_version": await self.dataset_version(),
         }
-        target = self._database.get_collection(schema.ANNOTATIONS, write_concern=_MAJORITY)
+        target = self._database.get_collection(schema.ANNOTATIONS, write_concern=schema.MAJORITY)
         try:
             await target.insert_one(document)
         except DuplicateKeyError:

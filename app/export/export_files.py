@@ -72,19 +72,18 @@ class ExportFiles:
 
     async def _build(self, path: Path, make: Callable[[], AsyncGenerator[bytes]]) -> None:
         async with self._slots:
-            unfinished: Path | None = None
             try:
                 file, unfinished = await asyncio.to_thread(self._open)
-                with file:
-                    await self._fill(file, make)
-                await asyncio.to_thread(unfinished.replace, path)
+                try:
+                    with file:
+                        await self._fill(file, make)
+                    await asyncio.to_thread(unfinished.replace, path)
+                finally:
+                    unfinished.unlink(missing_ok=True)
             except OSError as error:
                 if error.errno not in _FULL:
                     raise
                 raise InsufficientStorageError(f"The file cannot be kept: {error.strerror}.") from error
-            finally:
-                if unfinished is not None:
-                    unfinished.unlink(missing_ok=True)
         await asyncio.to_thread(self._cache.trim)
 
     def _open(self) -> tuple[BinaryIO, Path]:

@@ -44,7 +44,7 @@ class Sink(io.RawIOBase):
 
     def write(self, data: object) -> int:
         """Keep bytes until they are taken."""
-        return self._waiting.write(data)  # type: ignore[arg-type]  # bytes or a buffer, as pyarrow and zipfile give
+        return self._waiting.write(data)  # type: ignore[call-overload, no-any-return]  # bytes or a buffer
 
     def take(self) -> bytes:
         """All that was written since the last time."""

@@ -33,8 +33,11 @@ from app.api.routes.annotations import annotation_filter, annotation_order
 from app.core.exceptions import InsufficientStorageError, UnavailableError
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS
 from app.data.filters import Filter, ParameterError, ParameterProblem
-from app.data.repository import ANNOTATIONS, CASES, IMAGES, Collection, NotFoundError, Repository
+from app.data.image_store import ImageStore
+from app.data.pagination import SortOrder
+from app.data.repository import ANNOTATIONS, CASES, IMAGES, NotFoundError, Repository
 from app.export.croissant import Table, describe
+from app.export.export_files import ExportFiles
 from app.export.rows import columns
 from app.export.streams import Export, ExportError, export_parts, table_parts
 
@@ -60,6 +63,12 @@ _ORDERS: Final = {
 _COLLECTIONS: Final = {"annotations": ANNOTATIONS, "cases": CASES, "images": IMAGES, "records": IMAGES}
 _FILES: Responses = {
     200: {"description": "The file", "content": {kind.partition(";")[0]: {} for kind in MEDIA_TYPES.values()}}
+}
+FILE_RESPONSES: Responses = {
+    **_FILES,
+    206: {"description": "The range that was asked for"},
+    304: {"description": "Not Modified"},
+    **documented(404, 416, 422, 429, 503, 504, 507),
 }
 _FILTERS: Final = filters({**ANNOTATION_FIELDS, **CASE_FIELDS, **IMAGE_FIELDS})
 # What goes into the bytes of a file beside the data and the request.
@@ -107,7 +116,7 @@ async def export(
     narrowed: NarrowingDep,
 ) -> Response:
     """Stream an export."""
-    wanted = await _export(of, file_format, raw=raw, bom=bom, sort=sort)
+    wanted = make_export(of, file_format, raw=raw, bom=bom, order=await _ORDERS[of](sort))
     selection = await _selection(request, repository, of, narrowed)
     parts = export_parts(repository, image_store, selection, wanted)
     first = await anext(parts, b"")
@@ -118,12 +127,7 @@ async def export(
 @router.get(
     "/export/{of}.{file_format}",
     response_class=StreamingResponse,
-    responses={
-        **_FILES,
-        206: {"description": "The range that was asked for"},
-        304: {"description": "Not Modified"},
-        **documented(404, 416, 422, 503, 504, 507),
-    },
+    responses=FILE_RESPONSES,
     openapi_extra=_FILTERS,
     summary="Export as a file",
     operation_id="export_file",
@@ -145,10 +149,37 @@ async def export_file(
     narrowed: NarrowingDep,
 ) -> Response:
     """Answer an export as a file that is kept."""
-    wanted = await _export(of, file_format, raw=raw, bom=bom, sort=sort)
-    collection = _COLLECTIONS[of]
+    wanted = make_export(of, file_format, raw=raw, bom=bom, order=await _ORDERS[of](sort))
+    selection = await _selection(request, repository, of, narrowed)
+    return await kept_file(request, repository, image_store, export_files, wanted, selection)
+
+
+async def kept_file(
+    request: Request,
+    repository: Repository,
+    image_store: ImageStore,
+    export_files: ExportFiles,
+    wanted: Export,
+    selection: Filter,
+) -> Response:
+    """An export as a file that is kept.
+
+    Args:
+        request: supplies If-None-Match, If-Range and Range.
+        repository: the data.
+        image_store: the image files, for a zip.
+        export_files: keeps the file.
+        wanted: what is exported, and in which format.
+        selection: filter over it.
+
+    Raises:
+        InsufficientStorageError: the disk or the cache is too small.
+        UnavailableError: the data are being loaded, or changed meanwhile.
+        RangeNotSatisfiableError: the range lies outside the file.
+    """
+    collection = _COLLECTIONS[wanted.of]
     revision = await repository.revision(collection)
-    selection = await repository.resolve(collection, await _selection(request, repository, of, narrowed))
+    selection = await repository.resolve(collection, selection)
     name = _file_name(revision, wanted, selection)
     headers = {"ETag": f'"{name[:32]}"', **await _headers(repository, wanted)}
     unchanged = not_modified(request, headers)
@@ -159,18 +190,23 @@ async def export_file(
         async with aclosing(export_parts(repository, image_store, selection, wanted)) as made:
             async for part in made:
                 yield part
-        await _check_revision(repository, collection, revision)
+        if await repository.revision(collection) != revision:
+            raise UnavailableError("The data changed while the file was made. Try again.")
 
     try:
         path = await export_files.path(name, parts)
     except InsufficientStorageError as error:
-        streamed = f"/export?of={of}&format={file_format}"
+        streamed = f"/export?of={wanted.of}&format={wanted.file_format}"
         raise InsufficientStorageError(f"{error.detail} {streamed}, with the same filters, needs no disk.") from error
-    return await file_response(request, path, MEDIA_TYPES[file_format], headers)
+    return await file_response(request, path, MEDIA_TYPES[wanted.file_format], headers)
 
 
-async def _export(of: Kind, file_format: Format, *, raw: bool, bom: bool, sort: str | None) -> Export:
-    order = await _ORDERS[of](sort)
+def make_export(of: Kind, file_format: Format, *, raw: bool, bom: bool, order: SortOrder) -> Export:
+    """What a request asks to export.
+
+    Raises:
+        ParameterError: the format cannot hold it.
+    """
     try:
         return Export(of, file_format, raw, bom, order)
     except ExportError as error:
@@ -200,12 +236,6 @@ def _file_name(revision: str, wanted: Export, selection: Filter) -> str:
     content = [_WRITTEN_BY, revision, wanted.of, wanted.raw, wanted.bom, order, selection.query]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return f"{digest}.{wanted.file_format}"
-
-
-async def _check_revision(repository: Repository, collection: Collection, revision: str) -> None:
-    """Refuse a file whose data changed while it was written."""
-    if await repository.revision(collection) != revision:
-        raise UnavailableError("The data changed while the file was made. Try again.")
 
 
 class _ExportResponse(StreamingResponse):
