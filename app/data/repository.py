@@ -14,8 +14,8 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from app.core.exceptions import ConflictError, UnavailableError
+from app.data import integrity, regex_filter, schema
 from app.data import pagination as cursor
-from app.data import regex_filter, schema
 from app.data.facets import MAX_VALUES, facets, statistics
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, VIEW_FIELDS, Field
 from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem, Vocabulary
@@ -97,11 +97,13 @@ def case_of(image: Mapping[str, Any], cases: Mapping[str, Document]) -> Document
     """
     found = cases.get(image["U_id"])
     if found is None:
-        message = (
-            f"Case {image['U_id']} of image {image['_id']} is not in the database. Run `medpix seed`, or try later."
-        )
-        raise UnavailableError(message)
+        raise missing_case(image["U_id"], image["_id"])
     return found
+
+
+def missing_case(u_id: str, image: str) -> UnavailableError:
+    """The error that an image of the dataset has no case, as while it is seeded."""
+    return UnavailableError(f"Case {u_id} of image {image} is not in the database. Run `medpix seed`, or try later.")
 
 
 def _narrowed(selection: Filter, condition: Document, canonical: str) -> Filter:
@@ -520,6 +522,14 @@ class Repository:
         return await self._database[schema.SEED_RUNS].find_one(
             {"state": "complete"}, sort=schema.LATEST_RUN_FIRST, max_time_ms=MAX_TIME_MS
         )
+
+    async def faults(self) -> tuple[list[str], list[str]]:
+        """What was removed since the last complete seeding: documents, and indexes; a sentence for each."""
+        run = await self.latest_seed()
+        if run is None:
+            return [], []
+        documents = await integrity.missing_documents(self._database, run, MAX_TOTAL)
+        return documents, await integrity.missing_indexes(self._database)
 
     async def counts(self) -> dict[str, int]:
         """How many cases and images there are, each counted to ``MAX_TOTAL``."""

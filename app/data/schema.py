@@ -77,6 +77,11 @@ def validator(collection: str) -> Document:
     raise KeyError(collection)
 
 
+def index_names() -> dict[str, list[str]]:
+    """The names of the indexes of each collection."""
+    return {each["name"]: [index["name"] for index in each["indexes"]] for each in _definitions().collections}
+
+
 def ensure_schema(database: Database[Document]) -> None:
     """Create what is missing and bring validators, indexes and the view up to date. Idempotent.
 

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from app.core.exceptions import UnavailableError
 from app.data.filters import EVERYTHING, Filter
 from app.data.image_store import ImageStore
 from app.data.pagination import SortOrder
@@ -167,10 +168,16 @@ async def _archive(
 def _archived(
     archive: ImageArchive, batch: list[Joined], export: Export, numbers: set[str], image_store: ImageStore
 ) -> bytes:
-    return b"".join(
-        archive.add(_row(document, case, export), numbers, image_store.path(document["file"]))
-        for document, case in batch
-    )
+    parts = []
+    for document, case in batch:
+        try:
+            parts.append(archive.add(_row(document, case, export), numbers, image_store.path(document["file"])))
+        except FileNotFoundError as error:
+            message = (
+                f"The file of image {document['_id']} is not in this service's dataset folder. Run `medpix fetch`."
+            )
+            raise UnavailableError(message) from error
+    return b"".join(parts)
 
 
 async def _in_thread(function: Callable[..., _Result], *arguments: Any) -> _Result:
