@@ -143,7 +143,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        root_path=settings.root_path,
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
@@ -165,7 +164,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(TrustedHosts, hosts=settings.trusted_hosts)
-    app.add_middleware(ForwardedPrefix)
+    app.add_middleware(ForwardedPrefix, prefix=settings.root_path)
     app.add_middleware(CountRequests, metrics=app.state.metrics, log=settings.log_format == "json")
     app.add_middleware(RequestContext)
     return app

@@ -52,7 +52,7 @@ class RateLimit:
         """The limit on requests of this kind; 0: none."""
         if not _is_read(scope):
             return 0 if scope["method"] == "OPTIONS" else self._settings.rate_limit_per_minute
-        is_costly = scope["method"] not in _READS or _COSTLY.fullmatch(scope["path"])
+        is_costly = scope["method"] not in _READS or _COSTLY.fullmatch(_path(scope))
         return self._settings.rate_limit_reads_per_minute if is_costly else 0
 
     def _caller(self, request: Request) -> str:
@@ -73,4 +73,9 @@ class RateLimit:
 
 def _is_read(scope: Scope) -> bool:
     """Whether a request only reads; bulk reads post their ids."""
-    return scope["method"] in _READS or _BULK.fullmatch(scope["path"]) is not None
+    return scope["method"] in _READS or _BULK.fullmatch(_path(scope)) is not None
+
+
+def _path(scope: Scope) -> str:
+    """The path without the one below which a proxy serves this."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))

@@ -148,7 +148,7 @@ class Settings(BaseSettings):
     root_path: str = Field(
         default="",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
-        description="Path below which a proxy serves this, and which it strips; X-Forwarded-Prefix wins over it",
+        description="Path below which a proxy serves this, stripped or not; X-Forwarded-Prefix wins over it",
     )
     rate_limit_reads_per_minute: int = Field(
         default=0,

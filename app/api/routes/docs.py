@@ -3,7 +3,7 @@
 from importlib.resources import files
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
@@ -31,9 +31,9 @@ TAGS: Final = (
 
 
 @router.get("/docs", response_class=HTMLResponse)
-async def docs() -> HTMLResponse:
+async def docs(request: Request) -> HTMLResponse:
     """The API reference as a page."""
-    return HTMLResponse(render("docs"), headers={"Cache-Control": "no-cache"})
+    return HTMLResponse(render(request, "docs"), headers={"Cache-Control": "no-cache"})
 
 
 def install_docs(app: FastAPI) -> None:

@@ -29,6 +29,7 @@ from app.data.filters import Filter, ParameterError, ParameterProblem, parse_fil
 from app.data.pagination import SortOrder, parse_sort
 from app.data.record import SavedView
 from app.data.repository import CASES, IMAGES, VIEWS, Repository
+from app.web.pages import prefix_of
 
 router = APIRouter(tags=["views"])
 
@@ -129,7 +130,7 @@ async def save_view(
         dataset_version=await repository.dataset_version(),
         by=by,
     )
-    address = f"{request.scope.get('root_path', '')}/views/{stored['_id']}"
+    address = f"{prefix_of(request)}/views/{stored['_id']}"
     answer = await data_response(request, repository, _view(stored), headers={"Location": address})
     answer.status_code = 201
     return answer
