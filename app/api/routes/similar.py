@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.api.deps import ImageIdDep, ImageStoreDep
@@ -16,6 +15,7 @@ from app.api.prediction_request import (
     PredictionRequestDep,
     timing_header,
 )
+from app.api.responses import with_prefix
 from app.api.routes.predict_image import read_image_file
 from app.api.schemas.predictions import DatasetImage, ImageStamp, ModelStamp, Task, image_stamp, model_stamp
 from app.api.schemas.records import ImageLinks
@@ -23,8 +23,10 @@ from app.api.serializers import case_view, image_view
 from app.api.uploads import read_upload, upload_schema
 from app.core.exceptions import UnprocessableError
 from app.data.record import CaseId, ImageId, Split
-from app.data.repository import IMAGES, Repository
+from app.data.repository import IMAGES, Repository, case_of
+from app.data.serializers import encode
 from app.serving.prediction_context import PredictionContext
+from app.web.pages import prefix_of
 
 router = APIRouter(tags=["similar"])
 
@@ -118,7 +120,8 @@ async def _similar(request: PredictionRequest, task: Task, context: PredictionCo
         "notes": [*context.info.notes, *([] if in_dataset else notes)],
         "request_id": request.request_id,
     }
-    return JSONResponse(content, headers=timing_header(context.timings_s))
+    body = with_prefix(encode(content), prefix_of(request.http))
+    return Response(body, headers=timing_header(context.timings_s), media_type="application/json")
 
 
 async def _items(
@@ -132,7 +135,7 @@ async def _items(
         if name in images and images[name]["U_id"] != own_case
     ][:limit]
     cases = await repository.cases(sorted({document["U_id"] for document, _ in kept}))
-    return [_item(document, cases[document["U_id"]], similarity) for document, similarity in kept]
+    return [_item(document, case_of(document, cases), similarity) for document, similarity in kept]
 
 
 def _item(document: dict[str, Any], case: dict[str, Any], similarity: float) -> dict[str, Any]:
