@@ -14,6 +14,10 @@ from ml.models.base import Floats
 CUTOFFS: Final = (1, 5, 10)
 # What counts as found, by its name in the figures.
 KINDS: Final = ("image", "caption", "case")
+RELEVANT: Final = (
+    "Each image's caption is a query. Relevant is the very image (image), any image with the same caption, which no "
+    "text tells apart (caption), or any image of the same case (case)."
+)
 
 
 def retrieval(captions: Floats, images: Floats, records: Sequence[Record]) -> dict[str, Any] | None:

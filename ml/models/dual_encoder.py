@@ -77,6 +77,11 @@ class CaptionTower(nn.Module):
         )
         self.heads = nn.ModuleDict({task: nn.Linear(size, len(labels.TASKS[task])) for task in TASKS})
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are: a service may move the image tower alone."""
+        return self.heads[TASKS[0]].weight.device  # type: ignore[return-value]
+
     def embed(self, sentences: Tensor) -> Tensor:
         """Sentence embeddings (N, 384) to embeddings (N, size) of length 1."""
         return functional.normalize(self.text_projection(sentences.float()), dim=1)
@@ -187,7 +192,7 @@ class DualEncoderModel(ServedModel):
         if known:
             sentences = torch.from_numpy(sentence_encoder().encode([texts[index] for index in known]))
             with torch.inference_mode():
-                encoded[known] = self.towers.caption.embed(sentences.to(self.device)).cpu().numpy()
+                encoded[known] = self.towers.caption.embed(sentences.to(self.towers.caption.device)).cpu().numpy()
         return encoded
 
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
@@ -230,7 +235,8 @@ class DualEncoderModel(ServedModel):
     def classify_captions(self, embeddings: Floats) -> dict[str, Floats]:
         """Log-probabilities per task of the caption tower's heads on caption embeddings (N, size)."""
         with torch.inference_mode():
-            logits = self.towers.caption.classify(torch.from_numpy(np.nan_to_num(embeddings)).to(self.device))
+            caption = self.towers.caption
+            logits = caption.classify(torch.from_numpy(np.nan_to_num(embeddings)).to(caption.device))
             return {task: value.log_softmax(dim=1).cpu().numpy() for task, value in logits.items()}
 
     def save(self, folder: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """Trains ``ml.models.dual_encoder`` on the image-caption pairs of the train split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -12,7 +12,7 @@ from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import Record, groups, targets
 from ml.evaluation.retrieval import retrieval
-from ml.models.base import EMBEDDING, softmax
+from ml.models.base import EMBEDDING, Floats, softmax
 from ml.models.caption import clean
 from ml.models.compact import PLANE, READING, examples_of
 from ml.models.dual_encoder import (
@@ -34,6 +34,8 @@ from ml.training.phases import Phase, recipes_to_json, train_phases
 from ml.training.pretrained import efficientnet_state
 
 _SENTENCES: Final = 64
+# Share of a run by which the captions are embedded.
+_EMBEDDED: Final = 0.05
 
 
 def _task_weights() -> dict[str, float]:
@@ -68,7 +70,7 @@ class DualEncoderSettings:
     )
     recipe: Recipe = field(
         default_factory=lambda: Recipe(
-            epochs=16, learning_rate=1e-3, warmup=0.1, ema_decay=0.98, task_weights=_task_weights()
+            epochs=14, learning_rate=1e-3, warmup=0.1, ema_decay=0.98, task_weights=_task_weights()
         )
     )
     rates: Mapping[str, float] = field(
@@ -118,14 +120,15 @@ def train(
     phase = Phase("scratch", recipe, {}) if state is None else Phase("pairs", recipe, settings.rates)
     with context.run.stage(0.0, READING):
         pixels = context.images(context.train, settings.preprocess)
-        context.run.update(0.5, "embedding captions")
-        examples = pairs(context.train, pixels, recipe)
+    with context.run.stage(READING, _EMBEDDED):
+        sentences = embed_captions(context.train, lambda done: context.run.update(done, "embedding captions"))
+    examples = pairs(context.train, pixels, sentences, recipe)
     torch.manual_seed(context.options.seed)
     towers = DualEncoder(**settings.architecture())
     if state is not None:
         assert isinstance(towers.image.backbone, EfficientNetBackbone)
         towers.image.backbone.load_pretrained(state)
-    with context.run.stage(READING, 0.95):
+    with context.run.stage(_EMBEDDED, 0.95):
         train_phases(context, towers, examples, [phase], settings.preprocess, seed=context.options.seed)
     card = context.draft_card(
         name,
@@ -151,12 +154,23 @@ def train(
     return model
 
 
-def pairs(records: list[Record], pixels: NDArray[np.uint8], recipe: Recipe) -> Examples:
+def embed_captions(records: Sequence[Record], on_progress: Callable[[float], None]) -> Floats:
+    """Sentence embeddings (N, 384) of the captions of N records; ``on_progress`` is called with the finished share."""
+    encoder, captions = sentence_encoder(), [clean(record.caption) for record in records]
+    parts = []
+    for start in range(0, len(captions), _SENTENCES):
+        parts.append(encoder.encode(captions[start : start + _SENTENCES]))
+        on_progress(min(1.0, (start + _SENTENCES) / len(captions)))
+    return np.concatenate(parts)
+
+
+def pairs(records: list[Record], pixels: NDArray[np.uint8], sentences: Floats, recipe: Recipe) -> Examples:
     """One pair per image: the labels of both towers' heads, sentence embeddings, equal captions and cases.
 
     Args:
         records: N records.
         pixels: of their images, uint8 (N, 3, size, size).
+        sentences: embeddings of their captions, (N, 384).
         recipe: whose tasks are wanted.
     """
     captions = [clean(record.caption) for record in records]
@@ -169,10 +183,8 @@ def pairs(records: list[Record], pixels: NDArray[np.uint8], recipe: Recipe) -> E
         head: torch.from_numpy(np.where(empty, labels.IGNORED, targets(records, task)))
         for task, head in CAPTION_HEADS.items()
     }
-    encoder = sentence_encoder()
-    sentences = [encoder.encode(captions[at : at + _SENTENCES]) for at in range(0, len(captions), _SENTENCES)]
     inputs = {
-        "sentences": torch.from_numpy(np.concatenate(sentences)),
+        "sentences": torch.from_numpy(sentences),
         "captions": torch.from_numpy(np.where(empty, -1, numbers)),
         "cases": torch.from_numpy(cases),
     }

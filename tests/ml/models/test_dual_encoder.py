@@ -12,7 +12,7 @@ from ml.dataset.labels import LOCATION
 from ml.dataset.records import Record
 from ml.models.base import EMBEDDING, InputError
 from ml.models.dual_encoder import CAPTION_HEADS, DualEncoderModel, contrastive_loss
-from ml.models.dual_encoder_train import DualEncoderSettings, pairs, train
+from ml.models.dual_encoder_train import DualEncoderSettings, embed_captions, pairs, train
 from ml.registry.artifacts import DamagedFileError
 from ml.training.context import Context
 from ml.training.train import calibrate
@@ -60,7 +60,7 @@ def test_equal_captions_are_positives_and_images_without_one_are_left_out() -> N
 def test_an_image_without_caption_teaches_the_image_tower_alone(train_records: list[Record]) -> None:
     records = [*train_records[:3], replace(train_records[3], caption="")]
     pixels = np.zeros((4, 3, 32, 32), dtype=np.uint8)
-    examples = pairs(records, pixels, SETTINGS.recipe)
+    examples = pairs(records, pixels, embed_captions(records, lambda _: None), SETTINGS.recipe)
     assert examples.inputs["captions"].tolist().index(-1) == 3
     assert examples.inputs["sentences"].shape == (4, 384)
     assert examples.targets[CAPTION_HEADS[LOCATION]][3] == labels.IGNORED
