@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from app.data.text_encoder import DIMENSIONS, MODEL_NAME, WEIGHTS_SHA256, TextEncoder
 from ml.dataset import labels
-from ml.models.base import EMBEDDING, Floats, InputError, Outputs, ServedModel, softmax
+from ml.models.base import EMBEDDING, Floats, InputError, Outputs, ServedModel, has_caption, softmax
 from ml.models.caption import clean
 from ml.models.compact import PLANE, PLANES
 from ml.models.efficientnet import EfficientNetBackbone
@@ -120,7 +120,7 @@ class DualEncoder(nn.Module):
         Returns:
             Logits per task of both towers, and the contrastive loss as ``LOSS``.
         """
-        outputs = self.image(x)
+        outputs: dict[str, Tensor] = self.image(x)
         with full_precision(x.device):
             text = self.caption.embed(sentences)
             outputs |= {CAPTION_HEADS[task]: logits for task, logits in self.caption.classify(text).items()}
@@ -204,7 +204,7 @@ class DualEncoderModel(ServedModel):
         image = image_out if "image" in self.inputs else None
         caption = caption_out if "caption" in self.inputs else None
         count = next((len(part) for part in (caption, *(image or {}).values()) if part is not None), 0)
-        known = np.zeros(count, dtype=np.bool_) if caption is None else ~np.isnan(caption).any(axis=1)
+        known = has_caption(caption, count)
         if image is None and ("image" in self.inputs or caption is None) and not (count and known.all()):
             wanted = " or ".join({"image": "an image", "caption": "a caption"}[name] for name in self.card.inputs)
             raise InputError(f"{self.card.name} needs {wanted} for every item")

@@ -2,14 +2,15 @@ import itertools
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ml.dataset.records import Record
 from ml.evaluation.retrieval import CUTOFFS, retrieval
+from ml.registry.reference_embeddings import normalise
 
 
-def unit(rows: list[list[float]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    array = np.array(rows, dtype=np.float32)
-    return array / np.linalg.norm(array, axis=1, keepdims=True)
+def unit(rows: list[list[float]]) -> NDArray[np.float32]:
+    return normalise(np.array(rows, dtype=np.float32))
 
 
 def test_recall_counts_the_image_its_caption_and_its_case(train_records: list[Record]) -> None:

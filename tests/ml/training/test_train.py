@@ -226,6 +226,7 @@ def test_without_weights_scratch_is_trained_aloud(
         device="cpu",
         options=Options(epochs=1),
     )
-    assert card.weights_source == "none: trained from random weights, as asked for"
+    assert "none: trained from random weights, as asked for" in card.weights_source
+    assert card.init == "scratch"
     assert Registry(ml_database, tmp_path).load("clip-location").inputs == {"image", "caption"}
     ml_database[schema.MODELS].delete_one({"_id": "clip-location"})
