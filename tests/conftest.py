@@ -142,7 +142,7 @@ def models_dir(
     return folder
 
 
-def _small_dual_encoder() -> DualEncoderSettings:
+def small_dual_encoder() -> DualEncoderSettings:
     """Of images of 32 pixels."""
     return DualEncoderSettings(preprocess=replace(DualEncoderSettings().preprocess, size=32))
 
@@ -225,7 +225,7 @@ def every_model(
     small = partial(resnet.ResNetSettings, scratch_preprocess=replace(resnet.ResNetSettings().preprocess, size=96))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resnet, "ResNetSettings", small)  # quicker
-        patch.setattr(dual_encoder_train, "DualEncoderSettings", _small_dual_encoder)
+        patch.setattr(dual_encoder_train, "DualEncoderSettings", small_dual_encoder)
         for name in missing:
             train_model(
                 name,
@@ -252,7 +252,7 @@ def text_settings(
     seed(database, generated_dataset)
     home = tmp_path_factory.mktemp("text-search")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dual_encoder_train, "DualEncoderSettings", _small_dual_encoder)
+        patch.setattr(dual_encoder_train, "DualEncoderSettings", small_dual_encoder)
         train_model(
             "clip-location",
             database=database,

@@ -4,15 +4,20 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from ml.dataset.records import Record
+from ml.evaluation.card_sections import as_markdown, card_sections
 from ml.evaluation.console_tables import remarks, tables
 from ml.evaluation.evaluate import Results
 from ml.evaluation.plots import confusion_plot
 from ml.evaluation.published_baselines import baselines_for
 from ml.evaluation.report import ReportError, make_plots, read_results, render, without_thumbnails, write_report
+from ml.evaluation.retrieval import KINDS, retrieval
+from ml.registry.reference_embeddings import normalise
 
 HOSTILE = '"><script>alert(1)</script>'
 
@@ -275,3 +280,24 @@ def test_a_folder_that_cannot_be_written_is_named(results: Results, tmp_path: Pa
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(ReportError, match=r"the report could not be written to .*taken"):
         write_report(results, tmp_path / "taken")
+
+
+def test_retrieval_is_reported_with_intervals_and_the_random_baseline(
+    results: Results, test_records: list[Record], plots: dict[str, bytes]
+) -> None:
+    assert not any("retrieval" in str(table.title) for table in tables(results)), "no model has a space of both"
+    changed = copy.deepcopy(results)
+    embedded = normalise(np.random.default_rng(0).normal(size=(len(test_records), 8)).astype(np.float32))
+    found = retrieval(embedded, embedded[::-1], test_records)
+    assert found is not None
+    changed["models"]["compact"]["retrieval"] = found
+    shown = [f"{found[kind][name]['10']:.3f}" for kind in KINDS for name in ("recall_at", "random_at")]
+    text = "".join(_printed(changed))
+    assert "caption-to-image retrieval on test" in text
+    card = as_markdown("compact", card_sections("compact", changed))
+    assert "## Retrieval" in card
+    page = render(changed, plots)
+    for figure in shown:
+        assert figure in text
+        assert figure in card
+        assert figure in page

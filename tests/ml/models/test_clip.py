@@ -1,5 +1,3 @@
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,10 @@ from ml.models.clip import ClipModel, HeadSettings
 from ml.models.clip_examples import show
 from ml.models.clip_towers import start_from
 from ml.models.clip_train import train, train_caption, train_image
-from ml.models.dual_encoder_train import DualEncoderSettings
 from ml.registry.artifacts import DamagedFileError
 from ml.training.pretrained import WeightsError
 from ml.training.train import calibrate
+from tests.conftest import small_dual_encoder
 from tests.ml.conftest import MakeContext
 from tests.ml.exported import run_openvino
 
@@ -25,9 +23,7 @@ CAPTIONS = ["Axial CT shows a nodule in the right upper lobe of the lung", None,
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dual encoders of images of 32 pixels."""
-    preprocess = replace(DualEncoderSettings().preprocess, size=32)
-    monkeypatch.setattr(dual_encoder_train, "DualEncoderSettings", partial(DualEncoderSettings, preprocess=preprocess))
+    monkeypatch.setattr(dual_encoder_train, "DualEncoderSettings", small_dual_encoder)
 
 
 def answer(

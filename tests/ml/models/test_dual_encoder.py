@@ -12,13 +12,14 @@ from ml.dataset.labels import LOCATION
 from ml.dataset.records import Record
 from ml.models.base import EMBEDDING, InputError
 from ml.models.dual_encoder import CAPTION_HEADS, DualEncoderModel, contrastive_loss
-from ml.models.dual_encoder_train import DualEncoderSettings, embed_captions, pairs, train
+from ml.models.dual_encoder_train import embed_captions, pairs, train
 from ml.registry.artifacts import DamagedFileError
 from ml.training.context import Context
 from ml.training.train import calibrate
+from tests.conftest import small_dual_encoder
 from tests.ml.conftest import MakeContext
 
-SETTINGS = replace(DualEncoderSettings(), preprocess=replace(DualEncoderSettings().preprocess, size=32))
+SETTINGS = small_dual_encoder()
 CAPTIONS = ["Axial CT shows a nodule in the right upper lobe of the lung", None, "", "MR of the knee"]
 
 
