@@ -229,6 +229,12 @@ class Repository:
         fields: Document = _WITHOUT_ANSWER if paths is None else dict.fromkeys(paths, 1)
         return await self._database[collection.name].find(query, fields, max_time_ms=MAX_TIME_MS).to_list()
 
+    async def keys(self, collection: Collection, selection: Filter) -> set[str]:
+        """The ids of all documents that pass a filter."""
+        selection = await self.resolve(collection, selection)
+        found = self._database[collection.name].find(selection.query, {"_id": 1}, max_time_ms=MAX_TIME_MS)
+        return {document["_id"] async for document in found}
+
     async def image_with_content(self, sha256: str) -> Document | None:
         """The image whose file has a content hash: its id, case and split; None if it is not of the dataset."""
         try:
