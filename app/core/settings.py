@@ -104,6 +104,12 @@ class Settings(BaseSettings):
     min_side: int = Field(default=16, ge=1, le=256, description="Smallest width or height in pixels")
     max_caption_chars: int = Field(default=5_000, ge=100, le=100_000, description="Longest caption")
 
+    train: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = Field(
+        default_factory=lambda: ["auto"],
+        min_length=1,
+        description="Models and tasks that a start trains where they are missing, separated by commas; auto: what "
+        "suits the machine, with a GPU also ResNet50 and CLIP",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where models run")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
