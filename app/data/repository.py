@@ -18,7 +18,7 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 from app.core.exceptions import ConflictError, UnavailableError
 from app.data import pagination as cursor
 from app.data import regex_filter, schema
-from app.data.facets import MAX_VALUES, facets, statistics
+from app.data.facets import facets, statistics
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, Field
 from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem, Vocabulary
 from app.data.image_hash_index import ImageHashIndex
@@ -464,15 +464,6 @@ class Repository:
         """Nulls and distributions of every field of a collection under a filter."""
         selection = await self.resolve(collection, selection)
         return await statistics(self._database, collection.name, collection.fields, selection)
-
-    async def known_values(self, collection: Collection) -> dict[str, list[Any]]:
-        """The values that occur in each keyword or list field with at most 100 of them."""
-        described = await self.statistics(collection, EVERYTHING)
-        return {
-            name: [value["value"] for value in row["values"]]
-            for name, row in described["fields"].items()
-            if "values" in row and row["distinct"] <= MAX_VALUES
-        }
 
     async def latest_seed(self) -> Document | None:
         """The last complete seeding run, None if there has been none."""

@@ -15,7 +15,6 @@ from app.export.tables import Csv, Json, JsonLines, Parquet, Writer
 
 Row = dict[str, Any]
 
-KINDS: Final = ("images", "cases", "records", "annotations")
 FORMATS: Final = ("json", "jsonl", "csv", "parquet", "zip")
 # Parts of this size are sent: a row alone is too small to be worth a system call.
 _PART_BYTES: Final = 64 * 1024
@@ -48,7 +47,7 @@ def export_parts(
         repository: the data.
         image_store: the image files, for a zip.
         selection: filter over what is exported.
-        of: one of ``KINDS``; records are images joined with their cases.
+        of: images, cases, records or annotations; records are images joined with their cases.
         file_format: one of ``FORMATS``.
         raw: the dataset's own records; None: where the format can hold them.
         order: of the rows; None: by id.
