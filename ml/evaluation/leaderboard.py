@@ -1,7 +1,7 @@
 """The rows of the leaderboard: models that were asked, the majority class, and models that are not trained."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -10,14 +10,17 @@ from ml.dataset.records import Record
 from ml.evaluation import corruptions, robustness, splits
 from ml.evaluation.model_outputs import ImageCache, ModelOutputs, label_predictions
 from ml.evaluation.published_baselines import ORIGINAL_WEIGHTS
+from ml.evaluation.retrieval import retrieval
 from ml.evaluation.scoring import LabelledPredictions, calibration, confident, describe, measure
-from ml.models.base import has_caption
+from ml.models.base import EMBEDDING, has_caption
 from ml.models.model_specs import MODEL_SPECS
 from ml.registry.model_card import ModelCard
 from ml.registry.reference_embeddings import Reference
 from ml.training.context import log_prior
 
 _FACTS = {"version", "init", "weights_source", "inputs", "parameters", "seconds", "seed", "preprocess_hash"}
+# Named here: its module imports OpenVINO and timm, which most evaluations do without.
+DUAL_ENCODER: Final = "dual-encoder"
 _CARD = {
     "family",
     "tasks",
@@ -70,9 +73,11 @@ def model_row(
     shortcut, modes = robustness.shortcuts(outputs, image_cache), robustness.file_modes(outputs, image_cache)
     return card.model_dump(mode="json", include=_FACTS) | {
         "sha256": card.sha256,
+        "start": start(card),
         "trained_at": card.created_at.isoformat(),
         "remarks": remarks(card),
         "card": card.model_dump(mode="json", include=_CARD),
+        "retrieval": retrieval_figures(card, outputs),
         "tasks": {
             task: {
                 "scores": measure(own),
@@ -110,22 +115,35 @@ def unlike_rule(card: ModelCard, reference: Reference | None) -> corruptions.IsU
     return lambda outputs: np.asarray(distance(outputs) > limit, dtype=np.bool_)
 
 
+def retrieval_figures(card: ModelCard, outputs: ModelOutputs) -> dict[str, Any] | None:
+    """Caption-to-image retrieval among the records; None for a model without a space of both."""
+    if not card.shared_embedding or outputs.image_out is None or outputs.caption_out is None:
+        return None
+    return retrieval(outputs.caption_out, outputs.image_out[EMBEDDING], outputs.records)
+
+
+def start(card: ModelCard) -> str:
+    """What a model began from, in a few words."""
+    if card.family == DUAL_ENCODER:
+        return "EfficientNet-Lite0 + MiniLM, trained on the dataset's pairs"
+    return "pretrained" if card.init == "pretrained" else "from scratch"
+
+
 def remarks(card: ModelCard) -> list[str]:
     """What to know before a model is compared with the original of the same name."""
-    if card.init == "scratch" and card.name in ORIGINAL_WEIGHTS:
-        original = ORIGINAL_WEIGHTS[card.name]
+    if (original := _original_weights(card.name)) is None:
+        return []
+    if card.family == DUAL_ENCODER:
+        return [f"{start(card)}: not comparable with the original, which was fine-tuned from {original}"]
+    if card.init == "scratch":
         return [f"trained from nothing: not comparable with the original, which was fine-tuned from {original}"]
     return []
 
 
 def untrained(task: str, registered: Collection[str]) -> list[dict[str, Any]]:
-    """The models of a task that are not registered: name, the pretrained weights it waits for, and the command."""
+    """The models of a task that are not registered: name, and the command that trains it."""
     return [
-        {
-            "name": name,
-            "waits_for": (weights := _original_weights(name)),
-            "command": f"medpix train {name}" + (" --weights pretrained" if weights else ""),
-        }
+        {"name": name, "command": f"medpix train {name}"}
         for name, spec in MODEL_SPECS.items()
         if task in spec.tasks and name not in registered
     ]

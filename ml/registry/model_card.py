@@ -139,6 +139,12 @@ class ModelCard(BaseModel):
     metrics: dict[str, dict[str, dict[str, Any]]]
     parameters: int
     settings: dict[str, Any]
+    shared_embedding: bool = Field(
+        default=False, description="whether captions are embedded among the images: text finds images with it"
+    )
+    retrieval: dict[str, dict[str, Any]] = Field(
+        default={}, description="caption-to-image retrieval by split, see ml.evaluation.retrieval"
+    )
     seed: int
     seconds: float = Field(description="wall-clock time of the training run")
     data: DataSource
@@ -161,6 +167,11 @@ class ModelCard(BaseModel):
         """The confidence from which on an answer is "confident"."""
         image_only = {} if with_caption else self.thresholds_image_only
         return image_only.get(task, self.thresholds.get(task, 0.0))
+
+    @property
+    def retrieval_score(self) -> float:
+        """Recall at 10 of the very image on dev; 0 where it was not measured."""
+        return float(self.retrieval.get("dev", {}).get("image", {}).get("recall_at", {}).get("10", 0.0))
 
     def can_serve(self, task: str) -> bool:
         """Whether the model answers a task from an image: a service is always given one, a caption not."""
