@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.api.deps import MAX_QUERY_CHARS, ImageFilterDep, ImageIdDep, ImageStoreDep, Limit, ModelsDep, RepositoryDep
@@ -19,6 +18,7 @@ from app.api.prediction_request import (
     PredictionRequestDep,
     timing_header,
 )
+from app.api.responses import with_prefix
 from app.api.routes.predict_image import read_image_file
 from app.api.schemas.predictions import DatasetImage, ImageStamp, ModelStamp, Task, image_stamp, model_stamp
 from app.api.schemas.records import ImageLinks, ImageView
@@ -28,8 +28,10 @@ from app.core.exceptions import ContentTooLargeError, UnprocessableError
 from app.data.fields import IMAGE_FIELDS
 from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem
 from app.data.record import CaseId, ImageId, Split
-from app.data.repository import IMAGES, Repository
+from app.data.repository import IMAGES, Repository, case_of
+from app.data.serializers import encode
 from app.serving.prediction_context import PredictionContext
+from app.web.pages import prefix_of
 
 if TYPE_CHECKING:  # imports PyTorch
     from app.serving.text_search import TextSearch
@@ -148,7 +150,7 @@ async def search_images(
         "offset": offset,
         "request_id": request.request_id,
     }
-    return JSONResponse(content)
+    return _answer(request, content)
 
 
 @router.post(
@@ -185,7 +187,7 @@ async def search_similar(
             "notes": [],
             "request_id": request.request_id,
         }
-        return JSONResponse(content)
+        return _answer(request, content)
     with request.admit(task):
         context = await request.read(read_upload(request.http, request.settings, with_caption=False))
         return await _similar(request, task, context, limit, selection)
@@ -234,7 +236,13 @@ async def _similar(
         "notes": [*context.info.notes, *([] if in_dataset else notes)],
         "request_id": request.request_id,
     }
-    return JSONResponse(content, headers=timing_header(context.timings_s))
+    return _answer(request, content, headers=timing_header(context.timings_s))
+
+
+def _answer(request: PredictionRequest, content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    """An answer whose links have the prefix under which the caller reaches this service."""
+    body = with_prefix(encode(content), prefix_of(request.http))
+    return Response(body, headers=headers, media_type="application/json")
 
 
 def _words(text: str, parameter: str) -> str:
@@ -287,7 +295,7 @@ async def _items(
         if name in images and images[name]["U_id"] != own_case
     ][:limit]
     cases = await repository.cases(sorted({document["U_id"] for document, _ in kept}))
-    return [_item(document, cases[document["U_id"]], similarity) for document, similarity in kept]
+    return [_item(document, case_of(document, cases), similarity) for document, similarity in kept]
 
 
 def _item(document: dict[str, Any], case: dict[str, Any], similarity: float) -> dict[str, Any]:

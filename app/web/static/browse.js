@@ -1,5 +1,6 @@
 // The browse page: cases or images under a search, filters and a sort order, all of it in the address.
 
+import { at } from "./address.js";
 import { getJson } from "./api.js";
 import { byId, el, isTyping, number, plural, problemBox, spoken } from "./dom.js";
 import { loadFacets, renderFacets } from "./facets.js";
@@ -165,7 +166,7 @@ async function recordsOf(result, found) {
   const pages = await Promise.all(
     starts.map((start) => {
       const params = [...result.conditions(ids.slice(start, start + 100)), ["fields", CASE_FIELDS], ["limit", 100]];
-      return getJson("/cases", params, { signal: result.signal });
+      return getJson(at("/cases"), params, { signal: result.signal });
     }),
   );
   return new Map(pages.flatMap((page) => page.items).map((record) => [record.u_id, record]));
@@ -216,7 +217,7 @@ function comeBack() {
 function go(change) {
   keepPlace();
   state = { ...state, shown: 0, ...change };
-  history.pushState(null, "", `/${writeState(state)}`);
+  history.pushState(null, "", at(`/${writeState(state)}`));
   show();
 }
 
@@ -231,7 +232,7 @@ async function showMore() {
     if (mine.signal.aborted) return;
     append(mine, found);
     state.shown = mine.images.length;
-    history.replaceState(null, "", `/${writeState(state)}`);
+    history.replaceState(null, "", at(`/${writeState(state)}`));
     say();
     // On with the keyboard where the new ones begin.
     results.querySelectorAll(".tile")[before]?.focus({ preventScroll: true });
@@ -247,7 +248,7 @@ async function showMore() {
 async function search(text) {
   const id = text.match(ID);
   if (!id) return go({ q: text });
-  const path = id[2] ? `/images/${encodeURIComponent(text)}` : `/cases/${encodeURIComponent(text)}`;
+  const path = id[2] ? at(`/images/${encodeURIComponent(text)}`) : at(`/cases/${encodeURIComponent(text)}`);
   try {
     const found = await getJson(path);
     return location.assign(caseAddress(found.image ?? found.images[0]?.image ?? found.u_id, { ...state, q: "", filters: [], sort: "" }));

@@ -1,5 +1,6 @@
 // One model in detail: its card, its figures and its charts.
 
+import { at } from "./address.js";
 import { curves, reliability, riskCoverage } from "./charts.js";
 import { el, number, percent, plural } from "./dom.js";
 import { moment } from "./scores.js";
@@ -56,7 +57,7 @@ function facts(card, backend, task, scored, findsImages) {
     scored?.confident && ["Coverage", coverage(scored.confident)],
     ["Runs on", backend ? `${backend.name}, ${backend.device}, ${backend.precision}. ${backend.precision_reason ?? ""}` : "not in use"],
     findsImages && ["Images by words", "in use: GET /search/images and “images by words” on the browse page"],
-    ["As JSON", el("a", { href: `/models/${encodeURIComponent(card.name)}`, text: `/models/${card.name}` })],
+    ["As JSON", el("a", { href: at(`/models/${encodeURIComponent(card.name)}`), text: `/models/${card.name}` })],
   ];
   const cells = rows.filter(Boolean).flatMap(([name, value]) => [el("dt", { text: name }), el("dd", {}, value)]);
   return [el("h3", { text: card.name }), el("dl", { class: "facts" }, cells)];
@@ -179,9 +180,9 @@ function perClass(rows) {
 function audit(found, name) {
   if (found?.model !== name || !found.items.length) return null;
   const tile = (item) => {
-    const picture = el("img", { src: `/images/${encodeURIComponent(item.image)}/thumbnail?width=256`, alt: "", width: 256, height: 256, loading: "lazy" });
+    const picture = el("img", { src: at(`/images/${encodeURIComponent(item.image)}/thumbnail?width=256`), alt: "", width: 256, height: 256, loading: "lazy" });
     const line = el("span", { class: "line" }, `label ${item.label}, `, el("b", { text: `predicted ${item.answer}` }), ` (${percent(item.probability, 0)})`);
-    const link = el("a", { class: "tile", href: `/pages/case/${encodeURIComponent(item.u_id)}#${encodeURIComponent(item.image)}` });
+    const link = el("a", { class: "tile", href: at(`/pages/case/${encodeURIComponent(item.u_id)}#${encodeURIComponent(item.image)}`) });
     link.append(el("span", { class: "frame" }, picture), line, el("span", { class: "caption", text: item.caption || "no caption" }));
     return el("li", {}, link);
   };

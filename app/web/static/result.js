@@ -5,6 +5,7 @@
 // so that counts and exports are of exactly what is shown. A search of images by words ranks all images that pass the
 // filters, so these alone select.
 
+import { at } from "./address.js";
 import { getJson } from "./api.js";
 import { loadCatalogue, splitFilters } from "./catalogue.js";
 import { caseOf, writeState } from "./state.js";
@@ -139,7 +140,7 @@ export class Result {
     const mode = this.state.mode ? [["mode", this.state.mode]] : [];
     this._ask = (offset) => {
       const params = [["q", this.state.q], ...mode, ...ofCases, ["fields", CASE_FIELDS], ["limit", PAGE], ["offset", offset]];
-      return getJson("/search", params, { signal: this.signal });
+      return getJson(at("/search"), params, { signal: this.signal });
     };
     const first = await this._ask(0);
     const { items, ...about } = first;
@@ -180,7 +181,7 @@ export class Result {
       const params = [...ofCases, ["fields", "u_id"], ["limit", PAGE]];
       if (sort) params.push(["sort", sort]);
       if (cursor) params.push(["cursor", cursor]);
-      const page = await getJson("/cases", params, { signal: this.signal });
+      const page = await getJson(at("/cases"), params, { signal: this.signal });
       ids.push(...page.items.map((item) => item.u_id));
       cursor = page.next_cursor;
     } while (cursor && ids.length < MAX_CASES);
@@ -202,7 +203,7 @@ export class Result {
   async _images(params, size, cursor) {
     const asked = [...params, ["fields", IMAGE_FIELDS], ["limit", Math.min(size, PAGE)]];
     if (cursor) asked.push(["cursor", cursor]);
-    return getJson("/images", asked, { signal: this.signal });
+    return getJson(at("/images"), asked, { signal: this.signal });
   }
 
   async _nextPage(size) {
@@ -307,7 +308,7 @@ export async function place(state, uId) {
 /** How many cases a result has; null where that is not known. */
 async function countCases(result) {
   try {
-    return (await getJson("/facets", await result.query())).cases;
+    return (await getJson(at("/facets"), await result.query())).cases;
   } catch {
     return null;
   }
