@@ -18,7 +18,7 @@ from app.core.settings import Settings
 _MAX_CALLERS: Final = 10_000
 _READS: Final = ("GET", "HEAD")
 # What reads more than one page of documents, or asks a model.
-_COSTLY: Final = re.compile(r"/(search|facets|statistics|export(/.*)?|views/[^/]+/.*|images/[^/]+/similar)")
+_COSTLY: Final = re.compile(r"/(search(/images)?|facets|statistics|export(/.*)?|views/[^/]+/.*|images/[^/]+/similar)")
 _BULK: Final = re.compile("/(cases|images)/bulk")
 
 

@@ -104,7 +104,6 @@ class Settings(BaseSettings):
         default=64 * 1024**2, ge=1024, le=1024**3, description="Largest body of a batch request"
     )
     max_pixels: int = Field(default=25_000_000, ge=1024, le=250_000_000, description="Largest width x height")
-    min_side: int = Field(default=16, ge=1, le=256, description="Smallest width or height in pixels")
     max_caption_chars: int = Field(default=5_000, ge=100, le=100_000, description="Longest caption")
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where models run")

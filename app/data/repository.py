@@ -16,7 +16,7 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 from app.core.exceptions import ConflictError, UnavailableError
 from app.data import integrity, regex_filter, schema
 from app.data import pagination as cursor
-from app.data.facets import MAX_VALUES, facets, statistics
+from app.data.facets import facets, statistics
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, VIEW_FIELDS, Field
 from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem, Vocabulary
 from app.data.image_hash_index import ImageHashIndex
@@ -237,6 +237,12 @@ class Repository:
         query = {"_id": {"$in": list(keys)}}
         fields: Document = _WITHOUT_ANSWER if paths is None else dict.fromkeys(paths, 1)
         return await self._database[collection.name].find(query, fields, max_time_ms=MAX_TIME_MS).to_list()
+
+    async def keys(self, collection: Collection, selection: Filter) -> set[str]:
+        """The ids of all documents that pass a filter."""
+        selection = await self.resolve(collection, selection)
+        found = self._database[collection.name].find(selection.query, {"_id": 1}, max_time_ms=MAX_TIME_MS)
+        return {document["_id"] async for document in found}
 
     async def image_with_content(self, sha256: str) -> Document | None:
         """The image whose file has a content hash: its id, case and split; None if it is not of the dataset."""
@@ -513,15 +519,6 @@ class Repository:
         """Nulls and distributions of every field of a collection under a filter."""
         selection = await self.resolve(collection, selection)
         return await statistics(self._database, collection.name, collection.fields, selection)
-
-    async def known_values(self, collection: Collection) -> dict[str, list[Any]]:
-        """The values that occur in each keyword or list field with at most 100 of them."""
-        described = await self.statistics(collection, EVERYTHING)
-        return {
-            name: [value["value"] for value in row["values"]]
-            for name, row in described["fields"].items()
-            if "values" in row and row["distinct"] <= MAX_VALUES
-        }
 
     async def latest_seed(self) -> Document | None:
         """The last complete seeding run, None if there has been none."""

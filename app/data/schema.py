@@ -38,6 +38,8 @@ LATEST_RUN_FIRST: Final = (("sequence", -1), ("started_at", -1))
 # What was acknowledged survives the loss of any one member.
 MAJORITY: Final = WriteConcern("majority", wtimeout=5_000)
 _UNAUTHORIZED: Final = 13
+# Indexes of earlier versions, which cost every write and answer nothing.
+_FORMER_INDEXES: Final = frozenset({"text"})
 
 
 class SchemaError(UserError):
@@ -120,8 +122,8 @@ def _ensure_indexes(database: Database[Document], definition: Document) -> None:
     if not wanted:
         return
     present = database[definition["name"]].index_information()
-    for name, model in wanted.items():
-        if name in present and not _same_index(present[name], model):
+    for name in present.keys() & (wanted.keys() | _FORMER_INDEXES):
+        if name not in wanted or not _same_index(present[name], wanted[name]):
             database[definition["name"]].drop_index(name)
     database[definition["name"]].create_indexes(list(wanted.values()))
 
@@ -132,8 +134,4 @@ def _index_model(index: Document) -> IndexModel:
 
 
 def _same_index(present: Document, model: IndexModel) -> bool:
-    keys = list(model.document["key"].items())
-    if any(direction == "text" for _, direction in keys):
-        weights = model.document.get("weights") or dict.fromkeys((key for key, _ in keys), 1)
-        return dict(present.get("weights", {})) == dict(weights)
-    return list(present["key"]) == keys
+    return list(present["key"]) == list(model.document["key"].items())

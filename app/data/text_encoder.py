@@ -90,11 +90,6 @@ class TextEncoder:
         return np.asarray(request.infer([ids, mask])[0])
 
 
-def is_installed() -> bool:
-    """Whether the package with the weights is there."""
-    return importlib.util.find_spec(_PACKAGE) is not None
-
-
 def model_folder() -> Path:
     """The folder of the model's files in the installed package.
 

@@ -21,7 +21,6 @@ Row = dict[str, Any]
 Joined = tuple[dict[str, Any], dict[str, Any] | None]
 _Result = TypeVar("_Result")
 
-KINDS: Final = ("images", "cases", "records", "annotations")
 FORMATS: Final = ("json", "jsonl", "csv", "parquet", "zip")
 # Parts of this size are sent: a row alone is too small to be worth a system call.
 _PART_BYTES: Final = 64 * 1024
@@ -47,7 +46,7 @@ class Export:
     """What a file of an export holds.
 
     Attributes:
-        of: one of ``KINDS``; records are images joined with their cases.
+        of: images, cases, records or annotations; records are images joined with their cases.
         file_format: one of ``FORMATS``.
         raw: the dataset's own records in place of normalised values; JSON and JSON Lines alone can hold them.
         bom: whether a CSV begins with the byte order mark by which Excel knows UTF-8.

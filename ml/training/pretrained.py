@@ -106,7 +106,7 @@ def clip_folder(weights: str) -> tuple[Path | None, str]:
         return folder, f"local folder {folder.name}"
     cached = Path(constants.HF_HUB_CACHE) / f"models--{_CLIP.replace('/', '--')}"
     address = f"{constants.ENDPOINT}/{_CLIP}/resolve/main/config.json"
-    if _wanted("CLIP ViT-B/32", weights, address, cached=cached.is_dir()):
+    if _wanted("CLIP ViT-B/32", weights, address, cached=cached.is_dir(), instead=_DUAL_ENCODER):
         try:
             downloaded = snapshot_download(_CLIP, allow_patterns=list(_CLIP_FILES))
         except (OSError, httpx.HTTPError) as error:
@@ -119,7 +119,10 @@ _SCRATCH: Final = "none: trained from random weights, as asked for"
 _NO_WEIGHTS: Final = "none: pretrained weights were neither cached nor reachable, trained from random weights"
 
 
-def _wanted(name: str, weights: str, address: str, *, cached: bool) -> bool:
+_DUAL_ENCODER: Final = "training a dual encoder on the dataset's pairs"
+
+
+def _wanted(name: str, weights: str, address: str, *, cached: bool, instead: str = "training from scratch") -> bool:
     """Whether to load pretrained weights; says aloud when ``auto`` falls back to none."""
     if weights == "scratch":
         return False
@@ -130,7 +133,7 @@ def _wanted(name: str, weights: str, address: str, *, cached: bool) -> bool:
             f"the pretrained weights of {name} are neither cached nor reachable; give --weights the path "
             "of a local copy, or --weights scratch"
         )
-    _LOG.warning("%s: pretrained weights are neither cached nor reachable; training from scratch", name)
+    _LOG.warning("%s: pretrained weights are neither cached nor reachable; %s", name, instead)
     return False
 
 

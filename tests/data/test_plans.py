@@ -98,12 +98,14 @@ def test_a_later_page_starts_at_its_place(generated_database: Database[Document]
         assert "SORT" not in stages
 
 
-def test_search_uses_the_text_indexes(generated_database: Database[Document]) -> None:
-    for collection in (schema.CASES, schema.IMAGES):
-        command = {"find": collection, "filter": {"$text": {"$search": "ureter"}}}
-        stages = _winning(generated_database, command)
-        assert "COLLSCAN" not in stages
-        assert stages & {"TEXT_MATCH", "TEXT"}
+def test_an_index_of_an_earlier_version_is_dropped_and_one_of_the_user_stays(database: Database[Document]) -> None:
+    database[schema.CASES].create_index([("norm.title", "text")], name="text")
+    database[schema.CASES].create_index("norm.title", name="mine")
+    schema.ensure_schema(database)
+    assert {name for name in database[schema.CASES].index_information() if name in ("text", "mine", "split")} == {
+        "mine",
+        "split",
+    }
 
 
 @pytest.mark.parametrize("collection", [schema.CASES, schema.IMAGES])

@@ -1,8 +1,14 @@
 """A decoded upload, whatever its format."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from PIL import Image
+
+from app.core.exceptions import ContentTooLargeError, UnprocessableError
+
+# A picture with a shorter side shows no anatomy.
+MIN_SIDE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +42,24 @@ class DecodedImage:
 
     image: Image.Image
     info: ImageInfo
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuse an image by the size in its header, before its pixels are decoded.
+
+    Args:
+        width: in pixels.
+        height: in pixels.
+        max_pixels: the most pixels that are accepted.
+
+    Raises:
+        ContentTooLargeError: it has more pixels.
+        UnprocessableError: a side is shorter than ``MIN_SIDE``.
+    """
+    pixels = width * height
+    if pixels > max_pixels:
+        raise ContentTooLargeError(
+            f"The image has {width} x {height} pixels ({pixels / 1e6:.0f} megapixels), over {max_pixels / 1e6:.0f}."
+        )
+    if min(width, height) < MIN_SIDE:
+        raise UnprocessableError(f"The image has {width} x {height} pixels; each side needs at least {MIN_SIDE}.")

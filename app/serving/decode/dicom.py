@@ -9,9 +9,9 @@ from PIL import Image
 from pydicom import Dataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
-from app.core.exceptions import ApiError, ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
+from app.core.exceptions import ApiError, UnprocessableError, UnsupportedMediaTypeError
 from app.core.settings import Settings
-from app.serving.decode.decoded_image import DecodedImage, ImageInfo
+from app.serving.decode.decoded_image import DecodedImage, ImageInfo, check_size
 from app.serving.decode.dicom_grey import grey_levels
 from app.serving.decode.dicom_header import PIXEL_KEYWORDS, code, functional_groups, integer, numbers, read_header
 from app.serving.decode.dicom_palette import apply_palette
@@ -119,15 +119,7 @@ def _check_shape(dataset: Dataset, settings: Settings) -> int:
     frames = integer(dataset, "NumberOfFrames", 1)
     if rows < 1 or columns < 1 or frames < 0:
         raise UnprocessableError("The DICOM file has no image: its header lacks Rows, Columns or a number of frames.")
-    if rows * columns > settings.max_pixels:
-        limit = settings.max_pixels / 1e6
-        raise ContentTooLargeError(
-            f"The image has {columns} x {rows} pixels ({rows * columns / 1e6:.0f} megapixels), over {limit:.0f}."
-        )
-    if min(rows, columns) < settings.min_side:
-        raise UnprocessableError(
-            f"The image has {columns} x {rows} pixels; each side needs at least {settings.min_side}."
-        )
+    check_size(columns, rows, settings.max_pixels)
     dataset.NumberOfFrames = frames = max(1, frames)
     return frames
 

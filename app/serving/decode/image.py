@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from app.core.exceptions import ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
 from app.core.settings import Settings
-from app.serving.decode.decoded_image import DecodedImage, ImageInfo
+from app.serving.decode.decoded_image import DecodedImage, ImageInfo, check_size
 from app.serving.decode.dicom import decode_dicom
 from app.serving.decode.dicom_header import is_dicom
 from app.serving.decode.jpeg import check_scans
@@ -112,16 +112,7 @@ def _deep_colour(data: bytes) -> Image.Image:
 
 
 def _check_header(image: Image.Image, settings: Settings) -> None:
-    width, height = image.size
-    if width * height > settings.max_pixels:
-        limit = settings.max_pixels / 1e6
-        raise ContentTooLargeError(
-            f"The image has {width} x {height} pixels ({width * height / 1e6:.0f} megapixels), over {limit:.0f}."
-        )
-    if min(width, height) < settings.min_side:
-        raise UnprocessableError(
-            f"The image has {width} x {height} pixels; each side needs at least {settings.min_side}."
-        )
+    check_size(*image.size, settings.max_pixels)
     if getattr(image, "is_animated", False) and image.format != _MULTI_PICTURE:
         frames = getattr(image, "n_frames", 2)
         raise UnprocessableError(f"The file is an animation of {frames} frames; send one frame as PNG or JPEG.")

@@ -6,7 +6,7 @@ import { byId, el, isTyping, number, plural, problemBox, spoken } from "./dom.js
 import { loadFacets, renderFacets } from "./facets.js";
 import { renderChips, setUpFieldFilter } from "./filters.js";
 import { setUpMenu } from "./menu.js";
-import { CASE_FIELDS, MAX_CASES, Result, rememberWalk } from "./result.js";
+import { CASE_FIELDS, isByWords, MAX_CASES, Result, rememberWalk } from "./result.js";
 import { caseAddress, caseOf, nameInAddress, readState, writeState } from "./state.js";
 import { caseCard, emptyView, hitView, imageTile, nameCase, searchNotes, skeleton } from "./tiles.js";
 
@@ -147,7 +147,7 @@ function append(mine, found) {
   images.push(...found.map((each) => (isCases ? each.cover : each).image));
   if (!images.length) results.replaceChildren(emptyView(state, go));
   else {
-    const isList = isCases && state.q && !state.quiz;
+    const isList = isCases && state.q && !state.quiz && !isByWords(state);
     const grid = results.querySelector("ul.shown") ?? results.appendChild(el("ul", { class: `shown ${isList ? "hits" : "grid"} of-${state.view}` }));
     const options = (index) => ({ isLazy: isLazy || index >= EAGER });
     if (isList) grid.append(...found.map((each) => hitView(each, state)));
@@ -188,7 +188,9 @@ function setSort() {
     select.append(el("option", { value: state.sort, text: sortText(state.sort) }));
   }
   select.options[0].textContent = state.q ? "Relevance" : SORTS[0][1];
-  select.value = state.sort;
+  // Images by words have the one order.
+  select.disabled = isByWords(state);
+  select.value = select.disabled ? "" : state.sort;
 }
 
 /** Words for an order that came with the address. */
@@ -323,7 +325,10 @@ function start() {
   });
   byId("sort").addEventListener("change", () => go({ sort: byId("sort").value }));
   for (const view of ["cases", "images"]) byId(`view-${view}`).addEventListener("click", () => state.view !== view && go({ view }));
-  byId("mode").addEventListener("change", () => go({ mode: byId("mode").value, q: box.value.trim() }));
+  byId("mode").addEventListener("change", () => {
+    const mode = byId("mode").value;
+    go({ mode, q: box.value.trim(), ...(mode === "images" && { view: "images" }) });
+  });
   setUpMenu(byId("saved"), async () => new (await import("./saved.js")).SavedMenu(byId("saved"), { state: () => state }));
   byId("quiz").addEventListener("click", () => go({ quiz: !state.quiz }));
   byId("random").addEventListener("click", openRandom);

@@ -17,6 +17,7 @@ export function detail({ card, backend }, task, report) {
     absence(card, found, scored),
     el("div", { class: "card pair" }, el("div", {}, facts(card, backend, task, scored)), el("div", {}, figures(card, task, scored), words(card))),
     charts(card, scored),
+    retrieval(card, found?.version === card.version ? found.retrieval : null, report),
     scored && confusion(scored.confusion, card.name),
     scored && perClass(scored.per_class),
     scored && audit(report.tasks[task].audit, card.name),
@@ -142,6 +143,26 @@ function confusion({ classes, matrix }, name) {
     el("tbody", {}, present.map((row) => el("tr", {}, el("th", { scope: "row", text: classes[row] }), present.map((column) => cell(row, column))))),
   );
   return el("section", {}, el("h3", { text: "Confusion matrix" }), el("p", { class: "muted small", text: about }), scroller(`Confusion matrix of ${name}`, table));
+}
+
+/** How well captions find images, of a model that embeds both in one space: of the evaluation, else on dev. */
+function retrieval(card, evaluated, report) {
+  const [split, found] = evaluated ? [report.split.split, evaluated] : ["dev", card.retrieval?.dev];
+  if (!found) return null;
+  const names = { image: "the very image", caption: "an image with the same caption", case: "an image of the same case" };
+  const cutoffs = Object.keys(found.image.recall_at);
+  const cell = (kind, cutoff) => {
+    const { recall_at: recall, recall_at_95: interval, random_at: random } = found[kind];
+    return el("td", { class: "number" }, recall[cutoff].toFixed(3), el("span", { class: "muted small", text: ` ${interval[cutoff].map((end) => end.toFixed(2)).join(" to ")}; random ${random[cutoff].toFixed(3)}` }));
+  };
+  const table = el(
+    "table",
+    {},
+    el("thead", {}, el("tr", {}, ["Found among the first", ...cutoffs].map((text, index) => el("th", { scope: "col", class: index ? "number" : null, text })))),
+    el("tbody", {}, Object.entries(names).map(([kind, text]) => el("tr", {}, el("th", { scope: "row", text }), cutoffs.map((cutoff) => cell(kind, cutoff))))),
+  );
+  const about = `Caption-to-image retrieval: each of ${number(found.queries)} captions of the ${split} split is compared with its ${number(found.images)} images. Shares of the captions with 95% intervals over cases, and what a random order would find.`;
+  return el("section", {}, el("h3", { text: "Images found by words" }), el("p", { class: "muted small", text: about }), scroller(`Retrieval figures of ${card.name}`, table));
 }
 
 function perClass(rows) {

@@ -16,8 +16,8 @@ from pydicom.uid import HTJ2KLossless, JPEG2000Lossless, JPEGLosslessSV1, JPEGLS
 
 from app.core.exceptions import ApiError
 from app.core.settings import load_settings
+from app.serving.decode import decoded_image, dicom_pixels
 from app.serving.decode import dicom as decoder
-from app.serving.decode import dicom_pixels
 from app.serving.decode.image import decode
 from tests.serving.decode.dicom_files import dicom
 
@@ -75,7 +75,8 @@ def _decode(data: bytes, monkeypatch: pytest.MonkeyPatch) -> NDArray[Any]:
         return values, photometric
 
     monkeypatch.setattr(decoder, "stored_pixels", watched)
-    decode(data, load_settings(min_side=1, max_image_bytes=32 * 1024**2))
+    monkeypatch.setattr(decoded_image, "MIN_SIDE", 1)
+    decode(data, load_settings(max_image_bytes=32 * 1024**2))
     return found[0]
 
 

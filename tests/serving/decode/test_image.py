@@ -10,6 +10,7 @@ from PIL import ExifTags, Image
 
 from app.core.exceptions import ApiError
 from app.core.settings import load_settings
+from app.serving.decode.decoded_image import check_size
 from app.serving.decode.image import decode
 from ml.dataset.preprocess import Preprocess
 from tests.serving.hostile_files import GOOD_SIZE, accepted, accepted_dicoms, png_bomb, png_chunk, refused
@@ -59,12 +60,12 @@ def test_a_hash_that_is_known_is_not_made_again() -> None:
     assert decode(ACCEPTED["grey"], load_settings(), "known").info.sha256 == "known"
 
 
-def test_limits_are_settings() -> None:
-    settings = load_settings(max_pixels=5000, min_side=100)
+def test_limits_of_the_size() -> None:
     with pytest.raises(ApiError, match="megapixels"):
-        decode(ACCEPTED["grey"], settings)
-    with pytest.raises(ApiError, match="at least 100"):
-        decode(ACCEPTED["smallest"], settings)
+        decode(ACCEPTED["grey"], load_settings(max_pixels=5000))
+    check_size(16, 16, max_pixels=256)
+    with pytest.raises(ApiError, match="at least 16"):
+        check_size(15, 400, max_pixels=10**6)
 
 
 _TEXT = b"Comment\0" + b"x" * 3 * 2**20
