@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +89,17 @@ def running(command: list[str], port: int, folder: Path, path: str, **environmen
         process.terminate()
         process.wait(30)
         log.close()
+
+
+def wait_until_idle(address: str) -> None:
+    """The service builds the index of its search, and looks for models, after it has begun to answer."""
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(address + "/search?q=stone", timeout=60).read()
+            break
+        except urllib.error.HTTPError:
+            time.sleep(0.5)
+    time.sleep(3)
 
 
 TAKE_TURNS = """
@@ -167,7 +179,7 @@ def measure(
         source = {"PYTHONPATH": str(Path(__file__).parents[1]), "MEDPIX_DATA_DIR": data}
         quiet = {"MEDPIX_LOG_LEVEL": "warning"}
         with running(command, port, folder, "/health/live", **settings, **source, **quiet) as address:
-            time.sleep(3)  # the models are looked for
+            wait_until_idle(address)
             for name, paths in ours.items():
                 found.setdefault(f"ours {name}", []).append(rate(address, paths, folder))
             with urllib.request.urlopen(address + cases[0]) as answer:
