@@ -182,6 +182,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 Responses = dict[int | str, dict[str, Any]]
+# Of a body that is a file, for generated clients.
+BINARY: Final[Mapping[str, Any]] = {"schema": {"type": "string", "format": "binary"}}
 
 
 # For the API reference: by status the end of the type, the address, the detail, and what else there may be.

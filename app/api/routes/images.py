@@ -17,7 +17,7 @@ from app.api.deps import (
     Raw,
     RepositoryDep,
 )
-from app.api.errors import Responses, documented
+from app.api.errors import BINARY, Responses, documented
 from app.api.files import image_response
 from app.api.filter_parameters import filters
 from app.api.projection import ImageProjectionDep, Projection
@@ -33,9 +33,12 @@ router = APIRouter(tags=["images"])
 
 Expand = Annotated[Literal["case"] | None, Query(description="`case` answers each image with its case")]
 
-_PNG: Responses = {200: {"content": {"image/png": {}}, "description": "The file"}, 304: {"description": "Not Modified"}}
+_PNG: Responses = {
+    200: {"content": {"image/png": BINARY}, "description": "The file"},
+    304: {"description": "Not Modified"},
+}
 _JPEG: Responses = {
-    200: {"content": {"image/jpeg": {}}, "description": "The thumbnail"},
+    200: {"content": {"image/jpeg": BINARY}, "description": "The thumbnail"},
     304: {"description": "Not Modified"},
 }
 
