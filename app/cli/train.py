@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ml.training.context import Options
     from ml.training.device import DeviceName, Team
     from ml.training.progress import Reporter
+    from ml.training.selection import TrainingChoice
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +34,9 @@ def train(
     names: Annotated[list[str] | None, typer.Argument(help="Tasks (modality, location) or models")] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="Train every model")] = False,
-    missing: Annotated[bool, typer.Option("--missing", help="Train the default models that are missing")] = False,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Train what is missing of the models that MEDPIX_TRAIN names")
+    ] = False,
     weights: Annotated[
         str, typer.Option(help="Initial weights: auto, pretrained, scratch, or the path of a checkpoint")
     ] = "auto",
@@ -86,7 +89,8 @@ def run_training(
         settings: where the data and the model files are.
         database: the seeded database.
         names: of models and tasks, or "all".
-        missing: also train the default models that are missing.
+        missing: also train what is missing of the models that MEDPIX_TRAIN names; one of them whose weights cannot
+            be downloaded is left out.
         device: auto, cpu, cuda or mps.
         options: initial weights, random seed, epochs, and whether to resume from checkpoints.
 
@@ -97,6 +101,7 @@ def run_training(
     from ml.dataset.records import RecordsError
     from ml.registry.registry import RegistryError
     from ml.training.device import pick_device, team
+    from ml.training.pretrained import WeightsError
     from ml.training.train import models_to_train, queued, train_model
 
     signal.signal(signal.SIGTERM, _stop)
@@ -104,26 +109,56 @@ def run_training(
     images_dir = find_dataset(settings.dataset_dir) / IMAGE_FOLDER
     try:
         with team(pick_device(device)) as workers, _reporter(workers) as reporter:
-            wanted = models_to_train(names, database, models_dir, missing=missing)
+            choice = _choose(settings, database, workers, device) if missing else None
+            wanted = models_to_train(names, database, models_dir, missing=choice.models if choice else ())
             _check(options, wanted)
             workers.wait()  # all must have asked before one registers anything
             with queued(wanted, database) if workers.is_main_process else nullcontext():
                 for step, name in enumerate(wanted, start=1):
-                    train_model(
-                        name,
-                        database=database,
-                        images_dir=images_dir,
-                        models_dir=models_dir,
-                        weights=options.weights,
-                        device=device,
-                        seed=options.seed,
-                        resume=options.resume,
-                        reporter=reporter,
-                        options=options,
-                        step=(step, len(wanted)),
-                    )
+                    try:
+                        train_model(
+                            name,
+                            database=database,
+                            images_dir=images_dir,
+                            models_dir=models_dir,
+                            weights=options.weights,
+                            device=device,
+                            seed=options.seed,
+                            resume=options.resume,
+                            reporter=reporter,
+                            options=options,
+                            step=(step, len(wanted)),
+                        )
+                    except WeightsError as error:
+                        if choice is None or name in names:
+                            raise
+                        choice = choice.with_note(f"{name} is left out: {error}.")
+                        choice.save(database)
+                        _LOG.warning("%s", choice.notes[-1])
     except (RecordsError, RegistryError, OSError) as error:
         raise TrainingError(str(error)) from error
+
+
+def _choose(
+    settings: "Settings", database: "Database[dict[str, Any]]", workers: "Team", device: "DeviceName"
+) -> "TrainingChoice":
+    """Which models this start trains; said in the log, and written where the service reads it.
+
+    The processes of ``torchrun`` take over what the first one found: a network may answer one of them alone.
+    """
+    from ml.training.device import pick_device
+    from ml.training.selection import TrainingChoice, choose_models
+    from ml.training.train import usable_models
+
+    if workers.is_main_process:
+        trained = usable_models(database, settings.model_files_dir)
+        choice = choose_models(settings.train, pick_device(device).type, trained)
+        choice.save(database)
+        _LOG.info("A start trains %s (%s).", ", ".join(choice.models), choice.reason)
+        for note in choice.notes:
+            _LOG.warning("%s", note)
+    workers.wait()
+    return choice if workers.is_main_process else TrainingChoice.load(database)
 
 
 def _check(options: "Options", wanted: Sequence[str]) -> None:

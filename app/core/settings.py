@@ -106,6 +106,12 @@ class Settings(BaseSettings):
     max_pixels: int = Field(default=25_000_000, ge=1024, le=250_000_000, description="Largest width x height")
     max_caption_chars: int = Field(default=5_000, ge=100, le=100_000, description="Longest caption")
 
+    train: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = Field(
+        default_factory=lambda: ["auto"],
+        min_length=1,
+        description="Models and tasks that a start trains where they are missing, separated by commas; auto: what "
+        "suits the machine, with a GPU also ResNet50 and CLIP",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where models run")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",

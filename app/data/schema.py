@@ -29,6 +29,8 @@ MODELS: Final = "Models"
 TRAINING_RUNS: Final = "Training_runs"
 # The key under which an evaluation reports its progress there, beside those of the models in training.
 EVALUATION_RUN: Final = "evaluation"
+# The key there of which models a start trains, and why.
+TRAINING_CHOICE: Final = "choice"
 ANNOTATIONS: Final = "Annotations"
 VIEWS: Final = "Saved_views"
 SEED_RUNS: Final = "Seed_runs"

@@ -26,10 +26,10 @@ from app.core.telemetry import Metrics
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.serving.admission import UploadBudget
 from app.serving.daemon_pool import DaemonThreadPool
-from app.serving.model_selection import selection_error, setting_name
+from app.serving.model_selection import selection_error, selection_reason, setting_name
 from app.serving.prediction_cache import PredictionCache
 from app.serving.prediction_context import PredictionContext
-from app.serving.training_status import read_progress
+from app.serving.training_status import read_choice, read_progress
 from ml.dataset.records import load_records
 from ml.registry.model_card import ModelCard
 
@@ -63,12 +63,14 @@ class _RegistryState:
         cards: every registered model, by name.
         ranked: per task, the models that answer it from an image, the best first.
         selection_errors: per task, what is wrong with the setting that selects its model; None where nothing is.
+        training_choice: which models the last start trains, and why; None before the first.
     """
 
     progress: list[Progress]
     cards: list[ModelCard]
     ranked: Mapping[str, list[ModelCard]]
     selection_errors: Mapping[str, str | None]
+    training_choice: Document | None = None
 
 
 class ModelManager:
@@ -119,6 +121,11 @@ class ModelManager:
     def cards(self) -> list[ModelCard]:
         """Every registered model, by name."""
         return self._state.cards
+
+    @property
+    def training_choice(self) -> Document | None:
+        """Which models the last start trains, and why; None before the first."""
+        return self._state.training_choice
 
     @property
     def serving(self) -> Mapping[str, "Predictor"]:
@@ -194,10 +201,14 @@ class ModelManager:
             status = {"state": "missing" if self._loaded else "loading"}
         if task in self._serving:
             card = self._serving[task].card
-            status |= {"state": "serving", "model": card.name, "version": card.version}
+            status |= {"state": "serving", "model": card.name, "version": card.version, "reason": self._reason(task)}
         if task in self._faults:
             status["fault"] = self._faults[task]
         return status
+
+    def _reason(self, task: str) -> str:
+        """Why the model that serves a task does."""
+        return selection_reason(task, self._serving[task].card, self._state.ranked.get(task, ()), self._selected[task])
 
     def _is_loading(self, task: str) -> bool:
         """Whether a model of a task is trained, but not served yet."""
@@ -263,7 +274,7 @@ class ModelManager:
         cards = list(registry.list())
         ranked = {task: registry.ranked(task, cards) for task in TASKS}
         errors = {task: selection_error(task, cards, self._selected[task]) for task in TASKS}
-        return _RegistryState(progress, cards, ranked, errors)
+        return _RegistryState(progress, cards, ranked, errors, read_choice(self._database))
 
     async def _serve_best(self, task: str) -> None:
         """Serve a task with the best model that can be loaded; the current one serves until there is a better one."""
@@ -353,7 +364,7 @@ class ModelManager:
         self._serving[task] = predictor
         cards = {task: each.card for task, each in self._serving.items()}
         self._metrics.serving({task: (card.name, card.version, card.sha256) for task, card in cards.items()})
-        logger.info("%s %s answers %s", predictor.card.name, predictor.card.version, task)
+        logger.info("%s %s answers %s: %s", predictor.card.name, predictor.card.version, task, self._reason(task))
         if former is not None and former not in self._serving.values():
             await former.stop()
             self._replaced = True

@@ -46,12 +46,27 @@ def start_from(folder: Path, source: str) -> Start:
         WeightsError: it cannot be read.
     """
     try:
-        towers = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        towers = _read_towers(folder)
         tokenizer = read_tokenizer(folder)
         preprocess = read_preprocess(folder, image_size(towers))
-    except (OSError, ValueError, DamagedFileError) as error:
+    except (OSError, RuntimeError, ValueError, DamagedFileError) as error:
         raise WeightsError(f"{folder.name} holds no usable CLIP model: {error}") from error
     return Start(towers, tokenizer, preprocess, source)
+
+
+def _read_towers(folder: Path) -> CLIPModel:
+    """The towers in a folder; transformers alone would make up the weights that are not there.
+
+    Raises:
+        DamagedFileError: weights are missing.
+        OSError, RuntimeError, ValueError: of transformers: the folder holds no CLIP model that it can read.
+    """
+    towers, found = CLIPModel.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    if missing := found["missing_keys"]:
+        raise DamagedFileError(f"{len(missing)} weights are missing, such as {min(missing)}")
+    return towers
 
 
 def image_size(towers: CLIPModel) -> int:

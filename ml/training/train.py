@@ -29,8 +29,13 @@ from ml.training.progress import STOPPED, DatabaseReporter, Reporter, Run, silen
 _OOD_QUANTILE: Final = 0.99
 
 
+def usable_models(database: Database[dict[str, Any]], models_dir: Path) -> set[str]:
+    """The names of the registered models whose files are there."""
+    return {card.name for card in Registry(database, models_dir).list() if is_complete(card, models_dir)}
+
+
 def models_to_train(
-    wanted: Sequence[str], database: Database[dict[str, Any]], models_dir: Path, *, missing: bool = False
+    wanted: Sequence[str], database: Database[dict[str, Any]], models_dir: Path, *, missing: Sequence[str] = ()
 ) -> list[str]:
     """The models to train for names of models and of tasks, each after those that it is built on.
 
@@ -41,20 +46,19 @@ def models_to_train(
         wanted: keys of ``MODEL_SPECS`` or ``DEFAULTS``; "all" for every model.
         database: the seeded database.
         models_dir: folder of the model files.
-        missing: also the default models that are not usable.
+        missing: models to train where they are not usable.
 
     Raises:
         UnknownModelError: a name is neither a model nor a task.
     """
-    usable = {card.name for card in Registry(database, models_dir).list() if is_complete(card, models_dir)}
+    usable = usable_models(database, models_dir)
     names: dict[str, None] = {}
     for name in MODEL_SPECS if "all" in wanted else wanted:
         if name not in MODEL_SPECS and name not in DEFAULTS:
             valid = ", ".join([*DEFAULTS, *MODEL_SPECS, "all"])
             raise UnknownModelError(f"{name!r} is neither a model nor a task; known are: {valid}")
         names |= dict.fromkeys(DEFAULTS.get(name, (name,)))
-    if missing:
-        names |= {name: None for defaults in DEFAULTS.values() for name in defaults if name not in usable}
+    names |= {name: None for name in missing if name not in usable}
     order: dict[str, None] = {}
 
     def add(name: str) -> None:

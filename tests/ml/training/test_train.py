@@ -92,7 +92,9 @@ def test_what_is_registered_is_not_trained_again_to_help(
     assert models_to_train(["fused-location"], ml_database, tmp_path) == [
         *("compact", "caption-location", "fused-location")
     ], "their files are gone"
-    missing = models_to_train([], ml_database, models_dir, missing=True)
+    missing = models_to_train(
+        [], ml_database, models_dir, missing=["compact", "caption-location", "fused-efficientnet"]
+    )
     assert missing == ["efficientnet", "fused-efficientnet"]
 
 
