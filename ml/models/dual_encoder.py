@@ -25,6 +25,7 @@ from ml.models.compact import PLANE, PLANES
 from ml.models.efficientnet import EfficientNetBackbone
 from ml.models.fusion import FusionWeights, fuse
 from ml.models.network import MultiTaskNetwork, ServingNetwork, full_precision
+from ml.models.text import has_usable_word
 from ml.registry.artifacts import DamagedFileError, read_tensors, write_tensors
 from ml.registry.model_card import ModelCard
 from ml.training.loop import LOSS
@@ -185,9 +186,12 @@ class DualEncoderModel(ServedModel):
         return (self.towers,) if self.network is None else (self.towers, self.network)
 
     def encode_captions(self, captions: Sequence[str | None]) -> Floats:
-        """Caption embeddings (N, size) of length 1, NaN where there is no caption; 128 tokens of each are read."""
+        """Caption embeddings (N, size) of length 1, NaN where there is no caption or it has no usable word.
+
+        128 tokens of each are read.
+        """
         texts = [clean(caption) for caption in captions]
-        known = [index for index, text in enumerate(texts) if text]
+        known = np.flatnonzero(has_usable_word(texts)).tolist()
         encoded = np.full((len(texts), self.towers.image.visual_projection.out_features), np.nan, dtype=np.float32)
         if known:
             sentences = torch.from_numpy(sentence_encoder().encode([texts[index] for index in known]))
