@@ -61,9 +61,9 @@ class ImageTower(MultiTaskNetwork):
         super().__init__(backbone, backbone.features, classes, dropout)
         self.visual_projection = nn.Linear(backbone.features, size)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, *, stages: bool = False) -> dict[str, Tensor]:
         """Normalised images (N, 3, H, W) to logits per task and the embedding (N, size) of length 1."""
-        outputs = super().forward(x)
+        outputs = super().forward(x, stages=stages)
         with full_precision(x.device):
             projected = self.visual_projection(self.dropout(outputs[EMBEDDING]))
             return outputs | {EMBEDDING: functional.normalize(projected, dim=1)}

@@ -103,7 +103,7 @@ class RemoteWeights:
 
 
 def _checkpoints() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    return Path(str(torch.hub.get_dir())) / "checkpoints"
 
 
 def _resnet50_path() -> Path:

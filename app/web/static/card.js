@@ -51,7 +51,7 @@ function facts(card, backend, task, scored, findsImages) {
     ["Parameters", number(card.parameters)],
     ["Training", `${duration(card.seconds)} on ${card.environment.device}, seed ${card.seed}`],
     ["Preprocessing", recipe(card)],
-    ["Calibration", temperature === undefined ? "none" : `temperature ${temperature.toFixed(3)}, fitted on the dev split`],
+    ["Calibration", temperature === undefined ? "none" : `temperature ${temperature.toFixed(3)}, fitted on ${card.calibrated_on === "dev" ? "the dev split" : "predictions out of fold"}`],
     ["Confidence threshold", threshold === undefined ? "none" : `answers below a probability of ${percent(threshold)} are uncertain`],
     card.ood_threshold !== null && ["Out-of-distribution threshold", unlike(card)],
     scored?.confident && ["Coverage", coverage(scored.confident)],
@@ -70,7 +70,7 @@ function coverage({ coverage: share, n, accuracy, accuracy_95: interval }) {
 }
 
 const unlike = (card) =>
-  card.ood_distance === "mahalanobis"
+  card.ood_distance !== "nearest"
     ? `a Mahalanobis distance above ${card.ood_threshold.toFixed(2)} from the training images; such answers are uncertain`
     : `a cosine distance above ${card.ood_threshold.toFixed(3)} from every training image; such answers are uncertain`;
 
