@@ -162,7 +162,7 @@ def choose_weights(
 
 
 def _half_card(card: ModelCard, half: str) -> ModelCard:
-    settings: dict[str, Any] = {"family": compact.FAMILY} | card.settings["halves"][half]
+    settings: dict[str, Any] = {"family": compact.FAMILY} | card.settings["halves"][half] | {"inputs": [half]}
     return card.model_copy(update=settings)
 
 
