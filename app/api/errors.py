@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app.core.exceptions import ApiError, DeadlineExceededError, ProblemItem, UnavailableError, UnprocessableError
+from app.data.dataset import DatasetNotFoundError
 from app.data.filters import ParameterError
 from app.data.repository import NotFoundError
 
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE: Final = "application/problem+json"
 # As nginx counts clients that close the connection before the answer.
 CLIENT_CLOSED_REQUEST: Final = 499
+_UNAUTHORIZED: Final = 13
 _INVALID_REGEX: Final = frozenset({2, 51091, 51108})
 
 
@@ -92,6 +94,12 @@ def translate(error: Exception) -> ApiError:
             return _http_error(error)
         case PyMongoError():
             return _database_error(error)
+        case DatasetNotFoundError():  # its message names a folder of this machine
+            logger.error("%s", error)
+            return UnavailableError(
+                "The image files are not in this service's dataset folder. Run `medpix fetch`, or set MEDPIX_DATA_DIR.",
+                retry_after_s=60,
+            )
         case OSError(errno=number) if number in _EXHAUSTED:
             logger.error("%s: %s", error.strerror, error.filename or "this process")
             return UnavailableError(f"The service is short of something: {error.strerror}.", retry_after_s=60)
@@ -134,6 +142,13 @@ def _database_error(error: PyMongoError) -> ApiError:
             return DeadlineExceededError("The database did not answer in time. Ask for less, or use a simpler filter.")
         case ConnectionFailure() | AutoReconnect() | WaitQueueTimeoutError():
             return UnavailableError("The database cannot be reached at the moment. Try again shortly.")
+        case OperationFailure() if error.code == _UNAUTHORIZED:
+            logger.error("the database user may not do this", exc_info=error)
+            return UnavailableError(
+                "The database user of this service may not do this. Run the init script of the database again, as "
+                ".env.example says: an older version made the user.",
+                retry_after_s=60,
+            )
         case OperationFailure() if error.code in _INVALID_REGEX:
             return UnprocessableError("The query cannot be used: the regular expression is not valid.")
     if error.timeout:
@@ -159,6 +174,7 @@ def install_error_handlers(app: FastAPI) -> None:
         RequestValidationError,
         HTTPException,
         PyMongoError,
+        DatasetNotFoundError,
         OSError,
         Exception,
     ):

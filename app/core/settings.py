@@ -75,7 +75,10 @@ class Settings(BaseSettings):
     models_dir: FolderPath | None = Field(default=None, description="Model files; default <home>/models")
 
     cache_max_mb: int = Field(
-        default=2048, ge=16, le=1_000_000, description="Largest <home>/cache: thumbnails, converted graphs, embeddings"
+        default=2048,
+        ge=16,
+        le=1_000_000,
+        description="Largest <home>/cache: thumbnails, converted graphs, embeddings, exports",
     )
 
     fetch_url: str | None = Field(default=None, description="Mirror of the dataset's archive for `medpix fetch`")
@@ -153,7 +156,7 @@ class Settings(BaseSettings):
     root_path: str = Field(
         default="",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
-        description="Path below which a proxy serves this, and which it strips; X-Forwarded-Prefix wins over it",
+        description="Path below which a proxy serves this, stripped or not; X-Forwarded-Prefix wins over it",
     )
     rate_limit_reads_per_minute: int = Field(
         default=0,

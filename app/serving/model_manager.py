@@ -35,6 +35,7 @@ from ml.registry.model_card import ModelCard
 
 if TYPE_CHECKING:
     from app.serving.predictor import Predictor
+    from app.serving.text_search import TextSearch
     from ml.registry.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 Document = dict[str, Any]
 
 TASKS: Final = ("modality", "location")
+# What is trained for the search of images by words, where no registered model can do it.
+TEXT_SEARCH_MODEL: Final = "clip-location"
 # A training under way says more than one that has ended.
 _STATE_ORDER: Final = {"running": 0, "queued": 1}
 # The largest bodies that are held in memory at once; images are seldom a hundredth of that.
@@ -89,6 +92,8 @@ class ModelManager:
         metrics.watch_cached_predictions(lambda: len(self._cache))
         self._state = _RegistryState([], [], {}, {})
         self._serving: dict[str, Predictor] = {}
+        self._text_search: TextSearch | None = None
+        self._text_fault: str | None = None
         self._faults: dict[str, str] = {}
         self._unusable: dict[str, tuple[float, str]] = {}
         self._blas: list[threadpool_limits] = []
@@ -137,6 +142,28 @@ class ModelManager:
             raise self.not_ready(task)
         return self._serving[task]
 
+    def text_search(self) -> "TextSearch":
+        """What finds images by words.
+
+        Raises:
+            UnavailableError: no model can, or it is being loaded or trained; the answer says what to do.
+        """
+        if self._text_search is not None:
+            return self._text_search
+        if not self._loaded or (self._text_candidate() is not None and self._text_fault is None):
+            raise UnavailableError("The model that finds images by words is being loaded. Try again.", retry_after_s=5)
+        if self._text_fault is not None:
+            raise UnavailableError(f"Images cannot be found by words: {self._text_fault}", retry_after_s=60)
+        run = next((each for each in self._state.progress if each.name == TEXT_SEARCH_MODEL), None)
+        if run is not None and run.state in _STATE_ORDER:
+            detail = f"The model that finds images by words is not ready. {run.describe()}"
+            raise UnavailableError(detail, retry_after_s=30, training=run.as_json())
+        raise UnavailableError(
+            f"Images are found by words with the model {TEXT_SEARCH_MODEL}, which is not trained here. "
+            f"Run `medpix train {TEXT_SEARCH_MODEL}`.",
+            retry_after_s=60,
+        )
+
     def start(self) -> None:
         """Start to load what is registered and to watch for more; the data are served meanwhile."""
         self._watch = asyncio.create_task(self._watch_registry(), name="model-watch")
@@ -147,6 +174,8 @@ class ModelManager:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         await asyncio.gather(*(predictor.stop() for predictor in set(self._serving.values())))
+        if self._text_search is not None:
+            self._text_search.stop()
         # A decoder that hangs is abandoned: no request waits for it any more.
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
@@ -216,6 +245,7 @@ class ModelManager:
                 self._metrics.training(self._state.progress)
                 for task in TASKS:
                     await self._serve_best(task)
+                await self._serve_text_search()
                 self._loaded = True
                 last = ""
                 if self._replaced:
@@ -267,6 +297,36 @@ class ModelManager:
         else:
             self._faults[task] = fault
 
+    def _text_candidate(self) -> ModelCard | None:
+        """The model that finds images by words best, by its recall on dev."""
+        able = [card for card in self._state.cards if card.shared_embedding]
+        return max(able, key=lambda card: (card.retrieval_score, card.name), default=None)
+
+    async def _serve_text_search(self) -> None:
+        """Serve the search by words with its best model; the current one serves until there is a better one."""
+        card, current = self._text_candidate(), self._text_search
+        if card is None or (current is not None and current.card.version == card.version):
+            return
+        tried_at, reason = self._unusable.get(card.version, (-math.inf, ""))
+        if time.monotonic() < tried_at + _RETRY_S:
+            self._text_fault = reason
+            return
+        predictor = next((each for each in self._serving.values() if each.card.version == card.version), None)
+        try:
+            self._text_search = await asyncio.to_thread(self._load_text_search, card, predictor)
+        except Exception as error:
+            self._text_fault = str(error) or repr(error)
+            self._unusable[card.version] = (time.monotonic(), self._text_fault)
+            expected = isinstance(error, (UserError, RuntimeError))
+            logger.exception("%s cannot find images by words: %s", card.name, self._text_fault, exc_info=not expected)
+            return
+        self._text_fault = None
+        logger.info("%s %s finds images by words", card.name, card.version)
+        await asyncio.to_thread(_freeze_garbage_collector)
+        if current is not None:
+            current.stop()
+            self._replaced = True
+
     def _candidates(self, task: str) -> list[ModelCard]:
         """The models to try for a task, best first; where a setting selects one, that one alone."""
         selected = self._selected[task]
@@ -314,6 +374,18 @@ class ModelManager:
             await predictor.warm_up()
         except Exception:  # real requests may still succeed; the engine reports its own health
             logger.exception("the warm-up of %s failed", predictor.card.name)
+
+    def _load_text_search(self, card: ModelCard, predictor: "Predictor | None") -> "TextSearch":
+        """The search with a model that is served already, or that is loaded for it."""
+        from app.serving.text_search import TextSearch  # noqa: PLC0415 - see above
+        from ml.registry.registry import load_model, load_reference  # noqa: PLC0415 - see above
+
+        folder = self._settings.model_files_dir
+        model = load_model(card, folder) if predictor is None else predictor.model
+        reference = load_reference(card, folder) if predictor is None else predictor.reference
+        if reference is None:
+            raise UserError(f"{card.name} has no embeddings of the images. Train it again: `medpix train {card.name}`.")
+        return TextSearch(model, reference)
 
     def _load(self, card: ModelCard) -> "Predictor":
         from app.serving.predictor import Predictor  # noqa: PLC0415 - see above

@@ -1,7 +1,7 @@
 """The rows of the leaderboard: models that were asked, the majority class, and models that are not trained."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from ml.dataset.records import Record
 from ml.evaluation import robustness, splits
 from ml.evaluation.model_outputs import ImageCache, ModelOutputs, label_predictions
 from ml.evaluation.published_baselines import ORIGINAL_WEIGHTS
+from ml.evaluation.retrieval import retrieval
 from ml.evaluation.scoring import LabelledPredictions, calibration, confident, describe, measure
 from ml.models.base import EMBEDDING
 from ml.models.model_specs import MODEL_SPECS
@@ -18,6 +19,8 @@ from ml.registry.reference_embeddings import Reference
 from ml.training.context import log_prior
 
 _FACTS = {"version", "init", "weights_source", "inputs", "parameters", "seconds", "seed", "preprocess_hash"}
+# Named here: its module imports OpenVINO and timm, which most evaluations do without.
+DUAL_ENCODER: Final = "dual-encoder"
 _CARD = {
     "family",
     "tasks",
@@ -61,9 +64,11 @@ def model_row(
     shortcut, modes = robustness.shortcuts(outputs, image_cache), robustness.file_modes(outputs, image_cache)
     return card.model_dump(mode="json", include=_FACTS) | {
         "sha256": card.sha256,
+        "start": start(card),
         "trained_at": card.created_at.isoformat(),
         "remarks": remarks(card),
         "card": card.model_dump(mode="json", include=_CARD),
+        "retrieval": retrieval_figures(card, outputs),
         "tasks": {
             task: {
                 "scores": measure(own),
@@ -84,6 +89,20 @@ def model_row(
     }
 
 
+def retrieval_figures(card: ModelCard, outputs: ModelOutputs) -> dict[str, Any] | None:
+    """Caption-to-image retrieval among the records; None for a model without a space of both."""
+    if not card.shared_embedding or outputs.image_out is None or outputs.caption_out is None:
+        return None
+    return retrieval(outputs.caption_out, outputs.image_out[EMBEDDING], outputs.records)
+
+
+def start(card: ModelCard) -> str:
+    """What a model began from, in a few words."""
+    if card.family == DUAL_ENCODER:
+        return "EfficientNet-Lite0 + MiniLM, trained on the dataset's pairs"
+    return "pretrained" if card.init == "pretrained" else "from scratch"
+
+
 def unlike_training(card: ModelCard, outputs: ModelOutputs, reference: Reference | None) -> list[str]:
     """The images that the service calls out of distribution: no answer about them is confident."""
     if (
@@ -100,20 +119,19 @@ def unlike_training(card: ModelCard, outputs: ModelOutputs, reference: Reference
 
 def remarks(card: ModelCard) -> list[str]:
     """What to know before a model is compared with the original of the same name."""
-    if card.init == "scratch" and card.name in ORIGINAL_WEIGHTS:
-        original = ORIGINAL_WEIGHTS[card.name]
+    if (original := _original_weights(card.name)) is None:
+        return []
+    if card.family == DUAL_ENCODER:
+        return [f"{start(card)}: not comparable with the original, which was fine-tuned from {original}"]
+    if card.init == "scratch":
         return [f"trained from nothing: not comparable with the original, which was fine-tuned from {original}"]
     return []
 
 
 def untrained(task: str, registered: Collection[str]) -> list[dict[str, Any]]:
-    """The models of a task that are not registered: name, the pretrained weights it waits for, and the command."""
+    """The models of a task that are not registered: name, and the command that trains it."""
     return [
-        {
-            "name": name,
-            "waits_for": (weights := _original_weights(name)),
-            "command": f"medpix train {name}" + (" --weights pretrained" if weights else ""),
-        }
+        {"name": name, "command": f"medpix train {name}"}
         for name, spec in MODEL_SPECS.items()
         if task in spec.tasks and name not in registered
     ]

@@ -133,6 +133,12 @@ class ModelCard(BaseModel):
     metrics: dict[str, dict[str, dict[str, Any]]]
     parameters: int
     settings: dict[str, Any]
+    shared_embedding: bool = Field(
+        default=False, description="whether captions are embedded among the images: text finds images with it"
+    )
+    retrieval: dict[str, dict[str, Any]] = Field(
+        default={}, description="caption-to-image retrieval by split, see ml.evaluation.retrieval"
+    )
     seed: int
     seconds: float = Field(description="wall-clock time of the training run")
     data: DataSource
@@ -150,6 +156,11 @@ class ModelCard(BaseModel):
         """The accuracy on a task, None where it was not measured."""
         value = self.metrics.get(split, {}).get(task, {}).get("accuracy")
         return None if value is None else float(value)
+
+    @property
+    def retrieval_score(self) -> float:
+        """Recall at 10 of the very image on dev; 0 where it was not measured."""
+        return float(self.retrieval.get("dev", {}).get("image", {}).get("recall_at", {}).get("10", 0.0))
 
     def can_serve(self, task: str) -> bool:
         """Whether the model answers a task from an image: a service is always given one, a caption not."""

@@ -65,12 +65,14 @@ class RemoteWeights:
         address: asks whether they can be downloaded.
         stored: where they are kept: a file or a folder, whole or not there.
         store: downloads, checks and stores them; raises DownloadError, DamagedFileError and OSError.
+        instead: what a training does without them, in words.
     """
 
     title: str
     address: Callable[[], str]
     stored: Callable[[], Path]
     store: Callable[[], None]
+    instead: str = "training from scratch"
 
     @property
     def obtainable(self) -> bool:
@@ -144,7 +146,9 @@ def _store_clip() -> None:
 
 
 RESNET50: Final = RemoteWeights("ResNet50 (ImageNet)", lambda: _RESNET50_URL, _resnet50_path, _store_resnet50)
-CLIP: Final = RemoteWeights("CLIP ViT-B/32", _clip_address, _clip_path, _store_clip)
+CLIP: Final = RemoteWeights(
+    "CLIP ViT-B/32", _clip_address, _clip_path, _store_clip, "training a dual encoder on the dataset's pairs"
+)
 
 
 def resnet50_state(weights: str) -> tuple[dict[str, Tensor] | None, str]:
@@ -240,7 +244,7 @@ def _wanted(remote: RemoteWeights, weights: str) -> bool:
             f"the pretrained weights of {remote.title} are neither cached nor reachable; give --weights the path "
             "of a local copy, or --weights scratch"
         )
-    _LOG.warning("%s: pretrained weights are neither cached nor reachable; training from scratch", remote.title)
+    _LOG.warning("%s: pretrained weights are neither cached nor reachable; %s", remote.title, remote.instead)
     return False
 
 

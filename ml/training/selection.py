@@ -112,8 +112,9 @@ def _with_weights(names: Sequence[str], device: str, trained: Collection[str], n
             yield name
             continue
         lack = f"the weights of {remote.title} are neither cached nor reachable"
-        remedy = f"With a copy of them: `medpix train {name} --weights PATH`"
+        remedy = f"With a copy of them run `medpix train {name} --weights PATH`"
         if device == "cuda":
             yield name
-        what = "is trained from random weights" if device == "cuda" else "is left out"
-        notes.append(f"{name} {what}: {lack}. {remedy}.")
+            notes.append(f"{name}: {lack}; {remote.instead}. {remedy}.")
+        else:
+            notes.append(f"{name} is left out: {lack}. {remedy}; without it {remote.instead} takes longer.")

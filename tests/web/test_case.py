@@ -50,6 +50,8 @@ def test_shows_the_image_and_all_that_is_said_of_the_case(
     for name in ("history", "findings", "diagnosis", "discussion"):
         if many[name]:
             expect(page.locator(f"[data-field={name}]")).to_contain_text(many[name])
+    # A field without a place of its own, as one has that was just added.
+    expect(page.locator("[data-field=modality_details]")).to_contain_text(", ".join(many["modality_details"]))
     expect(page.locator("#text")).to_contain_text(many["topic"]["disease_discussion"])
     picture = page.locator("#picture")
     expect(picture).to_have_js_property("complete", value=True)

@@ -16,7 +16,7 @@ from app.api.deps import (
     RepositoryDep,
 )
 from app.api.errors import Responses, documented
-from app.api.files import file_response
+from app.api.files import image_response
 from app.api.filter_parameters import filters
 from app.api.projection import ImageProjectionDep
 from app.api.responses import data_response, page_response
@@ -24,7 +24,7 @@ from app.api.schemas.records import ImageDetail, ImagePage, StoredRecord
 from app.api.serializers import annotation_view, case_view, image_view
 from app.data.fields import IMAGE_FIELDS
 from app.data.image_store import THUMBNAIL_WIDTHS
-from app.data.repository import CASES, IMAGES, case_of
+from app.data.repository import CASES, IMAGES, NotFoundError, case_of, missing_case
 from app.data.serializers import encode, with_member
 
 router = APIRouter(tags=["images"])
@@ -81,7 +81,11 @@ async def read_image(request: Request, image: ImageIdDep, repository: Repository
     if raw:
         return await data_response(request, repository, await repository.get(IMAGES, image))
     own = await repository.answer(IMAGES, image, "summary")
-    case = await repository.answer(CASES, image.partition("_")[0], "summary")
+    u_id = image.partition("_")[0]
+    try:
+        case = await repository.answer(CASES, u_id, "summary")
+    except NotFoundError as error:
+        raise missing_case(u_id, image) from error
     annotations = [annotation_view(each) for each in await repository.annotations_of(image)]
     answer = with_member(own["summary"], "case", case["summary"])
     return await data_response(request, repository, with_member(answer, "annotations", encode(annotations)))
@@ -99,7 +103,7 @@ async def read_file(
 ) -> Response:
     """The PNG file as it is in the dataset."""
     file = (await repository.get(IMAGES, image))["file"]
-    return await file_response(request, f'"{file["sha256"]}"', image, lambda: image_store.path(file), "image/png")
+    return await image_response(request, f'"{file["sha256"]}"', image, lambda: image_store.path(file), "image/png")
 
 
 @router.get(
@@ -120,4 +124,4 @@ async def read_thumbnail(
     width = max(step for step in THUMBNAIL_WIDTHS if step <= width)
     file = (await repository.get(IMAGES, image))["file"]
     etag = f'"{file["sha256"]}-{width}"'
-    return await file_response(request, etag, image, lambda: image_store.thumbnail(file, width), "image/jpeg")
+    return await image_response(request, etag, image, lambda: image_store.thumbnail(file, width), "image/jpeg")

@@ -10,6 +10,8 @@ const TEXTS = [
   ["history", 0], ["exam", 0], ["findings", 2], ["differential_diagnosis", 3], ["diagnosis", 3], ["diagnosis_by", 3],
   ["treatment_follow_up", 3], ["discussion", 3], ["media", 3],
 ];
+// Fields that stand in the title, the line below it or the facts of an image; every other text of a case gets a block.
+const ELSEWHERE = new Set(["u_id", "split", "subsplit", "title", "location", "location_category", "sex", "modalities", "planes", "quality_flags"]);
 const TOPIC = ["category", "acr_code", "keywords", "disease_discussion", "reference"];
 const LONG = 1500;
 const HEADINGS = { treatment_follow_up: "Treatment and follow-up", acr_code: "ACR code" };
@@ -50,6 +52,7 @@ export function caseText(record, level = 3) {
   const texts = TEXTS.filter(([, from]) => from <= level).map(([name]) => block(headingOf(name), name, record[name]));
   const card = el("div", { class: "card" }, el("h2", { text: "Case" }), texts);
   if (level < 3) return [card];
+  card.append(...otherTexts(record).map(([name, text]) => block(headingOf(name), name, text)));
   const { topic } = record;
   const ofTopic = TOPIC.map((name) => block(headingOf(name), `topic.${name}`, topic[name]));
   const links = topic.external_links.map((link) => el("li", {}, webLink(link)));
@@ -66,6 +69,15 @@ export function caseText(record, level = 3) {
     absent.length > 0 && el("p", { class: "muted small", text: `Not in the dataset: ${absent.join(", ")}.` }),
     about.length > 0 && el("p", { class: "muted small" }, "About these texts: ", about),
   ].filter(Boolean);
+}
+
+/** The texts of a case that have no place of their own on the page, such as those of a field that was added. */
+function otherTexts(record) {
+  const isText = (value) => typeof value === "string" || (Array.isArray(value) && value.length > 0 && value.every((each) => typeof each === "string"));
+  const placed = new Set([...TEXTS.map(([name]) => name), ...ELSEWHERE]);
+  return Object.entries(record)
+    .filter(([name, value]) => !placed.has(name) && isText(value))
+    .map(([name, value]) => [name, [value].flat().join(", ")]);
 }
 
 /** A text that stands on the page already. */

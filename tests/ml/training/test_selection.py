@@ -37,9 +37,10 @@ def test_a_gpu_without_pretrained_weights_says_what_it_trains_instead(obtainable
     choice = choose_models(["auto"], "cuda")
     assert choice.models == (*_LIGHT, *_LARGE)
     assert [note.partition(":")[0] for note in choice.notes] == [
-        "resnet50-modality is trained from random weights",
-        "resnet50-location is trained from random weights",
+        "resnet50-modality",
+        "resnet50-location",
     ]
+    assert "neither cached nor reachable; training from scratch." in choice.notes[0]
     assert "`medpix train resnet50-modality --weights PATH`" in choice.notes[0]
 
 
@@ -49,7 +50,8 @@ def test_a_cpu_trains_what_takes_minutes(obtainable: set[str]) -> None:
     (note,) = choice.notes
     assert note == (
         "clip-location is left out: the weights of CLIP ViT-B/32 are neither cached nor reachable. "
-        "With a copy of them: `medpix train clip-location --weights PATH`."
+        "With a copy of them run `medpix train clip-location --weights PATH`; without it training a dual encoder on the "
+        "dataset's pairs takes longer."
     )
     obtainable.add(CLIP.title)
     assert choose_models(["auto"], "cpu").models == (*_LIGHT, "clip-location")
