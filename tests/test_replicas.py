@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -24,9 +23,8 @@ from tests.conftest import REPOSITORY, Document, database_address
 from tests.medpix_files import write_dataset
 from tests.ports import free_port
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("caddy") is None, reason="caddy is not here; on Debian: apt-get install caddy"
-)
+_NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+pytestmark = pytest.mark.skipif(_NGINX is None, reason="nginx is not here; on Debian: apt-get install nginx-light")
 
 _SOON_S = 15.0
 
@@ -37,8 +35,12 @@ def process(*command: str, **variables: str) -> Iterator[subprocess.Popen[bytes]
     try:
         yield running
     finally:
-        running.kill()
-        running.wait()
+        running.terminate()
+        try:
+            running.wait(5)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = _SOON_S) -> None:
@@ -55,13 +57,24 @@ def status_of(client: httpx.Client, path: str) -> int:
         return 0
 
 
-def caddyfile(folder: Path, port: int, replicas: list[int]) -> Path:
+def names(client: httpx.Client) -> list[str]:
+    return [item["card"]["name"] for item in client.get("/models").json()["items"]]
+
+
+def nginx_conf(folder: Path, port: int, replicas: list[int]) -> Path:
     """The file of the compose profile, with addresses in the place of the name that Compose gives all replicas."""
-    text = (REPOSITORY / "Caddyfile").read_text()
-    text, names = re.subn(r"dynamic a \{[^}]*\}", "to " + " ".join(f"127.0.0.1:{each}" for each in replicas), text)
-    text, ports = re.subn(r"(?m)^:8080 \{", f"http://127.0.0.1:{port} {{", text)
-    assert (names, ports) == (1, 1)
-    path = folder / "Caddyfile"
+    servers = " ".join(f"server 127.0.0.1:{each};" for each in replicas)
+    text = (REPOSITORY / "nginx.conf").read_text()
+    for former, own in (
+        ("listen 8080;", f"listen 127.0.0.1:{port};"),
+        ("resolver 127.0.0.11 valid=2s ipv6=off;", ""),
+        ("set $api api:8000;", "set $api replicas;"),
+        ("http {", f"http {{ upstream replicas {{ {servers} }}"),
+        ("/tmp/", f"{folder}/"),
+    ):
+        assert former in text
+        text = text.replace(former, own)
+    path = folder / "nginx.conf"
     path.write_text(text)
     return path
 
@@ -94,14 +107,11 @@ def test_replicas_learn_the_same_and_one_that_is_killed_loses_no_answer(
             )
             for port in api_ports
         ]
-        config = caddyfile(tmp_path, proxy_port, api_ports)
-        stack.enter_context(
-            process("caddy", "run", "--adapter", "caddyfile", "--config", str(config), HOME=str(tmp_path))
+        config = str(nginx_conf(tmp_path, proxy_port, api_ports))
+        stack.enter_context(process(str(_NGINX), "-e", "stderr", "-c", config, "-g", "daemon off;"))
+        proxy, *direct = (
+            stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)) for port in ports
         )
-        direct = [
-            stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)) for port in api_ports
-        ]
-        proxy = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{proxy_port}", timeout=30))
         for client in (*direct, proxy):
             until(lambda client=client: status_of(client, "/cases/MPX1001") == 200, "the start", 60)
 
@@ -121,13 +131,7 @@ def test_replicas_learn_the_same_and_one_that_is_killed_loses_no_answer(
         shutil.copytree(models_dir / trained.name, tmp_path / "models" / trained.name)
         database[MODELS].insert_one(ml_database[MODELS].find_one({"_id": trained.name}) or {})
         started = time.monotonic()
-        until(
-            lambda: all(
-                [card["card"]["name"] for card in client.get("/models").json()["items"]] == [trained.name]
-                for client in direct
-            ),
-            "the new model at every replica",
-        )
+        until(lambda: all(names(client) == [trained.name] for client in direct), "the new model at every replica")
         print(f"new model at all replicas after {time.monotonic() - started:.1f} s")  # noqa: T201
 
         answers = load_while(lambda: replicas[1].send_signal(signal.SIGKILL), proxy)

@@ -50,8 +50,8 @@ def test_a_cpu_trains_what_takes_minutes(obtainable: set[str]) -> None:
     (note,) = choice.notes
     assert note == (
         "clip-location is left out: the weights of CLIP ViT-B/32 are neither cached nor reachable. "
-        "With a copy of them run `medpix train clip-location --weights PATH`; without it training a dual encoder on the "
-        "dataset's pairs takes longer."
+        "With a copy of them run `medpix train clip-location --weights PATH`; without it training a dual encoder "
+        "on the dataset's pairs takes longer."
     )
     obtainable.add(CLIP.title)
     assert choose_models(["auto"], "cpu").models == (*_LIGHT, "clip-location")
