@@ -43,7 +43,9 @@ def predict(
     captions: Annotated[Path | None, typer.Option(help="CSV or Parquet table with the captions of the files")] = None,
     caption_column: Annotated[str, typer.Option(help="Column of the captions")] = "caption",
     file_column: Annotated[str, typer.Option(help="Column of the file names, with or without folder, suffix")] = "file",
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Device to compute on")] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Device to compute on; default: MEDPIX_DEVICE")
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, max=256, help="Images in one run of a model; default: measured")
     ] = None,

@@ -51,12 +51,13 @@ class TrainingChoice:
 
     def save(self, database: Database[dict[str, Any]]) -> None:
         """Write the choice where the service reads it."""
-        database[TRAINING_RUNS].replace_one({"_id": TRAINING_CHOICE}, asdict(self), upsert=True)
+        document = asdict(self) | {"state": "done"}  # every document of the collection has a state
+        database[TRAINING_RUNS].replace_one({"_id": TRAINING_CHOICE}, document, upsert=True)
 
     @classmethod
     def load(cls, database: Database[dict[str, Any]]) -> Self:
         """The choice that was saved last."""
-        document = database[TRAINING_RUNS].find_one({"_id": TRAINING_CHOICE}, {"_id": 0})
+        document = database[TRAINING_RUNS].find_one({"_id": TRAINING_CHOICE}, {"_id": 0, "state": 0})
         assert document is not None
         return cls(**document | {"models": tuple(document["models"]), "notes": tuple(document["notes"])})
 

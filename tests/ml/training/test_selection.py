@@ -1,12 +1,15 @@
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pymongo.database import Database
 
 from app.core.settings import ConfigurationError
+from app.data.schema import ensure_schema
 from app.serving.training_status import read_choice, read_progress
 from ml.models.model_specs import DEFAULTS
 from ml.training import selection
@@ -80,16 +83,17 @@ def test_an_address_that_does_not_answer_costs_seconds(monkeypatch: pytest.Monke
 
     def silent(*_: object, **__: object) -> None:
         answered.wait(30)
-        raise weights.httpx.ConnectError("no answer")
+        raise httpx.ConnectError("no answer")
 
-    monkeypatch.setattr(weights.httpx, "head", silent)
+    monkeypatch.setattr(httpx, "head", silent)
     started = time.monotonic()
-    assert not replace(CLIP, stored=lambda: weights.Path("/no/such")).obtainable
+    assert not replace(CLIP, stored=lambda: Path("/no/such")).obtainable
     assert time.monotonic() - started < 5
     answered.set()
 
 
 def test_the_choice_is_kept_beside_the_training_runs(database: Database[dict[str, Any]], obtainable: set[str]) -> None:
+    ensure_schema(database)
     assert read_choice(database) is None
     choice = choose_models(["auto"], "cpu").with_note("a note.")
     assert not obtainable
