@@ -54,8 +54,8 @@ def test_every_image_is_pinned_or_built_here() -> None:
 
 def test_ports_are_open_to_this_machine_alone() -> None:
     ports = {name: service.get("ports", []) for name, service in _compose()["services"].items()}
-    assert {name for name, published in ports.items() if published} == {"api"}
-    assert all(port.startswith("127.0.0.1:") for port in ports["api"])
+    assert {name for name, published in ports.items() if published} == {"api", "proxy"}
+    assert all(port.startswith("127.0.0.1:") for name in ("api", "proxy") for port in ports[name])
     assert all("network_mode" not in service for service in _compose()["services"].values())
 
 
@@ -102,12 +102,21 @@ def test_services_start_in_the_order_of_what_they_need() -> None:
         "seed": {"mongo": "service_healthy"},
         "train": {"seed": "service_completed_successfully"},
         "api": {"mongo": "service_healthy", "seed": "service_completed_successfully"},
+        "proxy": {"api": "service_healthy"},
     }
+
+
+def test_the_proxy_starts_with_its_profile_alone() -> None:
+    profiles = {name: service.get("profiles") for name, service in _compose()["services"].items()}
+    assert {name for name, wanted in profiles.items() if wanted} == {"proxy"}
+    assert profiles["proxy"] == ["replicas"]
+    assert "container_name" not in _compose()["services"]["api"], "a name of its own forbids --scale"
 
 
 def test_one_shot_services_end_and_the_others_come_back() -> None:
     restarts = {name: service.get("restart", "no") for name, service in _compose()["services"].items()}
-    assert restarts == {"mongo": "unless-stopped", "api": "unless-stopped", "seed": "no", "train": "no"}
+    lasting = dict.fromkeys(("mongo", "api", "proxy"), "unless-stopped")
+    assert restarts == {**lasting, "seed": "no", "train": "no"}
 
 
 def test_the_database_is_asked_by_name_as_the_app_user() -> None:
