@@ -124,8 +124,12 @@ def test_confident_answers_reach_the_threshold() -> None:
     far = np.array([True, False, True, False])
     served = confident(mixed, 0.8, far)
     assert (served["n"], served["coverage"], served["out_of_distribution"]) == (1, 0.25, 1)
+    stricter = confident(mixed, 0.8, image_only=np.array([False, False, False, True]), threshold_image_only=1.01)
+    without = confident(mixed, 0.8)["n"] - int(mixed.probabilities[3].max() >= 0.8)
+    assert (stricter["n"], stricter["threshold_image_only"]) == (without, 1.01)
     assert confident(mixed, 1.0) == {
         "threshold": 1.0,
+        "threshold_image_only": None,
         "out_of_distribution": 0,
         "coverage": 0.0,
         "n": 0,
