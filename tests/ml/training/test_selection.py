@@ -1,8 +1,10 @@
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pymongo.database import Database
 
@@ -78,11 +80,11 @@ def test_an_address_that_does_not_answer_costs_seconds(monkeypatch: pytest.Monke
 
     def silent(*_: object, **__: object) -> None:
         answered.wait(30)
-        raise weights.httpx.ConnectError("no answer")
+        raise httpx.ConnectError("no answer")
 
-    monkeypatch.setattr(weights.httpx, "head", silent)
+    monkeypatch.setattr(httpx, "head", silent)
     started = time.monotonic()
-    assert not replace(CLIP, stored=lambda: weights.Path("/no/such")).obtainable
+    assert not replace(CLIP, stored=lambda: Path("/no/such")).obtainable
     assert time.monotonic() - started < 5
     answered.set()
 
