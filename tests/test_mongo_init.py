@@ -34,7 +34,7 @@ _MONGOSH = Path(__file__).parent / "mongosh.js"
 _NODE = Path(playwright.__file__).parent / "driver" / "node"
 _APP_PASSWORD = "app-password-of-the-test"
 _API_PASSWORD = "api-password-of-the-test"
-_ASKS_A_MODEL = "/similar"  # no model is registered in this database
+_ASKS_A_MODEL = ("/similar", "/search/images")  # no model is registered in this database
 
 
 @contextmanager
