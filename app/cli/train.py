@@ -1,6 +1,7 @@
 """`medpix train`: which models, in which order, and what happens when it is stopped."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -44,14 +45,18 @@ def train(
     seed: Annotated[int, typer.Option(help="Random seed")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ignore checkpoints, start over")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs instead of the recipe's, for quick tries")] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Then retrain on three folds, to calibrate what was calibrated on dev alone"),
+    ] = False,
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Then evaluate all models, unless the last evaluation is of the same")
     ] = False,
     data: DataOption = None,
 ) -> None:
     """Train models on the seeded records, calibrate them on dev and register them."""
-    if not (names or every or missing):
-        raise typer.BadParameter("name a task or a model, or give --missing or --all")
+    if not (names or every or missing or calibrate):
+        raise typer.BadParameter("name a task or a model, or give --missing, --all or --calibrate")
     from app.data.client import connect
     from app.data.mongod import database_uri
     from app.data.schema import DATABASE
@@ -68,6 +73,8 @@ def train(
             device=device,
             options=Options(weights=weights, seed=seed, resume=not fresh, epochs=epochs),
         )
+        if calibrate:
+            calibrate_if_due(settings, database, device=device, epochs=epochs)
         if evaluate:
             from app.cli.evaluate import evaluate_if_due
 
@@ -137,6 +144,62 @@ def run_training(
                         _LOG.warning("%s", choice.notes[-1])
     except (RecordsError, RegistryError, OSError) as error:
         raise TrainingError(str(error)) from error
+
+
+def calibrate_if_due(
+    settings: "Settings",
+    database: "Database[dict[str, Any]]",
+    *,
+    device: "DeviceName" = "auto",
+    epochs: int | None = None,
+) -> None:
+    """Calibrate the default models on predictions out of fold, as far as they are registered and not calibrated so.
+
+    Of the processes of ``torchrun`` one alone does so.
+
+    Raises:
+        TrainingError: says why, and what to do; the models stay in use as they are.
+    """
+    from app.data.dataset import IMAGE_FOLDER, find_dataset
+    from ml.dataset.records import RecordsError
+    from ml.evaluation.folds import FoldError
+    from ml.evaluation.out_of_fold import METRICS, calibrate_out_of_fold, due
+    from ml.models.model_specs import DEFAULTS
+    from ml.registry.registry import Registry, RegistryError
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    defaults = {name for models in DEFAULTS.values() for name in models}
+    names = due([c for c in Registry(database, settings.model_files_dir).list() if c.name in defaults])
+    if not names:
+        _LOG.info("the default models that are registered are calibrated out of fold; nothing to calibrate")
+        return
+    try:
+        from ml.training.progress import console_reporter
+
+        with console_reporter() as reporter:
+            cards = calibrate_out_of_fold(
+                names,
+                database,
+                find_dataset(settings.dataset_dir) / IMAGE_FOLDER,
+                settings.model_files_dir,
+                device=device,
+                epochs=epochs,
+                reporter=reporter,
+            )
+    except FoldError as error:
+        _LOG.warning("The models stay calibrated on dev: %s", error)
+        return
+    except (RecordsError, RegistryError, OSError) as error:
+        raise TrainingError(f"the models could not be calibrated out of fold: {error}") from error
+    for card in cards:
+        for task, figures in card.metrics[METRICS].items():
+            sure = figures["confident"]
+            right = f", {sure['accuracy']:.3f} of them right" if sure["n"] else ""
+            _LOG.info(
+                "%s, %s out of fold: accuracy %.3f, calibration error %.3f, confident %.0f %%%s",
+                *(card.name, task, figures["accuracy"], figures["ece"], 100 * sure["coverage"], right),
+            )
 
 
 def _choose(

@@ -35,6 +35,7 @@ _MAX_TOTALS: Final = 1_000
 _MAX_RESOLVED: Final = 32
 _LATEST_S: Final = 1.0
 _STREAM_BATCH: Final = 200
+_DRAW_BATCH: Final = 1_000
 # MongoDB's own work on a whole export, without the time that the client takes.
 _STREAM_TIME_MS: Final = 60_000
 
@@ -109,6 +110,14 @@ def missing_case(u_id: str, image: str) -> UnavailableError:
 def _narrowed(selection: Filter, condition: Document, canonical: str) -> Filter:
     query = {"$and": [selection.query, condition]} if selection.query else condition
     return Filter(query, f"{selection.canonical}&{canonical}", selection.scans)
+
+
+def _draw(batch: Sequence[Document], seed: int, drawn: dict[str, tuple[bytes, str]], group_by: str) -> None:
+    """Keep of each group the document whose hash with the seed is the smallest."""
+    for document in batch:
+        key = document["_id"]
+        rank = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=16).digest(), key
+        drawn[document[group_by]] = min(rank, drawn.get(document[group_by], rank))
 
 
 class Repository:
@@ -406,12 +415,9 @@ class Repository:
         target = self._database[collection.name]
         fields = {"_id": 1} if collection is ANNOTATIONS else {"_id": 1, "U_id": 1}
         drawn: dict[str, tuple[bytes, str]] = {}
-        async with target.find(selection.query, fields, max_time_ms=MAX_TIME_MS) as found:
-            async for document in found:
-                key = document["_id"]
-                rank = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=16).digest(), key
-                group = document["U_id"] if per_case else key
-                drawn[group] = min(rank, drawn.get(group, rank))
+        async with target.find(selection.query, fields, batch_size=_DRAW_BATCH, max_time_ms=MAX_TIME_MS) as found:
+            while batch := await found.to_list(_DRAW_BATCH):
+                await asyncio.to_thread(_draw, batch, seed, drawn, "U_id" if per_case else "_id")
         chosen = [key for _, key in heapq.nsmallest(size, drawn.values())]
         return _narrowed(selection, {"_id": {"$in": chosen}}, f"sample={size},{seed},{per_case}")
 

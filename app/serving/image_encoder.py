@@ -89,9 +89,10 @@ class ImageEncoder:
         return SIZES if self.backend is not None and self.backend.device == "cuda" else CPU_SIZES
 
     def _weights_key(self) -> str:
-        """Names the weights and what the network does with them (its tasks)."""
+        """Names the weights and what the network does with them (its tasks, and what it gives beside)."""
         card = self._model.card
-        return " ".join([*card.tasks, *(file.sha256 for file in card.files)])
+        given = ["stages"] if card.ood_distance == "stages" else []
+        return " ".join([*card.tasks, *given, *(file.sha256 for file in card.files)])
 
     def _run_without_network(self, pixels: Array) -> Mapping[str, Array]:
         outputs = self._model.encode_images(pixels)

@@ -93,6 +93,8 @@ def _details(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Trained values", f"{row['parameters']:,}"),
         ("Temperature", _by_task({task: own["temperature"] for task, own in row["tasks"].items()})),
         ("Confident from", _by_task(card["thresholds"])),
+        *([("Confident without caption from", _by_task(only))] if (only := card["thresholds_image_only"]) else []),
+        ("Temperature and thresholds set on", card["calibrated_on"].replace("out-of-fold", "predictions out of fold")),
         *_unlike(card["ood_threshold"], card["ood_distance"]),
         ("sha256 of the model", row["sha256"]),
         *((f"sha256 of {file['name']}", file["sha256"]) for file in card["files"]),
@@ -103,7 +105,7 @@ def _unlike(threshold: float | None, distance: str) -> list[tuple[str, str]]:
     if threshold is None:
         return []
     words = "a cosine distance of {:.3f} to the nearest training image"
-    if distance == "mahalanobis":
+    if distance != "nearest":
         words = "a Mahalanobis distance of {:.2f} from the training images"
     return [("Unlike the dataset", f"above {words.format(threshold)}")]
 

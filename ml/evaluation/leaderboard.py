@@ -7,13 +7,14 @@ import numpy as np
 
 from ml.dataset import labels
 from ml.dataset.records import Record
-from ml.evaluation import robustness, splits
+from ml.evaluation import corruptions, robustness, splits
 from ml.evaluation.model_outputs import ImageCache, ModelOutputs, label_predictions
 from ml.evaluation.published_baselines import ORIGINAL_WEIGHTS
 from ml.evaluation.retrieval import retrieval
 from ml.evaluation.scoring import LabelledPredictions, calibration, confident, describe, measure
-from ml.models.base import EMBEDDING
+from ml.models.base import EMBEDDING, has_caption
 from ml.models.model_specs import MODEL_SPECS
+from ml.models.predict_records import captions_of
 from ml.registry.model_card import ModelCard
 from ml.registry.reference_embeddings import Reference
 from ml.training.context import log_prior
@@ -26,6 +27,8 @@ _CARD = {
     "tasks",
     "preprocess",
     "thresholds",
+    "thresholds_image_only",
+    "calibrated_on",
     "ood_threshold",
     "ood_distance",
     "settings",
@@ -55,12 +58,19 @@ def model_row(
         suspects: cases to leave out for the figures without them.
         reference: the embeddings registered with the model, for the out-of-distribution rule of the service.
     """
-    unlike = unlike_training(card, outputs, reference)
+    is_unlike = unlike_rule(card, reference)
+    unlike = []
+    if is_unlike is not None and outputs.image_out is not None:
+        far = is_unlike(outputs.image_out)
+        unlike = [record.image for record, is_far in zip(outputs.records, far, strict=True) if is_far]
+    given = has_caption(outputs.caption_out, len(outputs.records))
+    without_caption = [record.image for record, known in zip(outputs.records, given, strict=True) if not known]
     before, ablated, mirrored = (
         outputs.uncalibrated(),
         robustness.ablations(outputs),
         robustness.mirror(outputs, image_cache),
     )
+    changed = corruptions.corruptions(outputs, is_unlike)
     shortcut, modes = robustness.shortcuts(outputs, image_cache), robustness.file_modes(outputs, image_cache)
     return card.model_dump(mode="json", include=_FACTS) | {
         "sha256": card.sha256,
@@ -75,13 +85,21 @@ def model_row(
                 "dev": card.metrics.get("dev", {}).get(task),
                 "temperature": card.temperature[task],
                 "calibration": calibration(before[task], own),
-                "confident": confident(own, card.thresholds[task], np.isin(own.images, unlike)),
+                "confident": confident(
+                    own,
+                    card.thresholds[task],
+                    np.isin(own.images, unlike),
+                    image_only=np.isin(own.images, without_caption),
+                    threshold_image_only=card.thresholds_image_only.get(task),
+                ),
+                "out_of_fold": card.metrics.get("out_of_fold", {}).get(task),
                 **describe(own, tuple(card.tasks[task])),
                 "subgroups": robustness.subgroups(own, outputs.records),
                 "ablations": ablated.get(task, {}),
                 "mirror": mirrored.get(task, {}),
                 "shortcuts": shortcut.get(task, {}),
                 "file_modes": modes.get(task, {}),
+                "corruptions": changed.get(task, []),
                 "without_suspect_cases": splits.without(own, suspects),
             }
             for task, own in predictions.items()
@@ -89,11 +107,21 @@ def model_row(
     }
 
 
+def unlike_rule(card: ModelCard, reference: Reference | None) -> corruptions.IsUnlike | None:
+    """The out-of-distribution rule of the service: which images no answer is confident about; None without one."""
+    limit = card.ood_threshold
+    if reference is None or limit is None:
+        return None
+    distance = reference.distance_by(card.ood_distance)
+    return lambda outputs: np.asarray(distance(outputs) > limit, dtype=np.bool_)
+
+
 def retrieval_figures(card: ModelCard, outputs: ModelOutputs) -> dict[str, Any] | None:
     """Caption-to-image retrieval among the records; None for a model without a space of both."""
-    if not card.shared_embedding or outputs.image_out is None or outputs.caption_out is None:
+    captions = outputs.model.embed_captions(captions_of(outputs.records)) if card.shared_embedding else None
+    if captions is None or outputs.image_out is None:
         return None
-    return retrieval(outputs.caption_out, outputs.image_out[EMBEDDING], outputs.records)
+    return retrieval(captions, outputs.image_out[EMBEDDING], outputs.records)
 
 
 def start(card: ModelCard) -> str:
@@ -101,20 +129,6 @@ def start(card: ModelCard) -> str:
     if card.family == DUAL_ENCODER:
         return "EfficientNet-Lite0 + MiniLM, trained on the dataset's pairs"
     return "pretrained" if card.init == "pretrained" else "from scratch"
-
-
-def unlike_training(card: ModelCard, outputs: ModelOutputs, reference: Reference | None) -> list[str]:
-    """The images that the service calls out of distribution: no answer about them is confident."""
-    if (
-        reference is None
-        or card.ood_threshold is None
-        or outputs.image_out is None
-        or EMBEDDING not in outputs.image_out
-    ):
-        return []
-    distances = reference.distance_by(card.ood_distance)(outputs.image_out[EMBEDDING])
-    far = distances > card.ood_threshold
-    return [record.image for record, is_far in zip(outputs.records, far, strict=True) if is_far]
 
 
 def remarks(card: ModelCard) -> list[str]:

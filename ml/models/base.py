@@ -16,6 +16,8 @@ from ml.registry.model_card import ModelCard
 Floats = NDArray[np.float32]
 Outputs = Mapping[str, Floats]
 EMBEDDING = "embedding"
+# Statistics of the feature maps of all stages, for the out-of-distribution rule.
+STAGES = "stages"
 
 
 class InputError(ValueError):
@@ -34,9 +36,12 @@ class ServedModel(ABC):
         network: uint8 or float tensor (N, C, size, size), 0 to 255, to a dict with one tensor of
             logits (N, classes) per task and ``"embedding"`` (N, D). It normalises by itself and
             holds the test-time augmentation. None for a model that runs no network on images.
+        combines_any_outputs: whether ``combine`` needs nothing learned but what is on the card, so that it can
+            combine outputs of models of the same recipe that were trained on other records.
     """
 
     network: nn.Module | None = None
+    combines_any_outputs: bool = False
 
     def __init__(self, card: ModelCard) -> None:
         self.card = card
@@ -107,6 +112,18 @@ class ServedModel(ABC):
         del captions
         return None
 
+    def embed_captions(self, captions: Sequence[str | None]) -> Floats | None:
+        """Captions in the space of the images' ``"embedding"``, for a model whose card says ``shared_embedding``.
+
+        Args:
+            captions: N captions; None or "" where there is none.
+
+        Returns:
+            float32 array (N, D) of length 1, NaN where there is no caption; None for any other model.
+        """
+        del captions
+        return None
+
     @abstractmethod
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
         """Calibrated probabilities from what the halves gave.
@@ -141,6 +158,11 @@ class ServedModel(ABC):
         Raises:
             ml.registry.artifacts.DamagedFileError: a file is missing, cut or of another model.
         """
+
+    @property
+    def parts(self) -> tuple["ServedModel", ...]:
+        """The models that this one is made of, which are calibrated with it."""
+        return ()
 
     def count_parameters(self) -> int:
         """The number of trained values."""

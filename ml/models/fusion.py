@@ -54,6 +54,8 @@ class FusedModel(ServedModel):
         prior: log frequency of the classes in training, per task.
     """
 
+    combines_any_outputs = True
+
     def __init__(
         self,
         card: ModelCard,
@@ -64,6 +66,11 @@ class FusedModel(ServedModel):
         super().__init__(card)
         self.image_model, self.caption_model, self.prior = image_model, caption_model, prior
         self.network = image_model.network
+
+    @property
+    def parts(self) -> tuple[ServedModel, ...]:
+        """Both halves; their temperatures are those in the settings of this model's card."""
+        return self.image_model, self.caption_model
 
     @property
     def cam_layer(self) -> nn.Module | None:
@@ -228,5 +235,6 @@ def train(context: Context, name: str = NAME, image: str = compact.NAME) -> Fuse
         },
         init=image_model.card.init,
         weights_source=image_model.card.weights_source,
+        ood_distance="stages" if image_model.card.ood_distance == "stages" else "mahalanobis",
     )
     return FusedModel(card, image_model, caption_model, prior)

@@ -24,12 +24,14 @@ class ImageModel(ServedModel):
     """
 
     network: ServingNetwork
+    combines_any_outputs = True
 
     def __init__(self, card: ModelCard, members: Sequence[MultiTaskNetwork]) -> None:
         super().__init__(card)
         preprocess = self.preprocess
         assert preprocess is not None
-        self.network = ServingNetwork(members, tuple(card.tasks), preprocess.mean, preprocess.std).eval()
+        stages = card.ood_distance == "stages"
+        self.network = ServingNetwork(members, tuple(card.tasks), preprocess.mean, preprocess.std, stages=stages).eval()
 
     @staticmethod
     @abstractmethod

@@ -3,13 +3,13 @@
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ml.models.base import EMBEDDING
+from ml.models.base import EMBEDDING, STAGES
 
 # What the modules that stay in float32 are called in every family.
 _HEADS: Final = frozenset({"head", "heads", "visual_projection"})
@@ -92,6 +92,15 @@ class CompactBackbone(nn.Module):
         return features
 
 
+@runtime_checkable
+class StagedBackbone(Protocol):
+    """A backbone that gives the feature map of each of its stages."""
+
+    def forward_stages(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Normalised images to the last feature map and those of the stages."""
+        ...
+
+
 class MultiTaskNetwork(nn.Module):
     """A backbone, average pooling, dropout and one linear head per task.
 
@@ -107,12 +116,37 @@ class MultiTaskNetwork(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleDict({task: nn.Linear(features, count) for task, count in classes.items()})
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Normalised images (N, C, H, W) to logits per task and the pooled features as embedding."""
-        embedding = self.backbone(x).float().mean(dim=(2, 3))
+    @property
+    def has_stages(self) -> bool:
+        """Whether the backbone gives the feature maps of its stages."""
+        return isinstance(self.backbone, StagedBackbone)
+
+    def forward(self, x: Tensor, *, stages: bool = False) -> dict[str, Tensor]:
+        """Normalised images (N, C, H, W) to logits per task and the pooled features as embedding.
+
+        Args:
+            x: the images.
+            stages: also give mean and standard deviation of each channel of each stage, of a backbone that has them.
+        """
+        if stages:
+            assert isinstance(self.backbone, StagedBackbone)
+            features, maps = self.backbone.forward_stages(x)
+            return self._heads(features) | {STAGES: torch.cat([_statistics(each) for each in maps], dim=1)}
+        return self._heads(self.backbone(x))
+
+    def _heads(self, features: Tensor) -> dict[str, Tensor]:
+        embedding = features.float().mean(dim=(2, 3))
         dropped = self.dropout(embedding)
-        with full_precision(x.device):
+        with full_precision(features.device):
             return {task: head(dropped) for task, head in self.heads.items()} | {EMBEDDING: embedding}
+
+
+def _statistics(features: Tensor) -> Tensor:
+    """Mean and standard deviation of each channel of a feature map: (N, C, h, w) to (N, 2 C)."""
+    features = features.float()
+    mean = features.mean(dim=(2, 3))
+    variance = (features - mean[:, :, None, None]).square().mean(dim=(2, 3))
+    return torch.cat([mean, variance.sqrt()], dim=1)
 
 
 class PixelNetwork(nn.Module):
@@ -143,7 +177,8 @@ class ServingNetwork(PixelNetwork):
     """Normalisation, test-time views and the mean of several networks in one traceable module.
 
     The probabilities of all members over all views are averaged; their logarithm is the logit. The
-    embedding is that of every member on the unchanged image, each of length 1, side by side.
+    embedding is that of every member on the unchanged image, each of length 1, side by side, as are the statistics
+    of the stages.
 
     Args:
         members: networks that take normalised images, all on one device.
@@ -151,6 +186,7 @@ class ServingNetwork(PixelNetwork):
         mean: per channel, in units of 0 to 1.
         std: per channel, in units of 0 to 1.
         flip: average over the mirrored image too.
+        stages: also give the statistics of the stages.
     """
 
     def __init__(
@@ -161,19 +197,23 @@ class ServingNetwork(PixelNetwork):
         std: Sequence[float],
         *,
         flip: bool = True,
+        stages: bool = False,
     ) -> None:
         super().__init__(members[0], mean, std)
         self.members = nn.ModuleList(members)
         self.tasks = tuple(tasks)
         self.flip = flip
+        self.stages = stages
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Images (N, C, H, W), 0 to 255, to log-probabilities per task and the embedding (N, D)."""
+        """Images (N, C, H, W), 0 to 255, to log-probabilities per task, the embedding (N, D) and the stages (N, S)."""
         x = self.normalise(pixels)
         sums: dict[str, Tensor] = {}
-        embeddings = []
+        embeddings, stages = [], []
         for member in self.members:
-            outputs = member(x)
+            outputs = member(x, stages=True) if self.stages else member(x)
+            if self.stages:
+                stages.append(outputs[STAGES])
             embeddings.append(functional.normalize(outputs[EMBEDDING].float(), dim=1))
             views = [outputs, member(x.flip(3))] if self.flip else [outputs]
             for view in views:
@@ -182,4 +222,5 @@ class ServingNetwork(PixelNetwork):
                     sums[task] = sums[task] + probabilities if task in sums else probabilities
         count = len(self.members) * (2 if self.flip else 1)
         logits = {task: (total / count).clamp_min(1e-8).log() for task, total in sums.items()}
-        return logits | {EMBEDDING: torch.cat(embeddings, dim=1)}
+        found = logits | {EMBEDDING: torch.cat(embeddings, dim=1)}
+        return found | {STAGES: torch.cat(stages, dim=1)} if self.stages else found

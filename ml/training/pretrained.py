@@ -101,7 +101,8 @@ class RemoteWeights:
                     f"{self.title} cannot be written to {folder}: {error.strerror or error}. Make room "
                     "there, or set XDG_CACHE_HOME to another folder"
                 ) from error
-        return self.stored()
+        path: Path = self.stored()
+        return path
 
 
 def _checkpoints() -> Path:
@@ -109,7 +110,7 @@ def _checkpoints() -> Path:
 
 
 def _resnet50_path() -> Path:
-    return _checkpoints() / _RESNET50_URL.rpartition("/")[2]
+    return _checkpoints() / str(_RESNET50_URL.rpartition("/")[2])
 
 
 def _store_resnet50() -> None:

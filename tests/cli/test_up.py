@@ -75,7 +75,7 @@ def test_when_nothing_is_missing_the_models_are_evaluated(
     trained = ml_database[schema.MODELS].find_one({"_id": "caption-location"})
     assert trained is not None
     for name in {name for names in DEFAULTS.values() for name in names}:
-        database[schema.MODELS].insert_one(trained | {"_id": name, "name": name})
+        database[schema.MODELS].insert_one(trained | {"_id": name, "name": name, "calibrated_on": "out-of-fold"})
         shutil.copytree(models_dir / "caption-location", models / name)
     address = database_address(mongo_server, database.name)
     with running_up(home, generated_dataset, MEDPIX_MONGO_URI=address, MEDPIX_MODELS_DIR=str(models)) as up:

@@ -1,6 +1,8 @@
 """Images: their records, their files and thumbnails."""
 
-from typing import Annotated, Literal
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
@@ -15,10 +17,10 @@ from app.api.deps import (
     Raw,
     RepositoryDep,
 )
-from app.api.errors import Responses, documented
+from app.api.errors import BINARY, Responses, documented
 from app.api.files import image_response
 from app.api.filter_parameters import filters
-from app.api.projection import ImageProjectionDep
+from app.api.projection import ImageProjectionDep, Projection
 from app.api.responses import data_response, page_response
 from app.api.schemas.records import ImageDetail, ImagePage, StoredRecord
 from app.api.serializers import annotation_view, case_view, image_view
@@ -31,9 +33,12 @@ router = APIRouter(tags=["images"])
 
 Expand = Annotated[Literal["case"] | None, Query(description="`case` answers each image with its case")]
 
-_PNG: Responses = {200: {"content": {"image/png": {}}, "description": "The file"}, 304: {"description": "Not Modified"}}
+_PNG: Responses = {
+    200: {"content": {"image/png": BINARY}, "description": "The file"},
+    304: {"description": "Not Modified"},
+}
 _JPEG: Responses = {
-    200: {"content": {"image/jpeg": {}}, "description": "The thumbnail"},
+    200: {"content": {"image/jpeg": BINARY}, "description": "The thumbnail"},
     304: {"description": "Not Modified"},
 }
 
@@ -61,12 +66,19 @@ async def list_images(
     page = await repository.page(IMAGES, selection, order, limit=limit, after=cursor, summaries=whole)
     if whole:
         return await page_response(request, repository, page, [each["summary"] for each in page.documents], limit)
-    items = [projection.apply(image_view(document)) for document in page.documents]
-    if expand:
-        cases = await repository.cases([document["U_id"] for document in page.documents])
-        for item, document in zip(items, page.documents, strict=True):
-            item["case"] = case_view(case_of(document, cases))
+    cases = await repository.cases(list({document["U_id"] for document in page.documents})) if expand else None
+    items = await asyncio.to_thread(_items, page.documents, projection, cases)
     return await page_response(request, repository, page, items, limit)
+
+
+def _items(
+    documents: list[dict[str, Any]], projection: Projection, cases: Mapping[str, dict[str, Any]] | None
+) -> list[dict[str, Any]]:
+    items = [projection.apply(image_view(document)) for document in documents]
+    if cases is not None:
+        for item, document in zip(items, documents, strict=True):
+            item["case"] = case_view(case_of(document, cases))
+    return items
 
 
 @router.get(

@@ -226,7 +226,7 @@ export class Result {
     while (!this._isOver && images.length < size) {
       const limit = Math.min(size - images.length, PAGE);
       const params = [["q", this.state.q], ...this._ofImages, ...this.conditions(this._ids), ["limit", limit], ["offset", this._position]];
-      const page = await getJson("/search/images", params, { signal: this.signal });
+      const page = await getJson(at("/search/images"), params, { signal: this.signal });
       this.about = { model: page.model.name };
       images.push(...page.items.map((item) => item.image));
       this._position += limit;
