@@ -167,6 +167,7 @@ def test_clip_is_kept_as_safetensors_and_read_as_transformers_does(
     with FileServer(files).running() as url:
         monkeypatch.setattr(constants, "ENDPOINT", url.rpartition("/")[0])
         folder, source = clip_folder("pretrained")
+    assert folder is not None
     assert folder == CLIP.stored()
     start = start_from(folder, source)
     assert start.source == "Hugging Face openai/clip-vit-base-patch32, revision 3d74acf9a28c"
