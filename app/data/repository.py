@@ -458,7 +458,11 @@ class Repository:
 
     async def facets(self, selection: Filter) -> Document:
         """Counts of the images under a filter, per value of a few fields."""
-        return await facets(self._database, await self.resolve(IMAGES, selection))
+        selection = await self.resolve(IMAGES, selection)
+        run = await self._latest_run()
+        # While a seeding runs, the images may already be others than those that were counted.
+        counted = str(run["_id"]) if run is not None and self._settled and run.get("image_counts") else None
+        return await facets(self._database, selection, counted)
 
     async def statistics(self, collection: Collection, selection: Filter) -> Document:
         """Nulls and distributions of every field of a collection under a filter."""

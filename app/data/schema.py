@@ -28,6 +28,8 @@ TRAINING_RUNS: Final = "Training_runs"
 # The key under which an evaluation reports its progress there, beside those of the models in training.
 EVALUATION_RUN: Final = "evaluation"
 ANNOTATIONS: Final = "Annotations"
+# Of the images by all their facets; see app.data.image_counts.
+IMAGE_COUNTS: Final = "Image_counts"
 SEED_RUNS: Final = "Seed_runs"
 # By sequence, as a clock may have run ahead; runs of versions that had none come last.
 LATEST_RUN_FIRST: Final = (("sequence", -1), ("started_at", -1))

@@ -114,10 +114,10 @@ def select_backend(
     Raises:
         RuntimeError: the device is not there.
     """
-    assert model.network is not None
+    assert model.has_network
     preprocess = model.preprocess
     assert preprocess is not None
-    full = make_backend(model.network, preprocess, settings, weights)
+    full = make_backend(model, preprocess, settings, weights)
     if settings.precision == "fp32":
         return full, PrecisionChoice("fp32", "MEDPIX_PRECISION=fp32.")
     if full.device == "cpu" and full.name != "openvino":
@@ -133,7 +133,7 @@ def select_backend(
         return full, PrecisionChoice("fp32", f"{candidates[0]} was not compared: there is no dev split.")
     backend, reasons = full, []
     for lower in candidates:
-        low = make_backend(model.network, preprocess, settings, weights, lower)
+        low = make_backend(model, preprocess, settings, weights, lower)
         choice = _compared(model, full, low, records, settings)
         reasons.append(choice.reason)
         if choice.precision == lower:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ml.models.base import EMBEDDING
+from ml.models.base import EMBEDDING, MAPS
 
 # What the modules that stay in float32 are called in every family.
 _HEADS: Final = frozenset({"head", "heads", "visual_projection"})
@@ -109,9 +109,13 @@ class MultiTaskNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Normalised images (N, C, H, W) to logits per task and the pooled features as embedding."""
-        embedding = self.backbone(x).float().mean(dim=(2, 3))
+        return self.classify(self.backbone(x))
+
+    def classify(self, maps: Tensor) -> dict[str, Tensor]:
+        """The backbone's feature maps (N, D, h, w) to what ``forward`` returns."""
+        embedding = maps.float().mean(dim=(2, 3))
         dropped = self.dropout(embedding)
-        with full_precision(x.device):
+        with full_precision(maps.device):
             return {task: head(dropped) for task, head in self.heads.items()} | {EMBEDDING: embedding}
 
 
@@ -169,14 +173,33 @@ class ServingNetwork(PixelNetwork):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Images (N, C, H, W), 0 to 255, to log-probabilities per task and the embedding (N, D)."""
+        views = self._views(pixels)
+        return self._average([[member(view) for view in views] for member in self.members])
+
+    def forward_with_maps(self, pixels: Tensor) -> dict[str, Tensor]:
+        """What ``forward`` returns, and the last feature maps of all members and views.
+
+        Returns:
+            Also ``"maps"``: (N, members * views, D, h, w), the views of a member side by side; those of the mirrored
+            image are mirrored. All members must be ``MultiTaskNetwork``.
+        """
+        views = self._views(pixels)
+        members = [member for member in self.members if isinstance(member, MultiTaskNetwork)]
+        maps = [[member.backbone(view) for view in views] for member in members]
+        answers = [[member.classify(each) for each in own] for member, own in zip(members, maps, strict=True)]
+        return self._average(answers) | {MAPS: torch.stack([each for own in maps for each in own], dim=1)}
+
+    def _views(self, pixels: Tensor) -> list[Tensor]:
         x = self.normalise(pixels)
+        return [x, x.flip(3)] if self.flip else [x]
+
+    def _average(self, answers: Sequence[Sequence[Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+        """The outputs of every member for every view as one."""
         sums: dict[str, Tensor] = {}
         embeddings = []
-        for member in self.members:
-            outputs = member(x)
-            embeddings.append(functional.normalize(outputs[EMBEDDING].float(), dim=1))
-            views = [outputs, member(x.flip(3))] if self.flip else [outputs]
-            for view in views:
+        for own in answers:
+            embeddings.append(functional.normalize(own[0][EMBEDDING].float(), dim=1))
+            for view in own:
                 for task in self.tasks:
                     probabilities = view[task].float().softmax(dim=1)
                     sums[task] = sums[task] + probabilities if task in sums else probabilities

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ml.models.base import Floats
-from ml.registry.artifacts import DamagedFileError, read_tensors, write_tensors
+from ml.registry.artifacts import DamagedFileError, read_arrays, write_arrays
 
 REFERENCE_FILE: Final = "reference.safetensors"
 
@@ -119,11 +118,8 @@ class Reference:
         Raises:
             OSError: the disk is full or failed.
         """
-        tensors = {
-            "embeddings": torch.from_numpy(self.embeddings).half(),
-            "training": torch.from_numpy(self.training),
-        }
-        write_tensors(folder / REFERENCE_FILE, tensors, {"images": list(self.images)})
+        arrays = {"embeddings": self.embeddings.astype(np.float16), "training": self.training}
+        write_arrays(folder / REFERENCE_FILE, arrays, {"images": list(self.images)})
         return REFERENCE_FILE
 
     @classmethod
@@ -133,11 +129,11 @@ class Reference:
         Raises:
             DamagedFileError: the file is missing, cut or of another kind.
         """
-        tensors, metadata = read_tensors(folder / REFERENCE_FILE)
-        if not {"embeddings", "training"} <= tensors.keys() or "images" not in metadata:
+        arrays, metadata = read_arrays(folder / REFERENCE_FILE)
+        if not {"embeddings", "training"} <= arrays.keys() or "images" not in metadata:
             raise DamagedFileError(f"{REFERENCE_FILE} holds no embeddings")
-        embeddings = tensors["embeddings"].float().numpy()
-        return cls(tuple(metadata["images"]), tensors["training"].numpy(), normalise(embeddings))
+        embeddings = arrays["embeddings"].astype(np.float32)
+        return cls(tuple(metadata["images"]), arrays["training"], normalise(embeddings))
 
 
 def normalise(embeddings: Floats) -> Floats:
