@@ -123,8 +123,9 @@ class Explainer:
         openvino = self._backend.plain if isinstance(self._backend, AsyncOpenVinoBackend) else self._backend
         if isinstance(openvino, OpenVinoBackend) and openvino.has_maps:
             weights = self._model.class_weights(task, index)
-            if weights is not None:
-                return class_activation_map(openvino.feature_maps(pixels[None]), weights, pixels.shape[-1])
+            with suppress(RuntimeError):  # the cache folder cannot be written, or was emptied meanwhile
+                if weights is not None:
+                    return class_activation_map(openvino.feature_maps(pixels[None]), weights, pixels.shape[-1])
         if not self._model.has_network or self._model.cam_layer is None:
             return None
         from app.serving.grad_cam import grad_cam  # noqa: PLC0415 - imports PyTorch

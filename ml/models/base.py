@@ -65,6 +65,11 @@ class ServedModel(ABC):
         """Whether there is a ``network``; to ask for itself may read its weights and import its libraries."""
         return self.network is not None
 
+    @property
+    def is_deferred(self) -> bool:
+        """Whether ``network`` has yet to be read from its file."""
+        return False
+
     def class_weights(self, task: str, index: int) -> Floats | None:
         """The weights of the last feature map's channels in a class's logit, for class activation maps.
 

@@ -79,6 +79,11 @@ class FusedModel(ServedModel):
         """The image half always has one."""
         return True
 
+    @property
+    def is_deferred(self) -> bool:
+        """Whether that of the image half is."""
+        return self.image_model.is_deferred
+
     def class_weights(self, task: str, index: int) -> Floats | None:
         """Those of the image half."""
         return self.image_model.class_weights(task, index)

@@ -127,6 +127,11 @@ class DeferredImageModel(ServedModel):
         return self._loaded.cam_layer
 
     @property
+    def is_deferred(self) -> bool:
+        """Whether nothing has asked for the network yet."""
+        return self._model is None
+
+    @property
     def _loaded(self) -> ImageModel:
         from ml.models.model_specs import family_class  # noqa: PLC0415 - which imports this module
 

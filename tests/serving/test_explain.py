@@ -194,7 +194,7 @@ def test_openvino_gives_the_map_that_the_gradient_gives(flip: bool, tmp_path: Pa
         expected = grad_cam(network, pixels, "modality", index)
         assert expected.max() > 0
         found = class_activation_map(backend.feature_maps(pixels[None]), weights, 64)
-        assert found == pytest.approx(expected, abs=1e-4 * expected.max())
+        assert found == pytest.approx(expected, abs=1e-4 * float(expected.max()))
 
 
 def _row(member: MultiTaskNetwork, index: int) -> NDArray[np.float32]:

@@ -3,10 +3,12 @@
 import logging
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import openvino as ov
@@ -14,9 +16,6 @@ import openvino as ov
 from app.serving.backends.base import Floats, NetworkOwner, Pixels, Precision
 from ml.dataset.preprocess import Preprocess
 from ml.models.base import MAPS
-
-if TYPE_CHECKING:
-    from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +53,10 @@ class OpenVinoBackend:
         self.threads = threads
         self._cache = cache
         graph = _cached_graph(cache)
+        if graph is None and getattr(model, "is_deferred", False):
+            graph = _converted_elsewhere(model, preprocess, cache)
         if graph is None:
-            assert model.network is not None
-            graph = _convert(model.network.eval(), preprocess, cache)
+            graph = _convert(model, preprocess, cache)
         names = tuple(graph.get_rt_info(_OUTPUTS).astype(str).split())
         self.has_maps = MAPS in names
         self.outputs = tuple(name for name in names if name != MAPS)
@@ -120,10 +120,28 @@ def _part(graph: ov.Model, names: tuple[str, ...]) -> ov.Model:
     return ov.Model([results[known.index(name)] for name in names], graph.get_parameters())
 
 
-def _convert(network: "nn.Module", preprocess: Preprocess, cache: Path) -> ov.Model:
+def _converted_elsewhere(model: NetworkOwner, preprocess: Preprocess, cache: Path) -> ov.Model | None:
+    """Convert in a process of its own, which takes PyTorch and what it allocated with it: a gigabyte and more."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(_convert_for_parent, model, preprocess, cache).result()
+    except Exception:
+        logger.warning(
+            "the network could not be converted in another process; it is converted in this one", exc_info=True
+        )
+        return None
+    return _cached_graph(cache)
+
+
+def _convert_for_parent(model: NetworkOwner, preprocess: Preprocess, cache: Path) -> None:
+    _convert(model, preprocess, cache)
+
+
+def _convert(model: NetworkOwner, preprocess: Preprocess, cache: Path) -> ov.Model:
     from app.serving.backends.export import export_program  # noqa: PLC0415 - imports PyTorch
 
-    program, outputs = export_program(network, preprocess)
+    assert model.network is not None
+    program, outputs = export_program(model.network.eval(), preprocess)
     graph = ov.convert_model(program)
     graph.set_rt_info(" ".join(outputs), _OUTPUTS)
     with suppress(OSError, RuntimeError):  # a disk that is full or read-only costs time, not the service
