@@ -20,6 +20,7 @@ from app.serving.precision import LoadRecords, PrecisionChoice, select_backend
 from app.serving.prediction_context import PredictionContext
 from ml.dataset.preprocess import Preprocess
 from ml.models.base import ServedModel
+from ml.models.image import WEIGHTS_FILE, DeferredImageModel
 
 Array = NDArray[Any]
 
@@ -88,9 +89,12 @@ class ImageEncoder:
         return CUDA_SIZES if self.backend is not None and self.backend.device == "cuda" else CPU_SIZES
 
     def _weights_key(self) -> str:
-        """Names the weights and what the network does with them (its tasks)."""
-        card = self._model.card
-        return " ".join([*card.tasks, *(file.sha256 for file in card.files)])
+        """Names the weights and what the network does with them (its tasks); a fusion has its image half's."""
+        files = self._model.card.files
+        owner = getattr(self._model, "image_model", self._model)
+        if isinstance(owner, DeferredImageModel):
+            files = [file for file in files if file.name == WEIGHTS_FILE]
+        return " ".join([*owner.card.tasks, *(file.sha256 for file in files)])
 
     def _run_without_network(self, pixels: Array) -> Mapping[str, Array]:
         outputs = self._model.encode_images(pixels)

@@ -5,6 +5,7 @@ the first second, and the imports take ten times as long as those of the data se
 """
 
 import asyncio
+import ctypes
 import gc
 import logging
 import math
@@ -12,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -354,3 +356,6 @@ def _freeze_garbage_collector() -> None:
     gc.unfreeze()  # the objects of a replaced model
     gc.collect()
     gc.freeze()
+    # Compiling a graph frees hundreds of megabytes in pieces that glibc keeps for itself otherwise.
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -8,7 +8,9 @@ from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import numpy as np
 import openvino as ov
@@ -24,6 +26,8 @@ _GRAPH_FILE: Final = "graph.xml"
 # Names the outputs in a graph's runtime information: to run the PyTorch network for them would take seconds.
 _OUTPUTS: Final = "medpix_outputs"
 _MAX_STREAMS: Final = 4
+_COMPILED: Final[WeakValueDictionary[tuple[str, str, int], ov.CompiledModel]] = WeakValueDictionary()
+_COMPILING: Final = Lock()
 
 
 class OpenVinoBackend:
@@ -61,11 +65,16 @@ class OpenVinoBackend:
         self.has_maps = MAPS in names
         self.outputs = tuple(name for name in names if name != MAPS)
         self._maps: ov.CompiledModel | None = None
-        self._compiled = self._compile(_part(graph, self.outputs), streams=1)
+        # Models of one network, as a fusion and its image half, share what was compiled; requests are their own.
+        with _COMPILING:
+            key = (str(cache), precision, threads)
+            self._compiled = _COMPILED.get(key) or self._compile(_part(graph, self.outputs), streams=1)
+            _COMPILED[key] = self._compiled
+        self._request = self._compiled.create_infer_request()
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
         """Run a batch."""
-        outputs = self._compiled([pixels], share_inputs=True)
+        outputs = self._request.infer([pixels], share_inputs=True)
         return {name: np.array(outputs[index]) for index, name in enumerate(self.outputs)}
 
     def feature_maps(self, pixels: Pixels) -> Floats:
