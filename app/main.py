@@ -13,6 +13,7 @@ from app.cli.doctor import doctor
 from app.cli.evaluate import evaluate
 from app.cli.export import export
 from app.cli.fetch import fetch
+from app.cli.predict import predict
 from app.cli.seed import seed
 from app.cli.serve import serve
 from app.cli.train import train
@@ -24,6 +25,7 @@ _EXAMPLES = (
     "medpix up --data ~/MedPix-2.0 --port 8080",
     "medpix train modality --weights scratch",
     "medpix evaluate",
+    "medpix predict ~/scans --out predictions.parquet",
     "medpix doctor",
     "medpix export ct.parquet --where modality=CT --where age__gte=60",
 )
@@ -37,7 +39,7 @@ app = typer.Typer(
     help="MedPix 2.0 as a service: cases, images, and predictions of modality and anatomical location.",
     epilog="\n\n".join(_EXAMPLES),
 )
-for command in (up, fetch, seed, train, evaluate, export, serve, doctor):
+for command in (up, fetch, seed, train, evaluate, predict, export, serve, doctor):
     app.command()(command)
 
 

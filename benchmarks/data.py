@@ -4,8 +4,8 @@
 
 Each server runs alone, one process on the same core while wrk loads it from another; all read the
 same collections of one mongod. Every case is asked for in turn, and the list by every value of three
-fields. The service is measured with its memory of answers, as it is delivered, and without. Needs
-benchmarks/requirements.lock and wrk.
+fields. 304 is a case that the client has already. Needs wrk, and benchmarks/requirements.lock here or
+in the environment of the interpreter that --peers names.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,20 +91,32 @@ def running(command: list[str], port: int, folder: Path, path: str, **environmen
         log.close()
 
 
+def wait_until_idle(address: str) -> None:
+    """The service builds the index of its search, and looks for models, after it has begun to answer."""
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(address + "/search?q=stone", timeout=60).read()
+            break
+        except urllib.error.HTTPError:
+            time.sleep(0.5)
+    time.sleep(3)
+
+
 TAKE_TURNS = """
-local paths, turn = {}, 0
+local paths, turn, headers = {}, 0, {["If-None-Match"] = CONDITION}
 for path in io.lines("PATHS") do paths[#paths + 1] = path end
 request = function()
   turn = turn % #paths + 1
-  return wrk.format("GET", paths[turn])
+  return wrk.format("GET", paths[turn], headers)
 end
 """
 
 
-def rate(address: str, paths: list[str], folder: Path) -> float:
-    """Requests per second that were answered with 200, at 16 connections that take the paths in turn."""
+def rate(address: str, paths: list[str], folder: Path, condition: str | None = None) -> float:
+    """Requests per second that were answered with 200 or 304, at 16 connections that take the paths in turn."""
     (folder / "paths.txt").write_text("".join(path + "\n" for path in paths))
-    (folder / "turns.lua").write_text(TAKE_TURNS.replace("PATHS", str(folder / "paths.txt")))
+    script = TAKE_TURNS.replace("PATHS", str(folder / "paths.txt"))
+    (folder / "turns.lua").write_text(script.replace("CONDITION", json.dumps(condition) if condition else "nil"))
     load = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(folder / "turns.lua"), address]
     command = ["taskset", "-c", "1", *load]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -116,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", default=sys.executable, help="Python whose environment has eve and gunicorn")
     arguments = parser.parse_args()
     if not shutil.which("wrk"):
         sys.exit("wrk is needed; Debian has it as a package of this name")
@@ -134,13 +148,21 @@ def main() -> None:
                 for field in FIELDS:
                     client["eve"][IMAGES].create_index([(f"norm.{field}", 1), ("_id", 1)])
             eve_uri = uri.replace(f"/{DATABASE}?", "/eve?")
-            measure(uri, eve_uri, folder, arguments.rounds, str(arguments.data.resolve()), cases, lists)
+            data = str(arguments.data.resolve())
+            measure(uri, eve_uri, folder, arguments.rounds, data, cases, lists, arguments.peers)
 
 
 def measure(
-    uri: str, eve_uri: str, folder: Path, rounds: int, data: str, cases: list[str], lists: dict[str, list[str | None]]
+    uri: str,
+    eve_uri: str,
+    folder: Path,
+    rounds: int,
+    data: str,
+    cases: list[str],
+    lists: dict[str, list[str | None]],
+    peers: str,
 ) -> None:
-    gunicorn = [sys.executable, "-m", "gunicorn", "-w", "1", "--threads", str(CONNECTIONS), "--log-level", "error"]
+    gunicorn = [peers, "-m", "gunicorn", "-w", "1", "--threads", str(CONNECTIONS), "--log-level", "error"]
     pairs = [(field, value) for field, values in lists.items() for value in values if value is not None]
     ours = {"case": cases, "list": [f"/images?{field}={quote(value)}&limit=50" for field, value in pairs]}
     wanted = [quote(json.dumps({f"norm.{field}": value})) for field, value in pairs]
@@ -157,9 +179,12 @@ def measure(
         source = {"PYTHONPATH": str(Path(__file__).parents[1]), "MEDPIX_DATA_DIR": data}
         quiet = {"MEDPIX_LOG_LEVEL": "warning"}
         with running(command, port, folder, "/health/live", **settings, **source, **quiet) as address:
-            time.sleep(3)  # the models are looked for
+            wait_until_idle(address)
             for name, paths in ours.items():
                 found.setdefault(f"ours {name}", []).append(rate(address, paths, folder))
+            with urllib.request.urlopen(address + cases[0]) as answer:
+                etag = answer.headers["ETag"]
+            found.setdefault("ours 304", []).append(rate(address, cases[:1], folder, etag))
         port = free_port()
         command = [*gunicorn, "-b", f"127.0.0.1:{port}", "eve_app:app"]
         with running(command, port, folder, cases[0], MONGO_URI=eve_uri) as address:
@@ -171,6 +196,7 @@ def measure(
         print(f"  {name:13} {value:8.0f}")
     print(f"GET /cases/ID    {middle['ours case'] / middle['eve case']:5.2f} x eve")
     print(f"GET /cases/ID    {middle['ours case'] / middle['empty']:5.2f} x an empty route")
+    print(f"304 of a case    {middle['ours 304'] / middle['empty']:5.2f} x an empty route")
     print(f"list of 50       {middle['ours list'] / middle['eve list']:5.2f} x eve")
 
 

@@ -21,7 +21,8 @@ from app.data.mongod import embedded_mongod, find_mongod
 from app.data.schema import DATABASE, MODELS
 from app.data.seed import seed
 from ml.dataset.records import Record, load_records
-from ml.models import resnet
+from ml.models import dual_encoder_train, resnet
+from ml.models.dual_encoder_train import DualEncoderSettings
 from ml.models.model_specs import MODEL_SPECS
 from ml.training.context import Options
 from ml.training.train import train_model
@@ -141,6 +142,11 @@ def models_dir(
     return folder
 
 
+def small_dual_encoder() -> DualEncoderSettings:
+    """Of images of 32 pixels."""
+    return DualEncoderSettings(preprocess=replace(DualEncoderSettings().preprocess, size=32))
+
+
 def database_address(server: str, name: str) -> str:
     """The address of one database of the test server."""
     address, _, options = server.partition("?")
@@ -219,6 +225,7 @@ def every_model(
     small = partial(resnet.ResNetSettings, scratch_preprocess=replace(resnet.ResNetSettings().preprocess, size=96))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resnet, "ResNetSettings", small)  # quicker
+        patch.setattr(dual_encoder_train, "DualEncoderSettings", small_dual_encoder)
         for name in missing:
             train_model(
                 name,
@@ -231,6 +238,41 @@ def every_model(
             )
     uri = database_address(mongo_server, database.name)
     return predict_settings.model_copy(update={"mongo_uri": uri, "models_dir": folder, "max_batch": 2})
+
+
+@pytest.fixture(scope="session")
+def text_settings(
+    mongo_client: MongoClient[Document],
+    mongo_server: str,
+    generated_dataset: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Settings]:
+    """A service whose one model is a dual encoder of images of 32 pixels."""
+    database = mongo_client["generated_text_search"]
+    seed(database, generated_dataset)
+    home = tmp_path_factory.mktemp("text-search")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dual_encoder_train, "DualEncoderSettings", small_dual_encoder)
+        train_model(
+            "clip-location",
+            database=database,
+            images_dir=generated_dataset / "images",
+            models_dir=home / "models",
+            weights="scratch",
+            device="cpu",
+            options=Options(epochs=1),
+        )
+    uri = database_address(mongo_server, database.name)
+    yield load_settings(home=home, mongo_uri=uri, data_dir=generated_dataset, device="cpu", precision="fp32")
+    mongo_client.drop_database(database)
+
+
+@pytest.fixture(scope="session")
+def text_api(text_settings: Settings) -> Iterator[httpx.Client]:
+    """A client of the running service that finds images by words, and has no other model."""
+    with running_service(text_settings) as client:
+        wait_for(client, "/search/images?q=brain", is_ok)
+        yield client
 
 
 @pytest.fixture(scope="session")

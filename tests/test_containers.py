@@ -128,7 +128,7 @@ def test_mounted_files_are_there_and_data_stay_in_named_volumes() -> None:
 
 def test_the_training_leaves_its_evaluation_where_the_api_reads_it() -> None:
     services = _compose()["services"]
-    assert services["train"]["command"] == ["medpix", "train", "--missing", "--evaluate"]
+    assert services["train"]["command"] == ["medpix", "train", "--missing", "--calibrate", "--evaluate"]
     assert "evaluation:/var/lib/medpix/evaluation" in services["train"]["volumes"]
     assert "evaluation:/var/lib/medpix/evaluation:ro" in services["api"]["volumes"]
     variables = [value for kind, value in _instructions() if kind == "ENV"]

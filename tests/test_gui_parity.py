@@ -102,9 +102,9 @@ def test_g15_and_g16_the_records_of_one_image_are_saved(medpix_api: httpx.Client
     image, case = "MPX1007_synpic46719", "MPX1007"
     descriptions = (medpix_dir / "splitted_dataset" / "descriptions_dev.jsonl").read_text().splitlines()
     [expected] = [record for record in map(json.loads, descriptions) if record["image"] == image]
-    lines = medpix_api.get("/export", params={"format": "jsonl", "image": image}).text.splitlines()
+    lines = medpix_api.get("/export", params={"format": "jsonl", "raw": "true", "image": image}).text.splitlines()
     assert [json.loads(line) for line in lines] == [expected]
-    [record] = medpix_api.get("/export", params={"of": "cases", "format": "json", "u_id": case}).json()
+    [record] = medpix_api.get("/export", params={"of": "cases", "format": "json", "raw": "true", "u_id": case}).json()
     assert set(record) == {"U_id", "TAC", "MRI", "Case", "Topic"}
 
 

@@ -192,7 +192,12 @@ def test_the_api_user_serves_everything(
         image = client.get("/images?limit=1").json()["items"][0]
         annotated = client.post(f"/images/{image['image']}/annotations", json={"comment": "seen"})
         assert annotated.status_code == 201
+        saved = client.post("/views", json={"name": "CT", "query": "modality=CT"})
+        assert saved.status_code == 201, saved.text
+        doomed = client.post("/views", json={"name": "MR", "query": "modality=MR"}).json()["links"]["self"]
+        assert client.delete(doomed).status_code == 204
         keys = {"image": image["image"], "u_id": image["u_id"], "annotation": annotated.json()["id"]}
+        keys |= {"view": saved.json()["id"], "of": "images", "file_format": "csv"}
         amended = client.put(f"/annotations/{keys['annotation']}", json={"comment": "seen again"})
         assert amended.status_code == 201, amended.text
         paths = [path for path, methods in client.get("/openapi.json").json()["paths"].items() if "get" in methods]
@@ -210,7 +215,9 @@ def test_the_api_user_serves_everything(
         assert client.get("/health/ready").json()["database"]["cases"] == as_api[schema.CASES].count_documents({})
 
 
-def test_the_api_user_can_only_add_annotations(as_api: Database[Document], seeded: Database[Document]) -> None:
+def test_the_api_user_can_only_add_annotations_and_views(
+    as_api: Database[Document], seeded: Database[Document]
+) -> None:
     names = [name for name in seeded.list_collection_names() if not name.startswith("system.")]
     assert set(names) >= {schema.CASES, schema.IMAGES, schema.MODELS, schema.SEED_RUNS}
     for name in names:
@@ -224,8 +231,10 @@ def test_the_api_user_can_only_add_annotations(as_api: Database[Document], seede
             {"aggregate": schema.CASES, "pipeline": [{"$out": name}], "cursor": {}},
             {"aggregate": schema.CASES, "pipeline": [{"$merge": name}], "cursor": {}},
         ]
-        # Annotations are what readers add through the API; they can neither change nor remove one.
-        for attempt in attempts[1:] if name == schema.ANNOTATIONS else attempts:
+        # Readers add annotations through the API, and can neither change nor remove one; views they also delete.
+        # Whoever may insert and delete may also replace a whole collection.
+        allowed = {schema.ANNOTATIONS: ["insert"], schema.VIEWS: ["insert", "delete", "$out"]}.get(name, [])
+        for attempt in (each for each in attempts if not any(f"'{word}'" in str(each) for word in allowed)):
             _refused(as_api, attempt)
     for attempt in ({"create": "new"}, {"dropDatabase": 1}, {"usersInfo": 1}, {"updateUser": "app", "pwd": "x" * 12}):
         _refused(as_api, attempt)

@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
+from urllib.parse import parse_qsl
 
 from fastapi import Depends, Path, Query, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field, ValidationError
 
 from app.api.filter_parameters import takes_filters
 from app.core.settings import Settings
@@ -18,11 +20,18 @@ from app.data.image_store import ImageStore
 from app.data.pagination import SortOrder, parse_sort
 from app.data.record import CASE_ID, IMAGE_ID
 from app.data.repository import CASES, IMAGES, Collection, Repository
+from app.data.saved_views import SavedViews
+from app.export.export_files import ExportFiles
 from app.serving.model_manager import ModelManager
 
 MAX_LIMIT: Final = 100
 MAX_QUERY_CHARS: Final = 300
 MAX_SAMPLE: Final = 1_000
+
+QueryText = Annotated[str, Field(max_length=MAX_QUERY_CHARS)]
+SampleSize = Annotated[int, Field(ge=1, le=MAX_SAMPLE)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+SampleBy = Literal["case"]
 
 _CASE_ID = re.compile(CASE_ID, re.IGNORECASE | re.ASCII)
 _IMAGE_ID = re.compile(IMAGE_ID, re.IGNORECASE | re.ASCII)
@@ -44,6 +53,18 @@ async def get_image_store(request: Request) -> ImageStore:
     """The image files of this application."""
     image_store: ImageStore = request.app.state.image_store
     return image_store
+
+
+async def get_export_files(request: Request) -> ExportFiles:
+    """The exports that this application keeps as files."""
+    export_files: ExportFiles = request.app.state.export_files
+    return export_files
+
+
+async def get_saved_views(request: Request) -> SavedViews:
+    """The saved views of this application."""
+    saved_views: SavedViews = request.app.state.saved_views
+    return saved_views
 
 
 async def get_models(request: Request) -> ModelManager:
@@ -144,17 +165,15 @@ class Narrowing:
 
 async def narrowing(
     q: Annotated[
-        str | None,
-        Query(max_length=MAX_QUERY_CHARS, description="Only cases that `/search` finds by this text, and their images"),
+        QueryText | None,
+        Query(description="Only cases that `/search` finds by this text, and their images"),
     ] = None,
-    sample: Annotated[
-        int | None, Query(ge=1, le=MAX_SAMPLE, description="Only this many, chosen at random", examples=[50])
-    ] = None,
+    sample: Annotated[SampleSize | None, Query(description="Only this many, chosen at random", examples=[50])] = None,
     seed: Annotated[
-        int | None, Query(ge=0, le=2**31 - 1, description="Of the sample: the same seed chooses the same, default 0")
+        Seed | None, Query(description="Of the sample: the same seed chooses the same, default 0", examples=[1])
     ] = None,
     sample_by: Annotated[
-        Literal["case"] | None, Query(description="`case`: a sample has at most one image of each case")
+        SampleBy | None, Query(description="`case`: a sample has at most one image of each case")
     ] = None,
 ) -> Narrowing:
     """Text search and sample.
@@ -169,6 +188,48 @@ async def narrowing(
 
 
 NarrowingDep = Annotated[Narrowing, Depends(narrowing)]
+
+
+class _Parameters(BaseModel):
+    """The parameters of a selection that are no filters, where they come as text and not with a request."""
+
+    q: QueryText | None = None
+    sample: SampleSize | None = None
+    seed: Seed | None = None
+    sample_by: SampleBy | None = None
+    sort: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a query string of `/images` or `/cases` selects, and in which order."""
+
+    selection: Filter
+    order: SortOrder
+
+
+async def parse_selection(text: str, repository: Repository, collection: Collection) -> Selection:
+    """Read the query string of a list of images or cases.
+
+    Raises:
+        ParameterError: names each parameter that the list would refuse.
+    """
+    pairs = parse_qsl(text, keep_blank_values=True)
+    counts = Counter(name for name, _ in pairs if name in _Parameters.model_fields)
+    twice = [ParameterProblem(name, f"given {count} times") for name, count in counts.items() if count > 1]
+    if twice:
+        raise ParameterError(twice)
+    try:
+        given = _Parameters.model_validate({name: value for name, value in pairs if name in counts})
+    except ValidationError as error:
+        raise ParameterError(
+            ParameterProblem(str(each["loc"][0]), each["msg"]) for each in error.errors(include_url=False)
+        ) from error
+    aliases = IMAGE_ALIASES if collection is IMAGES else CASE_ALIASES
+    filters = [pair for pair in pairs if pair[0] not in counts]
+    selection = parse_filter(filters, collection.fields, aliases, await repository.vocabulary(collection))
+    narrowed = await narrowing(given.q, given.sample, given.seed, given.sample_by)
+    return Selection(await narrowed.apply(repository, collection, selection), parse_sort(given.sort, collection.fields))
 
 
 async def case_selection(
@@ -207,11 +268,14 @@ async def image_order(sort: SortText = None) -> SortOrder:
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 RepositoryDep = Annotated[Repository, Depends(get_repository)]
 ImageStoreDep = Annotated[ImageStore, Depends(get_image_store)]
+ExportFilesDep = Annotated[ExportFiles, Depends(get_export_files)]
+SavedViewsDep = Annotated[SavedViews, Depends(get_saved_views)]
 ModelsDep = Annotated[ModelManager, Depends(get_models)]
 CaseIdDep = Annotated[str, Depends(case_id)]
 ImageIdDep = Annotated[str, Depends(image_id)]
 CaseFilterDep = Annotated[Filter, Depends(case_filter)]
 CaseSelectionDep = Annotated[Filter, Depends(case_selection)]
+ImageFilterDep = Annotated[Filter, Depends(image_filter)]
 ImageSelectionDep = Annotated[Filter, Depends(image_selection)]
 CaseOrderDep = Annotated[SortOrder, Depends(case_order)]
 ImageOrderDep = Annotated[SortOrder, Depends(image_order)]

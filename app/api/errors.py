@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app.core.exceptions import ApiError, DeadlineExceededError, ProblemItem, UnavailableError, UnprocessableError
+from app.data.dataset import DatasetNotFoundError
 from app.data.filters import ParameterError
 from app.data.repository import NotFoundError
 
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE: Final = "application/problem+json"
 # As nginx counts clients that close the connection before the answer.
 CLIENT_CLOSED_REQUEST: Final = 499
+_UNAUTHORIZED: Final = 13
 _INVALID_REGEX: Final = frozenset({2, 51091, 51108})
 
 
@@ -92,6 +94,12 @@ def translate(error: Exception) -> ApiError:
             return _http_error(error)
         case PyMongoError():
             return _database_error(error)
+        case DatasetNotFoundError():  # its message names a folder of this machine
+            logger.error("%s", error)
+            return UnavailableError(
+                "The image files are not in this service's dataset folder. Run `medpix fetch`, or set MEDPIX_DATA_DIR.",
+                retry_after_s=60,
+            )
         case OSError(errno=number) if number in _EXHAUSTED:
             logger.error("%s: %s", error.strerror, error.filename or "this process")
             return UnavailableError(f"The service is short of something: {error.strerror}.", retry_after_s=60)
@@ -134,6 +142,13 @@ def _database_error(error: PyMongoError) -> ApiError:
             return DeadlineExceededError("The database did not answer in time. Ask for less, or use a simpler filter.")
         case ConnectionFailure() | AutoReconnect() | WaitQueueTimeoutError():
             return UnavailableError("The database cannot be reached at the moment. Try again shortly.")
+        case OperationFailure() if error.code == _UNAUTHORIZED:
+            logger.error("the database user may not do this", exc_info=error)
+            return UnavailableError(
+                "The database user of this service may not do this. Run the init script of the database again, as "
+                ".env.example says: an older version made the user.",
+                retry_after_s=60,
+            )
         case OperationFailure() if error.code in _INVALID_REGEX:
             return UnprocessableError("The query cannot be used: the regular expression is not valid.")
     if error.timeout:
@@ -159,6 +174,7 @@ def install_error_handlers(app: FastAPI) -> None:
         RequestValidationError,
         HTTPException,
         PyMongoError,
+        DatasetNotFoundError,
         OSError,
         Exception,
     ):
@@ -166,12 +182,79 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 Responses = dict[int | str, dict[str, Any]]
+# Of a body that is a file, for generated clients.
+BINARY: Final[Mapping[str, Any]] = {"schema": {"type": "string", "format": "binary"}}
+
+
+# For the API reference: by status the end of the type, the address, the detail, and what else there may be.
+_EXAMPLES: Final[Mapping[int, tuple[str, str, str, Mapping[str, Any]]]] = {
+    400: ("bad-request", "/views", "There was an error parsing the body", {}),
+    401: (
+        "unauthorized",
+        "/views",
+        "This address needs a key. Send it as X-API-Key, or as Authorization: Bearer.",
+        {},
+    ),
+    403: ("forbidden", "/annotations/0f8fad5b", "Another key wrote this annotation. Only its writer can amend it.", {}),
+    404: ("not-found", "/cases/MPX9999", "There is no case MPX9999.", {}),
+    409: ("conflict", "/views", "reader has a view of this name. Choose another name, or delete it.", {}),
+    413: (
+        "content-too-large",
+        "/predict/modality",
+        "The body is larger than the limit of 10.1 MiB for this address.",
+        {},
+    ),
+    415: (
+        "unsupported-media-type",
+        "/predict/modality",
+        "Send the image as multipart/form-data, field image; the body is application/json.",
+        {},
+    ),
+    416: (
+        "range-not-satisfiable",
+        "/export/images.parquet",
+        "The file has 123456 bytes, and no range that was asked for begins inside it.",
+        {},
+    ),
+    422: (
+        "unprocessable-content",
+        "/images",
+        "The query cannot be used: modality: expected one of CT, MR; got 'PET'",
+        {"errors": [{"parameter": "modality", "message": "expected one of CT, MR; got 'PET'"}]},
+    ),
+    429: ("too-many-requests", "/search", "More than 60 requests in a minute. Try again in 3 s.", {}),
+    503: ("unavailable", "/images", "The database cannot be reached at the moment. Try again shortly.", {}),
+    504: (
+        "deadline-exceeded",
+        "/images",
+        "The database did not answer in time. Ask for less, or use a simpler filter.",
+        {},
+    ),
+    507: (
+        "insufficient-storage",
+        "/export/images.zip",
+        "The file cannot be kept: No space left on device. /export?of=images&format=zip needs no disk.",
+        {},
+    ),
+}
 
 
 def documented(*statuses: int) -> Responses:
     """The ``responses`` of a route: these statuses answer a problem document."""
-    reference = {"$ref": "#/components/schemas/Problem"}
-    return {
-        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": reference}}}
-        for status in statuses
-    }
+    return {status: {"description": HTTPStatus(status).phrase, "content": _documented(status)} for status in statuses}
+
+
+def _documented(status: int) -> dict[str, Any]:
+    content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    if status in _EXAMPLES:
+        slug, instance, detail, members = _EXAMPLES[status]
+        content["example"] = {
+            "type": f"urn:medpix:problem:{slug}",
+            "title": HTTPStatus(status).phrase,
+            "status": status,
+            "detail": detail,
+            "instance": instance,
+            "request_id": "5f0c7a2c0d7b4e6f8d1f6a3b2c4d5e6f",
+            **members,
+        }
+    return {MEDIA_TYPE: content}

@@ -16,6 +16,7 @@ from app.api.middleware import BodyLimit, CountRequests, ForwardedPrefix, Reques
 from app.api.ratelimit import RateLimit
 from app.api.routes import (
     annotations,
+    bulk,
     cases,
     docs,
     evaluation,
@@ -32,6 +33,7 @@ from app.api.routes import (
     preview,
     search,
     similar,
+    views,
 )
 from app.api.trusted_hosts import TrustedHosts
 from app.api.uploads import body_limit
@@ -42,7 +44,9 @@ from app.core.telemetry import Metrics
 from app.data.client import connect, connect_async
 from app.data.image_store import ImageStore
 from app.data.repository import Repository
+from app.data.saved_views import SavedViews
 from app.data.schema import DATABASE
+from app.export.export_files import ExportFiles
 from app.serving.model_manager import ModelManager
 from app.web.pages import install_pages
 
@@ -50,9 +54,11 @@ from app.web.pages import install_pages
 ROUTERS = (
     cases,
     images,
+    bulk,
     search,
     facets,
     export,
+    views,
     annotations,
     predict,
     predict_batch,
@@ -67,6 +73,11 @@ ROUTERS = (
     docs,
 )
 _TRIM_EVERY_S: Final = 300.0
+# What pages of other origins may read beside the body; ranged reads need those of the content.
+EXPOSED_HEADERS: Final = (
+    *("Accept-Ranges", "Content-Disposition", "Content-Length", "Content-Range", "ETag", "Idempotent-Replayed"),
+    *("Link", "Location", "Retry-After", "X-Dataset-Version", "X-Request-ID"),
+)
 DESCRIPTION = """The cases and images of MedPix 2.0, and predictions of modality and anatomical location.
 
 - **Ids** are those of the dataset: `MPX1007` for a case, `MPX1007_synpic46719` for an image.
@@ -86,9 +97,8 @@ async def _prepare_search(repository: Repository) -> None:
         await repository.prepare_search()
 
 
-async def _trim_cache(settings: Settings, metrics: Metrics) -> None:
+async def _trim_cache(cache: DiskCache, metrics: Metrics) -> None:
     """Keep the cache folder within its budget for as long as the application runs."""
-    cache = DiskCache(settings.cache_dir, settings.cache_max_mb * 1024**2)
     while True:
         metrics.disk_cache(await asyncio.to_thread(cache.trim))
         await asyncio.sleep(_TRIM_EVERY_S)
@@ -108,18 +118,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         uri = settings.mongo_uri or "mongodb://127.0.0.1:27017"
         async with connect_async(uri, settings) as client:
             repository = app.state.repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
+            app.state.saved_views = SavedViews(client.get_default_database(DATABASE))
+            cache = DiskCache(settings.cache_dir, settings.cache_max_mb * 1024**2)
+            app.state.export_files = ExportFiles(cache)
             with connect(uri, settings) as blocking_client:
                 database = blocking_client.get_default_database(DATABASE)
                 app.state.models = ModelManager(settings, database, app.state.metrics)
                 app.state.models.start()
                 tasks = [
                     asyncio.create_task(_prepare_search(repository)),
-                    asyncio.create_task(_trim_cache(settings, app.state.metrics)),
+                    asyncio.create_task(_trim_cache(cache, app.state.metrics)),
                 ]
                 yield
                 for task in tasks:
                     task.cancel()
                 await app.state.models.stop()
+            await app.state.export_files.close()
             await repository.close()
 
     app = FastAPI(
@@ -129,7 +143,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        root_path=settings.root_path,
+        # The names of the functions of generated clients: those of our own functions.
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
@@ -148,10 +163,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["ETag", "Link", "Location", "Retry-After", "X-Dataset-Version", "X-Request-ID"],
+            expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(TrustedHosts, hosts=settings.trusted_hosts)
-    app.add_middleware(ForwardedPrefix)
+    app.add_middleware(ForwardedPrefix, prefix=settings.root_path)
     app.add_middleware(CountRequests, metrics=app.state.metrics, log=settings.log_format == "json")
     app.add_middleware(RequestContext)
     return app

@@ -20,8 +20,10 @@ _MAX_RANGES: Final = 100
 _CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
 
 
-async def file_response(request: Request, etag: str, image: str, find: Callable[[], Path], media_type: str) -> Response:
-    """A file with a content hash as its ETag: 304 if the client has it, 206 for a range.
+async def image_response(
+    request: Request, etag: str, image: str, find: Callable[[], Path], media_type: str
+) -> Response:
+    """A file of an image with a content hash as its ETag: 304 if the client has it, 206 for a range.
 
     Args:
         request: supplies If-None-Match, If-Range and Range.
@@ -35,17 +37,43 @@ async def file_response(request: Request, etag: str, image: str, find: Callable[
         RangeNotSatisfiableError: the range lies outside the file.
     """
     headers = {"ETag": etag, "Cache-Control": _CACHE_CONTROL}
-    if etag_matches(request.headers.get("if-none-match"), etag):
-        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    unchanged = not_modified(request, headers)
+    if unchanged:
+        return unchanged
     try:
         path = await asyncio.to_thread(find)
     except FileNotFoundError as error:
         message = f"The file of image {image} is not in this service's dataset folder."
         raise NotFoundError(message) from error
-    status = path.stat()
-    _set_range(request, etag, status.st_size)
+    return await file_response(request, path, media_type, headers)
+
+
+def not_modified(request: Request, headers: dict[str, str]) -> Response | None:
+    """The 304 answer to a client that has the entity of the ETag among the headers; None for any other."""
+    if etag_matches(request.headers.get("if-none-match"), headers["ETag"]):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    return None
+
+
+async def file_response(request: Request, path: Path, media_type: str, headers: dict[str, str]) -> Response:
+    """A file, or the ranges of it that were asked for; its headers alone for HEAD.
+
+    Args:
+        request: supplies If-Range and Range.
+        path: the file.
+        media_type: of it.
+        headers: of the answer, an ETag among them.
+
+    Raises:
+        RangeNotSatisfiableError: the range lies outside the file.
+    """
+    status = await asyncio.to_thread(path.stat)
+    if request.scope["state"]["is_head"]:
+        described = {**headers, "Accept-Ranges": "bytes", "Content-Length": str(status.st_size)}
+        return Response(headers=described, media_type=media_type)
+    _set_range(request, headers["ETag"], status.st_size)
     response = FileResponse(path, headers=headers, media_type=media_type, stat_result=status)
-    # The file's time says when it was copied here, not when the image changed.
+    # The file's time says when it was written here, not when the content changed.
     del response.headers["last-modified"]
     return response
 

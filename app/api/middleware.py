@@ -55,6 +55,7 @@ class RequestContext:
         REQUEST_ID.set(request_id)
         scope.setdefault("state", {}).update(request_id=request_id, started=time.perf_counter())
         is_head, has_started = scope["method"] == "HEAD", False
+        scope["state"]["is_head"] = is_head  # a file is then not read
         if is_head:
             # The server's own record keeps the method that was asked. Range is defined for GET alone.
             headers = [pair for pair in scope["headers"] if pair[0] != b"range"]
@@ -82,17 +83,31 @@ class RequestContext:
 
 
 class ForwardedPrefix:
-    """Takes the path that a proxy stripped from X-Forwarded-Prefix, so that links lead back through the proxy."""
+    """Puts back the path that a proxy stripped, so that links and redirects lead through the proxy.
 
-    def __init__(self, app: ASGIApp) -> None:
+    As the ASGI specification has it, ``root_path`` then is that path, and ``path`` begins with it. A proxy that does
+    not strip it is served as well.
+
+    Args:
+        app: the next layer.
+        prefix: the path; X-Forwarded-Prefix wins over it.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
         self._app = app
+        self._prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] == "http":
-            prefix = Headers(scope=scope).get("x-forwarded-prefix", "").rstrip("/")
-            if prefix and _PREFIX.fullmatch(prefix):
-                scope = {**scope, "root_path": prefix}
+            sent = Headers(scope=scope).get("x-forwarded-prefix", "").rstrip("/")
+            prefix = sent if _PREFIX.fullmatch(sent) else self._prefix
+            if prefix:
+                # Not a copy: the layers outside read the route from it.
+                scope["root_path"] = prefix
+                if not scope["path"].startswith(f"{prefix}/"):
+                    scope["path"] = prefix + scope["path"]
+                    scope["raw_path"] = prefix.encode() + scope.get("raw_path", b"")
         await self._app(scope, receive, send)
 
 

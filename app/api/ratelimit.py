@@ -18,7 +18,8 @@ from app.core.settings import Settings
 _MAX_CALLERS: Final = 10_000
 _READS: Final = ("GET", "HEAD")
 # What reads more than one page of documents, or asks a model.
-_COSTLY: Final = re.compile(r"/(search|facets|statistics|export(/.*)?|images/[^/]+/similar)")
+_COSTLY: Final = re.compile(r"/(search(/images)?|facets|statistics|export(/.*)?|views/[^/]+/.*|images/[^/]+/similar)")
+_BULK: Final = re.compile("/(cases|images)/bulk")
 
 
 class RateLimit:
@@ -36,7 +37,7 @@ class RateLimit:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        kind = "reads" if scope["method"] in _READS else "writes"
+        kind = "reads" if _is_read(scope) else "writes"
         wait_s = self._take(f"{kind} of {self._caller(request)}", limit, time.monotonic())
         if wait_s > 0:
             error = TooManyRequestsError(
@@ -49,9 +50,10 @@ class RateLimit:
 
     def _limit_of(self, scope: Scope) -> int:
         """The limit on requests of this kind; 0: none."""
-        if scope["method"] not in _READS:
+        if not _is_read(scope):
             return 0 if scope["method"] == "OPTIONS" else self._settings.rate_limit_per_minute
-        return self._settings.rate_limit_reads_per_minute if _COSTLY.fullmatch(scope["path"]) else 0
+        is_costly = scope["method"] not in _READS or _COSTLY.fullmatch(_path(scope))
+        return self._settings.rate_limit_reads_per_minute if is_costly else 0
 
     def _caller(self, request: Request) -> str:
         name = key_name(self._settings, offered_key(request))
@@ -67,3 +69,13 @@ class RateLimit:
         if len(self._buckets) > _MAX_CALLERS:
             self._buckets.popitem(last=False)
         return 0.0 if allowed else (1 - tokens) * 60 / size
+
+
+def _is_read(scope: Scope) -> bool:
+    """Whether a request only reads; bulk reads post their ids."""
+    return scope["method"] in _READS or _BULK.fullmatch(_path(scope)) is not None
+
+
+def _path(scope: Scope) -> str:
+    """The path without the one below which a proxy serves this."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))

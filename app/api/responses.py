@@ -13,6 +13,7 @@ from fastapi import Request, Response
 from app.api.files import etag_matches
 from app.data.repository import Page, Repository
 from app.data.serializers import encode, etag_of
+from app.web.pages import prefix_of
 
 # A copy may be kept, but is asked for again: a seeding or an annotation can change the answer.
 _CACHE_CONTROL: Final = "no-cache"
@@ -37,7 +38,7 @@ async def data_response(
     unchanged = await not_modified(request, repository, etag, headers=headers)
     if unchanged:
         return unchanged
-    body = with_prefix(body, request.scope.get("root_path", ""))
+    body = with_prefix(body, prefix_of(request))
     sent = await _headers(repository, etag, headers)
     if len(body) >= _MIN_GZIP_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
         body = await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL, mtime=0)
@@ -85,7 +86,7 @@ async def page_response(
         items: as they are answered; bytes are JSON already.
         limit: most items of a page.
     """
-    prefix: str = request.scope.get("root_path", "")
+    prefix = prefix_of(request)
     address = prefix + request.scope["path"].removeprefix(prefix)
     others = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
     links = [f'<{address}?{urlencode(others)}>; rel="first"']

@@ -15,6 +15,7 @@ from app.core.exceptions import UserError
 if TYPE_CHECKING:
     from app.core.settings import Settings
     from app.data.filters import Filter
+    from app.export.streams import Export
 
 
 class ExportFailedError(UserError):
@@ -28,8 +29,9 @@ def export(
         list[str] | None, typer.Option("--where", help="Filter as in the API, such as modality=CT; repeatable")
     ] = None,
     raw: Annotated[
-        bool | None, typer.Option(help="The dataset's own records instead of normalised values; json and jsonl only")
-    ] = None,
+        bool, typer.Option(help="The dataset's own records instead of normalised values; json and jsonl only")
+    ] = False,
+    bom: Annotated[bool, typer.Option(help="Begin a CSV with a byte order mark, by which Excel knows UTF-8")] = False,
     data: DataOption = None,
 ) -> None:
     """Write a selection of the data to a .json, .jsonl, .csv, .parquet or .zip file."""
@@ -41,7 +43,9 @@ def export(
         raise typer.BadParameter(f"the file must end in {', '.join('.' + known for known in FORMATS)}")
     settings = load_settings(data)
     with database_uri(settings) as uri:
-        size = run_export(settings, uri, target, of=of, file_format=file_format, conditions=conditions or [], raw=raw)
+        size = run_export(
+            settings, uri, target, of=of, file_format=file_format, conditions=conditions or [], raw=raw, bom=bom
+        )
     console.print(f"{target}: {size} bytes", soft_wrap=True, highlight=False)
 
 
@@ -53,7 +57,8 @@ def run_export(
     of: str,
     file_format: str,
     conditions: Sequence[str],
-    raw: bool | None,
+    raw: bool = False,
+    bom: bool = False,
 ) -> int:
     """Write an export to a file, whole or not at all; returns its size in bytes.
 
@@ -64,14 +69,15 @@ def run_export(
         of: images, cases, records or annotations.
         file_format: json, jsonl, csv, parquet or zip.
         conditions: filters as the API takes them, such as ``modality=CT``.
-        raw: the dataset's own records; None: where the format can hold them.
+        raw: the dataset's own records; json and jsonl alone can hold them.
+        bom: begin a csv with a byte order mark.
 
     Raises:
         ExportFailedError: a filter or the combination cannot be used, or the file cannot be written.
     """
     from app.data.fields import ANNOTATION_FIELDS, CASE_ALIASES, CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS
     from app.data.filters import ParameterError, parse_filter
-    from app.export.streams import ExportError
+    from app.export.streams import Export, ExportError
 
     catalogue, aliases = {
         "images": (IMAGE_FIELDS, IMAGE_ALIASES),
@@ -81,12 +87,13 @@ def run_export(
     }[of]
     pairs = [(name, value) for name, _, value in (condition.partition("=") for condition in conditions)]
     try:
+        wanted = Export(of, file_format, raw, bom)
         selection = parse_filter(pairs, catalogue, aliases)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         unfinished = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                asyncio.run(_write(settings, uri, file, of, file_format, selection, raw))
+                asyncio.run(_write(settings, uri, file, selection, wanted))
             unfinished.chmod(0o644)
             return unfinished.replace(target).stat().st_size
         finally:
@@ -95,9 +102,7 @@ def run_export(
         raise ExportFailedError(f"Nothing was exported: {error}") from error
 
 
-async def _write(
-    settings: "Settings", uri: str, file: BinaryIO, of: str, file_format: str, selection: "Filter", raw: bool | None
-) -> None:
+async def _write(settings: "Settings", uri: str, file: BinaryIO, selection: "Filter", wanted: "Export") -> None:
     from app.data.client import connect_async
     from app.data.image_store import ImageStore
     from app.data.repository import Repository
@@ -107,5 +112,5 @@ async def _write(
     image_store = ImageStore(settings.dataset_dir, settings.cache_dir / "thumbnails")
     async with connect_async(uri, settings) as client:
         repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
-        async for part in export_parts(repository, image_store, selection, of=of, file_format=file_format, raw=raw):
+        async for part in export_parts(repository, image_store, selection, wanted):
             file.write(part)

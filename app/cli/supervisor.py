@@ -124,7 +124,7 @@ class Supervisor:
         self._seeding = Worker("the seeding", ("seed",), ends=True, done=not seed)
         self.api = Worker("the API", ("serve",))
         log = settings.run_dir / "train.log"
-        training = ("train", "--missing", "--evaluate")
+        training = ("train", "--missing", "--calibrate", "--evaluate")
         self.trainer = (
             Worker("the training", training, ends=True, essential=False, log=log, niceness=10) if train else None
         )

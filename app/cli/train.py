@@ -1,6 +1,7 @@
 """`medpix train`: which models, in which order, and what happens when it is stopped."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ml.training.context import Options
     from ml.training.device import DeviceName, Team
     from ml.training.progress import Reporter
+    from ml.training.selection import TrainingChoice
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +35,9 @@ def train(
     names: Annotated[list[str] | None, typer.Argument(help="Tasks (modality, location) or models")] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="Train every model")] = False,
-    missing: Annotated[bool, typer.Option("--missing", help="Train the default models that are missing")] = False,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Train what is missing of the models that MEDPIX_TRAIN names")
+    ] = False,
     weights: Annotated[
         str, typer.Option(help="Initial weights: auto, pretrained, scratch, or the path of a checkpoint")
     ] = "auto",
@@ -41,14 +45,18 @@ def train(
     seed: Annotated[int, typer.Option(help="Random seed")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ignore checkpoints, start over")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs instead of the recipe's, for quick tries")] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Then retrain on three folds, to calibrate what was calibrated on dev alone"),
+    ] = False,
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Then evaluate all models, unless the last evaluation is of the same")
     ] = False,
     data: DataOption = None,
 ) -> None:
     """Train models on the seeded records, calibrate them on dev and register them."""
-    if not (names or every or missing):
-        raise typer.BadParameter("name a task or a model, or give --missing or --all")
+    if not (names or every or missing or calibrate):
+        raise typer.BadParameter("name a task or a model, or give --missing, --all or --calibrate")
     from app.data.client import connect
     from app.data.mongod import database_uri
     from app.data.schema import DATABASE
@@ -65,6 +73,8 @@ def train(
             device=device,
             options=Options(weights=weights, seed=seed, resume=not fresh, epochs=epochs),
         )
+        if calibrate:
+            calibrate_if_due(settings, database, device=device, epochs=epochs)
         if evaluate:
             from app.cli.evaluate import evaluate_if_due
 
@@ -86,7 +96,8 @@ def run_training(
         settings: where the data and the model files are.
         database: the seeded database.
         names: of models and tasks, or "all".
-        missing: also train the default models that are missing.
+        missing: also train what is missing of the models that MEDPIX_TRAIN names; one of them whose weights cannot
+            be downloaded is left out.
         device: auto, cpu, cuda or mps.
         options: initial weights, random seed, epochs, and whether to resume from checkpoints.
 
@@ -97,6 +108,7 @@ def run_training(
     from ml.dataset.records import RecordsError
     from ml.registry.registry import RegistryError
     from ml.training.device import pick_device, team
+    from ml.training.pretrained import WeightsError
     from ml.training.train import models_to_train, queued, train_model
 
     signal.signal(signal.SIGTERM, _stop)
@@ -104,26 +116,112 @@ def run_training(
     images_dir = find_dataset(settings.dataset_dir) / IMAGE_FOLDER
     try:
         with team(pick_device(device)) as workers, _reporter(workers) as reporter:
-            wanted = models_to_train(names, database, models_dir, missing=missing)
+            choice = _choose(settings, database, workers, device) if missing else None
+            wanted = models_to_train(names, database, models_dir, missing=choice.models if choice else ())
             _check(options, wanted)
             workers.wait()  # all must have asked before one registers anything
             with queued(wanted, database) if workers.is_main_process else nullcontext():
                 for step, name in enumerate(wanted, start=1):
-                    train_model(
-                        name,
-                        database=database,
-                        images_dir=images_dir,
-                        models_dir=models_dir,
-                        weights=options.weights,
-                        device=device,
-                        seed=options.seed,
-                        resume=options.resume,
-                        reporter=reporter,
-                        options=options,
-                        step=(step, len(wanted)),
-                    )
+                    try:
+                        train_model(
+                            name,
+                            database=database,
+                            images_dir=images_dir,
+                            models_dir=models_dir,
+                            weights=options.weights,
+                            device=device,
+                            seed=options.seed,
+                            resume=options.resume,
+                            reporter=reporter,
+                            options=options,
+                            step=(step, len(wanted)),
+                        )
+                    except WeightsError as error:
+                        if choice is None or name in names:
+                            raise
+                        choice = choice.with_note(f"{name} is left out: {error}.")
+                        choice.save(database)
+                        _LOG.warning("%s", choice.notes[-1])
     except (RecordsError, RegistryError, OSError) as error:
         raise TrainingError(str(error)) from error
+
+
+def calibrate_if_due(
+    settings: "Settings",
+    database: "Database[dict[str, Any]]",
+    *,
+    device: "DeviceName" = "auto",
+    epochs: int | None = None,
+) -> None:
+    """Calibrate the default models on predictions out of fold, as far as they are registered and not calibrated so.
+
+    Of the processes of ``torchrun`` one alone does so.
+
+    Raises:
+        TrainingError: says why, and what to do; the models stay in use as they are.
+    """
+    from app.data.dataset import IMAGE_FOLDER, find_dataset
+    from ml.dataset.records import RecordsError
+    from ml.evaluation.folds import FoldError
+    from ml.evaluation.out_of_fold import METRICS, calibrate_out_of_fold, due
+    from ml.models.model_specs import DEFAULTS
+    from ml.registry.registry import Registry, RegistryError
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    defaults = {name for models in DEFAULTS.values() for name in models}
+    names = due([c for c in Registry(database, settings.model_files_dir).list() if c.name in defaults])
+    if not names:
+        _LOG.info("the default models that are registered are calibrated out of fold; nothing to calibrate")
+        return
+    try:
+        from ml.training.progress import console_reporter
+
+        with console_reporter() as reporter:
+            cards = calibrate_out_of_fold(
+                names,
+                database,
+                find_dataset(settings.dataset_dir) / IMAGE_FOLDER,
+                settings.model_files_dir,
+                device=device,
+                epochs=epochs,
+                reporter=reporter,
+            )
+    except FoldError as error:
+        _LOG.warning("The models stay calibrated on dev: %s", error)
+        return
+    except (RecordsError, RegistryError, OSError) as error:
+        raise TrainingError(f"the models could not be calibrated out of fold: {error}") from error
+    for card in cards:
+        for task, figures in card.metrics[METRICS].items():
+            sure = figures["confident"]
+            right = f", {sure['accuracy']:.3f} of them right" if sure["n"] else ""
+            _LOG.info(
+                "%s, %s out of fold: accuracy %.3f, calibration error %.3f, confident %.0f %%%s",
+                *(card.name, task, figures["accuracy"], figures["ece"], 100 * sure["coverage"], right),
+            )
+
+
+def _choose(
+    settings: "Settings", database: "Database[dict[str, Any]]", workers: "Team", device: "DeviceName"
+) -> "TrainingChoice":
+    """Which models this start trains; said in the log, and written where the service reads it.
+
+    The processes of ``torchrun`` take over what the first one found: a network may answer one of them alone.
+    """
+    from ml.training.device import pick_device
+    from ml.training.selection import TrainingChoice, choose_models
+    from ml.training.train import usable_models
+
+    if workers.is_main_process:
+        trained = usable_models(database, settings.model_files_dir)
+        choice = choose_models(settings.train, pick_device(device).type, trained)
+        choice.save(database)
+        _LOG.info("A start trains %s (%s).", ", ".join(choice.models), choice.reason)
+        for note in choice.notes:
+            _LOG.warning("%s", note)
+    workers.wait()
+    return choice if workers.is_main_process else TrainingChoice.load(database)
 
 
 def _check(options: "Options", wanted: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def up(
     data: DataOption = None,
-    train: Annotated[bool, typer.Option(help="Train the default models that are missing")] = True,
+    train: Annotated[bool, typer.Option(help="Train what is missing of the models that MEDPIX_TRAIN names")] = True,
     port: PortOption = None,
     host: HostOption = None,
 ) -> None:
@@ -23,6 +23,10 @@ def up(
 
     settings = load_settings(data, port=port, host=host)
     check_port(settings)
+    if train and settings.train != ["auto"]:
+        from ml.training.selection import check_setting
+
+        check_setting(settings.train)
     if settings.data_dir is None:
         fetch_dataset(settings)
     run_service(settings, seed=True, train=train)

@@ -12,7 +12,7 @@ class _Entry(NamedTuple):
 
 
 class DiskCache:
-    """The cache folder: a subfolder each for thumbnails, converted graphs, embeddings.
+    """The cache folder: a subfolder each for thumbnails, converted graphs, embeddings, exports.
 
     Every file in it may be removed at any time; it is made again when it is needed.
 
@@ -22,8 +22,8 @@ class DiskCache:
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        self._folder = folder
-        self._max_bytes = max_bytes
+        self.folder = folder
+        self.max_bytes = max_bytes
 
     def trim(self) -> dict[str, int]:
         """Remove the files unused for longest while there are more bytes than the budget.
@@ -32,7 +32,7 @@ class DiskCache:
             Bytes that are left, by subfolder.
         """
         entries = sorted(self._entries())
-        excess = sum(entry.size for entry in entries) - self._max_bytes
+        excess = sum(entry.size for entry in entries) - self.max_bytes
         left: dict[str, int] = {}
         for entry in entries:
             if excess > 0:
@@ -40,13 +40,13 @@ class DiskCache:
                     entry.path.unlink()
                     excess -= entry.size
                     continue
-            name = entry.path.relative_to(self._folder).parts[0]
+            name = entry.path.relative_to(self.folder).parts[0]
             left[name] = left.get(name, 0) + entry.size
         return left
 
     def _entries(self) -> list[_Entry]:
         entries = []
-        for path in self._folder.rglob("*"):
+        for path in self.folder.rglob("*"):
             with suppress(OSError):  # removed meanwhile
                 status = path.lstat()
                 if path.is_file():

@@ -109,6 +109,13 @@ class UnprocessableError(ApiError):
     slug = "unprocessable-content"
 
 
+class InsufficientStorageError(ApiError):
+    """The disk, or the part of it that the service may use, is too small for what was asked for."""
+
+    status = 507
+    slug = "insufficient-storage"
+
+
 class UnavailableError(ApiError):
     """Try again later: Retry-After says when."""
 

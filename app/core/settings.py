@@ -72,7 +72,10 @@ class Settings(BaseSettings):
     models_dir: FolderPath | None = Field(default=None, description="Model files; default <home>/models")
 
     cache_max_mb: int = Field(
-        default=2048, ge=16, le=1_000_000, description="Largest <home>/cache: thumbnails, converted graphs, embeddings"
+        default=2048,
+        ge=16,
+        le=1_000_000,
+        description="Largest <home>/cache: thumbnails, converted graphs, embeddings, exports",
     )
 
     fetch_url: str | None = Field(default=None, description="Mirror of the dataset's archive for `medpix fetch`")
@@ -103,6 +106,12 @@ class Settings(BaseSettings):
     max_pixels: int = Field(default=25_000_000, ge=1024, le=250_000_000, description="Largest width x height")
     max_caption_chars: int = Field(default=5_000, ge=100, le=100_000, description="Longest caption")
 
+    train: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = Field(
+        default_factory=lambda: ["auto"],
+        min_length=1,
+        description="Models and tasks that a start trains where they are missing, separated by commas; auto: what "
+        "suits the machine, with a GPU also ResNet50 and CLIP",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where models run")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
@@ -144,7 +153,7 @@ class Settings(BaseSettings):
     root_path: str = Field(
         default="",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
-        description="Path below which a proxy serves this, and which it strips; X-Forwarded-Prefix wins over it",
+        description="Path below which a proxy serves this, stripped or not; X-Forwarded-Prefix wins over it",
     )
     rate_limit_reads_per_minute: int = Field(
         default=0,

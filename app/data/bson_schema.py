@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from app.data.record import Annotation, Case, Image, ImageFile, Sha256, SourceCase, SourceImage, Split, Subsplit
+from app.data.record import Case, Image, ImageFile, Sha256, SourceCase, SourceImage, Split, Subsplit
 
 Document = dict[str, Any]
 
@@ -38,9 +38,13 @@ def case_validator() -> Document:
     return _of_record(_StoredCase, Case, "U_id")
 
 
-def annotation_validator() -> Document:
-    """The validator of the annotations, whose id is stored as ``_id`` and case as ``U_id``."""
-    schema = _converted(Annotation.model_json_schema(), {})
+def own_validator(model: type[BaseModel]) -> Document:
+    """The validator of what users add, whose id is stored as ``_id`` and case as ``U_id``.
+
+    Args:
+        model: the record of an annotation or a view.
+    """
+    schema = _converted(model.model_json_schema(), {})
     stored = {"id": "_id", "u_id": "U_id"}
     schema["properties"] = {stored.get(name, name): each for name, each in schema["properties"].items()}
     schema["required"] = list(schema["properties"])

@@ -1,23 +1,20 @@
-"""Downloads the MedPix 2.0 archive at its pinned commit; a broken download goes on where it stopped."""
+"""Downloads the MedPix 2.0 archive at its pinned commit, and unpacks it."""
 
 import hashlib
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
-import httpx
-
+from app.core.download import DownloadError, Progress, download
 from app.core.exceptions import UserError
 from app.data import dataset
 
-Progress = Callable[[int, int | None], None]
-
 URL: Final = f"https://codeload.github.com/CHILab1/MedPix-2.0/tar.gz/{dataset.COMMIT}"
 FOLDER: Final = "MedPix-2-0"
-_ATTEMPTS: Final = 5
+_ADVICE: Final = "Run `medpix fetch` again to go on, or give a folder with --data."
 _WANTED: Final = (dataset.JSONL_FOLDER, dataset.IMAGE_FOLDER, dataset.OVERVIEW)
 
 
@@ -46,8 +43,10 @@ def fetch(target: Path, *, url: str = URL, progress: Progress | None = None) -> 
     archive = target / "archive.tar.gz.part"
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _download(url, archive, progress or _silent)
+        download(url, archive, progress or _silent, advice=_ADVICE)
         folder = _unpack(archive, target)
+    except DownloadError as error:
+        raise FetchError(str(error)) from error
     except OSError as error:
         raise FetchError(f"The dataset cannot be written to {target}: {error}") from error
     archive.unlink()
@@ -56,50 +55,6 @@ def fetch(target: Path, *, url: str = URL, progress: Progress | None = None) -> 
 
 def _silent(_done: int, _total: int | None) -> None:
     pass
-
-
-def _download(url: str, archive: Path, progress: Progress) -> None:
-    tag_file = archive.with_suffix(".etag")
-    failure: Exception | None = None
-    with httpx.Client(follow_redirects=True, timeout=30) as client:
-        for _ in range(_ATTEMPTS):
-            try:
-                _receive(client, url, archive, tag_file, progress)
-            except httpx.HTTPStatusError as error:
-                raise FetchError(f"{url} answers {error.response.status_code}. Is the address right?") from error
-            except httpx.TransportError as error:
-                failure = error
-            else:
-                tag_file.unlink(missing_ok=True)
-                return
-    received = archive.stat().st_size if archive.exists() else 0
-    raise FetchError(
-        f"The download from {httpx.URL(url).host} broke off {_ATTEMPTS} times ({failure or 'no answer'}); "
-        f"{received / 1e6:.0f} MB are kept. Run `medpix fetch` again to go on, or give a folder with --data."
-    ) from failure
-
-
-def _receive(client: httpx.Client, url: str, archive: Path, tag_file: Path, progress: Progress) -> None:
-    """Go on from what is there if the server still has the same archive, else start over."""
-    have = archive.stat().st_size if archive.exists() else 0
-    headers = {"Accept-Encoding": "identity"}
-    if have and tag_file.exists():
-        headers |= {"Range": f"bytes={have}-", "If-Range": tag_file.read_text()}
-    with client.stream("GET", url, headers=headers) as answer:
-        if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # everything was received; unpacking will tell
-        answer.raise_for_status()
-        resumed = answer.status_code == httpx.codes.PARTIAL_CONTENT
-        have = have if resumed else 0
-        length = answer.headers.get("content-length")
-        total = have + int(length) if length else None
-        if tag := answer.headers.get("etag"):
-            tag_file.write_text(tag)
-        with archive.open("ab" if resumed else "wb") as file:
-            for chunk in answer.iter_raw():
-                file.write(chunk)
-                have += len(chunk)
-                progress(have, total)
 
 
 def _unpack(archive: Path, target: Path) -> Path:

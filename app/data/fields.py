@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from app.data.record import Annotation, Case, Image, Kind, LocationCategory, Stored
+from app.data.record import Annotation, Case, Image, Kind, LocationCategory, SavedView, Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,7 @@ def catalogue_of(model: type[BaseModel]) -> Mapping[str, Field]:
 IMAGE_FIELDS: Final = catalogue_of(Image)
 CASE_FIELDS: Final = catalogue_of(Case)
 ANNOTATION_FIELDS: Final = catalogue_of(Annotation)
+VIEW_FIELDS: Final = catalogue_of(SavedView)
 
 # What people may also call a field in a filter.
 IMAGE_ALIASES: Final = MappingProxyType({"type": "modality"})

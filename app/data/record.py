@@ -238,6 +238,29 @@ class Case(BaseModel):
     quality_flags: Annotated[list[str], Stored()] = Field(description=_FLAGS_ABOUT)
 
 
+class SavedView(BaseModel):
+    """A selection of images or cases that was saved under a name."""
+
+    id: Annotated[str, Stored("_id")] = Field(description="Id of the view", pattern="^[0-9a-f]{32}$")
+    name: Annotated[str, Stored("name")] = Field(description="Its name, of which a writer has one", max_length=100)
+    of: Annotated[Literal["images", "cases"], Stored("of")] = Field(description="What it selects")
+    query: Annotated[str, Stored("query", kind="text")] = Field(
+        description="The parameters of `/images` or `/cases` that select it",
+        max_length=4000,
+        examples=["modality=CT&age__gte=60"],
+    )
+    total: Annotated[int, Stored("total")] = Field(description="How many it selected when it was saved")
+    dataset_version: Annotated[str | None, Stored("dataset_version")] = Field(
+        description="Version of the data when it was saved"
+    )
+    by: Annotated[str, Stored("by")] = Field(description="Name of the key that saved it", min_length=1, max_length=64)
+    created_at: Annotated[str, Stored("created_at", kind="time")] = Field(
+        description="When it was saved, UTC",
+        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$",
+        examples=["2026-05-14T09:30:00.000Z"],
+    )
+
+
 class Annotation(BaseModel):
     """An annotation with its provenance."""
 

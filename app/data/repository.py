@@ -7,19 +7,17 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from pymongo import WriteConcern
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from app.core.exceptions import ConflictError, UnavailableError
+from app.data import integrity, regex_filter, schema
 from app.data import pagination as cursor
-from app.data import regex_filter, schema
 from app.data.facets import facets, statistics
-from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, Field
+from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, VIEW_FIELDS, Field
 from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem, Vocabulary
 from app.data.image_hash_index import ImageHashIndex
 from app.data.pagination import SortOrder
@@ -36,9 +34,8 @@ MAX_TOTAL: Final = 10_000
 _MAX_TOTALS: Final = 1_000
 _MAX_RESOLVED: Final = 32
 _LATEST_S: Final = 1.0
-# What was acknowledged survives the loss of any one member.
-_MAJORITY: Final = WriteConcern("majority", wtimeout=5_000)
 _STREAM_BATCH: Final = 200
+_DRAW_BATCH: Final = 1_000
 # MongoDB's own work on a whole export, without the time that the client takes.
 _STREAM_TIME_MS: Final = 60_000
 
@@ -74,6 +71,7 @@ class Collection:
 
 
 ANNOTATIONS: Final = Collection(schema.ANNOTATIONS, "annotation", ANNOTATION_FIELDS)
+VIEWS: Final = Collection(schema.VIEWS, "view", VIEW_FIELDS)
 CASES: Final = Collection(schema.CASES, "case", CASE_FIELDS)
 IMAGES: Final = Collection(schema.IMAGES, "image", IMAGE_FIELDS)
 
@@ -100,16 +98,26 @@ def case_of(image: Mapping[str, Any], cases: Mapping[str, Document]) -> Document
     """
     found = cases.get(image["U_id"])
     if found is None:
-        message = (
-            f"Case {image['U_id']} of image {image['_id']} is not in the database. Run `medpix seed`, or try later."
-        )
-        raise UnavailableError(message)
+        raise missing_case(image["U_id"], image["_id"])
     return found
+
+
+def missing_case(u_id: str, image: str) -> UnavailableError:
+    """The error that an image of the dataset has no case, as while it is seeded."""
+    return UnavailableError(f"Case {u_id} of image {image} is not in the database. Run `medpix seed`, or try later.")
 
 
 def _narrowed(selection: Filter, condition: Document, canonical: str) -> Filter:
     query = {"$and": [selection.query, condition]} if selection.query else condition
     return Filter(query, f"{selection.canonical}&{canonical}", selection.scans)
+
+
+def _draw(batch: Sequence[Document], seed: int, drawn: dict[str, tuple[bytes, str]], group_by: str) -> None:
+    """Keep of each group the document whose hash with the seed is the smallest."""
+    for document in batch:
+        key = document["_id"]
+        rank = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=16).digest(), key
+        drawn[document[group_by]] = min(rank, drawn.get(document[group_by], rank))
 
 
 class Repository:
@@ -156,6 +164,22 @@ class Repository:
         run = await self._latest_run()
         return str(run["_id"]) if run else None
 
+    async def revision(self, collection: Collection) -> str:
+        """Names the content of a collection: while it is the same, every selection of it is the same.
+
+        Raises:
+            UnavailableError: nothing was seeded yet, or a seeding has not been completed and the content may change.
+        """
+        if collection is ANNOTATIONS:  # none ever changes or goes
+            target = self._database[ANNOTATIONS.name]
+            return f"{await target.count_documents({}, maxTimeMS=MAX_TIME_MS)} annotations"
+        run = await self._latest_run()
+        if run is None or not self._settled:
+            raise UnavailableError(
+                "The dataset is being loaded, or its loading broke off. Try again shortly, or run `medpix seed`."
+            )
+        return str(run.get("records_sha256") or run["_id"])
+
     async def get(self, collection: Collection, key: str) -> Document:
         """The document with a key.
 
@@ -183,16 +207,42 @@ class Repository:
             return document[ANSWER]  # type: ignore[no-any-return]
         return await self._made_answer(collection, await self.get(collection, key))
 
+    async def answers(self, collection: Collection, keys: Sequence[str], member: str) -> dict[str, bytes]:
+        """A member of the stored answers of some cases or images, by id; those that are not there are left out."""
+        fields = {f"{ANSWER}.{member}": 1, f"{ANSWER}.summary": 1}
+        found = self._database[collection.name].find({"_id": {"$in": list(keys)}}, fields, max_time_ms=MAX_TIME_MS)
+        return {
+            document["_id"]: document[ANSWER][member]
+            if _has_answer(collection, document)
+            else (await self.answer(collection, document["_id"], member))[member]
+            async for document in found
+        }
+
     async def _made_answer(self, collection: Collection, document: Document) -> Document:
         if collection is IMAGES:
             return image_answer(document)
         images = self._database[schema.IMAGES].find({"U_id": document["_id"]}, _WITHOUT_ANSWER, max_time_ms=MAX_TIME_MS)
         return case_answer(document, [image_answer(image)["summary"] async for image in images.sort("_id")])
 
-    async def get_many(self, collection: Collection, keys: Sequence[str]) -> list[Document]:
-        """The documents with some keys, in any order; those that are not there are left out."""
+    async def get_many(
+        self, collection: Collection, keys: Sequence[str], paths: Sequence[str] | None = None
+    ) -> list[Document]:
+        """The documents with some keys, in any order; those that are not there are left out.
+
+        Args:
+            collection: where they are.
+            keys: their ids.
+            paths: what is read of each beside its id; None: all but the stored answer.
+        """
         query = {"_id": {"$in": list(keys)}}
-        return await self._database[collection.name].find(query, _WITHOUT_ANSWER, max_time_ms=MAX_TIME_MS).to_list()
+        fields: Document = _WITHOUT_ANSWER if paths is None else dict.fromkeys(paths, 1)
+        return await self._database[collection.name].find(query, fields, max_time_ms=MAX_TIME_MS).to_list()
+
+    async def keys(self, collection: Collection, selection: Filter) -> set[str]:
+        """The ids of all documents that pass a filter."""
+        selection = await self.resolve(collection, selection)
+        found = self._database[collection.name].find(selection.query, {"_id": 1}, max_time_ms=MAX_TIME_MS)
+        return {document["_id"] async for document in found}
 
     async def image_with_content(self, sha256: str) -> Document | None:
         """The image whose file has a content hash: its id, case and split; None if it is not of the dataset."""
@@ -208,9 +258,9 @@ class Repository:
         """Read what ``image_with_content`` needs, so that the first upload does not wait for it."""
         await self.image_with_content("")
 
-    async def cases(self, keys: Sequence[str]) -> dict[str, Document]:
-        """The cases with these ids, by id."""
-        return {document["_id"]: document for document in await self.get_many(CASES, keys)}
+    async def cases(self, keys: Sequence[str], paths: Sequence[str] | None = None) -> dict[str, Document]:
+        """The cases with these ids, by id; ``paths`` as in ``get_many``."""
+        return {document["_id"]: document for document in await self.get_many(CASES, keys, paths)}
 
     async def resolve(self, collection: Collection, selection: Filter) -> Filter:
         """A filter whose regular expressions were replaced by the ids of the documents that match them.
@@ -233,12 +283,17 @@ class Repository:
         return replace(selection, query=query)
 
     async def stream(
-        self, collection: Collection, selection: Filter, order: SortOrder | None = None
+        self,
+        collection: Collection,
+        selection: Filter,
+        order: SortOrder | None = None,
+        *,
+        batch_size: int = _STREAM_BATCH,
     ) -> AsyncGenerator[Document]:
         """Every document that passes a filter, by id or in another order; a batch at a time is held in memory."""
         selection = await self.resolve(collection, selection)
         target = self._database[collection.name]
-        found = target.find(selection.query, _WITHOUT_ANSWER, batch_size=_STREAM_BATCH, max_time_ms=_STREAM_TIME_MS)
+        found = target.find(selection.query, _WITHOUT_ANSWER, batch_size=batch_size, max_time_ms=_STREAM_TIME_MS)
         # A large selection in an order without an index is sorted on the server's disk.
         found = found.sort(order.mongo).allow_disk_use(True) if order else found.sort("_id")
         async with found:
@@ -284,6 +339,10 @@ class Repository:
             ]
         return Page(documents, total, total < MAX_TOTAL, following)
 
+    async def count(self, collection: Collection, selection: Filter) -> int:
+        """How many documents pass a filter, counted to ``MAX_TOTAL``."""
+        return await self._count(collection, await self.resolve(collection, selection))
+
     async def _count(self, collection: Collection, selection: Filter) -> int:
         """How many documents pass a filter, counted to ``MAX_TOTAL``.
 
@@ -293,7 +352,7 @@ class Repository:
         run_id = await self.seed_run_id()
         key = (run_id or "", collection.name, selection.canonical)
         # Cases and images change with a seeding alone: walking through pages counts once.
-        is_fixed = run_id is not None and self._settled and collection is not ANNOTATIONS
+        is_fixed = run_id is not None and self._settled and collection in (CASES, IMAGES)
         if is_fixed and key in self._totals:
             return self._totals[key]
         total = await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS, limit=MAX_TOTAL)
@@ -356,12 +415,9 @@ class Repository:
         target = self._database[collection.name]
         fields = {"_id": 1} if collection is ANNOTATIONS else {"_id": 1, "U_id": 1}
         drawn: dict[str, tuple[bytes, str]] = {}
-        async with target.find(selection.query, fields, max_time_ms=MAX_TIME_MS) as found:
-            async for document in found:
-                key = document["_id"]
-                rank = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=16).digest(), key
-                group = document["U_id"] if per_case else key
-                drawn[group] = min(rank, drawn.get(group, rank))
+        async with target.find(selection.query, fields, batch_size=_DRAW_BATCH, max_time_ms=MAX_TIME_MS) as found:
+            while batch := await found.to_list(_DRAW_BATCH):
+                await asyncio.to_thread(_draw, batch, seed, drawn, "U_id" if per_case else "_id")
         chosen = [key for _, key in heapq.nsmallest(size, drawn.values())]
         return _narrowed(selection, {"_id": {"$in": chosen}}, f"sample={size},{seed},{per_case}")
 
@@ -395,12 +451,11 @@ class Repository:
             "U_id": image["U_id"],
             **content,
             "by": by,
-            # As text: it sorts as it should, and filters and cursors take it as they take any other.
-            "created_at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "created_at": schema.now(),
             "image_sha256": image["file"]["sha256"],
             "dataset_version": await self.dataset_version(),
         }
-        target = self._database.get_collection(schema.ANNOTATIONS, write_concern=_MAJORITY)
+        target = self._database.get_collection(schema.ANNOTATIONS, write_concern=schema.MAJORITY)
         try:
             await target.insert_one(document)
         except DuplicateKeyError:
@@ -474,6 +529,14 @@ class Repository:
         return await self._database[schema.SEED_RUNS].find_one(
             {"state": "complete"}, sort=schema.LATEST_RUN_FIRST, max_time_ms=MAX_TIME_MS
         )
+
+    async def faults(self) -> tuple[list[str], list[str]]:
+        """What was removed since the last complete seeding: documents, and indexes; a sentence for each."""
+        run = await self.latest_seed()
+        if run is None:
+            return [], []
+        documents = await integrity.missing_documents(self._database, run, MAX_TOTAL)
+        return documents, await integrity.missing_indexes(self._database)
 
     async def counts(self) -> dict[str, int]:
         """How many cases and images there are, each counted to ``MAX_TOTAL``."""

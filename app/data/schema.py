@@ -6,16 +6,18 @@ scripts of the mongo image read it too. The validators of the records come from 
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from pymongo import IndexModel
+from pymongo import IndexModel, WriteConcern
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from app.core.exceptions import UserError
 from app.data import bson_schema
+from app.data.record import Annotation, SavedView
 
 Document = dict[str, Any]
 
@@ -27,13 +29,18 @@ MODELS: Final = "Models"
 TRAINING_RUNS: Final = "Training_runs"
 # The key under which an evaluation reports its progress there, beside those of the models in training.
 EVALUATION_RUN: Final = "evaluation"
+# The key there of which models a start trains, and why.
+TRAINING_CHOICE: Final = "choice"
 ANNOTATIONS: Final = "Annotations"
 # Of the images by all their facets; see app.data.image_counts.
 IMAGE_COUNTS: Final = "Image_counts"
+VIEWS: Final = "Saved_views"
 SEED_RUNS: Final = "Seed_runs"
 # By sequence, as a clock may have run ahead; runs of versions that had none come last.
 LATEST_RUN_FIRST: Final = (("sequence", -1), ("started_at", -1))
 
+# What was acknowledged survives the loss of any one member.
+MAJORITY: Final = WriteConcern("majority", wtimeout=5_000)
 _UNAUTHORIZED: Final = 13
 # Indexes of earlier versions, which cost every write and answer nothing.
 _FORMER_INDEXES: Final = frozenset({"text"})
@@ -56,10 +63,16 @@ def _definitions() -> _Definitions:
     derived = {
         IMAGES: bson_schema.image_validator(),
         CASES: bson_schema.case_validator(),
-        ANNOTATIONS: bson_schema.annotation_validator(),
+        ANNOTATIONS: bson_schema.own_validator(Annotation),
+        VIEWS: bson_schema.own_validator(SavedView),
     }
     collections = ({"validator": derived.get(each["name"]), **each} for each in parsed["collections"])
     return _Definitions(tuple(collections), tuple(parsed["views"]))
+
+
+def now() -> str:
+    """The time as it is stored with annotations and views: text, so that it sorts, filters and pages as any other."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def validator(collection: str) -> Document:
@@ -68,6 +81,11 @@ def validator(collection: str) -> Document:
         if definition["name"] == collection:
             return dict(definition["validator"])
     raise KeyError(collection)
+
+
+def index_names() -> dict[str, list[str]]:
+    """The names of the indexes of each collection."""
+    return {each["name"]: [index["name"] for index in each["indexes"]] for each in _definitions().collections}
 
 
 def ensure_schema(database: Database[Document]) -> None:

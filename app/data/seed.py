@@ -104,6 +104,8 @@ def seed(database: Database[Document], folder: Path) -> SeedReport:
         "finished_at": datetime.now(UTC),
         **_bson(asdict(report)),
         "image_counts": True,
+        # Names what is stored, normalised values and answers included: a seeding that changes nothing keeps it.
+        "records_sha256": _records_sha256([*cases, *images]),
         "values": {
             schema.CASES: _vocabulary(cases, CASE_FIELDS),
             schema.IMAGES: _vocabulary(images, IMAGE_FIELDS),
@@ -148,6 +150,10 @@ def _document(source: Source, key: str, record: SourceRecord, norm: Document, **
 def _hashed(document: Document) -> Document:
     canonical = json.dumps(document, sort_keys=True, ensure_ascii=False, default=bytes.hex).encode()
     return {**document, "content_hash": hashlib.sha256(canonical).hexdigest()}
+
+
+def _records_sha256(documents: Sequence[Document]) -> str:
+    return hashlib.sha256("".join(document["content_hash"] for document in documents).encode()).hexdigest()
 
 
 def dataset_version(source: Source) -> str:

@@ -14,7 +14,6 @@ Row = dict[str, Any]
 # A zip entry has a time; it is fixed, so that the same selection gives the same bytes.
 _TIME: Final = (2024, 1, 1, 0, 0, 0)
 _SPOOL_BYTES: Final = 8 * 1024**2
-_LINES_PER_PART: Final = 500
 
 
 class ImageArchive:
@@ -28,8 +27,9 @@ class ImageArchive:
     """
 
     def __init__(self) -> None:
+        # Sizes and check sums stand before each entry, so that the zip can be read while it arrives: the sink keeps an
+        # entry until it is whole.
         self._sink = Sink()
-        # The sizes stand after each entry, as the sink cannot be rewound.
         self._zip = zipfile.ZipFile(self._sink, "w", zipfile.ZIP_STORED, allowZip64=True)
         self._lines: dict[str, SpooledTemporaryFile[bytes]] = {}
         # Per split, the number columns that have a value; and those that some split lacks.
@@ -66,13 +66,12 @@ class ImageArchive:
         for split, lines in self._lines.items():
             with lines, self._zip.open(_entry(f"{split}/metadata.jsonl", zipfile.ZIP_DEFLATED), "w") as target:
                 lines.seek(0)
-                for number, line in enumerate(lines):
+                for line in lines:
                     target.write(self._without_missing(line))
-                    if number % _LINES_PER_PART == 0:
-                        yield self._sink.take()
-            yield self._sink.take()
+            yield from self._sink.take_parts()
         self._zip.close()
-        yield self._sink.take()
+        yield from self._sink.take_parts()
+        self._sink.close()
 
     def _without_missing(self, line: bytes) -> bytes:
         if not self._missing:

@@ -1,6 +1,8 @@
 """What one exported row holds, and in which columns."""
 
 from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Final
 
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, Field, pick
@@ -10,8 +12,10 @@ Row = dict[str, Any]
 
 _IMAGE_KEYS: Final = ("Type", "U_id", "image", "Description", "Location", "Location Category")
 _CASE_KEYS: Final = ("U_id", "TAC", "MRI", "Case", "Topic")
-# Joined records: the image's columns as they are, those of its case after this prefix.
+# Joined records: the columns of an image as they are, the others of its case after this prefix.
 CASE_PREFIX: Final = "case."
+# What every row of an image says of its case.
+IMAGE_CASE_COLUMNS: Final = ("title", "diagnosis")
 
 
 def source_record(document: Mapping[str, Any]) -> Document:
@@ -20,29 +24,36 @@ def source_record(document: Mapping[str, Any]) -> Document:
     return {key: document[key] for key in keys}
 
 
-def columns(of: str) -> dict[str, Field]:
-    """Column name to field, for images, cases, annotations or records (images joined with their cases)."""
-    if of == "annotations":
-        return dict(ANNOTATION_FIELDS)
-    if of == "cases":
-        return dict(CASE_FIELDS)
-    if of == "images":
-        return dict(IMAGE_FIELDS)
-    shared = set(IMAGE_FIELDS)
-    own = {CASE_PREFIX + name: field for name, field in CASE_FIELDS.items() if name not in shared}
-    return {**IMAGE_FIELDS, **own}
+@cache
+def columns(of: str) -> Mapping[str, Field]:
+    """Column name to field, for images, cases, annotations or records (images joined with their cases).
+
+    Images have title and diagnosis of their case too.
+    """
+    return MappingProxyType({name: field for name, (field, _) in _sources(of).items()})
+
+
+@cache
+def _sources(of: str) -> Mapping[str, tuple[Field, bool]]:
+    """Column name to field, and whether it is one of the image's case."""
+    own = {"annotations": ANNOTATION_FIELDS, "cases": CASE_FIELDS}.get(of, IMAGE_FIELDS)
+    found = {name: (field, False) for name, field in own.items()}
+    if of in ("images", "records"):
+        found |= {name: (CASE_FIELDS[name], True) for name in IMAGE_CASE_COLUMNS}
+    if of == "records":
+        found |= {CASE_PREFIX + name: (field, True) for name, field in CASE_FIELDS.items() if name not in found}
+    return found
 
 
 def flat_row(document: Mapping[str, Any], case: Mapping[str, Any] | None, of: str) -> Row:
     """One row of a table: every column, in order.
 
     Args:
-        document: the stored image or case.
-        case: for joined records, the stored case of the image.
+        document: the stored image, case or annotation.
+        case: for images and joined records, the stored case of the image.
         of: images, cases, annotations or records.
     """
-    row: Row = {}
-    for name, field in columns(of).items():
-        source = case if name.startswith(CASE_PREFIX) and case is not None else document
-        row[name] = pick(source, field.path)
-    return row
+    return {
+        name: pick(case if is_of_case and case is not None else document, field.path)
+        for name, (field, is_of_case) in _sources(of).items()
+    }

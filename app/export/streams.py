@@ -1,26 +1,36 @@
 """The bytes of an export, made as the documents come out of the database."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
+from app.core.exceptions import UnavailableError
 from app.data.filters import EVERYTHING, Filter
 from app.data.image_store import ImageStore
 from app.data.pagination import SortOrder
 from app.data.repository import ANNOTATIONS, CASES, IMAGES, Repository, case_of
 from app.export.archive import ImageArchive
-from app.export.rows import columns, flat_row, source_record
+from app.export.rows import IMAGE_CASE_COLUMNS, columns, flat_row, source_record
 from app.export.tables import Csv, Json, JsonLines, Parquet, Writer
 
 Row = dict[str, Any]
+# A stored document, and the stored case of an image where its row needs it.
+Joined = tuple[dict[str, Any], dict[str, Any] | None]
+_Result = TypeVar("_Result")
 
 FORMATS: Final = ("json", "jsonl", "csv", "parquet", "zip")
 # Parts of this size are sent: a row alone is too small to be worth a system call.
 _PART_BYTES: Final = 64 * 1024
-_JOIN_BATCH: Final = 200
-_WRITE_BATCH: Final = 100
+_BATCH: Final = 100
+# An archive holds the files of a batch in memory until they are sent.
+_ARCHIVE_BATCH: Final = 10
 _COLLECTIONS: Final = {"cases": CASES, "annotations": ANNOTATIONS}
+_CASE_FIELDS: Final = tuple(columns("cases")[name].path for name in IMAGE_CASE_COLUMNS)
+# Rows are made and written here, never on the event loop; exports leave the other threads to other requests.
+_THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="export")
 
 
 class ExportError(ValueError):
@@ -31,15 +41,43 @@ class ExportError(ValueError):
         self.parameter = parameter
 
 
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What a file of an export holds.
+
+    Attributes:
+        of: images, cases, records or annotations; records are images joined with their cases.
+        file_format: one of ``FORMATS``.
+        raw: the dataset's own records in place of normalised values; JSON and JSON Lines alone can hold them.
+        bom: whether a CSV begins with the byte order mark by which Excel knows UTF-8.
+        order: of the rows; None: by id.
+
+    Raises:
+        ExportError: the format cannot hold what was asked for.
+    """
+
+    of: str
+    file_format: str
+    raw: bool = False
+    bom: bool = False
+    order: SortOrder | None = None
+
+    def __post_init__(self) -> None:
+        if self.raw and (self.file_format not in ("json", "jsonl") or self.of == "annotations"):
+            raise ExportError("raw", "only json and jsonl of images, cases and records can be raw")
+        if self.bom and self.file_format != "csv":
+            raise ExportError("bom", "only csv has a byte order mark")
+        if self.file_format == "zip" and self.of not in ("images", "records"):
+            raise ExportError("of", "a zip holds images; use of=images or of=records")
+
+    @property
+    def has_cases(self) -> bool:
+        """Whether a row needs the case of its image."""
+        return self.of == "records" or (self.of == "images" and not self.raw)
+
+
 def export_parts(
-    repository: Repository,
-    image_store: ImageStore,
-    selection: Filter,
-    *,
-    of: str,
-    file_format: str,
-    raw: bool | None,
-    order: SortOrder | None = None,
+    repository: Repository, image_store: ImageStore, selection: Filter, export: Export
 ) -> AsyncGenerator[bytes]:
     """The file of a selection, in parts.
 
@@ -47,113 +85,102 @@ def export_parts(
         repository: the data.
         image_store: the image files, for a zip.
         selection: filter over what is exported.
-        of: images, cases, records or annotations; records are images joined with their cases.
-        file_format: one of ``FORMATS``.
-        raw: the dataset's own records; None: where the format can hold them.
-        order: of the rows; None: by id.
-
-    Raises:
-        ExportError: the format cannot hold what was asked for.
+        export: what of it, and in which format.
     """
-    as_source = of != "annotations" and file_format in ("json", "jsonl") if raw is None else raw
-    if as_source and (file_format not in ("json", "jsonl") or of == "annotations"):
-        raise ExportError("raw", "only json and jsonl of images, cases and records can be raw")
-    if file_format == "zip" and of not in ("images", "records"):
-        raise ExportError("of", "a zip holds images; use of=images or of=records")
-    if file_format == "zip":
-        return _in_parts(_archive(repository, image_store, selection, of, order))
-    rows = _rows(repository, selection, of, order, as_source=as_source)
-    return _in_parts(_table(_writer(file_format, of), rows))
+    if export.file_format == "zip":
+        return _in_parts(_archive(repository, image_store, selection, export))
+    return _in_parts(_table(_writer(export), repository, selection, export))
 
 
 def table_parts(repository: Repository, of: str) -> AsyncGenerator[bytes]:
     """The normalised JSON Lines table of everything."""
-    return _in_parts(_table(JsonLines(), _rows(repository, EVERYTHING, of, None, as_source=False)))
+    return _in_parts(_table(JsonLines(), repository, EVERYTHING, Export(of, "jsonl")))
 
 
-def _writer(file_format: str, of: str) -> Writer:
-    makers: dict[str, Callable[[], Writer]] = {
+def _writer(export: Export) -> Writer:
+    makers: Mapping[str, Callable[[], Writer]] = {
         "json": Json,
         "jsonl": JsonLines,
-        "csv": lambda: Csv(columns(of)),
-        "parquet": lambda: Parquet(columns(of)),
+        "csv": lambda: Csv(columns(export.of), bom=export.bom),
+        "parquet": lambda: Parquet(columns(export.of)),
     }
-    return makers[file_format]()
+    return makers[export.file_format]()
 
 
-async def _rows(
-    repository: Repository, selection: Filter, of: str, order: SortOrder | None, *, as_source: bool
-) -> AsyncGenerator[Row]:
-    async with aclosing(_documents(repository, selection, of, order)) as documents:
-        async for document, case in documents:
-            if not as_source:
-                yield flat_row(document, case, of)
-            elif case is None:
-                yield source_record(document)
-            else:
-                yield {**source_record(document), "Case": case["Case"], "Topic": case["Topic"]}
-
-
-async def _documents(
-    repository: Repository, selection: Filter, of: str, order: SortOrder | None
-) -> AsyncGenerator[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """The selected documents; for joined records each with its case, looked up for many at a time."""
-    async with aclosing(repository.stream(_COLLECTIONS.get(of, IMAGES), selection, order)) as stream:
-        if of != "records":
-            async for document in stream:
-                yield document, None
-            return
-        batch: list[dict[str, Any]] = []
+async def _batches(
+    repository: Repository, selection: Filter, export: Export, size: int
+) -> AsyncGenerator[list[Joined]]:
+    """The selected documents, many at a time; cases of images are looked up for all of a batch."""
+    batch: list[dict[str, Any]] = []
+    collection = _COLLECTIONS.get(export.of, IMAGES)
+    async with aclosing(repository.stream(collection, selection, export.order, batch_size=size)) as stream:
         async for document in stream:
             batch.append(document)
-            if len(batch) == _JOIN_BATCH:
-                for joined in await _joined(repository, batch):
-                    yield joined
+            if len(batch) == size:
+                yield await _joined(repository, batch, export)
                 batch = []
-        for joined in await _joined(repository, batch):
-            yield joined
+    if batch:
+        yield await _joined(repository, batch, export)
 
 
-async def _joined(repository: Repository, images: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    cases = await repository.cases([image["U_id"] for image in images])
-    return [(image, case_of(image, cases)) for image in images]
+async def _joined(repository: Repository, documents: list[dict[str, Any]], export: Export) -> list[Joined]:
+    if not export.has_cases:
+        return [(document, None) for document in documents]
+    fields = None if export.of == "records" else _CASE_FIELDS
+    cases = await repository.cases(list({image["U_id"] for image in documents}), fields)
+    return [(image, case_of(image, cases)) for image in documents]
 
 
-async def _table(writer: Writer, rows: AsyncGenerator[Row]) -> AsyncGenerator[bytes]:
-    # Rows are written in a thread, many at a time: one call per row would cost more than the row.
-    yield writer.begin()
-    batch: list[Row] = []
-    async with aclosing(rows):
-        async for row in rows:
-            batch.append(row)
-            if len(batch) == _WRITE_BATCH:
-                yield await asyncio.to_thread(_written, writer, batch)
-                batch = []
-    yield await asyncio.to_thread(_written, writer, batch)
-    yield await asyncio.to_thread(writer.end)
+async def _table(writer: Writer, repository: Repository, selection: Filter, export: Export) -> AsyncGenerator[bytes]:
+    yield await _in_thread(writer.begin)
+    async with aclosing(_batches(repository, selection, export, _BATCH)) as batches:
+        async for batch in batches:
+            yield await _in_thread(_written, writer, batch, export)
+    yield await _in_thread(writer.end)
 
 
-def _written(writer: Writer, rows: list[Row]) -> bytes:
-    return b"".join(map(writer.add, rows))
+def _written(writer: Writer, batch: list[Joined], export: Export) -> bytes:
+    return b"".join(writer.add(_row(document, case, export)) for document, case in batch)
+
+
+def _row(document: dict[str, Any], case: dict[str, Any] | None, export: Export) -> Row:
+    if not export.raw:
+        return flat_row(document, case, export.of)
+    if case is None:
+        return source_record(document)
+    return {**source_record(document), "Case": case["Case"], "Topic": case["Topic"]}
 
 
 async def _archive(
-    repository: Repository, image_store: ImageStore, selection: Filter, of: str, order: SortOrder | None
+    repository: Repository, image_store: ImageStore, selection: Filter, export: Export
 ) -> AsyncGenerator[bytes]:
     archive = ImageArchive()
-    numbers = {name for name, field in columns(of).items() if field.kind == "integer"}
-    async with aclosing(_documents(repository, selection, of, order)) as documents:
-        async for document, case in documents:
-            row = flat_row(document, case, of)
-            yield await asyncio.to_thread(_added, archive, row, numbers, image_store, document)
-    for part in archive.end():
+    numbers = {name for name, field in columns(export.of).items() if field.kind == "integer"}
+    async with aclosing(_batches(repository, selection, export, _ARCHIVE_BATCH)) as batches:
+        async for batch in batches:
+            yield await _in_thread(_archived, archive, batch, export, numbers, image_store)
+    rest = archive.end()
+    while part := await _in_thread(next, rest, b""):
         yield part
 
 
-def _added(
-    archive: ImageArchive, row: Row, numbers: set[str], image_store: ImageStore, document: dict[str, Any]
+def _archived(
+    archive: ImageArchive, batch: list[Joined], export: Export, numbers: set[str], image_store: ImageStore
 ) -> bytes:
-    return archive.add(row, numbers, image_store.path(document["file"]))
+    parts = []
+    for document, case in batch:
+        try:
+            parts.append(archive.add(_row(document, case, export), numbers, image_store.path(document["file"])))
+        except FileNotFoundError as error:
+            message = (
+                f"The file of image {document['_id']} is not in this service's dataset folder. Run `medpix fetch`."
+            )
+            raise UnavailableError(message) from error
+    return b"".join(parts)
+
+
+async def _in_thread(function: Callable[..., _Result], *arguments: Any) -> _Result:
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, function, *arguments)
 
 
 async def _in_parts(parts: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

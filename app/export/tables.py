@@ -1,5 +1,6 @@
 """Writers of tables: each takes rows one by one and gives back bytes as they come."""
 
+import codecs
 import csv
 import io
 import json
@@ -76,14 +77,16 @@ class Csv:
 
     Args:
         fields: by column name.
+        bom: begin with a byte order mark, by which Excel knows UTF-8.
     """
 
-    def __init__(self, fields: Mapping[str, Field]) -> None:
+    def __init__(self, fields: Mapping[str, Field], *, bom: bool = False) -> None:
         self._fields = fields
+        self._bom = bom
 
     def begin(self) -> bytes:
         """The header."""
-        return self._line(list(self._fields))
+        return (codecs.BOM_UTF8 if self._bom else b"") + self._line(list(self._fields))
 
     def add(self, row: Row) -> bytes:
         """One record; lists are joined with a semicolon, null is an empty cell."""

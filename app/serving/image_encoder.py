@@ -89,12 +89,16 @@ class ImageEncoder:
         return CUDA_SIZES if self.backend is not None and self.backend.device == "cuda" else CPU_SIZES
 
     def _weights_key(self) -> str:
-        """Names the weights and what the network does with them (its tasks); a fusion has its image half's."""
-        files = self._model.card.files
-        owner = getattr(self._model, "image_model", self._model)
+        """Names the weights and what the network does with them (its tasks, and what it gives beside).
+
+        That of a fusion is its image half's, so that both run one graph.
+        """
+        card = self._model.card
+        owner, files = getattr(self._model, "image_model", self._model), card.files
         if isinstance(owner, DeferredImageModel):
             files = [file for file in files if file.name == WEIGHTS_FILE]
-        return " ".join([*owner.card.tasks, *(file.sha256 for file in files)])
+        given = ["stages"] if card.ood_distance == "stages" else []
+        return " ".join([*owner.card.tasks, *given, *(file.sha256 for file in files)])
 
     def _run_without_network(self, pixels: Array) -> Mapping[str, Array]:
         outputs = self._model.encode_images(pixels)

@@ -29,15 +29,16 @@ from app.core.telemetry import Metrics
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.serving.admission import UploadBudget
 from app.serving.daemon_pool import DaemonThreadPool
-from app.serving.model_selection import selection_error, setting_name
+from app.serving.model_selection import selection_error, selection_reason, setting_name
 from app.serving.prediction_cache import PredictionCache
 from app.serving.prediction_context import PredictionContext
-from app.serving.training_status import read_progress
+from app.serving.training_status import read_choice, read_progress
 from ml.dataset.records import load_records
 from ml.registry.model_card import ModelCard
 
 if TYPE_CHECKING:
     from app.serving.predictor import Predictor
+    from app.serving.text_search import TextSearch
     from ml.registry.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ logger = logging.getLogger(__name__)
 Document = dict[str, Any]
 
 TASKS: Final = ("modality", "location")
+# What is trained for the search of images by words, where no registered model can do it.
+TEXT_SEARCH_MODEL: Final = "clip-location"
 # A training under way says more than one that has ended.
 _STATE_ORDER: Final = {"running": 0, "queued": 1}
 # The largest bodies that are held in memory at once; images are seldom a hundredth of that.
@@ -63,12 +66,14 @@ class _RegistryState:
         cards: every registered model, by name.
         ranked: per task, the models that answer it from an image, the best first.
         selection_errors: per task, what is wrong with the setting that selects its model; None where nothing is.
+        training_choice: which models the last start trains, and why; None before the first.
     """
 
     progress: list[Progress]
     cards: list[ModelCard]
     ranked: Mapping[str, list[ModelCard]]
     selection_errors: Mapping[str, str | None]
+    training_choice: Document | None = None
 
 
 class ModelManager:
@@ -90,6 +95,8 @@ class ModelManager:
         metrics.watch_cached_predictions(lambda: len(self._cache))
         self._state = _RegistryState([], [], {}, {})
         self._serving: dict[str, Predictor] = {}
+        self._text_search: TextSearch | None = None
+        self._text_fault: str | None = None
         self._faults: dict[str, str] = {}
         self._unusable: dict[str, tuple[float, str]] = {}
         self._blas: list[threadpool_limits] = []
@@ -119,6 +126,11 @@ class ModelManager:
         return self._state.cards
 
     @property
+    def training_choice(self) -> Document | None:
+        """Which models the last start trains, and why; None before the first."""
+        return self._state.training_choice
+
+    @property
     def serving(self) -> Mapping[str, "Predictor"]:
         """The model that answers each task."""
         return self._serving
@@ -133,6 +145,28 @@ class ModelManager:
             raise self.not_ready(task)
         return self._serving[task]
 
+    def text_search(self) -> "TextSearch":
+        """What finds images by words.
+
+        Raises:
+            UnavailableError: no model can, or it is being loaded or trained; the answer says what to do.
+        """
+        if self._text_search is not None:
+            return self._text_search
+        if not self._loaded or (self._text_candidate() is not None and self._text_fault is None):
+            raise UnavailableError("The model that finds images by words is being loaded. Try again.", retry_after_s=5)
+        if self._text_fault is not None:
+            raise UnavailableError(f"Images cannot be found by words: {self._text_fault}", retry_after_s=60)
+        run = next((each for each in self._state.progress if each.name == TEXT_SEARCH_MODEL), None)
+        if run is not None and run.state in _STATE_ORDER:
+            detail = f"The model that finds images by words is not ready. {run.describe()}"
+            raise UnavailableError(detail, retry_after_s=30, training=run.as_json())
+        raise UnavailableError(
+            f"Images are found by words with the model {TEXT_SEARCH_MODEL}, which is not trained here. "
+            f"Run `medpix train {TEXT_SEARCH_MODEL}`.",
+            retry_after_s=60,
+        )
+
     def start(self) -> None:
         """Start to load what is registered and to watch for more; the data are served meanwhile."""
         self._watch = asyncio.create_task(self._watch_registry(), name="model-watch")
@@ -143,6 +177,8 @@ class ModelManager:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         await asyncio.gather(*(predictor.stop() for predictor in set(self._serving.values())))
+        if self._text_search is not None:
+            self._text_search.stop()
         # A decoder that hangs is abandoned: no request waits for it any more.
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
@@ -168,10 +204,14 @@ class ModelManager:
             status = {"state": "missing" if self._loaded else "loading"}
         if task in self._serving:
             card = self._serving[task].card
-            status |= {"state": "serving", "model": card.name, "version": card.version}
+            status |= {"state": "serving", "model": card.name, "version": card.version, "reason": self._reason(task)}
         if task in self._faults:
             status["fault"] = self._faults[task]
         return status
+
+    def _reason(self, task: str) -> str:
+        """Why the model that serves a task does."""
+        return selection_reason(task, self._serving[task].card, self._state.ranked.get(task, ()), self._selected[task])
 
     def _is_loading(self, task: str) -> bool:
         """Whether a model of a task is trained, but not served yet."""
@@ -208,6 +248,7 @@ class ModelManager:
                 self._metrics.training(self._state.progress)
                 for task in TASKS:
                     await self._serve_best(task)
+                await self._serve_text_search()
                 self._loaded = True
                 last = ""
                 if self._replaced:
@@ -236,7 +277,7 @@ class ModelManager:
         cards = list(registry.list())
         ranked = {task: registry.ranked(task, cards) for task in TASKS}
         errors = {task: selection_error(task, cards, self._selected[task]) for task in TASKS}
-        return _RegistryState(progress, cards, ranked, errors)
+        return _RegistryState(progress, cards, ranked, errors, read_choice(self._database))
 
     async def _serve_best(self, task: str) -> None:
         """Serve a task with the best model that can be loaded; the current one serves until there is a better one."""
@@ -258,6 +299,36 @@ class ModelManager:
             self._faults.pop(task, None)
         else:
             self._faults[task] = fault
+
+    def _text_candidate(self) -> ModelCard | None:
+        """The model that finds images by words best, by its recall on dev."""
+        able = [card for card in self._state.cards if card.shared_embedding]
+        return max(able, key=lambda card: (card.retrieval_score, card.name), default=None)
+
+    async def _serve_text_search(self) -> None:
+        """Serve the search by words with its best model; the current one serves until there is a better one."""
+        card, current = self._text_candidate(), self._text_search
+        if card is None or (current is not None and current.card.version == card.version):
+            return
+        tried_at, reason = self._unusable.get(card.version, (-math.inf, ""))
+        if time.monotonic() < tried_at + _RETRY_S:
+            self._text_fault = reason
+            return
+        predictor = next((each for each in self._serving.values() if each.card.version == card.version), None)
+        try:
+            self._text_search = await asyncio.to_thread(self._load_text_search, card, predictor)
+        except Exception as error:
+            self._text_fault = str(error) or repr(error)
+            self._unusable[card.version] = (time.monotonic(), self._text_fault)
+            expected = isinstance(error, (UserError, RuntimeError))
+            logger.exception("%s cannot find images by words: %s", card.name, self._text_fault, exc_info=not expected)
+            return
+        self._text_fault = None
+        logger.info("%s %s finds images by words", card.name, card.version)
+        await asyncio.to_thread(_freeze_garbage_collector)
+        if current is not None:
+            current.stop()
+            self._replaced = True
 
     def _candidates(self, task: str) -> list[ModelCard]:
         """The models to try for a task, best first; where a setting selects one, that one alone."""
@@ -296,7 +367,7 @@ class ModelManager:
         self._serving[task] = predictor
         cards = {task: each.card for task, each in self._serving.items()}
         self._metrics.serving({task: (card.name, card.version, card.sha256) for task, card in cards.items()})
-        logger.info("%s %s answers %s", predictor.card.name, predictor.card.version, task)
+        logger.info("%s %s answers %s: %s", predictor.card.name, predictor.card.version, task, self._reason(task))
         if former is not None and former not in self._serving.values():
             await former.stop()
             self._replaced = True
@@ -306,6 +377,18 @@ class ModelManager:
             await predictor.warm_up()
         except Exception:  # real requests may still succeed; the engine reports its own health
             logger.exception("the warm-up of %s failed", predictor.card.name)
+
+    def _load_text_search(self, card: ModelCard, predictor: "Predictor | None") -> "TextSearch":
+        """The search with a model that is served already, or that is loaded for it."""
+        from app.serving.text_search import TextSearch  # noqa: PLC0415 - see above
+        from ml.registry.registry import load_model, load_reference  # noqa: PLC0415 - see above
+
+        folder = self._settings.model_files_dir
+        model = load_model(card, folder) if predictor is None else predictor.model
+        reference = load_reference(card, folder) if predictor is None else predictor.reference
+        if reference is None:
+            raise UserError(f"{card.name} has no embeddings of the images. Train it again: `medpix train {card.name}`.")
+        return TextSearch(model, reference)
 
     def _load(self, card: ModelCard) -> "Predictor":
         from app.serving.predictor import Predictor  # noqa: PLC0415 - see above

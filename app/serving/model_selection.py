@@ -1,4 +1,4 @@
-"""Validates the settings that select the model of a task."""
+"""Validates the settings that select the model of a task, and says why a model serves."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -38,3 +38,23 @@ def selection_error(task: str, cards: Sequence[ModelCard], selected: str | None)
         reason = f"this model does not answer {task}"
     usable = ", ".join(card.name for card in cards if card.can_serve(task)) or "none yet"
     return f"{setting_name(task)}={selected[:80]}: {reason}. {_REMEDY} Registered for {task}: {usable}."
+
+
+def selection_reason(task: str, card: ModelCard, ranked: Sequence[ModelCard], selected: str | None) -> str:
+    """Why a model serves a task, in words.
+
+    Args:
+        task: modality or location.
+        card: of the model that serves it.
+        ranked: the models that answer the task from an image, the best on dev first.
+        selected: the name in the setting.
+    """
+    if selected == card.name:
+        return f"selected by {setting_name(task)}"
+    others = [other for other in ranked if other.name != card.name]
+    if not others:
+        return f"the only registered model that answers {task} from an image"
+    reason = f"best accuracy on dev, {card.score(task) or 0.0:.3f}"
+    if ranked[0].name != card.name:
+        return f"{reason}, of the models that can be loaded; {ranked[0].name} cannot"
+    return f"{reason}, before {others[0].name} with {others[0].score(task) or 0.0:.3f}"

@@ -24,7 +24,7 @@ from app.serving.precision import LoadRecords, PrecisionChoice
 from app.serving.prediction_cache import PredictionCache
 from app.serving.prediction_context import PredictionContext
 from ml.dataset.labels import MODALITIES
-from ml.models.base import EMBEDDING, Floats, InputError, ServedModel
+from ml.models.base import EMBEDDING, InputError, ServedModel
 from ml.registry.model_card import ModelCard
 from ml.registry.reference_embeddings import Reference
 
@@ -61,7 +61,7 @@ class Predictor:
     ) -> None:
         self.model = model
         self.reference = reference
-        self._distance = _distance_of(reference, model.card)
+        self._distance = None if reference is None else reference.distance_by(model.card.ood_distance)
         self._pool = pool
         self._cache = cache
         self._metrics = metrics
@@ -232,7 +232,8 @@ class Predictor:
             name: dict(zip(self.model.tasks[name], map(float, rows[0]), strict=True)) for name, rows in combined.items()
         }
         context.out_of_distribution = True if not context.plausible else self._is_out_of_distribution(context)
-        sure = max(context.probabilities[context.task].values()) >= self.card.thresholds.get(context.task, 0.0)
+        threshold = self.card.threshold(context.task, with_caption=uses_caption)
+        sure = max(context.probabilities[context.task].values()) >= threshold
         header_note = self._header_note(context)
         context.confident = sure and not context.out_of_distribution and header_note is None
         used = (("image", context.outputs is not None), ("caption", uses_caption))
@@ -266,16 +267,9 @@ class Predictor:
 
     def _is_out_of_distribution(self, context: PredictionContext) -> bool | None:
         limit = self.card.ood_threshold
-        embedding = (context.outputs or {}).get(EMBEDDING)
-        if embedding is None or self._distance is None or limit is None:
+        if context.outputs is None or self._distance is None or limit is None:
             return None
-        return bool(self._distance(embedding)[0] > limit)
-
-
-def _distance_of(reference: Reference | None, card: ModelCard) -> Callable[[Floats], Floats] | None:
-    if reference is None:
-        return None
-    return reference.density().distance if card.ood_distance == "mahalanobis" else reference.distance
+        return bool(self._distance(context.outputs)[0] > limit)
 
 
 async def _in(pool: DaemonThreadPool, function: Callable[..., T], *arguments: Any) -> T:

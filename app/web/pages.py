@@ -26,7 +26,7 @@ _TEMPLATES: Final = Environment(
     loader=PackageLoader("app.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 # The modules that a page's own script imports, so that the browser asks for all of them at once.
-_COMMON: Final = ("api", "dom")
+_COMMON: Final = ("address", "api", "dom")
 _RESULT: Final = (*_COMMON, "state", "catalogue", "result")
 _MODULES: Final[Mapping[str, tuple[str, ...]]] = {
     "browse": (*_RESULT, "facets", "filters", "tiles", "menu"),
@@ -46,73 +46,79 @@ _MODULES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "models": (*_COMMON, "training", "board", "card", "charts", "scores"),
     "about": (*_COMMON, "copy", "scores"),
-    "missing": ("dom",),
-    "docs": ("dom",),
+    "missing": ("address", "dom"),
+    "docs": ("address", "dom"),
 }
 # The longest id of a case that there could be, and room for a mistyped one.
 _MAX_ID: Final = 40
 
 
-def render(page: str, **values: Any) -> str:
+def prefix_of(request: Request) -> str:
+    """The path below which a proxy serves this, without a slash at its end; empty without such a proxy."""
+    # Inside of a mounted application, root_path is that of the mount too.
+    return str(request.scope.get("app_root_path", request.scope.get("root_path", "")))
+
+
+def render(request: Request, page: str, **values: Any) -> str:
     """The HTML of a page."""
-    modules = _MODULES[page]
+    known = {"page": page, "modules": _MODULES[page], "prefix": prefix_of(request)}
     scripts = ["shell"] if page in ("missing", "docs") else [page, "shell"]
-    return _TEMPLATES.get_template(f"{page}.html").render(page=page, modules=modules, scripts=scripts, **values)
+    return _TEMPLATES.get_template(f"{page}.html").render(scripts=scripts, **known, **values)
 
 
-def _page(name: str, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> HTMLResponse:
-    return HTMLResponse(render(name, **values), status, headers={"Cache-Control": _CACHE_CONTROL})
+def _page(request: Request, name: str, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> HTMLResponse:
+    return HTMLResponse(render(request, name, **values), status, headers={"Cache-Control": _CACHE_CONTROL})
 
 
-def _missing(u_id: str | None = None) -> HTMLResponse:
-    return _page("missing", HTTPStatus.NOT_FOUND, u_id=u_id)
+def _missing(request: Request, u_id: str | None = None) -> HTMLResponse:
+    return _page(request, "missing", HTTPStatus.NOT_FOUND, u_id=u_id)
 
 
 @router.get("/")
-async def browse() -> HTMLResponse:
+async def browse(request: Request) -> HTMLResponse:
     """The cases and images with their filters."""
-    return _page("browse")
+    return _page(request, "browse")
 
 
 @router.get("/pages/case/{u_id}")
 async def case(request: Request, u_id: str) -> HTMLResponse:
     """One case, or 404; its content comes from the API."""
     if len(u_id) > _MAX_ID:
-        return _missing()
+        return _missing(request)
     repository: Repository = request.app.state.repository
     try:
         await repository.get(CASES, u_id.upper())
     except NotFoundError:
-        return _missing(u_id)
+        return _missing(request, u_id)
     except PyMongoError:
         pass  # the page itself says what is wrong with the service, and asks again
-    return _page("case", u_id=u_id)
+    return _page(request, "case", u_id=u_id)
 
 
 @router.get("/pages/predict")
-async def predict() -> HTMLResponse:
+async def predict(request: Request) -> HTMLResponse:
     """Modality and location of uploaded images."""
-    return _page("predict")
+    return _page(request, "predict")
 
 
 @router.get("/pages/models")
-async def models() -> HTMLResponse:
+async def models(request: Request) -> HTMLResponse:
     """The registered models."""
-    return _page("models")
+    return _page(request, "models")
 
 
 @router.get("/pages/about")
-async def about() -> HTMLResponse:
+async def about(request: Request) -> HTMLResponse:
     """What the data and the models are."""
-    return _page("about")
+    return _page(request, "about")
 
 
 @router.get("/pages/{address:path}", response_model=None)
-async def missing(address: str) -> Response:
+async def missing(request: Request, address: str) -> Response:
     """Any other address below /pages: a person reads the answer."""
     if address.endswith("/") and address.strip("/"):
-        return RedirectResponse(f"/pages/{address.strip('/')}")
-    return _missing()
+        return RedirectResponse(f"{prefix_of(request)}/pages/{address.strip('/')}")
+    return _missing(request)
 
 
 class _Assets(StaticFiles):
@@ -139,7 +145,7 @@ def install_pages(app: FastAPI) -> None:
 
     async def nothing_there(request: Request, error: Exception) -> Response:
         is_page = request.method in ("GET", "HEAD") and "text/html" in request.headers.get("accept", "")
-        response: Response = _missing() if is_page else await as_problem(request, error)
+        response: Response = _missing(request) if is_page else await as_problem(request, error)
         response.headers["Vary"] = "Accept"
         return response
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Final
 
+from ml.evaluation.retrieval import CUTOFFS, KINDS, RELEVANT
 from ml.models.model_specs import MODEL_SPECS
 from ml.registry.model_card import LICENCE, METRICS, NOT_FOR
 
@@ -47,6 +48,7 @@ def card_sections(name: str, results: Mapping[str, Any]) -> list[Section]:
         Section("Not for", _not_for(row)),
         Section("Data", [LICENCE], _data(row, results)),
         Section("Metrics", [METRICS], head=_HEAD, rows=list(_figures(name, results))),
+        *_retrieval(row, results),
         Section("Limits", [*_own_limits(row, results), *card["limits"]]),
         Section("Training", (), _training(row)),
     ]
@@ -84,10 +86,15 @@ def _details(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Answers", classes),
         ("Takes", " and ".join(row["inputs"])),
         ("Version", row["version"]),
-        ("Began from", row["weights_source"] if row["init"] == "pretrained" else "nothing pretrained"),
+        (
+            "Began from",
+            row["weights_source"] if row["init"] == "pretrained" or row["retrieval"] else "nothing pretrained",
+        ),
         ("Trained values", f"{row['parameters']:,}"),
         ("Temperature", _by_task({task: own["temperature"] for task, own in row["tasks"].items()})),
         ("Confident from", _by_task(card["thresholds"])),
+        *([("Confident without caption from", _by_task(only))] if (only := card["thresholds_image_only"]) else []),
+        ("Temperature and thresholds set on", card["calibrated_on"].replace("out-of-fold", "predictions out of fold")),
         *_unlike(card["ood_threshold"], card["ood_distance"]),
         ("sha256 of the model", row["sha256"]),
         *((f"sha256 of {file['name']}", file["sha256"]) for file in card["files"]),
@@ -98,7 +105,7 @@ def _unlike(threshold: float | None, distance: str) -> list[tuple[str, str]]:
     if threshold is None:
         return []
     words = "a cosine distance of {:.3f} to the nearest training image"
-    if distance == "mahalanobis":
+    if distance != "nearest":
         words = "a Mahalanobis distance of {:.2f} from the training images"
     return [("Unlike the dataset", f"above {words.format(threshold)}")]
 
@@ -156,6 +163,24 @@ def _figures(name: str, results: Mapping[str, Any]) -> Iterator[list[str]]:
             measured_on += "" if seeds["run"]["official"] else ", quick try"
             spread = (seeds["figures"][key] for key in _SHOWN)
             yield [_spoken(task), measured_on, str(seeds["n"]), *(f"{s['mean']:.3f} ± {s['sd']:.3f}" for s in spread)]
+
+
+def _retrieval(row: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Section]:
+    """How well captions find images, of a model that embeds both in one space."""
+    if (found := row["retrieval"]) is None:
+        return
+    text = f"{found['queries']} captions, {found['images']} images of the {results['split']['split']} split. {RELEVANT}"
+    cutoffs = [str(k) for k in CUTOFFS]
+    rows = [
+        [kind]
+        + [
+            f"{found[kind]['recall_at'][k]:.3f} [{low:.2f}, {high:.2f}], random {found[kind]['random_at'][k]:.3f}"
+            for k in cutoffs
+            for low, high in [found[kind]["recall_at_95"][k]]
+        ]
+        for kind in KINDS
+    ]
+    yield Section("Retrieval", [text], head=["Relevant", *(f"R@{k}" for k in cutoffs)], rows=rows)
 
 
 _SHOWN: Final = ("accuracy", "macro_f1", "ece")

@@ -7,14 +7,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from ml.evaluation.evaluate import MAJORITY
+from ml.evaluation.retrieval import CUTOFFS, KINDS, RELEVANT
 
 _COLUMNS = ("accuracy", "95%", "bal. acc.", "macro F1", "95%", "NLL", "ECE", "95%", "before T", "dev")
 
 
 def tables(results: Mapping[str, Any]) -> Iterator[Table]:
-    """One table per task, and one each of cross-validation and seeds where they were measured."""
+    """One table per task, and one each of retrieval, cross-validation and seeds where they were measured."""
     for task, task_results in results["tasks"].items():
         yield _task_table(results, task, task_results)
+    if any(row["retrieval"] for row in results["models"].values()):
+        yield _retrieval_table(results)
     if results["cv"]:
         yield _cv_table(results["cv"])
     if results["seeds"]:
@@ -41,13 +44,41 @@ def _task_table(results: Mapping[str, Any], task: str, task_results: Mapping[str
         row = results["models"][name]
         own = row["tasks"][task]
         mark = "*" if name == task_results["best_on_dev"] else ""
-        table.add_row(name + mark, row["init"], *_figures(own["scores"], own["calibration"]["before"], own["dev"]))
+        table.add_row(name + mark, row["start"], *_figures(own["scores"], own["calibration"]["before"], own["dev"]))
     for row in task_results["untrained"]:
-        table.add_row(row["name"], "waits for weights" if row["waits_for"] else "not trained", style="dim")
+        table.add_row(row["name"], "not trained", style="dim")
     for row in task_results["quoted"]:
         mark = "quoted" if row["comparable"] else "quoted, not a test figure"
         f1 = "" if row["macro_f1"] is None else f"{row['macro_f1']:.2f}"
         table.add_row(escape(f"{row['name']} [{mark}]"), "", f"{row['accuracy']:.3g}", "", "", f1, style="italic dim")
+    return table
+
+
+def _retrieval_table(results: Mapping[str, Any]) -> Table:
+    """Recalls of the models that embed captions among images, with those of a random order."""
+    table = Table(
+        title=f"caption-to-image retrieval on {results['split']['split']}",
+        caption=f"R@k: a relevant image is among the first k. 95% intervals from {results['bootstrap']['resamples']} "
+        f"resamples of cases; random: expected of a random order. {RELEVANT}",
+    )
+    for name in ("model", "relevant"):
+        table.add_column(name)
+    for name in ("captions", *(column for k in CUTOFFS for column in (f"R@{k}", "95%", "random"))):
+        table.add_column(name, justify="right")
+    for name, row in results["models"].items():
+        if (found := row["retrieval"]) is None:
+            continue
+        for kind in KINDS:
+            cells = [
+                cell
+                for k in map(str, CUTOFFS)
+                for cell in (
+                    f"{found[kind]['recall_at'][k]:.3f}",
+                    span(found[kind]["recall_at_95"][k]),
+                    f"{found[kind]['random_at'][k]:.3f}",
+                )
+            ]
+            table.add_row(name, kind, str(found["queries"]), *cells)
     return table
 
 

@@ -120,6 +120,8 @@ def evaluate(
             for card in cards:
                 own = results["models"][card.name]["tasks"]
                 registry.set_metrics(card, "test", {task: row["scores"] for task, row in own.items()})
+                if (figures := results["models"][card.name]["retrieval"]) is not None:
+                    registry.set_retrieval(card, "test", figures)
     retrainer = Retrainer(
         by_split, registered, torch_device, scratch or Scratch(models_dir / ".training"), reporter, options or Options()
     )

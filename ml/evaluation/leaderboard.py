@@ -1,28 +1,33 @@
 """The rows of the leaderboard: models that were asked, the majority class, and models that are not trained."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from ml.dataset import labels
 from ml.dataset.records import Record
-from ml.evaluation import robustness, splits
+from ml.evaluation import corruptions, robustness, splits
 from ml.evaluation.model_outputs import ImageCache, ModelOutputs, label_predictions
 from ml.evaluation.published_baselines import ORIGINAL_WEIGHTS
+from ml.evaluation.retrieval import retrieval
 from ml.evaluation.scoring import LabelledPredictions, calibration, confident, describe, measure
-from ml.models.base import EMBEDDING
+from ml.models.base import EMBEDDING, has_caption
 from ml.models.model_specs import MODEL_SPECS
 from ml.registry.model_card import ModelCard
 from ml.registry.reference_embeddings import Reference
 from ml.training.context import log_prior
 
 _FACTS = {"version", "init", "weights_source", "inputs", "parameters", "seconds", "seed", "preprocess_hash"}
+# Named here: its module imports OpenVINO and timm, which most evaluations do without.
+DUAL_ENCODER: Final = "dual-encoder"
 _CARD = {
     "family",
     "tasks",
     "preprocess",
     "thresholds",
+    "thresholds_image_only",
+    "calibrated_on",
     "ood_threshold",
     "ood_distance",
     "settings",
@@ -52,31 +57,48 @@ def model_row(
         suspects: cases to leave out for the figures without them.
         reference: the embeddings registered with the model, for the out-of-distribution rule of the service.
     """
-    unlike = unlike_training(card, outputs, reference)
+    is_unlike = unlike_rule(card, reference)
+    unlike = []
+    if is_unlike is not None and outputs.image_out is not None:
+        far = is_unlike(outputs.image_out)
+        unlike = [record.image for record, is_far in zip(outputs.records, far, strict=True) if is_far]
+    given = has_caption(outputs.caption_out, len(outputs.records))
+    without_caption = [record.image for record, known in zip(outputs.records, given, strict=True) if not known]
     before, ablated, mirrored = (
         outputs.uncalibrated(),
         robustness.ablations(outputs),
         robustness.mirror(outputs, image_cache),
     )
+    changed = corruptions.corruptions(outputs, is_unlike)
     shortcut, modes = robustness.shortcuts(outputs, image_cache), robustness.file_modes(outputs, image_cache)
     return card.model_dump(mode="json", include=_FACTS) | {
         "sha256": card.sha256,
+        "start": start(card),
         "trained_at": card.created_at.isoformat(),
         "remarks": remarks(card),
         "card": card.model_dump(mode="json", include=_CARD),
+        "retrieval": retrieval_figures(card, outputs),
         "tasks": {
             task: {
                 "scores": measure(own),
                 "dev": card.metrics.get("dev", {}).get(task),
                 "temperature": card.temperature[task],
                 "calibration": calibration(before[task], own),
-                "confident": confident(own, card.thresholds[task], np.isin(own.images, unlike)),
+                "confident": confident(
+                    own,
+                    card.thresholds[task],
+                    np.isin(own.images, unlike),
+                    image_only=np.isin(own.images, without_caption),
+                    threshold_image_only=card.thresholds_image_only.get(task),
+                ),
+                "out_of_fold": card.metrics.get("out_of_fold", {}).get(task),
                 **describe(own, tuple(card.tasks[task])),
                 "subgroups": robustness.subgroups(own, outputs.records),
                 "ablations": ablated.get(task, {}),
                 "mirror": mirrored.get(task, {}),
                 "shortcuts": shortcut.get(task, {}),
                 "file_modes": modes.get(task, {}),
+                "corruptions": changed.get(task, []),
                 "without_suspect_cases": splits.without(own, suspects),
             }
             for task, own in predictions.items()
@@ -84,36 +106,44 @@ def model_row(
     }
 
 
-def unlike_training(card: ModelCard, outputs: ModelOutputs, reference: Reference | None) -> list[str]:
-    """The images that the service calls out of distribution: no answer about them is confident."""
-    if (
-        reference is None
-        or card.ood_threshold is None
-        or outputs.image_out is None
-        or EMBEDDING not in outputs.image_out
-    ):
-        return []
-    distances = reference.distance_by(card.ood_distance)(outputs.image_out[EMBEDDING])
-    far = distances > card.ood_threshold
-    return [record.image for record, is_far in zip(outputs.records, far, strict=True) if is_far]
+def unlike_rule(card: ModelCard, reference: Reference | None) -> corruptions.IsUnlike | None:
+    """The out-of-distribution rule of the service: which images no answer is confident about; None without one."""
+    limit = card.ood_threshold
+    if reference is None or limit is None:
+        return None
+    distance = reference.distance_by(card.ood_distance)
+    return lambda outputs: np.asarray(distance(outputs) > limit, dtype=np.bool_)
+
+
+def retrieval_figures(card: ModelCard, outputs: ModelOutputs) -> dict[str, Any] | None:
+    """Caption-to-image retrieval among the records; None for a model without a space of both."""
+    if not card.shared_embedding or outputs.image_out is None or outputs.caption_out is None:
+        return None
+    return retrieval(outputs.caption_out, outputs.image_out[EMBEDDING], outputs.records)
+
+
+def start(card: ModelCard) -> str:
+    """What a model began from, in a few words."""
+    if card.family == DUAL_ENCODER:
+        return "EfficientNet-Lite0 + MiniLM, trained on the dataset's pairs"
+    return "pretrained" if card.init == "pretrained" else "from scratch"
 
 
 def remarks(card: ModelCard) -> list[str]:
     """What to know before a model is compared with the original of the same name."""
-    if card.init == "scratch" and card.name in ORIGINAL_WEIGHTS:
-        original = ORIGINAL_WEIGHTS[card.name]
+    if (original := _original_weights(card.name)) is None:
+        return []
+    if card.family == DUAL_ENCODER:
+        return [f"{start(card)}: not comparable with the original, which was fine-tuned from {original}"]
+    if card.init == "scratch":
         return [f"trained from nothing: not comparable with the original, which was fine-tuned from {original}"]
     return []
 
 
 def untrained(task: str, registered: Collection[str]) -> list[dict[str, Any]]:
-    """The models of a task that are not registered: name, the pretrained weights it waits for, and the command."""
+    """The models of a task that are not registered: name, and the command that trains it."""
     return [
-        {
-            "name": name,
-            "waits_for": (weights := _original_weights(name)),
-            "command": f"medpix train {name}" + (" --weights pretrained" if weights else ""),
-        }
+        {"name": name, "command": f"medpix train {name}"}
         for name, spec in MODEL_SPECS.items()
         if task in spec.tasks and name not in registered
     ]

@@ -268,7 +268,8 @@ class Retrainer:
     def _options_of(self, name: str) -> Options:
         if name not in self._registered or self._options.weights != "auto":
             return self._options
-        return replace(self._options, weights=self._registered[name].init)
+        card = self._registered[name]
+        return replace(self._options, weights=card.settings.get("weights", card.init))
 
 
 def pool(folds: Sequence[LabelledPredictions]) -> dict[str, Any]:

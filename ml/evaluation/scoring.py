@@ -142,7 +142,12 @@ def short(predictions: LabelledPredictions) -> dict[str, Any]:
 
 
 def confident(
-    predictions: LabelledPredictions, threshold: float, unlike_training: NDArray[np.bool_] | None = None
+    predictions: LabelledPredictions,
+    threshold: float,
+    unlike_training: NDArray[np.bool_] | None = None,
+    *,
+    image_only: NDArray[np.bool_] | None = None,
+    threshold_image_only: float | None = None,
 ) -> dict[str, Any]:
     """How many answers are served as confident, and how good these are: the rule of the service.
 
@@ -151,15 +156,21 @@ def confident(
         threshold: of confidence, from the model's card.
         unlike_training: which rows are out of distribution by the card's threshold, (N,), and so never confident;
             None for a model without this rule.
+        image_only: which rows were answered without a caption, (N,).
+        threshold_image_only: threshold of these rows, where it is another.
 
     Returns:
-        threshold, out_of_distribution (rows that the second rule keeps from being confident), coverage (the share of
-        the images), and n, cases, accuracy and interval of the confident ones.
+        threshold, threshold_image_only, out_of_distribution (rows that the second rule keeps from being confident),
+        coverage (the share of the images), and n, cases, accuracy and interval of the confident ones.
     """
-    sure = predictions.probabilities.max(axis=1) >= threshold
+    thresholds = np.full(len(predictions.targets), threshold)
+    if image_only is not None and threshold_image_only is not None:
+        thresholds[image_only] = threshold_image_only
+    sure = predictions.probabilities.max(axis=1) >= thresholds
     kept = sure if unlike_training is None else sure & ~unlike_training
     return {
         "threshold": threshold,
+        "threshold_image_only": threshold_image_only,
         "out_of_distribution": int(sure.sum() - kept.sum()),
         "coverage": float(kept.mean()),
     } | short(predictions.only(kept))

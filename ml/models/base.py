@@ -20,6 +20,8 @@ Outputs = Mapping[str, Floats]
 EMBEDDING = "embedding"
 # Feature maps of a graph that is exported for explanations too.
 MAPS = "maps"
+# Statistics of the feature maps of all stages, for the out-of-distribution rule.
+STAGES = "stages"
 
 
 class InputError(ValueError):
@@ -38,9 +40,12 @@ class ServedModel(ABC):
         network: uint8 or float tensor (N, C, size, size), 0 to 255, to a dict with one tensor of
             logits (N, classes) per task and ``"embedding"`` (N, D). It normalises by itself and
             holds the test-time augmentation. None for a model that runs no network on images.
+        combines_any_outputs: whether ``combine`` needs nothing learned but what is on the card, so that it can
+            combine outputs of models of the same recipe that were trained on other records.
     """
 
     network: "nn.Module | None" = None
+    combines_any_outputs: bool = False
 
     def __init__(self, card: ModelCard) -> None:
         self.card = card
@@ -168,6 +173,11 @@ class ServedModel(ABC):
         Raises:
             ml.registry.artifacts.DamagedFileError: a file is missing, cut or of another model.
         """
+
+    @property
+    def parts(self) -> tuple["ServedModel", ...]:
+        """The models that this one is made of, which are calibrated with it."""
+        return ()
 
     def count_parameters(self) -> int:
         """The number of trained values."""

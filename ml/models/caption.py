@@ -56,6 +56,8 @@ class CaptionModel(ServedModel):
         classifiers: one per task.
     """
 
+    combines_any_outputs = True
+
     def __init__(self, card: ModelCard, features: TextFeatures, classifiers: dict[str, LinearClassifier]) -> None:
         super().__init__(card)
         self.features, self.classifiers = features, classifiers

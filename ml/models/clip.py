@@ -21,6 +21,7 @@ from ml.models.base import (
     calibrated,
 )
 from ml.models.network import PixelNetwork, full_precision
+from ml.models.text import has_usable_word
 from ml.registry.artifacts import DamagedFileError, read_json, read_tensors, write_json, write_tensors
 from ml.registry.model_card import ModelCard
 
@@ -133,7 +134,7 @@ class ClipModel(ServedModel):
         return (self.towers, self.head) if self.network is None else (self.network,)
 
     def encode_captions(self, captions: Sequence[str | None]) -> Floats:
-        """Caption embeddings (N, size) of length 1, NaN where there is no caption.
+        """Caption embeddings (N, size) of length 1, NaN where there is no caption or it has no usable word.
 
         CLIP reads the first 77 tokens of a caption; one in nine of the dataset's is longer.
         """
@@ -141,7 +142,7 @@ class ClipModel(ServedModel):
         self.towers.eval()
         with torch.inference_mode():
             embedded = embed_texts(self.towers, self.tokenizer, texts).float().cpu().numpy()
-        embedded[[not text for text in texts]] = np.nan
+        embedded[~has_usable_word(texts)] = np.nan
         return np.asarray(embedded, dtype=np.float32)
 
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:

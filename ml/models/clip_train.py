@@ -1,94 +1,82 @@
-"""Trains ``ml.models.clip``: a head on cached embeddings of pretrained towers, or towers and head from scratch."""
+"""Trains ``clip-location``: a head on embeddings of CLIP, or a dual encoder where its weights are not at hand."""
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from ml.dataset import labels
+from ml.evaluation.retrieval import retrieval
+from ml.models import dual_encoder_train
+from ml.models.base import ServedModel
 from ml.models.clip import FAMILY, NAME, TASKS, ClipHead, ClipImageNetwork, ClipModel, HeadSettings
 from ml.models.clip_examples import ClipExamples, embed, show
-from ml.models.clip_towers import SmallTowers, Start, start_from
-from ml.models.clip_tune import Tuner, TuneSettings
+from ml.models.clip_towers import Start, start_from
 from ml.training.checkpoint import Checkpoint, TrainState
 from ml.training.context import Context, adjustment
 from ml.training.device import format_name
 from ml.training.loop import schedule
+from ml.training.pretrained import clip_folder
+
+_BOTH: tuple[Literal["image", "caption"], ...] = ("image", "caption")
 
 
-@dataclass(frozen=True, slots=True)
-class ClipSettings:
-    """Every choice of a run.
-
-    Attributes:
-        head: from pretrained towers, the head on cached embeddings.
-        scratch: from random weights, all weights at once.
-        small: the towers to train from nothing.
-    """
-
-    head: HeadSettings = field(default_factory=HeadSettings)
-    scratch: TuneSettings = field(
-        default_factory=lambda: TuneSettings(epochs=60, learning_rate=5e-4, weight_decay=0.05)
-    )
-    small: SmallTowers = field(default_factory=SmallTowers)
-
-
-def train(context: Context, settings: ClipSettings | None = None) -> ClipModel:
-    """Train the head on embeddings of pretrained towers, or small towers and head from nothing.
+def train(context: Context, settings: HeadSettings | None = None) -> ServedModel:
+    """Train the head on embeddings of CLIP's towers, or a dual encoder on the dataset's pairs.
 
     Raises:
         ml.training.pretrained.WeightsError: pretrained weights were asked for and cannot be had or read.
     """
-    return _train(context, settings or ClipSettings(), NAME)
+    return _train(context, settings or HeadSettings(), NAME, _BOTH)
 
 
-def train_image(context: Context, settings: ClipSettings | None = None) -> ClipModel:
+def train_image(context: Context, settings: HeadSettings | None = None) -> ServedModel:
     """The same with the image alone: what the caption adds is the difference."""
-    settings = settings or ClipSettings()
-    return _train(context, replace(settings, head=replace(settings.head, inputs=("image",))), f"{NAME}-image")
+    return _train(context, settings or HeadSettings(), f"{NAME}-image", ("image",))
 
 
-def train_caption(context: Context, settings: ClipSettings | None = None) -> ClipModel:
+def train_caption(context: Context, settings: HeadSettings | None = None) -> ServedModel:
     """The same with the caption alone: what the image adds is the difference."""
-    settings = settings or ClipSettings()
-    return _train(context, replace(settings, head=replace(settings.head, inputs=("caption",))), f"{NAME}-caption")
+    return _train(context, settings or HeadSettings(), f"{NAME}-caption", ("caption",))
 
 
-def _train(context: Context, settings: ClipSettings, name: str) -> ClipModel:
-    epochs = context.options.epochs
-    if epochs is not None:
-        settings = replace(
-            settings,
-            head=replace(settings.head, epochs=epochs),
-            scratch=replace(settings.scratch, epochs=epochs),
-        )
+def _train(
+    context: Context, settings: HeadSettings, name: str, inputs: Sequence[Literal["image", "caption"]]
+) -> ServedModel:
+    folder, source = clip_folder(context.options.weights)
+    if folder is None:
+        return dual_encoder_train.train(context, name, inputs)
+    settings = replace(settings, inputs=tuple(inputs), epochs=context.options.epochs or settings.epochs)
     # The bars of transformers would write over our own.
     transformers_logging.disable_progress_bar()
     torch.manual_seed(context.options.seed)
-    start = start_from(context.options.weights, settings.small, [record.caption for record in context.train])
-    head = ClipHead(start.towers.visual_projection.out_features, settings.head.hidden, settings.head.dropout)
+    start = start_from(folder, source)
+    head = ClipHead(start.towers.visual_projection.out_features, settings.hidden, settings.dropout)
     network = ClipImageNetwork(start.towers, head, start.preprocess.mean, start.preprocess.std)
     network.to(context.device)
-    if start.init == "pretrained":
-        _train_head(context, network, start, settings.head)
-    else:
-        Tuner(context, network, start, settings.scratch, settings.head).run()
+    _train_head(context, network, start, settings)
     card = context.draft_card(
         name,
         FAMILY,
         tasks=TASKS,
-        inputs=settings.head.inputs,
-        preprocess=start.preprocess if "image" in settings.head.inputs else None,
-        settings={
-            "head": asdict(settings.head),
-            "tune": asdict(settings.scratch) if start.init == "scratch" else {},
-            "adjust": adjustment(context.train, (labels.LOCATION,)),
-        },
-        init=start.init,
+        inputs=settings.inputs,
+        preprocess=start.preprocess if "image" in settings.inputs else None,
+        settings={"head": asdict(settings), "adjust": adjustment(context.train, (labels.LOCATION,))},
+        init="pretrained",
         weights_source=start.source,
     )
-    return ClipModel(card, network.towers, start.tokenizer, head)
+    model = ClipModel(card, network.towers, start.tokenizer, head)
+    if set(inputs) == set(_BOTH):
+        card.shared_embedding = True
+        with torch.no_grad():
+            image, _ = embed(context, network, start, context.dev, ("image",))
+        captions = model.encode_captions([record.caption for record in context.dev])
+        if (figures := retrieval(captions, image.cpu().numpy(), context.dev)) is not None:
+            card.retrieval["dev"] = figures
+    return model
 
 
 def _train_head(context: Context, network: ClipImageNetwork, start: Start, settings: HeadSettings) -> None:

@@ -86,6 +86,15 @@ class EfficientNetBackbone(nn.Module):
         features: Tensor = self.body.forward_features(x)
         return features
 
+    def forward_stages(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Normalised images to the last feature map, and the feature maps of the seven stages."""
+        x = self.body.bn1(self.body.conv_stem(x))
+        maps = []
+        for stage in self.body.blocks:
+            x = stage(x)
+            maps.append(x)
+        return self.body.bn2(self.body.conv_head(x)), maps
+
     def load_pretrained(self, state: Mapping[str, Tensor]) -> None:
         """Take over the weights of a state dict, with the names of timm or of ``efficientnet_pytorch``.
 
@@ -188,6 +197,7 @@ def train(context: Context, settings: EfficientNetSettings | None = None) -> Eff
         },
         init=init,
         weights_source=source,
+        ood_distance="stages",
     )
     return EfficientNetModel(card, members)
 

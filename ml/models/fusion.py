@@ -59,6 +59,8 @@ class FusedModel(ServedModel):
         prior: log frequency of the classes in training, per task.
     """
 
+    combines_any_outputs = True
+
     def __init__(
         self,
         card: ModelCard,
@@ -87,6 +89,11 @@ class FusedModel(ServedModel):
     def class_weights(self, task: str, index: int) -> Floats | None:
         """Those of the image half."""
         return self.image_model.class_weights(task, index)
+
+    @property
+    def parts(self) -> tuple[ServedModel, ...]:
+        """Both halves; their temperatures are those in the settings of this model's card."""
+        return self.image_model, self.caption_model
 
     @property
     def cam_layer(self) -> "nn.Module | None":
@@ -255,5 +262,6 @@ def train(context: "Context", name: str = NAME, image: str = IMAGE_MODEL) -> Fus
         },
         init=image_model.card.init,
         weights_source=image_model.card.weights_source,
+        ood_distance="stages" if image_model.card.ood_distance == "stages" else "mahalanobis",
     )
     return FusedModel(card, image_model, caption_model, prior)

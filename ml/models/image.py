@@ -28,6 +28,7 @@ class ImageModel(ServedModel):
     """
 
     network: "ServingNetwork"
+    combines_any_outputs = True
 
     def __init__(self, card: ModelCard, members: "Sequence[MultiTaskNetwork]") -> None:
         from ml.models.network import ServingNetwork  # noqa: PLC0415 - a service on OpenVINO needs no PyTorch
@@ -35,7 +36,8 @@ class ImageModel(ServedModel):
         super().__init__(card)
         preprocess = self.preprocess
         assert preprocess is not None
-        self.network = ServingNetwork(members, tuple(card.tasks), preprocess.mean, preprocess.std).eval()
+        stages = card.ood_distance == "stages"
+        self.network = ServingNetwork(members, tuple(card.tasks), preprocess.mean, preprocess.std, stages=stages).eval()
 
     @staticmethod
     @abstractmethod
@@ -106,6 +108,7 @@ class DeferredImageModel(ServedModel):
     """
 
     has_network = True
+    combines_any_outputs = True
 
     def __init__(self, card: ModelCard, folder: Path) -> None:
         super().__init__(card)

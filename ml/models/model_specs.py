@@ -25,6 +25,7 @@ _FAMILIES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "texture-svm": ("ml.models.texture_svm", "CnnSvmFusion"),
         "resnet": ("ml.models.resnet", "ResNetModel"),
         "clip": ("ml.models.clip", "ClipModel"),
+        "dual-encoder": ("ml.models.dual_encoder", "DualEncoderModel"),
     }
 )
 

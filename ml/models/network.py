@@ -3,13 +3,13 @@
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ml.models.base import EMBEDDING, MAPS
+from ml.models.base import EMBEDDING, MAPS, STAGES
 
 # What the modules that stay in float32 are called in every family.
 _HEADS: Final = frozenset({"head", "heads", "visual_projection"})
@@ -92,6 +92,15 @@ class CompactBackbone(nn.Module):
         return features
 
 
+@runtime_checkable
+class StagedBackbone(Protocol):
+    """A backbone that gives the feature map of each of its stages."""
+
+    def forward_stages(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Normalised images to the last feature map and those of the stages."""
+        ...
+
+
 class MultiTaskNetwork(nn.Module):
     """A backbone, average pooling, dropout and one linear head per task.
 
@@ -107,16 +116,43 @@ class MultiTaskNetwork(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleDict({task: nn.Linear(features, count) for task, count in classes.items()})
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Normalised images (N, C, H, W) to logits per task and the pooled features as embedding."""
-        return self.classify(self.backbone(x))
+    @property
+    def has_stages(self) -> bool:
+        """Whether the backbone gives the feature maps of its stages."""
+        return isinstance(self.backbone, StagedBackbone)
 
-    def classify(self, maps: Tensor) -> dict[str, Tensor]:
-        """The backbone's feature maps (N, D, h, w) to what ``forward`` returns."""
-        embedding = maps.float().mean(dim=(2, 3))
+    def forward(self, x: Tensor, *, stages: bool = False) -> dict[str, Tensor]:
+        """Normalised images (N, C, H, W) to logits per task and the pooled features as embedding.
+
+        Args:
+            x: the images.
+            stages: also give mean and standard deviation of each channel of each stage, of a backbone that has them.
+        """
+        return self.forward_with_maps(x, stages=stages)[0]
+
+    def forward_with_maps(self, x: Tensor, *, stages: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+        """What ``forward`` returns, and the last feature map (N, D, h, w)."""
+        if stages:
+            assert isinstance(self.backbone, StagedBackbone)
+            features, maps = self.backbone.forward_stages(x)
+            given = {STAGES: torch.cat([_statistics(each) for each in maps], dim=1)}
+            return self._heads(features) | given, features
+        features = self.backbone(x)
+        return self._heads(features), features
+
+    def _heads(self, features: Tensor) -> dict[str, Tensor]:
+        embedding = features.float().mean(dim=(2, 3))
         dropped = self.dropout(embedding)
-        with full_precision(maps.device):
+        with full_precision(features.device):
             return {task: head(dropped) for task, head in self.heads.items()} | {EMBEDDING: embedding}
+
+
+def _statistics(features: Tensor) -> Tensor:
+    """Mean and standard deviation of each channel of a feature map: (N, C, h, w) to (N, 2 C)."""
+    features = features.float()
+    mean = features.mean(dim=(2, 3))
+    variance = (features - mean[:, :, None, None]).square().mean(dim=(2, 3))
+    return torch.cat([mean, variance.sqrt()], dim=1)
 
 
 class PixelNetwork(nn.Module):
@@ -147,7 +183,8 @@ class ServingNetwork(PixelNetwork):
     """Normalisation, test-time views and the mean of several networks in one traceable module.
 
     The probabilities of all members over all views are averaged; their logarithm is the logit. The
-    embedding is that of every member on the unchanged image, each of length 1, side by side.
+    embedding is that of every member on the unchanged image, each of length 1, side by side, as are the statistics
+    of the stages.
 
     Args:
         members: networks that take normalised images, all on one device.
@@ -155,6 +192,7 @@ class ServingNetwork(PixelNetwork):
         mean: per channel, in units of 0 to 1.
         std: per channel, in units of 0 to 1.
         flip: average over the mirrored image too.
+        stages: also give the statistics of the stages.
     """
 
     def __init__(
@@ -165,16 +203,20 @@ class ServingNetwork(PixelNetwork):
         std: Sequence[float],
         *,
         flip: bool = True,
+        stages: bool = False,
     ) -> None:
         super().__init__(members[0], mean, std)
         self.members = nn.ModuleList(members)
         self.tasks = tuple(tasks)
         self.flip = flip
+        self.stages = stages
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Images (N, C, H, W), 0 to 255, to log-probabilities per task and the embedding (N, D)."""
+        """Images (N, C, H, W), 0 to 255, to log-probabilities per task, the embedding (N, D) and the stages (N, S)."""
         views = self._views(pixels)
-        return self._average([[member(view) for view in views] for member in self.members])
+        return self._average(
+            [[member(view, **self._asked(index)) for index, view in enumerate(views)] for member in self.members]
+        )
 
     def forward_with_maps(self, pixels: Tensor) -> dict[str, Tensor]:
         """What ``forward`` returns, and the last feature maps of all members and views.
@@ -185,9 +227,16 @@ class ServingNetwork(PixelNetwork):
         """
         views = self._views(pixels)
         members = [member for member in self.members if isinstance(member, MultiTaskNetwork)]
-        maps = [[member.backbone(view) for view in views] for member in members]
-        answers = [[member.classify(each) for each in own] for member, own in zip(members, maps, strict=True)]
-        return self._average(answers) | {MAPS: torch.stack([each for own in maps for each in own], dim=1)}
+        found = [
+            [member.forward_with_maps(view, **self._asked(index)) for index, view in enumerate(views)]
+            for member in members
+        ]
+        maps = [each for own in found for _, each in own]
+        return self._average([[outputs for outputs, _ in own] for own in found]) | {MAPS: torch.stack(maps, dim=1)}
+
+    def _asked(self, view: int) -> dict[str, bool]:
+        """Arguments of a member: the statistics of the stages are those of the unchanged image."""
+        return {"stages": True} if self.stages and not view else {}
 
     def _views(self, pixels: Tensor) -> list[Tensor]:
         x = self.normalise(pixels)
@@ -196,8 +245,10 @@ class ServingNetwork(PixelNetwork):
     def _average(self, answers: Sequence[Sequence[Mapping[str, Tensor]]]) -> dict[str, Tensor]:
         """The outputs of every member for every view as one."""
         sums: dict[str, Tensor] = {}
-        embeddings = []
+        embeddings, stages = [], []
         for own in answers:
+            if self.stages:
+                stages.append(own[0][STAGES])
             embeddings.append(functional.normalize(own[0][EMBEDDING].float(), dim=1))
             for view in own:
                 for task in self.tasks:
@@ -205,4 +256,5 @@ class ServingNetwork(PixelNetwork):
                     sums[task] = sums[task] + probabilities if task in sums else probabilities
         count = len(self.members) * (2 if self.flip else 1)
         logits = {task: (total / count).clamp_min(1e-8).log() for task, total in sums.items()}
-        return logits | {EMBEDDING: torch.cat(embeddings, dim=1)}
+        found = logits | {EMBEDDING: torch.cat(embeddings, dim=1)}
+        return found | {STAGES: torch.cat(stages, dim=1)} if self.stages else found

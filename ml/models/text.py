@@ -1,7 +1,7 @@
 """Features of captions and reports, and linear classifiers on them, stored without pickle."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -22,8 +22,30 @@ _GENERIC: Final = ENGLISH_STOP_WORDS | {
     *("case", "figure", "figures", "frame", "image", "images", "mri", "photo", "picture", "scan", "scans"),
     *("series", "slice", "slices", "view", "views"),
 }
+_REGIONS: Final = RegionCounter()
 # The score of a class that training never showed: probability of about 1e-9 beside any other.
 _NEVER = -20.0
+
+
+def has_usable_word(
+    texts: Sequence[str], regions: RegionCounter | None = None, vocabulary: Set[str] | None = None
+) -> NDArray[np.bool_]:
+    """Which of N captions have a word that says something of what the image shows; others count as no caption.
+
+    Args:
+        texts: captions.
+        regions: counter of a lexicon, one of whose words is enough; by default that of this version.
+        vocabulary: the words that a model knows; None for a model that reads any word of the Latin alphabet. Such a
+            model takes a sentence in another language for a caption.
+    """
+    found = np.zeros(len(texts), dtype=np.bool_)
+    for row, text in enumerate(texts):
+        words = set(_WORD.findall(text.lower())) - _GENERIC
+        if vocabulary is None:
+            found[row] = any(word.isascii() for word in words)
+        else:
+            found[row] = not vocabulary.isdisjoint(words)
+    return np.asarray(found | ((regions or _REGIONS).transform(texts).sum(axis=1) > 0))
 
 
 class TextFeatures:
@@ -61,10 +83,7 @@ class TextFeatures:
         That is a word of the lexicon, or one of the vocabulary that is neither generic nor a stop word.
         Of the 2,050 captions of MedPix 2.0, 13 have none; all read like "CT image 3".
         """
-        vocabulary = self._words.vocabulary_
-        words = [set(_WORD.findall(text.lower())) - _GENERIC for text in texts]
-        known = np.array([not vocabulary.keys().isdisjoint(each) for each in words], dtype=np.bool_)
-        return np.asarray(known | (self._regions.transform(texts).sum(axis=1) > 0))
+        return has_usable_word(texts, self._regions, self._words.vocabulary_.keys())
 
     def vocabulary(self) -> dict[str, Any]:
         """The terms in order and the lexicon, as JSON values."""

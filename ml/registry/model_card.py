@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import uuid
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Annotated, Any, Final, Literal
@@ -34,7 +35,7 @@ LICENCE: Final = (
 METRICS: Final = (
     "Accuracy; balanced accuracy (mean recall) and macro F1, both over the classes present; ECE over 15 bins of "
     "confidence. Intervals are 95% BCa bootstrap intervals over whole cases, because images of one case are alike. "
-    "Temperature and threshold were set on the dev split."
+    "Temperature and threshold were set on the dev split or on predictions out of fold, as the card says."
 )
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
@@ -101,14 +102,17 @@ class ModelCard(BaseModel):
         init: whether any weight was pretrained on other data.
         weights_source: where pretrained weights came from, or why there are none.
         preprocess: see ``ml.dataset.preprocess``; None for a model without image.
-        temperature: per task, fitted on dev.
-        thresholds: per task, the confidence from which on an answer is "confident"; set on dev, see
+        temperature: per task; see ``calibrated_on``.
+        thresholds: per task, the confidence from which on an answer is "confident"; see
             ``ml.training.calibration.decision_threshold``.
+        thresholds_image_only: the same for answers without a caption, of a model that takes both.
+        calibrated_on: what temperatures and thresholds were set on: "dev", or "out-of-fold", predictions of the train
+            and dev images by models of the same recipe that never saw their patients.
         ood_threshold: distance to the training images above which an image is out of distribution, and no answer
             about it confident; set on dev, None for a model without embeddings.
-        ood_distance: which distance: "nearest", the cosine distance to the nearest one, or "mahalanobis"; see
-            ``ml.registry.reference_embeddings``.
-        metrics: ``{"dev" | "test" | "cv": {task: {metric: value}}}``.
+        ood_distance: which distance: "nearest", the cosine distance to the nearest one, "mahalanobis", that of the
+            embedding, or "stages", that of the statistics of all stages; see ``ml.registry.reference_embeddings``.
+        metrics: ``{"dev" | "test" | "cv" | "out_of_fold": {task: {metric: value}}}``.
         settings: every hyper-parameter of the run.
         history: the mean loss of each epoch, for models that are trained in epochs.
     """
@@ -128,11 +132,19 @@ class ModelCard(BaseModel):
     files: list[ModelFile]
     temperature: dict[str, float]
     thresholds: dict[str, float]
+    thresholds_image_only: dict[str, float] = {}
+    calibrated_on: Literal["dev", "out-of-fold"] = "dev"
     ood_threshold: float | None
-    ood_distance: Literal["nearest", "mahalanobis"] = "nearest"
+    ood_distance: Literal["nearest", "mahalanobis", "stages"] = "nearest"
     metrics: dict[str, dict[str, dict[str, Any]]]
     parameters: int
     settings: dict[str, Any]
+    shared_embedding: bool = Field(
+        default=False, description="whether captions are embedded among the images: text finds images with it"
+    )
+    retrieval: dict[str, dict[str, Any]] = Field(
+        default={}, description="caption-to-image retrieval by split, see ml.evaluation.retrieval"
+    )
     seed: int
     seconds: float = Field(description="wall-clock time of the training run")
     data: DataSource
@@ -150,6 +162,16 @@ class ModelCard(BaseModel):
         """The accuracy on a task, None where it was not measured."""
         value = self.metrics.get(split, {}).get(task, {}).get("accuracy")
         return None if value is None else float(value)
+
+    def threshold(self, task: str, *, with_caption: bool) -> float:
+        """The confidence from which on an answer is "confident"."""
+        image_only = {} if with_caption else self.thresholds_image_only
+        return image_only.get(task, self.thresholds.get(task, 0.0))
+
+    @property
+    def retrieval_score(self) -> float:
+        """Recall at 10 of the very image on dev; 0 where it was not measured."""
+        return float(self.retrieval.get("dev", {}).get("image", {}).get("recall_at", {}).get("10", 0.0))
 
     def can_serve(self, task: str) -> bool:
         """Whether the model answers a task from an image: a service is always given one, a caption not."""
@@ -176,6 +198,11 @@ def environment(device: str, threads: int, precision: str | None = None) -> Envi
         threads=threads,
         precision=precision,
     )
+
+
+def new_version(time: datetime) -> str:
+    """A name for a version that is registered at a time: unique, and in the order of time."""
+    return f"{time:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
 
 
 def now() -> datetime:

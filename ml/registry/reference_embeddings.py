@@ -8,7 +8,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.models.base import Floats
+from ml.models.base import EMBEDDING, STAGES, Floats, Outputs
 from ml.registry.artifacts import DamagedFileError, read_arrays, write_arrays
 
 REFERENCE_FILE: Final = "reference.safetensors"
@@ -17,6 +17,9 @@ REFERENCE_FILE: Final = "reference.safetensors"
 # Directions in which the training images hardly differ are given this share of the mean variance. Found on
 # photographs (see Density) and not critical: shares of 0.1 to 0.5 differ little.
 _LEAST_VARIANCE: Final = 0.2
+# The same for the statistics of the stages; found by `python -m benchmarks.out_of_distribution`, where 0.005 to 0.3
+# differ little.
+_LEAST_STAGE_VARIANCE: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +44,27 @@ class Density:
     least: float
 
     @classmethod
-    def fit(cls, embeddings: Floats) -> "Density":
-        """The Gaussian over (N, D) embeddings of length 1."""
-        mean = embeddings.mean(axis=0, dtype=np.float64)
-        centred = embeddings - mean
-        variances, axes = np.linalg.eigh(centred.T @ centred / len(embeddings))
-        least = max(_LEAST_VARIANCE * float(variances.mean()), 1e-12)
+    def fit(cls, rows: Floats, least_share: float = _LEAST_VARIANCE) -> "Density":
+        """The Gaussian over (N, D) rows, as embeddings of length 1.
+
+        Args:
+            rows: of the training images.
+            least_share: least variance of a direction, as a share of the mean variance.
+        """
+        mean = rows.mean(axis=0, dtype=np.float64)
+        centred = rows - mean
+        variances, axes = np.linalg.eigh(centred.T @ centred / len(rows))
+        least = max(least_share * float(variances.mean()), 1e-12)
         kept = variances > least
         return cls(mean.astype(np.float32), axes[:, kept].astype(np.float32), variances[kept].astype(np.float32), least)
 
     def distance(self, embeddings: Floats) -> Floats:
         """Mahalanobis distance of (M, D) embeddings of any length: (M,)."""
-        centred = normalise(embeddings) - self.mean
+        return self.distance_of_rows(normalise(embeddings))
+
+    def distance_of_rows(self, rows: Floats) -> Floats:
+        """Mahalanobis distance of (M, D) rows as they are: (M,)."""
+        centred = rows - self.mean
         along = centred @ self.axes
         squares = (along**2).sum(axis=1)
         rest = np.maximum((centred**2).sum(axis=1) - squares, 0.0)
@@ -67,16 +79,20 @@ class Reference:
         images: N image names.
         training: which images the model was trained on, (N,).
         embeddings: float32, (N, D).
+        stages: statistics of the stages, float32, (N, S); None for a model that does not give them.
     """
 
     images: tuple[str, ...]
     training: NDArray[np.bool_]
     embeddings: Floats
+    stages: Floats | None = None
 
     @classmethod
-    def build(cls, images: Sequence[str], training: NDArray[np.bool_], embeddings: Floats) -> "Reference":
+    def build(
+        cls, images: Sequence[str], training: NDArray[np.bool_], embeddings: Floats, stages: Floats | None = None
+    ) -> "Reference":
         """A reference from embeddings of any length."""
-        return cls(tuple(images), training, normalise(embeddings))
+        return cls(tuple(images), training, normalise(embeddings), stages)
 
     def similarity(self, embeddings: Floats) -> Floats:
         """Cosine similarity, -1 to 1, of (M, D) embeddings to all images: (M, N)."""
@@ -101,9 +117,28 @@ class Reference:
         training = self.embeddings[self.training]
         return np.asarray(1.0 - (normalise(embeddings) @ training.T).max(axis=1), dtype=np.float32)
 
-    def distance_by(self, kind: Literal["nearest", "mahalanobis"]) -> Callable[[Floats], Floats]:
-        """The distance that a model card names: of (M, D) embeddings to the training images, (M,)."""
-        return self.density().distance if kind == "mahalanobis" else self.distance
+    def distance_by(self, kind: Literal["nearest", "mahalanobis", "stages"]) -> Callable[[Outputs], Floats]:
+        """The distance that a model card names: from what a network gave for M images, to the training images, (M,)."""
+        if kind == "stages":
+            return self._stage_distance()
+        distance = self.density().distance if kind == "mahalanobis" else self.distance
+        return lambda outputs: distance(outputs[EMBEDDING])
+
+    def _stage_distance(self) -> Callable[[Outputs], Floats]:
+        """Mahalanobis distance over the standardised means and deviations of the channels of all stages.
+
+        Early stages tell textures apart that the last one, trained for CT against MR, does not (Lee et al. 2018,
+        arXiv 1807.03888).
+
+        Raises:
+            DamagedFileError: there are none.
+        """
+        if self.stages is None:
+            raise DamagedFileError(f"{REFERENCE_FILE} holds no statistics of stages")
+        training = self.stages[self.training]
+        mean, deviation = training.mean(axis=0), training.std(axis=0) + 1e-6
+        density = Density.fit((training - mean) / deviation, _LEAST_STAGE_VARIANCE)
+        return lambda outputs: density.distance_of_rows((outputs[STAGES] - mean) / deviation)
 
     def density(self) -> Density:
         """The density of the training images; takes a second where embeddings are long."""
@@ -119,6 +154,8 @@ class Reference:
             OSError: the disk is full or failed.
         """
         arrays = {"embeddings": self.embeddings.astype(np.float16), "training": self.training}
+        if self.stages is not None:
+            arrays["stages"] = self.stages.astype(np.float16)
         write_arrays(folder / REFERENCE_FILE, arrays, {"images": list(self.images)})
         return REFERENCE_FILE
 
@@ -133,7 +170,8 @@ class Reference:
         if not {"embeddings", "training"} <= arrays.keys() or "images" not in metadata:
             raise DamagedFileError(f"{REFERENCE_FILE} holds no embeddings")
         embeddings = arrays["embeddings"].astype(np.float32)
-        return cls(tuple(metadata["images"]), arrays["training"], normalise(embeddings))
+        stages = arrays["stages"].astype(np.float32) if "stages" in arrays else None
+        return cls(tuple(metadata["images"]), arrays["training"], normalise(embeddings), stages)
 
 
 def normalise(embeddings: Floats) -> Floats:

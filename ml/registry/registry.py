@@ -90,9 +90,14 @@ class Registry:
         Raises:
             RegistryError: another version was registered meanwhile, or the files cannot be written.
         """
-        updated = self._models.update_one(
-            {"_id": card.name, "version": card.version}, {"$set": {f"metrics.{split}": metrics}}
-        )
+        self._set(card, f"metrics.{split}", metrics)
+
+    def set_retrieval(self, card: ModelCard, split: str, figures: dict[str, Any]) -> None:
+        """Put the retrieval figures of a split on a registered card, as ``set_metrics`` does metrics."""
+        self._set(card, f"retrieval.{split}", figures)
+
+    def _set(self, card: ModelCard, field: str, value: dict[str, Any]) -> None:
+        updated = self._models.update_one({"_id": card.name, "version": card.version}, {"$set": {field: value}})
         if not updated.matched_count:
             raise RegistryError(f"{card.name} was trained anew while {card.version} was scored; evaluate it again")
         try:

@@ -1,6 +1,5 @@
 """What every trainer is given: records, images, where to run, whom to tell."""
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from ml.dataset.image_loading import load_images
 from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import Record, snapshot_hash
 from ml.models.base import ServedModel
-from ml.registry.model_card import DataSource, ModelCard, environment, now
+from ml.registry.model_card import DataSource, ModelCard, environment, new_version, now
 from ml.training.checkpoint import CheckpointPath
 from ml.training.device import Team
 from ml.training.progress import Run
@@ -116,6 +115,7 @@ class Context:
         settings: Mapping[str, Any],
         init: Literal["pretrained", "scratch"] = "scratch",
         weights_source: str = "none: trained from random weights",
+        ood_distance: Literal["mahalanobis", "stages"] = "mahalanobis",
     ) -> ModelCard:
         """A card that lacks what is only known after training: files, calibration and metrics."""
         created = now()
@@ -124,7 +124,7 @@ class Context:
             family=family,
             tasks={task: list(labels.TASKS[task]) for task in tasks},
             inputs=list(inputs),
-            version=f"{created:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}",
+            version=new_version(created),
             created_at=created,
             init=init,
             weights_source=weights_source,
@@ -134,6 +134,7 @@ class Context:
             temperature=dict.fromkeys(tasks, 1.0),
             thresholds=dict.fromkeys(tasks, 0.0),
             ood_threshold=None,
+            ood_distance=ood_distance,
             metrics={},
             parameters=0,
             settings=dict(settings),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from ml.training.checkpoint import Checkpoint, CheckpointPath, TrainState, diges
 from ml.training.device import Team, amp_dtype, format_name, keep_freed_memory
 
 OnEpoch = Callable[[int, float], None]
+# The output of a network that computes a loss of its own, which is added to those of its tasks.
+LOSS: Final = "loss"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,13 @@ class Examples:
         pixels: uint8 tensor (N, C, H, W).
         targets: per task int64 tensor (N,), ``IGNORED`` where there is no label.
         weights: float32 tensor (N,), mean 1.
+        inputs: what the network takes beside the images, by the name of its argument, (N, ...) each.
     """
 
     pixels: Tensor
     targets: Mapping[str, Tensor]
     weights: Tensor
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -84,6 +88,7 @@ class Examples:
             self.pixels.to(device),
             {task: target.to(device) for task, target in self.targets.items()},
             self.weights.to(device),
+            {name: value.to(device) for name, value in self.inputs.items()},
         )
 
 
@@ -130,7 +135,8 @@ def fit(
     continued from its checkpoint sees what an unbroken run would have seen.
 
     Args:
-        network: normalised images to a dict of logits per task, as ``MultiTaskNetwork``.
+        network: normalised images, and the further inputs of the examples, to a dict of logits per task, as
+            ``MultiTaskNetwork``; in it ``LOSS`` may be a scalar that is minimised too.
         examples: what to learn from.
         recipe: how.
         mean: per channel, in units of 0 to 1.
@@ -183,7 +189,7 @@ def contents(network: nn.Module, examples: Examples) -> dict[str, str]:
     """The hashes of what a training starts from, for the identity of its checkpoints."""
     return {
         "images": digest([examples.pixels]),
-        "labels": digest([*examples.targets.values(), examples.weights]),
+        "labels": digest([*examples.targets.values(), examples.weights, *examples.inputs.values()]),
         "starting weights": digest(network.state_dict().values()),
     }
 
@@ -242,7 +248,8 @@ class _Trainer:
             group["lr"] = self.recipe.learning_rate * group["factor"] * schedule(done, self.recipe.warmup)
         images = self.recipe.augment.apply(examples.pixels.index_select(0, index), generator)
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            logits: dict[str, Tensor] = self.parallel(self.normalise(images))
+            inputs = {name: value.index_select(0, index) for name, value in examples.inputs.items()}
+            logits: dict[str, Tensor] = self.parallel(self.normalise(images), **inputs)
         loss = self._loss(logits, examples, index)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -253,7 +260,7 @@ class _Trainer:
         return loss.detach()
 
     def _loss(self, logits: Mapping[str, Tensor], examples: Examples, index: Tensor) -> Tensor:
-        total = torch.zeros((), device=self.device)
+        total = logits.get(LOSS, torch.zeros((), device=self.device))
         for task, weight in self.recipe.task_weights.items():
             target = examples.targets[task][index]
             losses = functional.cross_entropy(

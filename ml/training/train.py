@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
@@ -14,7 +15,7 @@ from app.core.progress import Progress
 from app.data import schema
 from ml.dataset.records import Record, groups, load_records, need_labels, targets
 from ml.evaluation.metrics import scores
-from ml.models.base import EMBEDDING, ServedModel, log
+from ml.models.base import EMBEDDING, STAGES, Floats, Outputs, ServedModel, has_caption, log
 from ml.models.model_specs import DEFAULTS, MODEL_SPECS
 from ml.models.predict_records import captions_of, run_captions, run_images
 from ml.registry.artifacts import exclusive_lock
@@ -26,11 +27,17 @@ from ml.training.context import Context, Options
 from ml.training.device import DeviceName, pick_device, team
 from ml.training.progress import STOPPED, DatabaseReporter, Reporter, Run, silent, to_all
 
-_OOD_QUANTILE: Final = 0.99
+# Share of the dev images within the out-of-distribution threshold.
+OOD_QUANTILE: Final = 0.95
+
+
+def usable_models(database: Database[dict[str, Any]], models_dir: Path) -> set[str]:
+    """The names of the registered models whose files are there."""
+    return {card.name for card in Registry(database, models_dir).list() if is_complete(card, models_dir)}
 
 
 def models_to_train(
-    wanted: Sequence[str], database: Database[dict[str, Any]], models_dir: Path, *, missing: bool = False
+    wanted: Sequence[str], database: Database[dict[str, Any]], models_dir: Path, *, missing: Sequence[str] = ()
 ) -> list[str]:
     """The models to train for names of models and of tasks, each after those that it is built on.
 
@@ -41,20 +48,19 @@ def models_to_train(
         wanted: keys of ``MODEL_SPECS`` or ``DEFAULTS``; "all" for every model.
         database: the seeded database.
         models_dir: folder of the model files.
-        missing: also the default models that are not usable.
+        missing: models to train where they are not usable.
 
     Raises:
         UnknownModelError: a name is neither a model nor a task.
     """
-    usable = {card.name for card in Registry(database, models_dir).list() if is_complete(card, models_dir)}
+    usable = usable_models(database, models_dir)
     names: dict[str, None] = {}
     for name in MODEL_SPECS if "all" in wanted else wanted:
         if name not in MODEL_SPECS and name not in DEFAULTS:
             valid = ", ".join([*DEFAULTS, *MODEL_SPECS, "all"])
             raise UnknownModelError(f"{name!r} is neither a model nor a task; known are: {valid}")
         names |= dict.fromkeys(DEFAULTS.get(name, (name,)))
-    if missing:
-        names |= {name: None for defaults in DEFAULTS.values() for name in defaults if name not in usable}
+    names |= {name: None for name in missing if name not in usable}
     order: dict[str, None] = {}
 
     def add(name: str) -> None:
@@ -186,9 +192,8 @@ def _finish(model: ServedModel, context: Context, registry: Registry, test_recor
     if dev_outputs is not None and EMBEDDING in dev_outputs:
         context.run.update(0.5, "embedding the dataset for similar-image search")
         reference = _reference(model, context, test_records)
-        distances = reference.density().distance(dev_outputs[EMBEDDING])
-        model.card.ood_distance = "mahalanobis"
-        model.card.ood_threshold = float(np.quantile(distances, _OOD_QUANTILE))
+        distances = reference.distance_by(model.card.ood_distance)(dev_outputs)
+        model.card.ood_threshold = float(np.quantile(distances, OOD_QUANTILE))
     model.card.parameters = model.count_parameters()
     model.card.history = list(context.run.history)
     model.card.seconds = round(context.run.seconds, 1)
@@ -196,7 +201,7 @@ def _finish(model: ServedModel, context: Context, registry: Registry, test_recor
     shutil.rmtree(context.scratch, ignore_errors=True)
 
 
-def calibrate(model: ServedModel, context: Context) -> Mapping[str, np.ndarray[Any, Any]] | None:
+def calibrate(model: ServedModel, context: Context) -> Outputs | None:
     """Set adjustments, temperatures, thresholds and dev scores on the card of a new model.
 
     Returns:
@@ -207,17 +212,56 @@ def calibrate(model: ServedModel, context: Context) -> Mapping[str, np.ndarray[A
     if model.preprocess is not None:
         outputs = run_images(model, context.images(dev, model.preprocess))
     encoded = run_captions(model, captions_of(dev))
-    raw = model.combine(outputs, encoded)
     if tails := card.settings.get("adjust"):
+        raw = model.combine(outputs, encoded)
         for task, tail in tails.items():
             tail["tau"] = choose_tau(log(raw[task]), np.array(tail["log_prior"]), targets(dev, task))
-        raw = model.combine(outputs, encoded)
-    card.temperature = {task: fit_temperature(log(raw[task]), targets(dev, task)) for task in raw}
-    for task, probabilities in model.combine(outputs, encoded).items():
-        wanted = targets(dev, task)
-        card.thresholds[task] = decision_threshold(probabilities, wanted, groups(dev), TARGET_ACCURACY[task])
-        card.metrics.setdefault("dev", {})[task] = scores(probabilities, wanted, groups(dev))
+    set_calibration(model, outputs, encoded, dev)
+    score_on_dev(model, outputs, encoded, dev)
     return outputs
+
+
+def set_calibration(
+    model: ServedModel,
+    outputs: Outputs | None,
+    encoded: Floats | None,
+    records: Sequence[Record],
+    unlike: NDArray[np.bool_] | None = None,
+) -> None:
+    """Set temperatures and thresholds on the card of a model, from outputs for images that it did not learn from.
+
+    Args:
+        model: combines the outputs.
+        outputs: of the image half, for N records.
+        encoded: of the caption half.
+        records: N records.
+        unlike: which of them are out of distribution, and so never confident, (N,).
+    """
+    card = model.card
+    # In place: the card of a model that is a part of another one shares these values with it.
+    card.temperature.update(dict.fromkeys(card.tasks, 1.0))
+    raw = model.combine(outputs, encoded)
+    card.temperature.update({task: fit_temperature(log(raw[task]), targets(records, task)) for task in raw})
+    able = np.ones(len(records), dtype=np.bool_) if unlike is None else ~unlike
+
+    def thresholds(probabilities: Mapping[str, Floats], rows: NDArray[np.bool_]) -> dict[str, float]:
+        return {
+            task: decision_threshold(
+                own[rows], targets(records, task)[rows], groups(records)[rows], TARGET_ACCURACY[task]
+            )
+            for task, own in probabilities.items()
+        }
+
+    given = has_caption(encoded, len(records)) if model.inputs == {"image", "caption"} else able
+    card.thresholds = thresholds(model.combine(outputs, encoded), able & given if given.any() else able)
+    if model.inputs == {"image", "caption"}:
+        card.thresholds_image_only = thresholds(model.combine(outputs, None), able)
+
+
+def score_on_dev(model: ServedModel, outputs: Outputs | None, encoded: Floats | None, dev: Sequence[Record]) -> None:
+    """Put the scores on dev on the card of a model."""
+    for task, probabilities in model.combine(outputs, encoded).items():
+        model.card.metrics.setdefault("dev", {})[task] = scores(probabilities, targets(dev, task), groups(dev))
 
 
 def _reference(model: ServedModel, context: Context, test_records: Sequence[Record]) -> Reference:
@@ -226,4 +270,4 @@ def _reference(model: ServedModel, context: Context, test_records: Sequence[Reco
     outputs = run_images(model, context.images(records, model.preprocess))
     assert outputs is not None
     training = np.array([record.split == "train" for record in records], dtype=np.bool_)
-    return Reference.build([record.image for record in records], training, outputs[EMBEDDING])
+    return Reference.build([record.image for record in records], training, outputs[EMBEDDING], outputs.get(STAGES))

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import cast
 
 import httpx
+from pymongo.database import Database
 
 from app.api.routes.health import live
 from app.core.settings import Settings, load_settings
+from app.data import schema
 from app.data.client import connect
 from app.data.mongod import embedded_mongod, find_mongod
 from app.data.seed import seed
 from app.serving.model_manager import ModelManager
+from tests.conftest import Document
 from tests.service import is_ok, wait_for
 
 Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]
@@ -37,6 +40,7 @@ def test_an_empty_database_is_not_ready(settings: Settings, serve: Serve) -> Non
             "cases": 0,
             "images": 0,
             "dataset_version": None,
+            "faults": [],
             "reachable": True,
             "seeded": False,
         }
@@ -61,6 +65,41 @@ def test_the_service_outlives_its_database(serve: Serve, tmp_path: Path, generat
             assert wait_for(client, "/cases/MPX1008", is_ok).status_code == 200
             assert wait_for(client, "/health/ready", is_ok).status_code == 200
     _collect_sockets()
+
+
+def test_what_is_removed_from_the_database_is_named_and_nothing_fails(
+    settings: Settings, serve: Serve, database: Database[Document], generated_dataset: Path
+) -> None:
+    seed(database, generated_dataset)
+    with serve(settings) as client:
+        assert wait_for(client, "/health/ready", is_ok).json()["database"]["faults"] == []
+        for name in (schema.CASES, schema.IMAGES, schema.ANNOTATIONS, schema.SEED_RUNS, schema.VIEWS):
+            database[name].drop_indexes()
+        ready = client.get("/health/ready")
+        assert ready.status_code == 200  # slower, but right
+        missing = [index for indexes in schema.index_names().values() for index in indexes]
+        for index in missing:
+            named = [fault for fault in ready.json()["database"]["faults"] if f"index {index} of" in fault]
+            assert named or index == "created"
+        image = client.get("/images?limit=1").json()["items"][0]["image"]
+        case = image.partition("_")[0]
+        database[schema.CASES].delete_one({"_id": case})
+        ready = client.get("/health/ready")
+        assert ready.status_code == 503
+        assert any("Clinical_reports holds 39" in fault for fault in ready.json()["database"]["faults"])
+        answers = {
+            path: client.get(path).status_code
+            for path in (
+                *(f"/images/{image}", f"/images/{image}/file", f"/cases/{case}", "/images?limit=100&sort=age"),
+                *("/images?expand=case", "/cases?sort=age", "/facets", "/statistics?of=cases", "/search?q=brain"),
+                *("/export?of=records", "/export/images.csv", "/export/cases.zip", "/export/croissant", "/annotations"),
+            )
+        }
+        assert all(status < 500 or status == 503 for status in answers.values()), answers
+        assert (answers[f"/images/{image}"], answers[f"/cases/{case}"]) == (503, 404)
+        seed(database, generated_dataset)  # as every start does
+        assert wait_for(client, "/health/ready", is_ok).json()["database"]["faults"] == []
+        assert wait_for(client, f"/images/{image}", is_ok).status_code == 200
 
 
 def _collect_sockets() -> None:

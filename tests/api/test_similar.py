@@ -26,6 +26,8 @@ def test_similar_images_come_from_other_cases(predict_api: httpx.Client, records
         assert (item.title, item.diagnosis) == (case["title"], case["diagnosis"])
         assert (item.caption, item.split, item.modality) == (image["caption"], image["split"], image["modality"])
         assert predict_api.get(item.links.thumbnail).status_code == 200
+    prefixed = predict_api.get(f"/images/{record.image}/similar", headers={"X-Forwarded-Prefix": "/medpix"}).json()
+    assert prefixed["items"][0]["links"]["self"].startswith("/medpix/images/")
     by_upload = ask(predict_api, f"/search/similar?limit=7&task={task}", record.path.read_bytes())
     assert by_upload.json()["items"] == by_name.json()["items"]
 

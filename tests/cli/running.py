@@ -15,12 +15,14 @@ import httpx
 from tests.ports import free_port
 
 PATIENCE_S = 90.0
+# The same models on every machine, with a GPU and a network or without.
+_TRAIN = {"MEDPIX_TRAIN": "modality,location"}
 
 
 def environment(home: Path, port: int, **variables: str) -> dict[str, str]:
-    """The environment of a command, with no setting but the given ones."""
+    """The environment of a command, with no setting but the given ones, and the default models to train."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("MEDPIX_")}
-    return own | {"MEDPIX_HOME": str(home), "MEDPIX_PORT": str(port), "COLUMNS": "160"} | variables
+    return own | {"MEDPIX_HOME": str(home), "MEDPIX_PORT": str(port), "COLUMNS": "160"} | _TRAIN | variables
 
 
 def medpix(home: Path, *arguments: str, port: int = 1, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,7 @@ def exporting(
 
 
 def _export(exporting: tuple[Settings, str], target: Path, **options: Any) -> int:
-    usual: Mapping[str, Any] = {"of": "images", "conditions": [], "raw": None}
+    usual: Mapping[str, Any] = {"of": "images", "conditions": []}
     return run_export(*exporting, target, file_format=target.suffix[1:], **{**usual, **options})
 
 
@@ -29,7 +29,7 @@ def test_a_selection_is_written(exporting: tuple[Settings, str], tmp_path: Path)
     size = _export(exporting, tmp_path / "ct.jsonl", conditions=["modality=CT", "split=dev"])
     text = (tmp_path / "ct.jsonl").read_text()
     assert size == len(text.encode())
-    assert text.count('"Type": "CT"') == text.count("\n") > 0
+    assert text.count('"modality": "CT"') == text.count("\n") > 0
     assert _export(exporting, tmp_path / "all.zip") > 10_000
 
 

@@ -1,17 +1,22 @@
 """`medpix up`, as a person runs it: a process of its own, stopped by signals."""
 
+import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from pymongo import MongoClient
 from pymongo.database import Database
 
 from app.data import schema
 from app.data.seed import seed
 from ml.models.model_specs import DEFAULTS
-from tests.cli.running import child, descendants, fails, is_running, running_up
+from tests.cli.running import child, descendants, environment, fails, is_running, running_up
 from tests.conftest import Document, database_address
 from tests.ports import free_port
 from tests.service import is_ok, wait_for
@@ -70,7 +75,7 @@ def test_when_nothing_is_missing_the_models_are_evaluated(
     trained = ml_database[schema.MODELS].find_one({"_id": "caption-location"})
     assert trained is not None
     for name in {name for names in DEFAULTS.values() for name in names}:
-        database[schema.MODELS].insert_one(trained | {"_id": name, "name": name})
+        database[schema.MODELS].insert_one(trained | {"_id": name, "name": name, "calibrated_on": "out-of-fold"})
         shutil.copytree(models_dir / "caption-location", models / name)
     address = database_address(mongo_server, database.name)
     with running_up(home, generated_dataset, MEDPIX_MONGO_URI=address, MEDPIX_MODELS_DIR=str(models)) as up:
@@ -80,6 +85,42 @@ def test_when_nothing_is_missing_the_models_are_evaluated(
         }
         assert {name: row["version"] for name, row in found["models"].items()} == registered
         up.wait_until_said("Training and evaluation are done")
+        up.stop()
+
+
+@pytest.mark.medpix
+def test_totals_are_right_after_all_was_killed_while_the_real_data_were_loaded(
+    tmp_path: Path, medpix_dir: Path
+) -> None:
+    home = tmp_path / "home"
+    command = [sys.executable, "-m", "app.main", "up", "--no-train", "--data", str(medpix_dir)]
+    process = subprocess.Popen(
+        command, env=environment(home, free_port()), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    address = f"mongodb://{quote(str(home / 'run' / 'mongod.sock'), safe='')}/{schema.DATABASE}"
+    with MongoClient[Document](address, serverSelectionTimeoutMS=60_000) as client:
+        database = client[schema.DATABASE]
+        while not database[schema.IMAGES].find_one({}, {"_id": 1}):
+            assert process.poll() is None
+        for pid in (process.pid, *descendants(process.pid)):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    with running_up(home, medpix_dir, "--no-train") as up:
+        ready = wait_for(up.client, "/health/ready", is_ok).json()["database"]
+        assert (ready["cases"], ready["images"], ready["faults"]) == (671, 2050, [])
+        for path, total in (
+            ("/cases", 671),
+            ("/images", 2050),
+            ("/images?modality=CT", 1062),
+            ("/images?split=dev", 197),
+        ):
+            page = up.client.get(path).json()
+            assert (page["total"], page["total_is_exact"]) == (total, True)
+        assert up.client.get("/facets").json()["total"] == 2050
+        assert len(up.client.get("/export?of=cases&format=jsonl").text.splitlines()) == 671
+        with MongoClient[Document](address) as client:
+            runs = list(client[schema.DATABASE][schema.SEED_RUNS].find(sort=[("sequence", 1)]))
+        assert [run["state"] for run in runs] == ["running", "complete"], "the first one was killed half way"
         up.stop()
 
 

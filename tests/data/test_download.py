@@ -1,17 +1,13 @@
 import hashlib
 import io
 import tarfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from app.data import dataset
 from app.data.download import FetchError, fetch
+from tests.file_server import FileServer
 
 
 @pytest.fixture
@@ -38,55 +34,9 @@ def _add_text(tar: tarfile.TarFile, name: str, text: bytes) -> None:
     tar.addfile(info, io.BytesIO(text))
 
 
-@dataclass
-class _Server:
-    """Serves one archive; breaks off the first answers after some bytes."""
-
-    data: bytes
-    break_after: list[int] = field(default_factory=list)
-    ranges: list[str | None] = field(default_factory=list)
-    tag: str = '"one"'
-    status: int = 200
-
-    @contextmanager
-    def running(self) -> Iterator[str]:
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.answer(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/archive"
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        asked = request.headers.get("Range")
-        self.ranges.append(asked)
-        start = 0
-        if asked and request.headers.get("If-Range") == self.tag:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-        body = self.data[start:]
-        request.send_response(206 if start else self.status)
-        request.send_header("Content-Length", str(len(body)))
-        request.send_header("ETag", self.tag)
-        request.end_headers()
-        request.wfile.write(body[: self.break_after.pop(0)] if self.break_after else body)
-        request.close_connection = True
-
-
 def test_the_archive_is_fetched_unpacked_and_checked(archive: bytes, tmp_path: Path, generated_dataset: Path) -> None:
     seen: list[tuple[int, int | None]] = []
-    server = _Server(archive)
+    server = FileServer(archive)
     with server.running() as url:
         folder = fetch(tmp_path / "data", url=url, progress=lambda done, total: seen.append((done, total)))
         assert fetch(tmp_path / "data", url=url) == folder
@@ -99,22 +49,22 @@ def test_the_archive_is_fetched_unpacked_and_checked(archive: bytes, tmp_path: P
 
 
 def test_a_broken_download_goes_on_where_it_stopped(archive: bytes, tmp_path: Path) -> None:
-    server = _Server(archive, break_after=[1000, 500])
+    server = FileServer(archive, break_after=[1000, 500])
     with server.running() as url:
         fetch(tmp_path, url=url)
     assert server.ranges == [None, "bytes=1000-", "bytes=1500-"]
 
 
 def test_a_next_run_goes_on_too(archive: bytes, tmp_path: Path) -> None:
-    with _Server(archive, break_after=[1000] + [0] * 4).running() as url:
+    with FileServer(archive, break_after=[1000] + [0] * 4).running() as url:
         with pytest.raises(FetchError, match="0 MB are kept"):
             fetch(tmp_path, url=url)
         fetch(tmp_path, url=url)
-    server = _Server(archive, break_after=[2000] + [0] * 4)
+    server = FileServer(archive, break_after=[2000] + [0] * 4)
     other = tmp_path / "other"
     with server.running() as url, pytest.raises(FetchError):
         fetch(other, url=url)
-    server = _Server(archive, tag='"changed"')
+    server = FileServer(archive, tag='"changed"')
     with server.running() as url:
         fetch(other, url=url)
     assert server.ranges == ["bytes=2000-"]
@@ -123,7 +73,7 @@ def test_a_next_run_goes_on_too(archive: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["cut", "other"])
 def test_a_damaged_or_foreign_archive_leaves_nothing(archive: bytes, tmp_path: Path, damage: str) -> None:
     data = archive[: len(archive) // 2] if damage == "cut" else b"a page of a captive portal"
-    with _Server(data).running() as url, pytest.raises(FetchError, match="damaged or not MedPix"):
+    with FileServer(data).running() as url, pytest.raises(FetchError, match="damaged or not MedPix"):
         fetch(tmp_path, url=url)
     assert list(tmp_path.iterdir()) == []
 
@@ -132,13 +82,13 @@ def test_files_that_are_not_the_published_ones_are_refused(
     archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(dataset.SHA256, "data_dev.jsonl", "0" * 64)
-    with _Server(archive).running() as url, pytest.raises(FetchError, match=r"data_dev.jsonl is not the published"):
+    with FileServer(archive).running() as url, pytest.raises(FetchError, match=r"data_dev.jsonl is not the published"):
         fetch(tmp_path, url=url)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_address_and_no_connection_are_said(archive: bytes, tmp_path: Path) -> None:
-    with _Server(archive, status=404).running() as url, pytest.raises(FetchError, match="answers 404"):
+    with FileServer(archive, status=404).running() as url, pytest.raises(FetchError, match="answers 404"):
         fetch(tmp_path, url=url)
     with pytest.raises(FetchError, match="Run `medpix fetch` again"):
         fetch(tmp_path, url=url)

@@ -11,7 +11,7 @@ from pymongo.database import Database
 from pymongo.errors import WriteError
 
 from app.data import schema
-from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS
+from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, VIEW_FIELDS
 from app.data.record import CASE_ID
 from tests.conftest import REPOSITORY
 
@@ -20,7 +20,12 @@ Document = dict[str, Any]
 
 @pytest.mark.parametrize(
     ("collection", "catalogue"),
-    [(schema.CASES, CASE_FIELDS), (schema.IMAGES, IMAGE_FIELDS), (schema.ANNOTATIONS, ANNOTATION_FIELDS)],
+    [
+        (schema.CASES, CASE_FIELDS),
+        (schema.IMAGES, IMAGE_FIELDS),
+        (schema.ANNOTATIONS, ANNOTATION_FIELDS),
+        (schema.VIEWS, VIEW_FIELDS),
+    ],
 )
 def test_the_validator_knows_every_declared_field(collection: str, catalogue: Any) -> None:
     root = schema.validator(collection)["$jsonSchema"]

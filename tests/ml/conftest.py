@@ -13,12 +13,11 @@ from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 from ml.dataset.records import Record, load_records
 from ml.evaluation.evaluate import Results, evaluate
-from ml.models.clip_towers import build_small
 from ml.registry.registry import Registry
 from ml.training.context import Context, Options
 from ml.training.device import Team
 from ml.training.progress import Run, silent
-from tests.ml.train_until_killed import TOWERS
+from tests.ml.tiny_clip import tiny_clip
 
 Document = dict[str, Any]
 MakeContext = Callable[..., Context]
@@ -96,7 +95,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CLIP model with random weights, as transformers saves one: weights, tokenizer, processor."""
     folder = tmp_path_factory.mktemp("weights") / "tiny-clip"
     torch.manual_seed(5)
-    towers, tokenizer = build_small(TOWERS, ["axial ct of the brain", "mr of the knee with a tear"] * 20)
+    towers, tokenizer = tiny_clip()
     towers.save_pretrained(folder)
     images = CLIPImageProcessorPil(size={"shortest_edge": 32}, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.2, 0.2])
     CLIPProcessor(images, tokenizer).save_pretrained(folder)

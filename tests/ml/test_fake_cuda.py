@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ml.dataset.records import Record
 from ml.evaluation.retrain import Part, RetrainSettings, TrainedModels, retrain
-from ml.models import clip_train, efficientnet, resnet
+from ml.models import dual_encoder_train, efficientnet, resnet
 from ml.models.base import ServedModel
-from ml.models.clip_train import ClipSettings
 from ml.models.model_specs import MODEL_SPECS
 from ml.training.context import Context, Options
 from ml.training.progress import silent
@@ -23,15 +22,14 @@ from ml.training.train import calibrate
 from tests.fake_cuda import CUDA, fake_cuda
 from tests.ml.conftest import MakeContext
 from tests.ml.small_options import CPU
-from tests.ml.train_until_killed import TOWERS
 
-# Only the CLIP models are trained in two ways besides from nothing.
 WAYS = [
     ("compact", {}),
     ("efficientnet", {"weights": "scratch"}),
     ("resnet50-modality", {"weights": "scratch"}),
     ("resnet50-modality", {"weights": "resnet"}),
     ("resnet50-location", {"weights": "scratch"}),
+    ("clip-location", {}),
     ("clip-location", {"weights": "scratch"}),
     ("clip-location", {"weights": "clip"}),
     ("clip-location-image", {"weights": "scratch"}),
@@ -44,11 +42,15 @@ WAYS = [
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of 32 pixels and few members, which cost less to read; the rest is as it is trained."""
 
-    for module, name in ((resnet, "ResNetSettings"), (efficientnet, "EfficientNetSettings")):
+    families = {
+        "ResNetSettings": resnet,
+        "EfficientNetSettings": efficientnet,
+        "DualEncoderSettings": dual_encoder_train,
+    }
+    for name, module in families.items():
         settings = getattr(module, name)
         preprocess = replace(settings().preprocess, size=32)
         monkeypatch.setattr(module, name, partial(settings, preprocess=preprocess))
-    monkeypatch.setattr(clip_train, "ClipSettings", partial(ClipSettings, small=TOWERS))
 
 
 def on_cuda(make_context: MakeContext, **options: Any) -> Context:

@@ -18,16 +18,12 @@ from pymongo.database import Database
 from app.core.progress import Progress
 from ml.dataset.preprocess import Preprocess
 from ml.models import clip_train, compact, resnet
-from ml.models.clip_towers import SmallTowers
+from ml.models.clip import HeadSettings
 from ml.registry.model_card import ModelCard
 from ml.training.train import train_model
 
-TOWERS: Final = SmallTowers(
-    size=32, patch=8, width=32, image_layers=2, text_layers=2, heads=2, projection=16, vocabulary=300, tokens=24
-)
 _COMPACT: Final = compact.CompactSettings(width=8, preprocess=Preprocess(size=64))
 _RESNET: Final = resnet.ResNetSettings(scratch_preprocess=replace(resnet.ResNetSettings().preprocess, size=32))
-_CLIP: Final = clip_train.ClipSettings(small=TOWERS)
 # Every recipe is the real one, for fewer epochs on smaller images.
 TRAINERS: Final = {
     "compact": (
@@ -43,7 +39,7 @@ TRAINERS: Final = {
     "clip-location": (
         clip_train,
         "train",
-        replace(_CLIP, head=replace(_CLIP.head, epochs=2)),
+        HeadSettings(epochs=2),
     ),
 }
 

@@ -16,12 +16,12 @@ from app.serving.backends.torch import TorchBackend
 from app.serving.grad_cam import grad_cam
 from ml.models.base import EMBEDDING
 from ml.models.clip import ClipHead, ClipImageNetwork
-from ml.models.clip_towers import build_small
+from ml.models.dual_encoder import DualEncoder
 from ml.models.efficientnet import EfficientNetModel
 from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
 from ml.models.resnet import ResNetModel
 from tests.fake_cuda import CUDA, fake_cuda
-from tests.ml.train_until_killed import TOWERS
+from tests.ml.tiny_clip import PROJECTION, tiny_clip
 
 CLASSES = {"modality": 2, "location": 21}
 MEAN, STD = (0.5,) * 3, (0.2,) * 3
@@ -42,11 +42,16 @@ def _resnet() -> nn.Module:
 
 
 def _clip() -> nn.Module:
-    towers, _ = build_small(TOWERS, ["axial ct of the brain", "mr of the knee"] * 20)
-    return ClipImageNetwork(towers, ClipHead(TOWERS.projection, 8, 0.1), MEAN, STD)
+    towers, _ = tiny_clip()
+    return ClipImageNetwork(towers, ClipHead(PROJECTION, 8, 0.1), MEAN, STD)
 
 
-FAMILIES = [_compact, _efficientnet, _resnet, _clip]
+def _dual_encoder() -> nn.Module:
+    tower = DualEncoder(size=16, hidden=8, dropout=0.0, case_positive=0.5).image
+    return ServingNetwork([tower], ("location",), MEAN, STD)
+
+
+FAMILIES = [_dual_encoder, _compact, _efficientnet, _resnet, _clip]
 PIXELS = np.zeros((3, 3, SIDE, SIDE), dtype=np.uint8)
 
 

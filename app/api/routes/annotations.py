@@ -18,6 +18,7 @@ from app.data.filters import Filter, parse_filter
 from app.data.pagination import SortOrder, parse_sort
 from app.data.record import Annotation, Modality
 from app.data.repository import ANNOTATIONS, IMAGES
+from app.web.pages import prefix_of
 from ml.dataset.labels import LOCATIONS
 
 router = APIRouter(tags=["annotations"])
@@ -86,8 +87,8 @@ async def annotation_order(sort: SortText = None) -> SortOrder:
     return parse_sort(sort or "-created_at", ANNOTATION_FIELDS)
 
 
-def _stored(document: dict[str, Any], *, is_new: bool) -> Response:
-    headers = {"Location": f"/annotations?id={document['_id']}"}
+def _stored(request: Request, document: dict[str, Any], *, is_new: bool) -> Response:
+    headers = {"Location": f"{prefix_of(request)}/annotations?id={document['_id']}"}
     if not is_new:
         headers["Idempotent-Replayed"] = "true"
     return JSONResponse(annotation_view(document), status_code=201, headers=headers)
@@ -103,6 +104,7 @@ def _stored(document: dict[str, Any], *, is_new: bool) -> Response:
     operation_id="annotate_image",
 )
 async def annotate(
+    request: Request,
     image: ImageIdDep,
     body: AnnotationIn,
     repository: RepositoryDep,
@@ -115,7 +117,7 @@ async def annotate(
     """
     seen = await repository.get(IMAGES, image)
     stored, is_new = await repository.annotate(seen, body.model_dump(), by, key=idempotency_key)
-    return _stored(stored, is_new=is_new)
+    return _stored(request, stored, is_new=is_new)
 
 
 @router.put(
@@ -128,6 +130,7 @@ async def annotate(
     operation_id="amend_annotation",
 )
 async def amend(
+    request: Request,
     annotation: AnnotationId,
     body: AnnotationIn,
     repository: RepositoryDep,
@@ -135,7 +138,7 @@ async def amend(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Replace an annotation by another one. The old one stays in the history; only its writer can replace it."""
-    return await _replaced(repository, annotation, body.model_dump(), by, idempotency_key)
+    return await _replaced(request, repository, annotation, body.model_dump(), by, idempotency_key)
 
 
 @router.delete(
@@ -148,15 +151,19 @@ async def amend(
     operation_id="retract_annotation",
 )
 async def retract(
-    annotation: AnnotationId, repository: RepositoryDep, by: WriterDep, idempotency_key: IdempotencyKey = None
+    request: Request,
+    annotation: AnnotationId,
+    repository: RepositoryDep,
+    by: WriterDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Take an annotation back. It stays in the history, followed by who took it back and when."""
     nothing = dict.fromkeys(AnnotationIn.model_fields)
-    return await _replaced(repository, annotation, nothing, by, idempotency_key)
+    return await _replaced(request, repository, annotation, nothing, by, idempotency_key)
 
 
 async def _replaced(
-    repository: RepositoryDep, annotation: str, values: dict[str, Any], by: str, key: str | None
+    request: Request, repository: RepositoryDep, annotation: str, values: dict[str, Any], by: str, key: str | None
 ) -> Response:
     earlier = await repository.get(ANNOTATIONS, annotation)
     if earlier["by"] != by:
@@ -168,7 +175,7 @@ async def _replaced(
         raise ConflictError("This annotation was retracted. Write a new one.")
     seen = await repository.get(IMAGES, earlier["image"])
     stored, is_new = await repository.annotate(seen, values, by, amends=earlier, key=key)
-    return _stored(stored, is_new=is_new)
+    return _stored(request, stored, is_new=is_new)
 
 
 @router.get(

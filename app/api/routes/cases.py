@@ -1,5 +1,7 @@
 """Cases: one with its topic and images, or a page of many."""
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 from app.api.deps import CaseIdDep, CaseOrderDep, CaseSelectionDep, Cursor, Limit, Raw, RepositoryDep
@@ -37,7 +39,7 @@ async def list_cases(
     page = await repository.page(CASES, selection, order, limit=limit, after=cursor, summaries=whole)
     if whole:
         return await page_response(request, repository, page, [each["summary"] for each in page.documents], limit)
-    items = [projection.apply(case_view(document)) for document in page.documents]
+    items = await asyncio.to_thread(lambda: [projection.apply(case_view(document)) for document in page.documents])
     return await page_response(request, repository, page, items, limit)
 
 

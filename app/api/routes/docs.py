@@ -3,7 +3,7 @@
 from importlib.resources import files
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
@@ -20,6 +20,7 @@ TAGS: Final = (
     ("search", "Full-text search over cases and captions, with highlighted matches."),
     ("overview", "The fields that filters take, counts per value, and statistics of every field."),
     ("export", "Downloads of whatever a filter selects, as CSV, Parquet, JSON, JSON Lines or ZIP."),
+    ("views", "Selections saved under a name, with a stable address for people and for data tools."),
     ("annotations", "Corrections and comments of readers. The records of the dataset never change."),
     ("predict", "Modality from an image; location from an image and its caption. One image or many."),
     ("explain", "Heatmaps of what contributed to a prediction, and the prediction from each input alone."),
@@ -30,9 +31,9 @@ TAGS: Final = (
 
 
 @router.get("/docs", response_class=HTMLResponse)
-async def docs() -> HTMLResponse:
+async def docs(request: Request) -> HTMLResponse:
     """The API reference as a page."""
-    return HTMLResponse(render("docs"), headers={"Cache-Control": "no-cache"})
+    return HTMLResponse(render(request, "docs"), headers={"Cache-Control": "no-cache"})
 
 
 def install_docs(app: FastAPI) -> None:

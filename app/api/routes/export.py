@@ -1,16 +1,22 @@
-"""Downloads of whatever a filter selects, streamed."""
+"""Downloads of whatever a filter selects: streamed, or as files that data tools read by their address."""
 
 import hashlib
+import json
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from importlib.metadata import version
 from typing import Annotated, Any, Final, Literal
 
 import anyio
-from fastapi import APIRouter, Query, Request, Response
+import pyarrow as pa
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.deps import (
+    ExportFilesDep,
     ImageStoreDep,
+    Narrowing,
     NarrowingDep,
     RepositoryDep,
     SortText,
@@ -20,15 +26,20 @@ from app.api.deps import (
     image_order,
 )
 from app.api.errors import Responses, documented
+from app.api.files import file_response, not_modified
 from app.api.filter_parameters import filters
 from app.api.responses import data_response
 from app.api.routes.annotations import annotation_filter, annotation_order
+from app.core.exceptions import InsufficientStorageError, UnavailableError
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS
-from app.data.filters import ParameterError, ParameterProblem
+from app.data.filters import Filter, ParameterError, ParameterProblem
+from app.data.image_store import ImageStore
+from app.data.pagination import SortOrder
 from app.data.repository import ANNOTATIONS, CASES, IMAGES, NotFoundError, Repository
 from app.export.croissant import Table, describe
+from app.export.export_files import ExportFiles
 from app.export.rows import columns
-from app.export.streams import ExportError, export_parts, table_parts
+from app.export.streams import Export, ExportError, export_parts, table_parts
 
 router = APIRouter(tags=["export"])
 
@@ -49,18 +60,48 @@ _ORDERS: Final = {
     "cases": case_order,
     "annotations": annotation_order,
 }
+_COLLECTIONS: Final = {"annotations": ANNOTATIONS, "cases": CASES, "images": IMAGES, "records": IMAGES}
 _FILES: Responses = {
     200: {"description": "The file", "content": {kind.partition(";")[0]: {} for kind in MEDIA_TYPES.values()}}
 }
+FILE_RESPONSES: Responses = {
+    **_FILES,
+    206: {"description": "The range that was asked for"},
+    304: {"description": "Not Modified"},
+    **documented(404, 416, 422, 429, 503, 504, 507),
+}
+_FILTERS: Final = filters({**ANNOTATION_FIELDS, **CASE_FIELDS, **IMAGE_FIELDS})
+# What goes into the bytes of a file beside the data and the request.
+_WRITTEN_BY: Final = f"medpix-service {version('medpix-service')}, pyarrow {pa.__version__}"
+RawRecords = Annotated[
+    bool,
+    Query(description="The dataset's own records in place of normalised values; json and jsonl alone can hold them"),
+]
+Bom = Annotated[
+    bool, Query(description="Begin a CSV with a byte order mark, by which Excel knows that the text is UTF-8")
+]
+_ABOUT: Final = """
+
+Images have title and diagnosis of their case too; records have all of it. Values are normalised in every format:
+null, or an empty CSV cell, stands for what was not recorded. With `raw=true` the jsonl of a split holds exactly the
+records of the dataset's file.
+
+In a CSV, text that begins with `=`, `+`, `-`, `@`, a tab or a carriage return is preceded by an apostrophe, so that no
+spreadsheet takes it for a formula; a list is joined with semicolons. The other formats hold both as they are.
+
+The zip has a folder per split with the PNG files and a metadata.jsonl, as `load_dataset("imagefolder")` reads it.
+Sizes stand before each entry, so that it can be unpacked while it arrives."""
 
 
 @router.get(
     "/export",
     response_class=StreamingResponse,
     responses={**_FILES, **documented(404, 422, 503, 504)},
-    openapi_extra=filters({**ANNOTATION_FIELDS, **CASE_FIELDS, **IMAGE_FIELDS}),
+    openapi_extra=_FILTERS,
     summary="Export",
     operation_id="export",
+    description="Everything that the filters of `/images` (or of `/cases`, with `of=cases`) select, as one file in any "
+    "order, sent while it is made." + _ABOUT,
 )
 async def export(
     request: Request,
@@ -68,39 +109,133 @@ async def export(
     image_store: ImageStoreDep,
     file_format: Annotated[Format, Query(alias="format", description="zip holds the image files")] = "json",
     of: Annotated[Kind, Query(description="records are images joined with their cases")] = "images",
-    raw: Annotated[
-        bool | None,
-        Query(description="The dataset's own records; default: true for json and jsonl, which alone can hold them"),
-    ] = None,
+    raw: RawRecords = False,
+    bom: Bom = False,
     sort: SortText = None,
     *,
     narrowed: NarrowingDep,
 ) -> Response:
-    """Everything that the filters of `/images` (or of `/cases`, with `of=cases`) select, as one file in any order.
+    """Stream an export."""
+    wanted = make_export(of, file_format, raw=raw, bom=bom, order=await _ORDERS[of](sort))
+    selection = await _selection(request, repository, of, narrowed)
+    parts = export_parts(repository, image_store, selection, wanted)
+    first = await anext(parts, b"")
+    headers = await _headers(repository, wanted)
+    return _ExportResponse(first, parts, headers=headers, media_type=MEDIA_TYPES[file_format])
 
-    The jsonl of a split holds exactly the records of the dataset's file. The zip has a folder per
-    split with a metadata.jsonl, as `load_dataset("imagefolder")` reads it.
+
+@router.get(
+    "/export/{of}.{file_format}",
+    response_class=StreamingResponse,
+    responses=FILE_RESPONSES,
+    openapi_extra=_FILTERS,
+    summary="Export as a file",
+    operation_id="export_file",
+    description="The same as `/export`, at an address that data tools read by themselves, such as "
+    '`pl.scan_parquet("http://localhost:8000/export/images.parquet")`: with Content-Length, ETag and ranges. '
+    "A file is made when it is first asked for, and kept for the next time." + _ABOUT,
+)
+async def export_file(
+    request: Request,
+    repository: RepositoryDep,
+    image_store: ImageStoreDep,
+    export_files: ExportFilesDep,
+    of: Annotated[Kind, Path(description="records are images joined with their cases")],
+    file_format: Annotated[Format, Path(description="zip holds the image files")],
+    raw: RawRecords = False,
+    bom: Bom = False,
+    sort: SortText = None,
+    *,
+    narrowed: NarrowingDep,
+) -> Response:
+    """Answer an export as a file that is kept."""
+    wanted = make_export(of, file_format, raw=raw, bom=bom, order=await _ORDERS[of](sort))
+    selection = await _selection(request, repository, of, narrowed)
+    return await kept_file(request, repository, image_store, export_files, wanted, selection)
+
+
+async def kept_file(
+    request: Request,
+    repository: Repository,
+    image_store: ImageStore,
+    export_files: ExportFiles,
+    wanted: Export,
+    selection: Filter,
+) -> Response:
+    """An export as a file that is kept.
+
+    Args:
+        request: supplies If-None-Match, If-Range and Range.
+        repository: the data.
+        image_store: the image files, for a zip.
+        export_files: keeps the file.
+        wanted: what is exported, and in which format.
+        selection: filter over it.
+
+    Raises:
+        InsufficientStorageError: the disk or the cache is too small.
+        UnavailableError: the data are being loaded, or changed meanwhile.
+        RangeNotSatisfiableError: the range lies outside the file.
     """
-    order = await _ORDERS[of](sort)
+    collection = _COLLECTIONS[wanted.of]
+    revision = await repository.revision(collection)
+    selection = await repository.resolve(collection, selection)
+    name = _file_name(revision, wanted, selection)
+    headers = {"ETag": f'"{name[:32]}"', **await _headers(repository, wanted)}
+    unchanged = not_modified(request, headers)
+    if unchanged:
+        return unchanged
+
+    async def parts() -> AsyncGenerator[bytes]:
+        async with aclosing(export_parts(repository, image_store, selection, wanted)) as made:
+            async for part in made:
+                yield part
+        if await repository.revision(collection) != revision:
+            raise UnavailableError("The data changed while the file was made. Try again.")
+
+    try:
+        path = await export_files.path(name, parts)
+    except InsufficientStorageError as error:
+        streamed = f"/export?of={wanted.of}&format={wanted.file_format}"
+        raise InsufficientStorageError(f"{error.detail} {streamed}, with the same filters, needs no disk.") from error
+    return await file_response(request, path, MEDIA_TYPES[wanted.file_format], headers)
+
+
+def make_export(of: Kind, file_format: Format, *, raw: bool, bom: bool, order: SortOrder) -> Export:
+    """What a request asks to export.
+
+    Raises:
+        ParameterError: the format cannot hold it.
+    """
+    try:
+        return Export(of, file_format, raw, bom, order)
+    except ExportError as error:
+        raise ParameterError([ParameterProblem(error.parameter, str(error))]) from error
+
+
+async def _selection(request: Request, repository: Repository, of: Kind, narrowed: Narrowing) -> Filter:
     if of == "annotations":
         if narrowed.q is not None:
             raise ParameterError([ParameterProblem("q", "searches cases and images, not annotations")])
-        selection = await annotation_filter(request)
-        selection = await narrowed.apply(repository, ANNOTATIONS, selection)
-    elif of == "cases":
-        selection = await narrowed.apply(repository, CASES, await case_filter(request, repository))
-    else:
-        selection = await narrowed.apply(repository, IMAGES, await image_filter(request, repository))
-    try:
-        parts = export_parts(repository, image_store, selection, of=of, file_format=file_format, raw=raw, order=order)
-    except ExportError as error:
-        raise ParameterError([ParameterProblem(error.parameter, str(error))]) from error
-    first = await anext(parts, b"")
-    headers = {"Content-Disposition": f'attachment; filename="medpix-{of}.{file_format}"', "Cache-Control": "no-cache"}
-    version = await repository.dataset_version()
-    if version:
-        headers["X-Dataset-Version"] = version
-    return _ExportResponse(first, parts, headers=headers, media_type=MEDIA_TYPES[file_format])
+        return await narrowed.apply(repository, ANNOTATIONS, await annotation_filter(request))
+    if of == "cases":
+        return await narrowed.apply(repository, CASES, await case_filter(request, repository))
+    return await narrowed.apply(repository, IMAGES, await image_filter(request, repository))
+
+
+async def _headers(repository: Repository, wanted: Export) -> dict[str, str]:
+    disposition = f'attachment; filename="medpix-{wanted.of}.{wanted.file_format}"'
+    headers = {"Content-Disposition": disposition, "Cache-Control": "no-cache"}
+    version_now = await repository.dataset_version()
+    return {**headers, "X-Dataset-Version": version_now} if version_now else headers
+
+
+def _file_name(revision: str, wanted: Export, selection: Filter) -> str:
+    """The name of a file, which stands for its content: the same bytes have the same name."""
+    order = wanted.order.canonical if wanted.order else ""
+    content = [_WRITTEN_BY, revision, wanted.of, wanted.raw, wanted.bom, order, selection.query]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return f"{digest}.{wanted.file_format}"
 
 
 class _ExportResponse(StreamingResponse):
@@ -155,7 +290,7 @@ async def read_croissant(request: Request, repository: RepositoryDep) -> Respons
 async def _table_of(repository: Repository, of: str, home: str) -> Table:
     """A table with the hash of its bytes, which are made once per seeding."""
     size, sha256 = await repository.once_per_seeding(f"croissant {of}", lambda: _measured(repository, of))
-    return Table(of, columns(of), f"{home}export?of={of}&format=jsonl&raw=false", sha256, size)
+    return Table(of, columns(of), f"{home}export/{of}.jsonl", sha256, size)
 
 
 async def _measured(repository: Repository, of: str) -> tuple[int, str]:

@@ -28,6 +28,10 @@ class DatabaseHealth(BaseModel):
     cases: int | None
     images: int | None
     dataset_version: str | None
+    faults: list[str] = Field(
+        description="What was removed since the seeding. A missing document makes the service not ready; "
+        "a missing index makes it slower"
+    )
 
 
 class Readiness(BaseModel):
@@ -60,19 +64,23 @@ async def live(models: ModelsDep) -> Response:
     summary="Can the service do its work",
 )
 async def ready(repository: RepositoryDep, models: ModelsDep) -> Response:
-    """Ready when the data are there and every registered model answers.
+    """Ready when the data are there, as the last seeding left them, and every registered model answers.
 
     A task whose first model is still in training does not count; `not_serving` names it.
     """
-    database: dict[str, Any] = dict.fromkeys(("cases", "images", "dataset_version"))
+    database: dict[str, Any] = {**dict.fromkeys(("cases", "images", "dataset_version")), "faults": []}
+    is_whole = False
     try:
         seed_run = await repository.latest_seed()
         database |= {"reachable": True, "seeded": seed_run is not None, **await repository.counts()}
         database["dataset_version"] = seed_run["dataset_version"] if seed_run else None
+        documents, indexes = await repository.faults()
+        database["faults"] = documents + indexes
+        is_whole = not documents
         await repository.load_image_hashes()
     except PyMongoError:
         database |= {"reachable": False, "seeded": False}
-    is_ready = database["seeded"] and models.healthy
+    is_ready = database["seeded"] and is_whole and models.healthy
     content: dict[str, Any] = {"status": "ready" if is_ready else "not ready", "database": database}
     content |= {"not_serving": models.not_serving(), "models": models.status()}
     headers = {} if is_ready else {"Retry-After": str(RETRY_AFTER_S)}

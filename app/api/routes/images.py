@@ -1,6 +1,8 @@
 """Images: their records, their files and thumbnails."""
 
-from typing import Annotated, Literal
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
@@ -15,25 +17,28 @@ from app.api.deps import (
     Raw,
     RepositoryDep,
 )
-from app.api.errors import Responses, documented
-from app.api.files import file_response
+from app.api.errors import BINARY, Responses, documented
+from app.api.files import image_response
 from app.api.filter_parameters import filters
-from app.api.projection import ImageProjectionDep
+from app.api.projection import ImageProjectionDep, Projection
 from app.api.responses import data_response, page_response
 from app.api.schemas.records import ImageDetail, ImagePage, StoredRecord
 from app.api.serializers import annotation_view, case_view, image_view
 from app.data.fields import IMAGE_FIELDS
 from app.data.image_store import THUMBNAIL_WIDTHS
-from app.data.repository import CASES, IMAGES, case_of
+from app.data.repository import CASES, IMAGES, NotFoundError, case_of, missing_case
 from app.data.serializers import encode, with_member
 
 router = APIRouter(tags=["images"])
 
 Expand = Annotated[Literal["case"] | None, Query(description="`case` answers each image with its case")]
 
-_PNG: Responses = {200: {"content": {"image/png": {}}, "description": "The file"}, 304: {"description": "Not Modified"}}
+_PNG: Responses = {
+    200: {"content": {"image/png": BINARY}, "description": "The file"},
+    304: {"description": "Not Modified"},
+}
 _JPEG: Responses = {
-    200: {"content": {"image/jpeg": {}}, "description": "The thumbnail"},
+    200: {"content": {"image/jpeg": BINARY}, "description": "The thumbnail"},
     304: {"description": "Not Modified"},
 }
 
@@ -61,12 +66,19 @@ async def list_images(
     page = await repository.page(IMAGES, selection, order, limit=limit, after=cursor, summaries=whole)
     if whole:
         return await page_response(request, repository, page, [each["summary"] for each in page.documents], limit)
-    items = [projection.apply(image_view(document)) for document in page.documents]
-    if expand:
-        cases = await repository.cases([document["U_id"] for document in page.documents])
-        for item, document in zip(items, page.documents, strict=True):
-            item["case"] = case_view(case_of(document, cases))
+    cases = await repository.cases(list({document["U_id"] for document in page.documents})) if expand else None
+    items = await asyncio.to_thread(_items, page.documents, projection, cases)
     return await page_response(request, repository, page, items, limit)
+
+
+def _items(
+    documents: list[dict[str, Any]], projection: Projection, cases: Mapping[str, dict[str, Any]] | None
+) -> list[dict[str, Any]]:
+    items = [projection.apply(image_view(document)) for document in documents]
+    if cases is not None:
+        for item, document in zip(items, documents, strict=True):
+            item["case"] = case_view(case_of(document, cases))
+    return items
 
 
 @router.get(
@@ -81,7 +93,11 @@ async def read_image(request: Request, image: ImageIdDep, repository: Repository
     if raw:
         return await data_response(request, repository, await repository.get(IMAGES, image))
     own = await repository.answer(IMAGES, image, "summary")
-    case = await repository.answer(CASES, image.partition("_")[0], "summary")
+    u_id = image.partition("_")[0]
+    try:
+        case = await repository.answer(CASES, u_id, "summary")
+    except NotFoundError as error:
+        raise missing_case(u_id, image) from error
     annotations = [annotation_view(each) for each in await repository.annotations_of(image)]
     answer = with_member(own["summary"], "case", case["summary"])
     return await data_response(request, repository, with_member(answer, "annotations", encode(annotations)))
@@ -99,7 +115,7 @@ async def read_file(
 ) -> Response:
     """The PNG file as it is in the dataset."""
     file = (await repository.get(IMAGES, image))["file"]
-    return await file_response(request, f'"{file["sha256"]}"', image, lambda: image_store.path(file), "image/png")
+    return await image_response(request, f'"{file["sha256"]}"', image, lambda: image_store.path(file), "image/png")
 
 
 @router.get(
@@ -120,4 +136,4 @@ async def read_thumbnail(
     width = max(step for step in THUMBNAIL_WIDTHS if step <= width)
     file = (await repository.get(IMAGES, image))["file"]
     etag = f'"{file["sha256"]}-{width}"'
-    return await file_response(request, etag, image, lambda: image_store.thumbnail(file, width), "image/jpeg")
+    return await image_response(request, etag, image, lambda: image_store.thumbnail(file, width), "image/jpeg")

@@ -1,5 +1,6 @@
 """The registered models: their cards, and which one answers each task."""
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Response
@@ -35,18 +36,31 @@ class ModelView(BaseModel):
     backend: BackendView | None = Field(description="Where its network runs; null where none runs here")
 
 
+class TrainingChoiceView(BaseModel):
+    """Which models a start trains where they are missing."""
+
+    models: list[str] = Field(description="In the order of their training")
+    device: str = Field(description="Where they are trained", examples=["cpu"])
+    reason: str = Field(description="Why these")
+    notes: list[str] = Field(description="What is left out or trained otherwise, and what to do, in sentences")
+    chosen_at: datetime
+
+
 class ModelList(BaseModel):
     """All registered models."""
 
     items: list[ModelView]
-    tasks: dict[str, Any] = Field(description="Per task: the model that serves it, or how far its training is")
+    tasks: dict[str, Any] = Field(description="Per task: the model that serves it and why, or how far its training is")
+    training: TrainingChoiceView | None = Field(description="What the last start trains; null before the first")
 
 
 @router.get("/models", response_model=ModelList, summary="List models")
 async def list_models(models: ModelsDep) -> Response:
     """Every registered model with its card."""
     items = [_view(card, models) for card in models.cards]
-    return JSONResponse({"items": items, "tasks": models.status()})
+    choice = models.training_choice
+    training = None if choice is None else TrainingChoiceView.model_validate(choice).model_dump(mode="json")
+    return JSONResponse({"items": items, "tasks": models.status(), "training": training})
 
 
 @router.get("/models/{name}", response_model=ModelView, responses=documented(404), summary="Read a model card")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from app.api.deps import SettingsDep
-from app.api.errors import Responses, documented
+from app.api.errors import BINARY, Responses, documented
 from app.api.uploads import read_upload, upload_schema
 from app.core.exceptions import DeadlineExceededError, UnavailableError
 from app.core.settings import Settings
@@ -21,7 +21,7 @@ _MAX_SIDE: Final = 1024
 # Decoding takes memory and a core: no more than this at once, beside the predictions.
 _SLOTS: Final = threading.BoundedSemaphore(2)
 _RETRY_AFTER_S: Final = 2
-_PNG: Responses = {200: {"content": {"image/png": {}}, "description": "The picture"}}
+_PNG: Responses = {200: {"content": {"image/png": BINARY}, "description": "The picture"}}
 
 
 @router.post(

@@ -1,12 +1,13 @@
 // The about page: its counts and figures are asked for, so that they are those of this service.
 
+import { at } from "./address.js";
 import { getJson } from "./api.js";
 import { copyButton } from "./copy.js";
 import { byId, el, percent, plural, spoken } from "./dom.js";
 import { lastReport, scoresOf } from "./scores.js";
 
 async function counts() {
-  const { facets, total, cases } = await getJson("/facets");
+  const { facets, total, cases } = await getJson(at("/facets"));
   const modalities = facets.modality.map(({ value, count }) => plural(count, `${value} image`)).join(" and ");
   byId("counts").textContent = `This service holds ${plural(total, "image")} of ${plural(cases, "case")} of MedPix 2.0: ${modalities}.`;
 }
@@ -19,7 +20,7 @@ function sentence(card, task, { split, accuracy, accuracy_95: interval }) {
 }
 
 async function figures() {
-  const [{ items }, report] = await Promise.all([getJson("/models"), lastReport()]);
+  const [{ items }, report] = await Promise.all([getJson(at("/models")), lastReport()]);
   const lines = [];
   for (const { card, serves } of items) {
     for (const task of serves) {

@@ -1,5 +1,6 @@
 // Annotations of an image: what readers would correct, and a form for one more.
 
+import { at } from "./address.js";
 import { ask, getJson, Problem } from "./api.js";
 import { loadCatalogue } from "./catalogue.js";
 import { el, problemBox, spoken } from "./dom.js";
@@ -61,7 +62,7 @@ export class Annotations {
 
   async _list(image, list) {
     try {
-      const page = await getJson("/annotations", [["image", image.image], ["sort", "-created_at"], ["limit", LIMIT]]);
+      const page = await getJson(at("/annotations"), [["image", image.image], ["sort", "-created_at"], ["limit", LIMIT]]);
       const more = page.items.length < page.total && el("li", { class: "muted small", text: `The latest ${LIMIT} of ${page.total} are shown.` });
       list.replaceChildren(...(page.items.length ? page.items.map(entry) : [el("li", { class: "muted", text: "No annotations yet." })]), ...(more ? [more] : []));
     } catch (error) {

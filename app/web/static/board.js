@@ -73,6 +73,15 @@ function source({ items }, report) {
   return el("p", { class: isDev ? "notice" : "muted small" }, parts);
 }
 
+/** Why each task is answered by its model, and which models a start trains. */
+function choices({ tasks, training }) {
+  const serving = Object.entries(tasks).filter(([, { reason }]) => reason);
+  const lines = serving.map(([task, { model, reason }]) => el("li", {}, `${spoken(task)}: ${model} (${reason}).`));
+  if (training) lines.push(el("li", {}, `A start trains ${training.models.join(", ")} (${training.reason}).`), ...training.notes.map((text) => el("li", { text })));
+  if (!lines.length) return null;
+  return el("details", { class: "why" }, el("summary", { text: "Why these models" }), el("ul", { class: "list small" }, lines));
+}
+
 /** What to show in place of a leaderboard while no model is registered. */
 function nothing(tasks) {
   const isTraining = Object.values(tasks).some(({ training }) => ["running", "queued"].includes(training?.state));
@@ -88,5 +97,6 @@ export function board(models, report, choose) {
     source(models, report),
     ...TASKS.map((task) => table(task, models, report, choose)).filter(Boolean),
     el("p", { class: "muted small", text: terms }),
-  ];
+    choices(models),
+  ].filter(Boolean);
 }

@@ -1,11 +1,12 @@
 // The browse page: cases or images under a search, filters and a sort order, all of it in the address.
 
+import { at } from "./address.js";
 import { getJson } from "./api.js";
 import { byId, el, isTyping, number, plural, problemBox, spoken } from "./dom.js";
 import { loadFacets, renderFacets } from "./facets.js";
 import { renderChips, setUpFieldFilter } from "./filters.js";
 import { setUpMenu } from "./menu.js";
-import { CASE_FIELDS, MAX_CASES, Result, rememberWalk } from "./result.js";
+import { CASE_FIELDS, isByWords, MAX_CASES, Result, rememberWalk } from "./result.js";
 import { caseAddress, caseOf, nameInAddress, readState, writeState } from "./state.js";
 import { caseCard, emptyView, hitView, imageTile, nameCase, searchNotes, skeleton } from "./tiles.js";
 
@@ -146,7 +147,7 @@ function append(mine, found) {
   images.push(...found.map((each) => (isCases ? each.cover : each).image));
   if (!images.length) results.replaceChildren(emptyView(state, go));
   else {
-    const isList = isCases && state.q && !state.quiz;
+    const isList = isCases && state.q && !state.quiz && !isByWords(state);
     const grid = results.querySelector("ul.shown") ?? results.appendChild(el("ul", { class: `shown ${isList ? "hits" : "grid"} of-${state.view}` }));
     const options = (index) => ({ isLazy: isLazy || index >= EAGER });
     if (isList) grid.append(...found.map((each) => hitView(each, state)));
@@ -165,7 +166,7 @@ async function recordsOf(result, found) {
   const pages = await Promise.all(
     starts.map((start) => {
       const params = [...result.conditions(ids.slice(start, start + 100)), ["fields", CASE_FIELDS], ["limit", 100]];
-      return getJson("/cases", params, { signal: result.signal });
+      return getJson(at("/cases"), params, { signal: result.signal });
     }),
   );
   return new Map(pages.flatMap((page) => page.items).map((record) => [record.u_id, record]));
@@ -187,7 +188,9 @@ function setSort() {
     select.append(el("option", { value: state.sort, text: sortText(state.sort) }));
   }
   select.options[0].textContent = state.q ? "Relevance" : SORTS[0][1];
-  select.value = state.sort;
+  // Images by words have the one order.
+  select.disabled = isByWords(state);
+  select.value = select.disabled ? "" : state.sort;
 }
 
 /** Words for an order that came with the address. */
@@ -214,7 +217,7 @@ function comeBack() {
 function go(change) {
   keepPlace();
   state = { ...state, shown: 0, ...change };
-  history.pushState(null, "", `/${writeState(state)}`);
+  history.pushState(null, "", at(`/${writeState(state)}`));
   show();
 }
 
@@ -229,7 +232,7 @@ async function showMore() {
     if (mine.signal.aborted) return;
     append(mine, found);
     state.shown = mine.images.length;
-    history.replaceState(null, "", `/${writeState(state)}`);
+    history.replaceState(null, "", at(`/${writeState(state)}`));
     say();
     // On with the keyboard where the new ones begin.
     results.querySelectorAll(".tile")[before]?.focus({ preventScroll: true });
@@ -245,7 +248,7 @@ async function showMore() {
 async function search(text) {
   const id = text.match(ID);
   if (!id) return go({ q: text });
-  const path = id[2] ? `/images/${encodeURIComponent(text)}` : `/cases/${encodeURIComponent(text)}`;
+  const path = id[2] ? at(`/images/${encodeURIComponent(text)}`) : at(`/cases/${encodeURIComponent(text)}`);
   try {
     const found = await getJson(path);
     return location.assign(caseAddress(found.image ?? found.images[0]?.image ?? found.u_id, { ...state, q: "", filters: [], sort: "" }));
@@ -322,7 +325,10 @@ function start() {
   });
   byId("sort").addEventListener("change", () => go({ sort: byId("sort").value }));
   for (const view of ["cases", "images"]) byId(`view-${view}`).addEventListener("click", () => state.view !== view && go({ view }));
-  byId("mode").addEventListener("change", () => go({ mode: byId("mode").value, q: box.value.trim() }));
+  byId("mode").addEventListener("change", () => {
+    const mode = byId("mode").value;
+    go({ mode, q: box.value.trim(), ...(mode === "images" && { view: "images" }) });
+  });
   setUpMenu(byId("saved"), async () => new (await import("./saved.js")).SavedMenu(byId("saved"), { state: () => state }));
   byId("quiz").addEventListener("click", () => go({ quiz: !state.quiz }));
   byId("random").addEventListener("click", openRandom);

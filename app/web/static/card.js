@@ -1,5 +1,6 @@
 // One model in detail: its card, its figures and its charts.
 
+import { at } from "./address.js";
 import { curves, reliability, riskCoverage } from "./charts.js";
 import { el, number, percent, plural } from "./dom.js";
 import { moment } from "./scores.js";
@@ -16,6 +17,7 @@ export function detail({ card, backend }, task, report) {
     absence(card, found, scored),
     el("div", { class: "card pair" }, el("div", {}, facts(card, backend, task, scored)), el("div", {}, figures(card, task, scored), words(card))),
     charts(card, scored),
+    retrieval(card, found?.version === card.version ? found.retrieval : null, report),
     scored && confusion(scored.confusion, card.name),
     scored && perClass(scored.per_class),
     scored && audit(report.tasks[task].audit, card.name),
@@ -49,12 +51,12 @@ function facts(card, backend, task, scored) {
     ["Parameters", number(card.parameters)],
     ["Training", `${duration(card.seconds)} on ${card.environment.device}, seed ${card.seed}`],
     ["Preprocessing", recipe(card)],
-    ["Calibration", temperature === undefined ? "none" : `temperature ${temperature.toFixed(3)}, fitted on the dev split`],
+    ["Calibration", temperature === undefined ? "none" : `temperature ${temperature.toFixed(3)}, fitted on ${card.calibrated_on === "dev" ? "the dev split" : "predictions out of fold"}`],
     ["Confidence threshold", threshold === undefined ? "none" : `answers below a probability of ${percent(threshold)} are uncertain`],
     card.ood_threshold !== null && ["Out-of-distribution threshold", unlike(card)],
     scored?.confident && ["Coverage", coverage(scored.confident)],
     ["Runs on", backend ? `${backend.name}, ${backend.device}, ${backend.precision}. ${backend.precision_reason ?? ""}` : "not in use"],
-    ["As JSON", el("a", { href: `/models/${encodeURIComponent(card.name)}`, text: `/models/${card.name}` })],
+    ["As JSON", el("a", { href: at(`/models/${encodeURIComponent(card.name)}`), text: `/models/${card.name}` })],
   ];
   const cells = rows.filter(Boolean).flatMap(([name, value]) => [el("dt", { text: name }), el("dd", {}, value)]);
   return [el("h3", { text: card.name }), el("dl", { class: "facts" }, cells)];
@@ -67,7 +69,7 @@ function coverage({ coverage: share, n, accuracy, accuracy_95: interval }) {
 }
 
 const unlike = (card) =>
-  card.ood_distance === "mahalanobis"
+  card.ood_distance !== "nearest"
     ? `a Mahalanobis distance above ${card.ood_threshold.toFixed(2)} from the training images; such answers are uncertain`
     : `a cosine distance above ${card.ood_threshold.toFixed(3)} from every training image; such answers are uncertain`;
 
@@ -143,6 +145,26 @@ function confusion({ classes, matrix }, name) {
   return el("section", {}, el("h3", { text: "Confusion matrix" }), el("p", { class: "muted small", text: about }), scroller(`Confusion matrix of ${name}`, table));
 }
 
+/** How well captions find images, of a model that embeds both in one space: of the evaluation, else on dev. */
+function retrieval(card, evaluated, report) {
+  const [split, found] = evaluated ? [report.split.split, evaluated] : ["dev", card.retrieval?.dev];
+  if (!found) return null;
+  const names = { image: "the very image", caption: "an image with the same caption", case: "an image of the same case" };
+  const cutoffs = Object.keys(found.image.recall_at);
+  const cell = (kind, cutoff) => {
+    const { recall_at: recall, recall_at_95: interval, random_at: random } = found[kind];
+    return el("td", { class: "number" }, recall[cutoff].toFixed(3), el("span", { class: "muted small", text: ` ${interval[cutoff].map((end) => end.toFixed(2)).join(" to ")}; random ${random[cutoff].toFixed(3)}` }));
+  };
+  const table = el(
+    "table",
+    {},
+    el("thead", {}, el("tr", {}, ["Found among the first", ...cutoffs].map((text, index) => el("th", { scope: "col", class: index ? "number" : null, text })))),
+    el("tbody", {}, Object.entries(names).map(([kind, text]) => el("tr", {}, el("th", { scope: "row", text }), cutoffs.map((cutoff) => cell(kind, cutoff))))),
+  );
+  const about = `Caption-to-image retrieval: each of ${number(found.queries)} captions of the ${split} split is compared with its ${number(found.images)} images. Shares of the captions with 95% intervals over cases, and what a random order would find.`;
+  return el("section", {}, el("h3", { text: "Images found by words" }), el("p", { class: "muted small", text: about }), scroller(`Retrieval figures of ${card.name}`, table));
+}
+
 function perClass(rows) {
   const cells = (row) => [row.support, row.answered].map(String).concat([row.precision, row.recall, row.f1].map((value) => value?.toFixed(2) ?? "–"));
   const table = el(
@@ -157,9 +179,9 @@ function perClass(rows) {
 function audit(found, name) {
   if (found?.model !== name || !found.items.length) return null;
   const tile = (item) => {
-    const picture = el("img", { src: `/images/${encodeURIComponent(item.image)}/thumbnail?width=256`, alt: "", width: 256, height: 256, loading: "lazy" });
+    const picture = el("img", { src: at(`/images/${encodeURIComponent(item.image)}/thumbnail?width=256`), alt: "", width: 256, height: 256, loading: "lazy" });
     const line = el("span", { class: "line" }, `label ${item.label}, `, el("b", { text: `predicted ${item.answer}` }), ` (${percent(item.probability, 0)})`);
-    const link = el("a", { class: "tile", href: `/pages/case/${encodeURIComponent(item.u_id)}#${encodeURIComponent(item.image)}` });
+    const link = el("a", { class: "tile", href: at(`/pages/case/${encodeURIComponent(item.u_id)}#${encodeURIComponent(item.image)}`) });
     link.append(el("span", { class: "frame" }, picture), line, el("span", { class: "caption", text: item.caption || "no caption" }));
     return el("li", {}, link);
   };

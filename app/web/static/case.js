@@ -1,6 +1,7 @@
 // The case page: the images of a case as a stack beside its texts. The image stands in the fragment of the address, the
 // result that ← and → walk through in the query. Steps replace the entry of the history: Back leaves the case.
 
+import { at } from "./address.js";
 import { getJson, Problem } from "./api.js";
 import { showBookmark, toggleBookmark } from "./bookmarks.js";
 import { caseLine, caseText, imageCaption, imageFacts } from "./casetext.js";
@@ -19,7 +20,7 @@ const viewer = new Viewer(byId("viewer"), { onStep: step, onPane: showWords });
 const parts = {
   annotations: () => import("./annotations.js"),
   prediction() {
-    if (!byId("prediction-style")) document.head.append(el("link", { id: "prediction-style", rel: "stylesheet", href: "/static/prediction.css" }));
+    if (!byId("prediction-style")) document.head.append(el("link", { id: "prediction-style", rel: "stylesheet", href: at("/static/prediction.css") }));
     return import("./prediction.js");
   },
   quiz: () => import("./quiz.js"),
@@ -48,7 +49,7 @@ async function show() {
   try {
     if (shown?.u_id.toLowerCase() !== uId.toLowerCase()) {
       byId("case").setAttribute("aria-busy", "true");
-      const answer = await getJson(`/cases/${encodeURIComponent(uId)}`, [], { signal });
+      const answer = await getJson(at(`/cases/${encodeURIComponent(uId)}`), [], { signal });
       if (signal.aborted) return;
       if (!answer.images.length) throw new Problem("This case has no images.");
       [shown, image] = [answer, null];
@@ -69,7 +70,7 @@ async function show() {
 function fail(error, signal) {
   if (signal.aborted || error.name === "AbortError") return;
   const box = problemBox(error, show);
-  box.append(el("a", { href: "/", class: "button", text: "Browse all cases" }));
+  box.append(el("a", { href: at("/"), class: "button", text: "Browse all cases" }));
   byId("problem").replaceChildren(box);
   byId("loading").hidden = true;
   byId("case").hidden = shown?.u_id.toLowerCase() !== caseInAddress().toLowerCase();
@@ -178,7 +179,7 @@ function showWords() {
   byId("image-facts").hidden = !isOpen;
   byId("download").href = one.links.file;
   byId("download").download = `${one.image}.png`;
-  byId("open-predict").href = `/pages/predict?image=${encodeURIComponent(image.image)}`;
+  byId("open-predict").href = at(`/pages/predict?image=${encodeURIComponent(image.image)}`);
   showPlaceInStack();
 }
 

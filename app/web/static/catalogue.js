@@ -1,5 +1,6 @@
 // The fields that images and cases have, as GET /fields describes them.
 
+import { at } from "./address.js";
 import { getJson } from "./api.js";
 import { fieldOf } from "./state.js";
 
@@ -7,7 +8,7 @@ let asked = null;
 
 /** The catalogue, asked once. A failure is not kept: the next call asks again. */
 export function loadCatalogue() {
-  asked ??= getJson("/fields").then(
+  asked ??= getJson(at("/fields")).then(
     (answer) => ({
       images: new Map(answer.images.map((field) => [field.name, field])),
       cases: new Map(answer.cases.map((field) => [field.name, field])),

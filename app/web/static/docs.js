@@ -8,7 +8,7 @@
   new MutationObserver(follow).observe(root, { attributeFilter: ["data-theme"] });
   follow();
   window.ui = SwaggerUIBundle({
-    url: "/openapi.json",
+    url: `${document.documentElement.dataset.prefix}/openapi.json`,
     dom_id: "#swagger-ui",
     deepLinking: true,
     docExpansion: "list",

@@ -1,4 +1,6 @@
 // Makes elements. Data only ever become text or checked attributes, never markup.
+import { at } from "./address.js";
+
 
 /** An element. `props`: attributes; `class`, `text`, `on` (event handlers) and `data` are special. */
 export function el(tag, props = {}, ...children) {
@@ -70,7 +72,7 @@ document.addEventListener("error", ({ target }) => {
 export function thumbnail(image, { width = 256, isLazy = true, size = null } = {}) {
   const scale = size ? Math.min(1, width / Math.max(size.width, size.height)) : 1;
   const picture = el("img", {
-    src: `/images/${encodeURIComponent(image)}/thumbnail?width=${width}`,
+    src: at(`/images/${encodeURIComponent(image)}/thumbnail?width=${width}`),
     width: size ? Math.max(1, Math.round(size.width * scale)) : width,
     height: size ? Math.max(1, Math.round(size.height * scale)) : width,
     alt: "",

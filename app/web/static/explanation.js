@@ -1,5 +1,6 @@
 // Explains a prediction: a heatmap over the picture, and what each input alone would predict.
 
+import { at } from "./address.js";
 import { el, problemBox } from "./dom.js";
 import { postForm } from "./post.js";
 import { bars } from "./prediction.js";
@@ -35,8 +36,8 @@ export function explainer(task, { probabilities }, { formOf, address, signal, ke
 async function explain(task, label, { formOf, address, signal, keep }) {
   const query = new URLSearchParams({ label });
   const [picture, reasons] = await Promise.all([
-    postForm(`/explain/${task}?${query}`, formOf(), { signal, as: "blob" }),
-    task === "location" ? postForm(`/explain/${task}?${query}&format=json`, formOf(), { signal }) : null,
+    postForm(at(`/explain/${task}?${query}`), formOf(), { signal, as: "blob" }),
+    task === "location" ? postForm(at(`/explain/${task}?${query}&format=json`), formOf(), { signal }) : null,
   ]);
   const map = URL.createObjectURL(picture.answer);
   keep(map);

@@ -1,5 +1,6 @@
 // The Export menu: what to download of the current result, in which values and in which format.
 
+import { at } from "./address.js";
 import { el, plural } from "./dom.js";
 import { MAX_CASES, Result } from "./result.js";
 
@@ -89,7 +90,7 @@ export class ExportMenu {
       if (result !== this._result || of !== this._values().of || format !== this._values().format) return;
       const query = new URLSearchParams([...params, ["of", of], ["format", format]]);
       if (["json", "jsonl"].includes(format)) query.set("raw", raw);
-      this._link.href = `/export?${query}`;
+      this._link.href = at(`/export?${query}`);
       this._about.textContent = `Of the current result. ${sorted}`;
     } catch (error) {
       if (result === this._result) this._about.textContent = `No export: ${error.message}`;

@@ -1,5 +1,6 @@
 // The facets at the side of the browse page: the most frequent values with their counts, to be checked.
 
+import { at } from "./address.js";
 import { getJson } from "./api.js";
 import { el, number, spoken } from "./dom.js";
 
@@ -19,11 +20,11 @@ const of = (filters, names) => filters.filter(([name]) => names.includes(name));
 export async function loadFacets(result, options) {
   const everything = await result.query();
   if (everything === null) return { total: 0, cases: 0, facets: {} };
-  const base = await getJson("/facets", everything, options);
+  const base = await getJson(at("/facets"), everything, options);
   const names = Object.keys(base.facets);
   const chosen = names.filter((name) => of(everything, parametersOf(name)).length);
   const others = await Promise.all(
-    chosen.map(async (name) => getJson("/facets", await result.query(parametersOf(name)), options)),
+    chosen.map(async (name) => getJson(at("/facets"), await result.query(parametersOf(name)), options)),
   );
   chosen.forEach((name, index) => {
     base.facets[name] = others[index].facets[name];

@@ -1,5 +1,6 @@
 // One image on the predict page: its picture, its caption and what the models predict for it.
 
+import { at } from "./address.js";
 import { el, percent, problemBox, spoken } from "./dom.js";
 import { explainer } from "./explanation.js";
 import { postForm } from "./post.js";
@@ -24,7 +25,7 @@ function whereabouts({ image, u_id: uId, split }) {
     "p",
     { class: split === "test" ? "notice" : "notice warn" },
     `This image is in the ${split === "train" ? "training" : split} split of the dataset: `,
-    el("a", { href: `/pages/case/${encodeURIComponent(uId)}#${encodeURIComponent(image)}`, text: image }),
+    el("a", { href: at(`/pages/case/${encodeURIComponent(uId)}#${encodeURIComponent(image)}`), text: image }),
     `.${training}${chosen}`,
   );
 }
@@ -115,7 +116,7 @@ export class Item {
     try {
       const form = new FormData();
       form.set("image", this.file, this.file.name);
-      const { answer } = await postForm("/preview", form, { signal: this.stop.signal, as: "blob" });
+      const { answer } = await postForm(at("/preview"), form, { signal: this.stop.signal, as: "blob" });
       const address = URL.createObjectURL(answer);
       this._addresses.push(address);
       this._shown = address;
@@ -135,7 +136,7 @@ export class Item {
       try {
         const form = new FormData();
         form.set("image", this.file, this.file.name);
-        const { answer } = await postForm(`/search/similar?limit=${SIMILAR}`, form, { signal: this.stop.signal });
+        const { answer } = await postForm(at(`/search/similar?limit=${SIMILAR}`), form, { signal: this.stop.signal });
         target.replaceChildren(...similarTiles(answer));
       } catch (error) {
         if (error.name !== "AbortError") target.replaceChildren(problemBox(error, () => button.click()));
@@ -166,7 +167,7 @@ export class Item {
     this.answered.delete(task);
     const asked = this._form(task);
     try {
-      const { answer, timing } = await postForm(`/predict/${task}`, asked, { signal });
+      const { answer, timing } = await postForm(at(`/predict/${task}`), asked, { signal });
       if (turn !== this._turns[task]) return null; // asked again meanwhile
       this._show(task, answer, { timing, asked, caption });
       if (task === "location") this._compare(answer, caption, turn);
@@ -209,7 +210,7 @@ export class Item {
       return;
     }
     try {
-      const { answer: alone } = await postForm("/predict/location", this._form("location", ""), { signal: this.stop.signal });
+      const { answer: alone } = await postForm(at("/predict/location"), this._form("location", ""), { signal: this.stop.signal });
       if (turn === this._turns.location) this._effect.textContent = effectOf(answer, alone);
     } catch {
       // The answer stands without this sentence.

@@ -1,5 +1,6 @@
 // The models page: a leaderboard per task, and one model in detail, which the address names.
 
+import { at } from "./address.js";
 import { getJson } from "./api.js";
 import { board } from "./board.js";
 import { detail } from "./card.js";
@@ -19,7 +20,7 @@ async function load() {
   byId("board").setAttribute("aria-busy", "true");
   byId("problem").replaceChildren();
   try {
-    const [models] = await Promise.all([getJson("/models"), readReport(), training]);
+    const [models] = await Promise.all([getJson(at("/models")), readReport(), training]);
     items = models.items;
     byId("board").replaceChildren(...board(models, report, lookAt));
     showChosen();
@@ -53,7 +54,7 @@ async function readReport() {
     byId("problem").replaceChildren(problemBox(error, load));
     return null;
   });
-  const link = el("a", { href: "/evaluation/report", text: "evaluation report" });
+  const link = el("a", { href: at("/evaluation/report"), text: "evaluation report" });
   if (report) byId("report-link").replaceChildren("Leakage between the splits, robustness, subgroups and the label audit are in the ", link, ".");
 }
 

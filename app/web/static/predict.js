@@ -1,5 +1,6 @@
 // The predict page: images come by drop, paste, file dialogue or as an example of the dataset, and are predicted at once.
 
+import { at } from "./address.js";
 import { getJson } from "./api.js";
 import { byId, el, number, plural, problemBox } from "./dom.js";
 import { Item, TASKS } from "./item.js";
@@ -119,7 +120,7 @@ async function showExample() {
   problem.replaceChildren();
   byId("status").textContent = "Loading the image …";
   try {
-    const image = await getJson(`/images/${encodeURIComponent(name)}`);
+    const image = await getJson(at(`/images/${encodeURIComponent(name)}`));
     const blob = await getBlob(image.links.file);
     if (exampleInAddress() !== name) return;
     const file = new File([blob], `${image.image}.png`, { type: "image/png" });
@@ -147,7 +148,7 @@ async function showExamples() {
   const target = byId("examples");
   try {
     const params = { split: "test", caption__isnull: "false", fields: "image,modality,location,links", limit: "100" };
-    const page = await getJson("/images", params);
+    const page = await getJson(at("/images"), params);
     target.replaceChildren(...chooseExamples(page.items).map(exampleItem));
     target.closest("details").hidden = page.items.length === 0;
   } catch (error) {

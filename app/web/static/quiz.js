@@ -1,5 +1,6 @@
 // Quiz mode: an unknown case, the reader's own answer against the label and the model, and the score in this browser.
 
+import { at } from "./address.js";
 import { getJson } from "./api.js";
 import { loadCatalogue } from "./catalogue.js";
 import { el, percent, spoken } from "./dom.js";
@@ -31,7 +32,7 @@ export async function randomCase(result) {
   const answered = new Set(readScore().cases);
   const params = await result.query();
   if (params === null) return null;
-  const one = async (extra) => (await getJson("/images", [...params, ...extra, ["fields", "image,u_id"], ["limit", 1]])).items[0];
+  const one = async (extra) => (await getJson(at("/images"), [...params, ...extra, ["fields", "image,u_id"], ["limit", 1]])).items[0];
   const [first, last] = await Promise.all([one([["sort", "u_id"]]), one([["sort", "-u_id"]])]);
   if (!first) return null;
   const [low, high] = [first, last].map(({ u_id: id }) => Number(id.slice(3)));

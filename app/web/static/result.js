@@ -2,8 +2,10 @@
 //
 // Images are filtered by GET /images; a case is part of the result if one of its images is. A search, the fields that
 // only cases have and an order by one of these are answered in cases; their ids then become a filter of the images,
-// so that counts and exports are of exactly what is shown.
+// so that counts and exports are of exactly what is shown. A search of images by words ranks all images that pass the
+// filters, so these alone select.
 
+import { at } from "./address.js";
 import { getJson } from "./api.js";
 import { loadCatalogue, splitFilters } from "./catalogue.js";
 import { caseOf, writeState } from "./state.js";
@@ -15,7 +17,11 @@ const PAGE = 100;
 const CONDITION_CHARS = 500;
 export const MAX_CASES = 700;
 const CASES_AT_ONCE = 24;
+const MAX_OFFSET = 10_000; // of a search of images by words
 const STORED_WALK = "medpix-walk";
+
+/** Whether a state asks for images that fit its words by what they show. */
+export const isByWords = ({ q, mode }) => Boolean(q) && mode === "images";
 
 export class Result {
   constructor(state, { signal } = {}) {
@@ -24,7 +30,9 @@ export class Result {
     this.truncated = false;
     this.hits = new Map();
     this.about = {}; // what a search says of itself: matched, did_you_mean, mode
-    this.isByCase = Boolean(state.q) && !state.sort;
+    this.isByWords = isByWords(state);
+    this._isSearch = Boolean(state.q) && !this.isByWords;
+    this.isByCase = this._isSearch && !state.sort;
     this._ids = null;
     this._position = 0;
     this._cursor = null;
@@ -83,6 +91,7 @@ export class Result {
   }
 
   _more(size) {
+    if (this.isByWords) return this._nextByWords(size);
     return this.isByCase ? this._nextByCase(size) : this._nextPage(size);
   }
 
@@ -94,9 +103,9 @@ export class Result {
   async _findCases() {
     const { ofImages, ofCases } = await splitFilters(this.state.filters);
     this._ofImages = ofImages;
-    this._isSelecting = Boolean(this.state.q) || ofCases.length > 0;
-    const isCaseOrder = await this._hasCaseOrder();
-    if (this.state.q) await this._search(ofCases);
+    this._isSelecting = this._isSearch || ofCases.length > 0;
+    const isCaseOrder = !this.isByWords && (await this._hasCaseOrder());
+    if (this._isSearch) await this._search(ofCases);
     else if (ofCases.length || isCaseOrder) this._ids = await this._listCases(ofCases, isCaseOrder ? this.state.sort : "");
     if (this._ids === null) return;
     if (isCaseOrder) await this._sortIds();
@@ -131,7 +140,7 @@ export class Result {
     const mode = this.state.mode ? [["mode", this.state.mode]] : [];
     this._ask = (offset) => {
       const params = [["q", this.state.q], ...mode, ...ofCases, ["fields", CASE_FIELDS], ["limit", PAGE], ["offset", offset]];
-      return getJson("/search", params, { signal: this.signal });
+      return getJson(at("/search"), params, { signal: this.signal });
     };
     const first = await this._ask(0);
     const { items, ...about } = first;
@@ -172,7 +181,7 @@ export class Result {
       const params = [...ofCases, ["fields", "u_id"], ["limit", PAGE]];
       if (sort) params.push(["sort", sort]);
       if (cursor) params.push(["cursor", cursor]);
-      const page = await getJson("/cases", params, { signal: this.signal });
+      const page = await getJson(at("/cases"), params, { signal: this.signal });
       ids.push(...page.items.map((item) => item.u_id));
       cursor = page.next_cursor;
     } while (cursor && ids.length < MAX_CASES);
@@ -194,7 +203,7 @@ export class Result {
   async _images(params, size, cursor) {
     const asked = [...params, ["fields", IMAGE_FIELDS], ["limit", Math.min(size, PAGE)]];
     if (cursor) asked.push(["cursor", cursor]);
-    return getJson("/images", asked, { signal: this.signal });
+    return getJson(at("/images"), asked, { signal: this.signal });
   }
 
   async _nextPage(size) {
@@ -207,6 +216,21 @@ export class Result {
       images.push(...page.items);
       this._cursor = page.next_cursor;
       this._isOver = this._cursor === null;
+    }
+    return images;
+  }
+
+  async _nextByWords(size) {
+    const images = [];
+    if (this._ids?.length === 0) this._isOver = true;
+    while (!this._isOver && images.length < size) {
+      const limit = Math.min(size - images.length, PAGE);
+      const params = [["q", this.state.q], ...this._ofImages, ...this.conditions(this._ids), ["limit", limit], ["offset", this._position]];
+      const page = await getJson(at("/search/images"), params, { signal: this.signal });
+      this.about = { model: page.model.name };
+      images.push(...page.items.map((item) => item.image));
+      this._position += limit;
+      this._isOver = this._position >= Math.min(page.total, MAX_OFFSET);
     }
     return images;
   }
@@ -284,7 +308,7 @@ export async function place(state, uId) {
 /** How many cases a result has; null where that is not known. */
 async function countCases(result) {
   try {
-    return (await getJson("/facets", await result.query())).cases;
+    return (await getJson(at("/facets"), await result.query())).cases;
   } catch {
     return null;
   }

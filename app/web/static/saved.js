@@ -1,5 +1,6 @@
 // The menu of saved views and bookmarked cases, to be exported and imported as JSON.
 
+import { at } from "./address.js";
 import { checked, keep, readSaved } from "./bookmarks.js";
 import { el } from "./dom.js";
 import { describe } from "./filters.js";
@@ -32,10 +33,10 @@ export class SavedMenu {
     input.addEventListener("change", () => this._import(input.files[0]));
     const list = (title, items, empty) => [el("h3", { text: title }), items.length ? el("ul", { class: "saved" }, items) : el("p", { class: "muted small", text: empty })];
     this._body.replaceChildren(
-      ...list("Views", views.map((each) => this._entry(el("a", { href: `/${each.query}`, text: each.name }), each.name, "views", each)), "No view saved yet."),
+      ...list("Views", views.map((each) => this._entry(el("a", { href: at(`/${each.query}`), text: each.name }), each.name, "views", each)), "No view saved yet."),
       ...list(
         "Bookmarks",
-        bookmarks.map((each) => this._entry(el("a", { href: `/pages/case/${each.u_id}`, text: each.title ?? each.u_id }), each.title ?? each.u_id, "bookmarks", each)),
+        bookmarks.map((each) => this._entry(el("a", { href: at(`/pages/case/${each.u_id}`), text: each.title ?? each.u_id }), each.title ?? each.u_id, "bookmarks", each)),
         "No case bookmarked yet. The button is on the page of each case.",
       ),
       el("p", { class: "row" }, save, exportIt, el("label", { class: "button", for: "saved-file", text: "Import" }), input),

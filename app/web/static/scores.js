@@ -1,5 +1,6 @@
 // The figures of the models: of the last evaluation, or of their cards.
 
+import { at } from "./address.js";
 import { getJson } from "./api.js";
 
 export const TASKS = ["modality", "location", "location_category"];
@@ -19,7 +20,7 @@ export function scoresOf(card, task, report) {
 /** The last evaluation; null if there was none, which is no fault. */
 export async function lastReport() {
   try {
-    return await getJson("/evaluation");
+    return await getJson(at("/evaluation"));
   } catch (error) {
     if (error.status === 404) return null;
     throw error;

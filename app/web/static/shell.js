@@ -1,5 +1,6 @@
 // What every page has: the choice of colours, and the keys for the search and for the list of keys.
 
+import { at } from "./address.js";
 import { byId, isTyping } from "./dom.js";
 
 const THEMES = ["auto", "light", "dark"];
@@ -29,7 +30,7 @@ async function showKeys() {
 /** To the search box, which is on the browse page. */
 function search() {
   const box = byId("q");
-  if (!box) return location.assign(`${byId("back")?.getAttribute("href").split("#")[0] ?? "/"}#q`);
+  if (!box) return location.assign(`${byId("back")?.getAttribute("href").split("#")[0] ?? at("/")}#q`);
   box.focus();
   return box.select();
 }

@@ -1,5 +1,6 @@
 // The request that was just sent, as a command and as a program.
 
+import { at } from "./address.js";
 import { copyButton } from "./copy.js";
 import { el } from "./dom.js";
 
@@ -47,7 +48,7 @@ export function snippetsView(task, name, caption) {
     "details",
     { class: "snippets" },
     el("summary", { text: "Copy as curl or Python" }),
-    block("curl", curlSnippet(location.origin, task, name, caption)),
-    block("Python", pythonSnippet(location.origin, task, name, caption)),
+    block("curl", curlSnippet(location.origin + at(""), task, name, caption)),
+    block("Python", pythonSnippet(location.origin + at(""), task, name, caption)),
   );
 }

@@ -1,4 +1,6 @@
 // What the browse page shows, as the query of its address: q, mode, sort, view, quiz, shown, and one parameter per filter.
+import { at } from "./address.js";
+
 
 // Parameters with a meaning of their own in the API or in the pages; as filters they could only do harm.
 const RESERVED = new Set([
@@ -50,11 +52,11 @@ export const caseOf = (image) => image.split("_")[0].toUpperCase();
 
 /** The address of an image on the page of its case, inside a result. */
 export function caseAddress(image, state) {
-  return `/pages/case/${encodeURIComponent(caseOf(image))}${writeState({ ...state, shown: 0 })}#${encodeURIComponent(image)}`;
+  return at(`/pages/case/${encodeURIComponent(caseOf(image))}${writeState({ ...state, shown: 0 })}#${encodeURIComponent(image)}`);
 }
 
 /** The address of a result on the browse page, at the place of one of its images. */
-export const resultAddress = (state, image) => `/${writeState(state)}${image ? `#${encodeURIComponent(image)}` : ""}`;
+export const resultAddress = (state, image) => at(`/${writeState(state)}${image ? `#${encodeURIComponent(image)}` : ""}`);
 
 /** The name of a filter's field: "age" of "age__gte". */
 export const fieldOf = (parameter) => parameter.split("__")[0];

@@ -138,6 +138,7 @@ export function searchNotes(about, { q }, change) {
     const link = el("a", { href: `/?${new URLSearchParams({ q: suggestion })}`, text: suggestion });
     notes.push(el("p", {}, "Did you mean ", onPlainClick(link, () => change({ q: suggestion })), "?"));
   }
+  if (about.model) notes.push(el("p", { text: `Ordered by how well the images themselves fit the words, by ${about.model}. Every image has a place: the last ones do not fit.` }));
   if (about.matched === "any") notes.push(el("p", { text: `No case has all the words of “${q}”. These have some of them.` }));
   return notes;
 }

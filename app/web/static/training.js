@@ -1,5 +1,6 @@
 // Shows how far the training of models is, until they serve.
 
+import { at } from "./address.js";
 import { getJson } from "./api.js";
 import { el, percent } from "./dom.js";
 
@@ -43,7 +44,7 @@ function sentences(key, { training, all, missing, status: { state, fault } }) {
 /** What each task is served by or waits for; the service says so with status 503 as well, while data are missing. */
 async function readTasks() {
   try {
-    return (await getJson("/health/ready")).models;
+    return (await getJson(at("/health/ready"))).models;
   } catch (error) {
     if (error.body?.models) return error.body.models;
     throw error;

@@ -4,15 +4,20 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from ml.dataset.records import Record
+from ml.evaluation.card_sections import as_markdown, card_sections
 from ml.evaluation.console_tables import remarks, tables
 from ml.evaluation.evaluate import Results
 from ml.evaluation.plots import confusion_plot
 from ml.evaluation.published_baselines import baselines_for
 from ml.evaluation.report import ReportError, make_plots, read_results, render, without_thumbnails, write_report
+from ml.evaluation.retrieval import KINDS, retrieval
+from ml.registry.reference_embeddings import normalise
 
 HOSTILE = '"><script>alert(1)</script>'
 
@@ -158,8 +163,8 @@ def test_the_classes_present_and_absent_are_named(results: Results, plots: dict[
 def test_models_that_are_not_trained_have_rows(results: Results, plots: dict[str, bytes]) -> None:
     rows = {row[0].strip(): row[1].strip() for row in Page(render(results, plots)).rows if len(row) == 2}
     assert rows["knn-texture"] == "medpix train knn-texture"
-    assert rows["resnet50-modality"].startswith("waits for ImageNet weights: medpix train resnet50-modality")
-    assert rows["clip-location"].startswith("waits for CLIP")
+    assert rows["resnet50-modality"] == "medpix train resnet50-modality"
+    assert rows["clip-location"] == "medpix train clip-location"
 
 
 def test_foreign_figures_are_shown_where_there_are_any(results: Results, plots: dict[str, bytes]) -> None:
@@ -262,7 +267,7 @@ def test_the_terminal_shows_a_table_per_task(results: Results) -> None:
     assert "scratch" in line
     assert f"{scores['classes_present']} of 21 classes present" in text
     assert "Absent: " in text
-    assert "waits for weights" in next(line for line in text.splitlines() if "clip-location" in line)
+    assert "not trained" in next(line for line in text.splitlines() if "clip-location " in line)
     assert "not trained" in next(line for line in text.splitlines() if "knn-texture " in line)
 
 
@@ -275,3 +280,24 @@ def test_a_folder_that_cannot_be_written_is_named(results: Results, tmp_path: Pa
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(ReportError, match=r"the report could not be written to .*taken"):
         write_report(results, tmp_path / "taken")
+
+
+def test_retrieval_is_reported_with_intervals_and_the_random_baseline(
+    results: Results, test_records: list[Record], plots: dict[str, bytes]
+) -> None:
+    assert not any("retrieval" in str(table.title) for table in tables(results)), "no model has a space of both"
+    changed = copy.deepcopy(results)
+    embedded = normalise(np.random.default_rng(0).normal(size=(len(test_records), 8)).astype(np.float32))
+    found = retrieval(embedded, embedded[::-1], test_records)
+    assert found is not None
+    changed["models"]["compact"]["retrieval"] = found
+    shown = [f"{found[kind][name]['10']:.3f}" for kind in KINDS for name in ("recall_at", "random_at")]
+    text = "".join(_printed(changed))
+    assert "caption-to-image retrieval on test" in text
+    card = as_markdown("compact", card_sections("compact", changed))
+    assert "## Retrieval" in card
+    page = render(changed, plots)
+    for figure in shown:
+        assert figure in text
+        assert figure in card
+        assert figure in page

@@ -143,3 +143,12 @@ def test_a_package_with_other_content_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(weights, "_EFFICIENTNET_SHA256", "0" * 64)
     with pytest.raises(WeightsError, match="missing or not the file that is known; install its package again"):
         efficientnet_state("auto")
+
+
+def test_the_stages_lead_to_the_same_feature_map() -> None:
+    backbone = EfficientNetBackbone().eval()
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        features, maps = backbone.forward_stages(x)
+        assert torch.allclose(features, backbone(x), atol=1e-5)
+    assert [each.shape[1] for each in maps] == [16, 24, 40, 80, 112, 192, 320]

@@ -5,18 +5,18 @@ import torch
 from torch import nn
 
 from ml.models.clip import ClipHead, ClipImageNetwork
-from ml.models.clip_towers import build_small
+from ml.models.dual_encoder import DualEncoder
 from ml.models.efficientnet import EfficientNetModel
 from ml.models.network import ServingNetwork, reduced
 from ml.models.resnet import ResNetModel
-from tests.ml.train_until_killed import TOWERS
+from tests.ml.tiny_clip import PROJECTION, tiny_clip
 
 HALF = torch.bfloat16
 
 
 def _clip() -> nn.Module:
-    towers, _ = build_small(TOWERS, ["axial ct of the brain", "mr of the knee"] * 20)
-    return ClipImageNetwork(towers, ClipHead(TOWERS.projection, 8, 0.1), (0.5,) * 3, (0.2,) * 3)
+    towers, _ = tiny_clip()
+    return ClipImageNetwork(towers, ClipHead(PROJECTION, 8, 0.1), (0.5,) * 3, (0.2,) * 3)
 
 
 def _efficientnet() -> nn.Module:
@@ -29,7 +29,12 @@ def _resnet() -> nn.Module:
     return ServingNetwork([member], ("modality",), (0.5,) * 3, (0.5,) * 3)
 
 
-@pytest.mark.parametrize("make", [_clip, _efficientnet, _resnet])
+def _dual_encoder() -> nn.Module:
+    tower = DualEncoder(size=16, hidden=8, dropout=0.0, case_positive=0.5).image
+    return ServingNetwork([tower], ("location",), (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize("make", [_clip, _dual_encoder, _efficientnet, _resnet])
 def test_weights_are_converted_once_and_answers_are_those_of_autocast(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     network = make().eval()

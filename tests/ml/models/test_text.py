@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from ml.dataset.labels import IGNORED
 from ml.models.base import softmax
 from ml.models.lexicon import LEXICON, REGIONS, RegionCounter
-from ml.models.text import LinearClassifier, TextFeatures
+from ml.models.text import LinearClassifier, TextFeatures, has_usable_word
 
 TEXTS = ["Axial CT of the brain shows a mass", "MR of the knee: torn meniscus", "Chest CT with a lung nodule", "brain"]
 
@@ -96,3 +96,11 @@ def test_a_single_class_is_always_the_answer() -> None:
 def test_a_text_without_a_word_that_says_something_is_told(text: str, known: bool) -> None:
     features = TextFeatures.fit(["image of a stone", "CT image 3 with mass", "Figure 1: the the image"])
     assert features.has_known_words([text]).tolist() == [known]
+
+
+@pytest.mark.parametrize(
+    ("text", "usable"),
+    [("CT image 3", False), ("😀 😀", False), ("", False), ("глиома", False), ("Axial T2 of the brain", True)],
+)
+def test_a_model_that_knows_all_words_leaves_out_captions_without_one(text: str, usable: bool) -> None:
+    assert has_usable_word([text]).tolist() == [usable]

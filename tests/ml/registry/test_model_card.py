@@ -19,3 +19,14 @@ def test_the_hash_of_a_model_is_that_of_all_its_files() -> None:
     assert whole != _hash(("network.safetensors", B), ("vocabulary.json", A))
     text = f'[["network.safetensors","{A}"],["vocabulary.json","{B}"]]'
     assert whole == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_threshold_of_an_answer_without_a_caption() -> None:
+    both: dict[str, Any] = {"thresholds": {"location": 0.6}, "thresholds_image_only": {"location": 0.9}}
+    card = ModelCard.model_construct(**both)
+    assert card.threshold("location", with_caption=True) == 0.6
+    assert card.threshold("location", with_caption=False) == 0.9
+    assert card.threshold("modality", with_caption=False) == 0.0
+    del both["thresholds_image_only"]
+    older = ModelCard.model_construct(**both)
+    assert older.threshold("location", with_caption=False) == 0.6

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ml.models.base import EMBEDDING, STAGES
 from ml.registry.artifacts import DamagedFileError, write_tensors
 from ml.registry.reference_embeddings import REFERENCE_FILE, Reference
 
@@ -58,3 +59,29 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     write_tensors(tmp_path / REFERENCE_FILE, {"weights": torch.zeros(2)})
     with pytest.raises(DamagedFileError, match="no embeddings"):
         Reference.load(tmp_path)
+
+
+def test_the_stages_tell_what_the_embedding_does_not(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    stages = random.normal(3.0, [0.1, 2.0], (200, 2)).astype(np.float32)
+    embeddings = random.normal(size=(200, 4)).astype(np.float32)
+    names = [f"image-{number}" for number in range(200)]
+    built = Reference.build(names, np.ones(200, dtype=np.bool_), embeddings, stages)
+    built.save(tmp_path)
+    for reference in (built, Reference.load(tmp_path)):
+        distance = reference.distance_by("stages")
+        # Both are 1 away from the mean, which is ten deviations of the first channel and half a one of the second.
+        asked = {STAGES: np.array([[4.0, 3.0], [3.0, 4.0]], dtype=np.float32), EMBEDDING: embeddings[:2]}
+        assert distance(asked) == pytest.approx([10.0, 0.5], rel=0.15)
+
+
+def test_a_reference_without_stages_cannot_measure_them(reference: Reference) -> None:
+    with pytest.raises(DamagedFileError, match="no statistics of stages"):
+        reference.distance_by("stages")
+
+
+def test_the_distance_of_an_older_card_is_that_of_the_embedding(reference: Reference) -> None:
+    embedding = np.ones((1, reference.embeddings.shape[1]), dtype=np.float32)
+    for kind, distance in (("nearest", reference.distance), ("mahalanobis", reference.density().distance)):
+        found = reference.distance_by(kind)({EMBEDDING: embedding})  # type: ignore[arg-type]
+        assert found == pytest.approx(distance(embedding))

@@ -180,9 +180,42 @@ def test_augmented_images_stay_in_range_and_differ() -> None:
     assert not torch.equal(images, strong.apply(pixels, torch.Generator().manual_seed(2)))
 
 
+NONE = dict.fromkeys(("rotation", "scale", "aspect", "shift", "flip", "gamma", "contrast", "brightness", "erase"), 0.0)
+
+
+def changed(pixels: Tensor, **options: float) -> Tensor:
+    """A batch with one kind of change alone."""
+    return Augment(**NONE | options).apply(pixels, torch.Generator().manual_seed(0))
+
+
+def test_images_from_elsewhere() -> None:
+    pixels = torch.full((16, 1, 128, 128), 51, dtype=torch.uint8)
+    assert torch.allclose(changed(pixels, invert=1.0), torch.tensor(0.8), atol=1e-3)
+    bands = changed(pixels, bands=1.0)
+    assert bands[:, :, :2].eq(0).any(dim=2).any()
+    assert bands[:, :, 13:109].gt(0).all()
+    ellipse = changed(pixels, surround=1.0)
+    assert ellipse[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].eq(0).all()
+    assert ellipse[:, :, 44:84, 44:84].gt(0).all()
+    frame = changed(pixels, frame=1.0)
+    assert frame[:, :, 0].eq(0).any()
+    assert frame[:, :, 40:88, 40:88].gt(0).all()
+    ramp = torch.arange(128, dtype=torch.uint8).mul(2).expand(16, 1, 128, 128)
+    window = changed(ramp, window=1.0)
+    assert window.eq(0).sum() > ramp.eq(0).sum()
+    assert (window.diff(dim=3) >= 0).all()
+
+
+def test_the_first_images_of_a_batch_are_coarse() -> None:
+    pixels = torch.randint(0, 256, (8, 1, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    coarse, plain = changed(pixels, coarse=0.5), changed(pixels)
+    assert torch.equal(coarse[4:], plain[4:])
+    assert (coarse[:4].var(dim=(1, 2, 3)) < 0.6 * plain[:4].var(dim=(1, 2, 3))).all()
+
+
 def test_a_batch_is_changed_in_parts_as_if_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.randint(0, 256, (11, 3, 32, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    strong = Augment(erase=1.0)
+    strong = Augment(erase=1.0, window=0.5, invert=0.5, bands=0.5, surround=0.5, frame=0.5, coarse=0.5)
     at_once = strong.apply(pixels, torch.Generator().manual_seed(1))
     monkeypatch.setattr("ml.training.augment._CACHED", 2 * pixels[0].numel())
     assert torch.equal(strong.apply(pixels, torch.Generator().manual_seed(1)), at_once)

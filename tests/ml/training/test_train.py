@@ -1,4 +1,3 @@
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from app.core.progress import Progress
 from app.data import schema
 from app.data.seed import seed
 from ml.dataset.records import Record, RecordsError, snapshot_hash
+from ml.models import dual_encoder_train
 from ml.models.model_specs import MODEL_SPECS
 from ml.models.predict_records import captions_of, run_captions, run_images
 from ml.registry.artifacts import BusyError, exclusive_lock
@@ -17,6 +17,7 @@ from ml.registry.registry import Registry, UnknownModelError, load_model
 from ml.training.context import Options
 from ml.training.device import amp_dtype, format_name
 from ml.training.train import models_to_train, queue, queued, train_model
+from tests.conftest import small_dual_encoder
 from tests.ml.conftest import Document
 
 
@@ -91,7 +92,9 @@ def test_what_is_registered_is_not_trained_again_to_help(
     assert models_to_train(["fused-location"], ml_database, tmp_path) == [
         *("compact", "caption-location", "fused-location")
     ], "their files are gone"
-    missing = models_to_train([], ml_database, models_dir, missing=True)
+    missing = models_to_train(
+        [], ml_database, models_dir, missing=["compact", "caption-location", "fused-efficientnet"]
+    )
     assert missing == ["efficientnet", "fused-efficientnet"]
 
 
@@ -213,10 +216,10 @@ def test_unknown_and_unready_models_are_named(
         train_model("fused-location", database=database, images_dir=images_dir, models_dir=tmp_path)
 
 
-def test_without_weights_scratch_is_trained_aloud(
-    ml_database: Database[Document], images_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_clip_from_scratch_is_a_dual_encoder_without_pretrained_images(
+    ml_database: Database[Document], images_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(dual_encoder_train, "DualEncoderSettings", small_dual_encoder)
     card = train_model(
         "clip-location",
         database=ml_database,
@@ -226,6 +229,7 @@ def test_without_weights_scratch_is_trained_aloud(
         device="cpu",
         options=Options(epochs=1),
     )
-    assert card.weights_source == "none: trained from random weights, as asked for"
+    assert "none: trained from random weights, as asked for" in card.weights_source
+    assert card.init == "scratch"
     assert Registry(ml_database, tmp_path).load("clip-location").inputs == {"image", "caption"}
     ml_database[schema.MODELS].delete_one({"_id": "clip-location"})

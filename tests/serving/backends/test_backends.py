@@ -15,16 +15,14 @@ from app.serving.backends.openvino import OpenVinoBackend
 from app.serving.backends.torch import TorchBackend, tf32
 from ml.dataset.preprocess import Preprocess
 from ml.models.clip import ClipHead, ClipImageNetwork
-from ml.models.clip_towers import SmallTowers, build_small
+from ml.models.dual_encoder import DualEncoder
 from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
 from ml.models.resnet import ResNetModel
+from tests.ml.tiny_clip import PROJECTION, tiny_clip
 from tests.serving.owner import Owner
 
 CLASSES = {"modality": 2, "location": 21}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
-SMALL = SmallTowers(
-    size=32, patch=8, width=32, image_layers=2, text_layers=2, heads=2, projection=16, vocabulary=300, tokens=24
-)
 
 
 def _compact() -> tuple[nn.Module, Preprocess]:
@@ -36,9 +34,14 @@ def _compact() -> tuple[nn.Module, Preprocess]:
 
 
 def _clip() -> tuple[nn.Module, Preprocess]:
-    towers, _ = build_small(SMALL, ["axial ct of the brain", "mr of the knee"] * 20)
-    head = ClipHead(SMALL.projection, 8, 0.1)
+    towers, _ = tiny_clip()
+    head = ClipHead(PROJECTION, 8, 0.1)
     return ClipImageNetwork(towers, head, MEAN, STD), Preprocess(size=32, channels=3, mean=MEAN, std=STD)
+
+
+def _dual_encoder() -> tuple[nn.Module, Preprocess]:
+    tower = DualEncoder(size=16, hidden=8, dropout=0.0, case_positive=0.5).image
+    return ServingNetwork([tower], ("location",), MEAN, STD), Preprocess(size=64, channels=3, mean=MEAN, std=STD)
 
 
 def _resnet() -> tuple[nn.Module, Preprocess]:
@@ -46,7 +49,7 @@ def _resnet() -> tuple[nn.Module, Preprocess]:
     return ServingNetwork([network], ("modality",), MEAN, STD), Preprocess(size=64, channels=3, mean=MEAN, std=STD)
 
 
-@pytest.mark.parametrize("make", [_compact, _clip, _resnet])
+@pytest.mark.parametrize("make", [_compact, _clip, _dual_encoder, _resnet])
 def test_openvino_answers_as_pytorch_does(make: object, tmp_path: Path) -> None:
     torch.manual_seed(0)
     assert callable(make)
@@ -135,7 +138,7 @@ def test_tf32_is_allowed_by_its_own_precision_alone_and_flags_are_put_back() -> 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-@pytest.mark.parametrize("make", [_compact, _clip, _resnet])
+@pytest.mark.parametrize("make", [_compact, _clip, _dual_encoder, _resnet])
 def test_cuda_answers_as_the_cpu_does(make: object, tmp_path: Path) -> None:
     torch.manual_seed(0)
     assert callable(make)

@@ -1,0 +1,54 @@
+"""What is missing in a database that was seeded: documents and indexes that something else removed."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import OperationFailure
+
+from app.data import schema
+
+Document = dict[str, Any]
+
+_MAX_TIME_MS: Final = 2_000
+_UNAUTHORIZED: Final = 13
+_NO_COLLECTION: Final = 26
+_COUNTS: Final = {schema.CASES: "case_counts", schema.IMAGES: "image_counts"}
+
+
+async def missing_documents(database: AsyncDatabase[Document], run: Mapping[str, Any], limit: int) -> list[str]:
+    """A sentence for each data collection that does not hold as many documents as its seeding left.
+
+    Args:
+        database: the seeded database.
+        run: the last complete seeding run.
+        limit: up to which documents are counted; a larger collection is not judged.
+    """
+    faults = []
+    for name, member in _COUNTS.items():
+        expected = sum(run.get(member, {}).values())
+        if not 0 < expected < limit:
+            continue
+        held = await database[name].count_documents({}, limit=expected + 1, maxTimeMS=_MAX_TIME_MS)
+        if held != expected:
+            more = " or more" if held > expected else ""
+            faults.append(f"{name} holds {held}{more} documents, its seeding left {expected}. Run `medpix seed`.")
+    return faults
+
+
+async def missing_indexes(database: AsyncDatabase[Document]) -> list[str]:
+    """A sentence for each index that is not there; none for those that this user may not list."""
+    faults = []
+    for name, wanted in schema.index_names().items():
+        try:
+            present = await database[name].index_information()
+        except OperationFailure as error:
+            if error.code == _UNAUTHORIZED:
+                continue
+            if error.code != _NO_COLLECTION:
+                raise
+            present = {}
+        faults += [
+            f"The index {index} of {name} is missing. Run `medpix seed`." for index in wanted if index not in present
+        ]
+    return faults
