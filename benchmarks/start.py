@@ -23,7 +23,7 @@ import httpx
 
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 
-_LIMIT_S: Final = 300.0
+_LIMIT_S: Final = 900.0
 _EVERY_S: Final = 0.02
 # What a mapping of the process belongs to, by a part of its path; the first that fits.
 _OWNERS: Final = ("torch", "openvino", "scipy", "sklearn", "pandas", "pyarrow", "numpy", "imagecodecs", "python3")
@@ -80,7 +80,7 @@ def start(options: argparse.Namespace, image: bytes) -> None:
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    own = {"HOME": options.home, "DATA_DIR": find_dataset(options.data), "PORT": port, "LOG_LEVEL": "error"}
+    own = {"HOME": options.home, "DATA_DIR": find_dataset(options.data), "PORT": port, "LOG_LEVEL": "warning"}
     environment = os.environ | {f"MEDPIX_{name}": str(value) for name, value in own.items()}
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "app.main", "serve"], env=environment)
