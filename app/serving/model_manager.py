@@ -145,6 +145,11 @@ class ModelManager:
             raise self.not_ready(task)
         return self._serving[task]
 
+    @property
+    def text_search_version(self) -> str | None:
+        """The version of the model that finds images by words; None where none does."""
+        return None if self._text_search is None else self._text_search.card.version
+
     def text_search(self) -> "TextSearch":
         """What finds images by words.
 

@@ -63,7 +63,7 @@ class TextSearch:
         self._thread.shutdown(wait=False)
 
     def _rank(self, text: str) -> list[tuple[str, float]]:
-        embedded = self._model.encode_captions([text])
+        embedded = self._model.embed_captions([text])
         if embedded is None or bool(np.isnan(embedded).any()):
             raise UnprocessableError("The text has no words. Describe what the image shows.")
         return self._reference.nearest(embedded[0], len(self._reference.images))

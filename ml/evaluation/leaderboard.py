@@ -14,6 +14,7 @@ from ml.evaluation.retrieval import retrieval
 from ml.evaluation.scoring import LabelledPredictions, calibration, confident, describe, measure
 from ml.models.base import EMBEDDING, has_caption
 from ml.models.model_specs import MODEL_SPECS
+from ml.models.predict_records import captions_of
 from ml.registry.model_card import ModelCard
 from ml.registry.reference_embeddings import Reference
 from ml.training.context import log_prior
@@ -117,9 +118,10 @@ def unlike_rule(card: ModelCard, reference: Reference | None) -> corruptions.IsU
 
 def retrieval_figures(card: ModelCard, outputs: ModelOutputs) -> dict[str, Any] | None:
     """Caption-to-image retrieval among the records; None for a model without a space of both."""
-    if not card.shared_embedding or outputs.image_out is None or outputs.caption_out is None:
+    captions = outputs.model.embed_captions(captions_of(outputs.records)) if card.shared_embedding else None
+    if captions is None or outputs.image_out is None:
         return None
-    return retrieval(outputs.caption_out, outputs.image_out[EMBEDDING], outputs.records)
+    return retrieval(captions, outputs.image_out[EMBEDDING], outputs.records)
 
 
 def start(card: ModelCard) -> str:

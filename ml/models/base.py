@@ -139,6 +139,18 @@ class ServedModel(ABC):
         del captions
         return None
 
+    def embed_captions(self, captions: Sequence[str | None]) -> Floats | None:
+        """Captions in the space of the images' ``"embedding"``, for a model whose card says ``shared_embedding``.
+
+        Args:
+            captions: N captions; None or "" where there is none.
+
+        Returns:
+            float32 array (N, D) of length 1, NaN where there is no caption; None for any other model.
+        """
+        del captions
+        return None
+
     @abstractmethod
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
         """Calibrated probabilities from what the halves gave.

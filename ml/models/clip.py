@@ -145,6 +145,10 @@ class ClipModel(ServedModel):
         embedded[~has_usable_word(texts)] = np.nan
         return np.asarray(embedded, dtype=np.float32)
 
+    def embed_captions(self, captions: Sequence[str | None]) -> Floats:
+        """The same: the head stands on the shared embeddings."""
+        return self.encode_captions(captions)
+
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
         """Calibrated probabilities from image, caption or both, per item.
 

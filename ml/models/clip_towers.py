@@ -61,11 +61,12 @@ def _read_towers(folder: Path) -> CLIPModel:
         DamagedFileError: weights are missing.
         OSError, RuntimeError, ValueError: of transformers: the folder holds no CLIP model that it can read.
     """
-    towers, found = CLIPModel.from_pretrained(
+    loaded: Any = CLIPModel.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
-    if missing := found["missing_keys"]:
+    if missing := loaded[1]["missing_keys"]:
         raise DamagedFileError(f"{len(missing)} weights are missing, such as {min(missing)}")
+    towers: CLIPModel = loaded[0]
     return towers
 
 

@@ -20,12 +20,19 @@ from torch.nn import functional
 from app.data.text_encoder import DIMENSIONS, MODEL_NAME, WEIGHTS_SHA256, TextEncoder
 from ml.dataset import labels
 from ml.models.base import EMBEDDING, Floats, InputError, Outputs, ServedModel, has_caption, softmax
-from ml.models.caption import clean
+from ml.models.caption import (
+    VOCABULARY_FILE,
+    WEIGHTS_FILE,
+    clean,
+    load_text_model,
+    save_text_model,
+    split_tasks,
+)
 from ml.models.compact import PLANE, PLANES
 from ml.models.efficientnet import EfficientNetBackbone
 from ml.models.fusion import FusionWeights, fuse
 from ml.models.network import MultiTaskNetwork, ServingNetwork, full_precision
-from ml.models.text import has_usable_word
+from ml.models.text import LinearClassifier, TextFeatures
 from ml.registry.artifacts import DamagedFileError, read_tensors, write_tensors
 from ml.registry.model_card import ModelCard
 from ml.training.loop import LOSS
@@ -54,9 +61,9 @@ class ImageTower(MultiTaskNetwork):
         super().__init__(backbone, backbone.features, classes, dropout)
         self.visual_projection = nn.Linear(backbone.features, size)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, *, stages: bool = False) -> dict[str, Tensor]:
         """Normalised images (N, 3, H, W) to logits per task and the embedding (N, size) of length 1."""
-        outputs = super().forward(x)
+        outputs = super().forward(x, stages=stages)
         with full_precision(x.device):
             projected = self.visual_projection(self.dropout(outputs[EMBEDDING]))
             return outputs | {EMBEDDING: functional.normalize(projected, dim=1)}
@@ -158,19 +165,30 @@ def contrastive_loss(logits: Tensor, captions: Tensor, cases: Tensor, case_posit
 class DualEncoderModel(ServedModel):
     """Location and location category from image, caption or both, and one space of both for retrieval.
 
-    The towers' heads answer by themselves; where both inputs are there, their log-probabilities are added with the
-    weights of ``settings["fusion"]``, chosen on dev. Each of the three has a temperature of its own.
+    The image tower's heads answer for the image. For the caption a softmax regression on TF-IDF and lexicon answers
+    (``ml.models.caption``), to whose log-probabilities those of the caption tower's heads are added with the weight
+    ``settings["sentence_weight"]``: words of anatomy name a place more surely than the meaning of the sentence does.
+    Where both inputs are there, image and caption are added with the weights of ``settings["fusion"]``. All weights
+    are chosen on dev, and image, caption and both have a temperature each.
 
     Args:
         card: what is known about the model; it has no preprocessing where it takes no image.
         towers: trained.
+        features: fitted text features.
+        classifiers: one per task.
     """
 
     network: ServingNetwork | None
 
-    def __init__(self, card: ModelCard, towers: DualEncoder) -> None:
+    def __init__(
+        self,
+        card: ModelCard,
+        towers: DualEncoder,
+        features: TextFeatures,
+        classifiers: dict[str, LinearClassifier],
+    ) -> None:
         super().__init__(card)
-        self.towers = towers.eval()
+        self.towers, self.features, self.classifiers = towers.eval(), features, classifiers
         self.network = None
         if preprocess := self.preprocess:
             self.network = ServingNetwork([towers.image], tuple(card.tasks), preprocess.mean, preprocess.std).eval()
@@ -186,12 +204,21 @@ class DualEncoderModel(ServedModel):
         return (self.towers,) if self.network is None else (self.towers, self.network)
 
     def encode_captions(self, captions: Sequence[str | None]) -> Floats:
-        """Caption embeddings (N, size) of length 1, NaN where there is no caption or it has no usable word.
+        """Embedding and log-probabilities of the regressions side by side, (N, size + 21 + 5).
 
-        128 tokens of each are read.
+        NaN where there is no caption or none of its words is known.
         """
         texts = [clean(caption) for caption in captions]
-        known = np.flatnonzero(has_usable_word(texts)).tolist()
+        terms = self.features.transform(texts)
+        log_probabilities = [self.classifiers[task].log_probabilities(terms) for task in TASKS]
+        encoded = np.hstack([self.embed_captions(texts), *log_probabilities]).astype(np.float32)
+        encoded[~self.features.has_known_words(texts)] = np.nan
+        return encoded
+
+    def embed_captions(self, captions: Sequence[str | None]) -> Floats:
+        """Caption embeddings (N, size) of length 1, NaN where there is no caption; 128 tokens of each are read."""
+        texts = [clean(caption) for caption in captions]
+        known = [index for index, text in enumerate(texts) if text]
         encoded = np.full((len(texts), self.towers.image.visual_projection.out_features), np.nan, dtype=np.float32)
         if known:
             sentences = torch.from_numpy(sentence_encoder().encode([texts[index] for index in known]))
@@ -236,21 +263,29 @@ class DualEncoderModel(ServedModel):
             answer[known] = softmax(fused, temperature)
         return answer
 
-    def classify_captions(self, embeddings: Floats) -> dict[str, Floats]:
-        """Log-probabilities per task of the caption tower's heads on caption embeddings (N, size)."""
+    def classify_captions(self, encoded: Floats) -> dict[str, Floats]:
+        """Log-probabilities per task, not normalised, from what ``encode_captions`` gives."""
+        caption = self.towers.caption
+        size = self.towers.image.visual_projection.out_features
+        by_words = split_tasks(encoded[:, size:])
         with torch.inference_mode():
-            caption = self.towers.caption
-            logits = caption.classify(torch.from_numpy(np.nan_to_num(embeddings)).to(caption.device))
-            return {task: value.log_softmax(dim=1).cpu().numpy() for task, value in logits.items()}
+            logits = caption.classify(torch.from_numpy(np.nan_to_num(encoded[:, :size])).to(caption.device))
+        weight = self.card.settings["sentence_weight"]
+        return {
+            task: by_words[task] + weight[task] * value.log_softmax(dim=1).cpu().numpy()
+            for task, value in logits.items()
+        }
 
     def save(self, folder: Path) -> list[str]:
-        """Write the towers; the sentence encoder comes with its package."""
+        """Write towers, regressions and vocabulary; the sentence encoder comes with its package."""
         write_tensors(folder / TOWERS_FILE, dict(self.towers.state_dict()))
-        return [TOWERS_FILE]
+        save_text_model(folder, self.features, self.classifiers)
+        return [TOWERS_FILE, WEIGHTS_FILE, VOCABULARY_FILE]
 
     def count_parameters(self) -> int:
-        """The number of trained values of both towers, without the sentence encoder."""
-        return sum(value.numel() for value in self.towers.parameters())
+        """The number of trained values, without the sentence encoder."""
+        towers = sum(value.numel() for value in self.towers.parameters())
+        return towers + sum(item.weights.size + item.bias.size for item in self.classifiers.values())
 
     @classmethod
     def load(cls, folder: Path, card: ModelCard) -> Self:
@@ -270,7 +305,7 @@ class DualEncoderModel(ServedModel):
         except RuntimeError as error:
             raise DamagedFileError(f"{TOWERS_FILE} does not fit the architecture in its card") from error
         sentence_encoder()  # takes a second, which the first request need not pay
-        return cls(card, towers)
+        return cls(card, towers, *load_text_model(folder))
 
 
 @cache

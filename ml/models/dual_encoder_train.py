@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import Record, groups, targets
+from ml.evaluation.metrics import Targets, negative_log_likelihood
 from ml.evaluation.retrieval import retrieval
-from ml.models.base import EMBEDDING, Floats, softmax
-from ml.models.caption import clean
+from ml.models.base import EMBEDDING, Floats, has_caption, softmax
+from ml.models.caption import CaptionSettings, clean, fit_text_model
 from ml.models.compact import PLANE, READING, examples_of
 from ml.models.dual_encoder import (
     CAPTION_HEADS,
@@ -34,6 +35,7 @@ from ml.training.phases import Phase, recipes_to_json, train_phases
 from ml.training.pretrained import efficientnet_state
 
 _SENTENCES: Final = 64
+_SENTENCE_WEIGHTS: Final = (0.0, 0.15, 0.3, 0.5)
 # Share of a run by which the captions are embedded.
 _EMBEDDED: Final = 0.05
 
@@ -53,6 +55,7 @@ class DualEncoderSettings:
         hidden: width of the caption tower's hidden layer.
         dropout: share of values dropped in training.
         case_positive: see ``ml.models.dual_encoder.contrastive_loss``.
+        caption: of the softmax regression on the words of the captions.
         preprocess: of the images; the grey image stands in all three channels.
         recipe: of both towers together.
         rates: factors on the learning rate from ImageNet weights. The first stages of the image tower, whose edges
@@ -63,6 +66,7 @@ class DualEncoderSettings:
     hidden: int = 512
     dropout: float = 0.3
     case_positive: float = 0.5
+    caption: CaptionSettings = field(default_factory=CaptionSettings)
     preprocess: Preprocess = field(
         default_factory=lambda: Preprocess(
             size=160, channels=3, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
@@ -140,6 +144,8 @@ def train(
             "architecture": settings.architecture(),
             "recipes": recipes_to_json([phase]),
             "sentence_encoder": sentence_encoder_identity(),
+            "fit": asdict(settings.caption),
+            "sentence_weight": dict.fromkeys(TASKS, 0.0),
             "log_prior": {task: log_prior(context.train, task).tolist() for task in TASKS},
             # What `medpix evaluate --cv` trains it from anew.
             "weights": context.options.weights,
@@ -147,7 +153,7 @@ def train(
         init="scratch" if state is None else "pretrained",
         weights_source=f"EfficientNet-Lite0 + MiniLM, trained on the dataset's pairs (image tower: {source})",
     )
-    model = DualEncoderModel(card, towers)
+    model = DualEncoderModel(card, towers, *fit_text_model(context.train, settings.caption))
     if set(inputs) == {"image", "caption"}:
         with context.run.stage(0.95, 1.0):
             _choose_on_dev(context, model)
@@ -198,9 +204,12 @@ def _choose_on_dev(context: Context, model: DualEncoderModel) -> None:
     image_out = run_images(model, context.images(dev, model.preprocess))
     assert image_out is not None
     caption_out = model.encode_captions(captions_of(dev))
-    known = ~np.isnan(caption_out).any(axis=1)
-    from_caption = model.classify_captions(caption_out)
+    known = has_caption(caption_out, len(dev))
     wanted = {task: targets(dev, task) for task in TASKS}
+    card.settings["sentence_weight"] = {
+        task: _sentence_weight(model, caption_out[known], task, wanted[task][known]) for task in TASKS
+    }
+    from_caption = model.classify_captions(caption_out)
     card.settings["temperature_alone"] = {
         "image": {task: fit_temperature(image_out[task], wanted[task]) for task in TASKS},
         "caption": {task: fit_temperature(from_caption[task][known], wanted[task][known]) for task in TASKS},
@@ -217,5 +226,19 @@ def _choose_on_dev(context: Context, model: DualEncoderModel) -> None:
         for task in TASKS
     }
     card.shared_embedding = True
-    if (figures := retrieval(caption_out, image_out[EMBEDDING], dev)) is not None:
+    if (figures := retrieval(model.embed_captions(captions_of(dev)), image_out[EMBEDDING], dev)) is not None:
         card.retrieval["dev"] = figures
+
+
+def _sentence_weight(model: DualEncoderModel, encoded: Floats, task: str, wanted: Targets) -> float:
+    """The weight of the caption tower's head beside the regression with the least negative log-likelihood on dev."""
+    keep = wanted != labels.IGNORED
+    if not keep.any():
+        return 0.0
+    losses = {}
+    for weight in _SENTENCE_WEIGHTS:
+        model.card.settings["sentence_weight"][task] = weight
+        logits = model.classify_captions(encoded[keep])[task]
+        temperature = fit_temperature(logits, wanted[keep])
+        losses[weight] = negative_log_likelihood(softmax(logits, temperature), wanted[keep])
+    return min(losses, key=losses.__getitem__)

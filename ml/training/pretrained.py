@@ -65,12 +65,14 @@ class RemoteWeights:
         address: asks whether they can be downloaded.
         stored: where they are kept: a file or a folder, whole or not there.
         store: downloads, checks and stores them; raises DownloadError, DamagedFileError and OSError.
+        instead: what a training does without them, in words.
     """
 
     title: str
     address: Callable[[], str]
     stored: Callable[[], Path]
     store: Callable[[], None]
+    instead: str = "training from scratch"
 
     @property
     def obtainable(self) -> bool:
@@ -99,7 +101,8 @@ class RemoteWeights:
                     f"{self.title} cannot be written to {folder}: {error.strerror or error}. Make room "
                     "there, or set XDG_CACHE_HOME to another folder"
                 ) from error
-        return self.stored()
+        path: Path = self.stored()
+        return path
 
 
 def _checkpoints() -> Path:
@@ -107,7 +110,7 @@ def _checkpoints() -> Path:
 
 
 def _resnet50_path() -> Path:
-    return _checkpoints() / _RESNET50_URL.rpartition("/")[2]
+    return _checkpoints() / str(_RESNET50_URL.rpartition("/")[2])
 
 
 def _store_resnet50() -> None:
@@ -144,7 +147,9 @@ def _store_clip() -> None:
 
 
 RESNET50: Final = RemoteWeights("ResNet50 (ImageNet)", lambda: _RESNET50_URL, _resnet50_path, _store_resnet50)
-CLIP: Final = RemoteWeights("CLIP ViT-B/32", _clip_address, _clip_path, _store_clip)
+CLIP: Final = RemoteWeights(
+    "CLIP ViT-B/32", _clip_address, _clip_path, _store_clip, "training a dual encoder on the dataset's pairs"
+)
 
 
 def resnet50_state(weights: str) -> tuple[dict[str, Tensor] | None, str]:
@@ -220,7 +225,7 @@ def clip_folder(weights: str) -> tuple[Path | None, str]:
         if missing:
             raise WeightsError(f"{folder} holds no CLIP model: {' and '.join(missing)} missing")
         return folder, f"local folder {folder.name}"
-    if _wanted(CLIP, weights, instead="training a dual encoder on the dataset's pairs"):
+    if _wanted(CLIP, weights):
         return CLIP.fetch(), f"Hugging Face {_CLIP}, revision {_CLIP_REVISION[:12]}"
     return None, _NO_WEIGHTS if weights == "auto" else _SCRATCH
 
@@ -229,7 +234,7 @@ _SCRATCH: Final = "none: trained from random weights, as asked for"
 _NO_WEIGHTS: Final = "none: pretrained weights were neither cached nor reachable, trained from random weights"
 
 
-def _wanted(remote: RemoteWeights, weights: str, *, instead: str = "training from scratch") -> bool:
+def _wanted(remote: RemoteWeights, weights: str) -> bool:
     """Whether to load pretrained weights; says aloud when ``auto`` falls back to none."""
     if weights == "scratch":
         return False
@@ -240,7 +245,7 @@ def _wanted(remote: RemoteWeights, weights: str, *, instead: str = "training fro
             f"the pretrained weights of {remote.title} are neither cached nor reachable; give --weights the path "
             "of a local copy, or --weights scratch"
         )
-    _LOG.warning("%s: pretrained weights are neither cached nor reachable; %s", remote.title, instead)
+    _LOG.warning("%s: pretrained weights are neither cached nor reachable; %s", remote.title, remote.instead)
     return False
 
 

@@ -51,12 +51,13 @@ class TrainingChoice:
 
     def save(self, database: Database[dict[str, Any]]) -> None:
         """Write the choice where the service reads it."""
-        database[TRAINING_RUNS].replace_one({"_id": TRAINING_CHOICE}, asdict(self), upsert=True)
+        document = asdict(self) | {"state": "done"}  # every document of the collection has a state
+        database[TRAINING_RUNS].replace_one({"_id": TRAINING_CHOICE}, document, upsert=True)
 
     @classmethod
     def load(cls, database: Database[dict[str, Any]]) -> Self:
         """The choice that was saved last."""
-        document = database[TRAINING_RUNS].find_one({"_id": TRAINING_CHOICE}, {"_id": 0})
+        document = database[TRAINING_RUNS].find_one({"_id": TRAINING_CHOICE}, {"_id": 0, "state": 0})
         assert document is not None
         return cls(**document | {"models": tuple(document["models"]), "notes": tuple(document["notes"])})
 
@@ -112,8 +113,9 @@ def _with_weights(names: Sequence[str], device: str, trained: Collection[str], n
             yield name
             continue
         lack = f"the weights of {remote.title} are neither cached nor reachable"
-        remedy = f"With a copy of them: `medpix train {name} --weights PATH`"
+        remedy = f"With a copy of them run `medpix train {name} --weights PATH`"
         if device == "cuda":
             yield name
-        what = "is trained from random weights" if device == "cuda" else "is left out"
-        notes.append(f"{name} {what}: {lack}. {remedy}.")
+            notes.append(f"{name}: {lack}; {remote.instead}. {remedy}.")
+        else:
+            notes.append(f"{name} is left out: {lack}. {remedy}; without it {remote.instead} takes longer.")

@@ -399,3 +399,19 @@ def test_the_modality_of_a_header_can_only_take_confidence(
     assert context.confident == (words is None)
     assert (words is None) == (not any("DICOM header" in note for note in context.notes))
     assert words is None or words in context.notes[-1]
+
+
+def test_models_say_why_they_serve(predict_api: httpx.Client) -> None:
+    found = predict_api.get("/models").json()
+    assert found["training"] is None, "nothing was started"
+    assert found["tasks"]["modality"]["reason"] == "the only registered model that answers modality from an image"
+    location = found["tasks"]["location"]
+    other = {"compact": "fused-location", "fused-location": "compact"}[location["model"]]
+    scores = {
+        item["card"]["name"]: item["card"]["metrics"]["dev"]["location"]["accuracy"]
+        for item in found["items"]
+        if item["card"]["name"] in (location["model"], other)
+    }
+    assert location["reason"] == (
+        f"best accuracy on dev, {scores[location['model']]:.3f}, before {other} with {scores[other]:.3f}"
+    )

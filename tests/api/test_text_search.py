@@ -37,7 +37,7 @@ def test_images_are_ranked_by_the_embedding_of_the_text(
     reference = load_reference(card, text_settings.model_files_dir)
     assert card.version == page.model.version
     assert reference is not None
-    encoded = model.encode_captions([TEXT])
+    encoded = model.embed_captions([TEXT])
     assert encoded is not None
     expected = dict(zip(reference.images, (reference.embeddings @ encoded[0]).tolist(), strict=True))
     scores = [item.score for item in page.items]
@@ -45,6 +45,9 @@ def test_images_are_ranked_by_the_embedding_of_the_text(
     assert [item.score for item in page.items] == pytest.approx(
         [expected[item.image.image] for item in page.items], abs=1e-5
     )
+    (view,) = text_api.get("/models").json()["items"]
+    assert view["finds_images"]
+    assert view["card"]["retrieval"]["dev"]["images"] > 0
     other = text_api.get("/search/images", params={"q": "MR of the knee", "limit": 100}).json()["items"]
     assert not np.allclose([item["score"] for item in other], [item.score for item in page.items], atol=1e-4)
 

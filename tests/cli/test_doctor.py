@@ -4,6 +4,7 @@ import resource
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ def test_a_machine_with_everything_is_in_order(
         f"with 40 cases and {generated_database['Image_Descriptions'].count_documents({})} images"
         in found["database"].found
     )
+    kind = "an NVIDIA GPU" if find_spec("triton") else "a CPU"
+    assert f"packages for {kind}" in found["device"].found
     assert found["models"].found.startswith("caption-location, compact, fused-location in ")
 
 

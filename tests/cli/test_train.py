@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pymongo.database import Database
 
 from app.cli.train import TrainingError, run_training
 from app.core.settings import Settings
 from app.data.schema import TRAINING_RUNS
 from app.data.seed import seed
+from app.serving.training_status import read_choice
 from ml.registry.registry import Registry
+from ml.training import pretrained
 from ml.training.context import Options
 from ml.training.progress import STOPPED
 from ml.training.train import train_model
+from tests.file_server import FileServer
 
 Document = dict[str, Any]
 
@@ -179,3 +183,26 @@ def test_two_processes_train_several_models_as_one_process_would(
         assert two.metrics["dev"][task]["nll"] == pytest.approx(scores["nll"], rel=0.05)
         low, high = scores["accuracy_95"]
         assert low <= two.metrics["dev"][task]["accuracy"] <= high
+
+
+def test_a_start_leaves_out_what_has_no_weights_and_trains_the_rest(
+    settings: Settings,
+    database: Database[Document],
+    generated_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seed(database, generated_dataset)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    own = settings.model_copy(update={"data_dir": generated_dataset, "train": ["resnet50-modality", "knn-colour"]})
+    with FileServer(b"a page of a captive portal").running() as url:
+        monkeypatch.setattr(pretrained, "_RESNET50_URL", url)
+        before = signal.getsignal(signal.SIGTERM)
+        run_training(own, database, [], missing=True, device="cpu", options=Options())
+        signal.signal(signal.SIGTERM, before)
+    assert [card.name for card in Registry(database, settings.model_files_dir).list()] == ["knn-colour"]
+    choice = read_choice(database)
+    assert choice is not None
+    assert choice["reason"] == "MEDPIX_TRAIN is resnet50-modality,knn-colour"
+    assert choice["notes"][0].startswith("resnet50-modality is left out: ResNet50 (ImageNet): what 127.0.0.1 sent as ")
+    assert run_of(database, "resnet50-modality")["state"] == "failed"

@@ -164,6 +164,8 @@ def test_a_model_that_does_not_exist_is_named_at_the_start(tmp_path: Path, gener
     )
     assert "MEDPIX_MODEL_MODALITY='resnet51': no model of this name answers modality" in message
     assert "efficientnet" in message
+    message = fails(tmp_path, "up", "--data", str(generated_dataset), port=free_port(), MEDPIX_TRAIN="auto,resnet51")
+    assert "MEDPIX_TRAIN: 'resnet51' is neither a model nor a task; known are: auto, all, modality" in message
 
 
 def test_any_address_of_this_machine_will_do(tmp_path: Path, generated_dataset: Path) -> None:

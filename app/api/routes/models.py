@@ -33,6 +33,7 @@ class ModelView(BaseModel):
 
     card: ModelCard
     serves: list[str] = Field(description="Tasks that this model answers here")
+    finds_images: bool = Field(description="Whether this model finds images by words here, in GET /search/images")
     backend: BackendView | None = Field(description="Where its network runs; null where none runs here")
 
 
@@ -75,7 +76,12 @@ async def read_model(name: str, models: ModelsDep) -> Response:
 def _view(card: ModelCard, models: ModelManager) -> dict[str, Any]:
     serving = {task: p for task, p in models.serving.items() if p.card.version == card.version}
     backend = next((_backend_view(predictor) for predictor in serving.values()), None)
-    return {"card": card.model_dump(mode="json"), "serves": sorted(serving), "backend": backend}
+    return {
+        "card": card.model_dump(mode="json"),
+        "serves": sorted(serving),
+        "finds_images": models.text_search_version == card.version,
+        "backend": backend,
+    }
 
 
 def _backend_view(predictor: "Predictor") -> dict[str, str] | None:

@@ -9,13 +9,13 @@ const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 const duration = (seconds) => (seconds < 100 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`);
 
 /** Everything about a model for one task. `report`: the last evaluation or null. */
-export function detail({ card, backend }, task, report) {
+export function detail({ card, backend, finds_images: findsImages }, task, report) {
   const found = report?.models[card.name];
   // Figures of an older version of a model say nothing about this one.
   const scored = found?.version === card.version ? found.tasks[task] : null;
   return [
     absence(card, found, scored),
-    el("div", { class: "card pair" }, el("div", {}, facts(card, backend, task, scored)), el("div", {}, figures(card, task, scored), words(card))),
+    el("div", { class: "card pair" }, el("div", {}, facts(card, backend, task, scored, findsImages)), el("div", {}, figures(card, task, scored), words(card))),
     charts(card, scored),
     retrieval(card, found?.version === card.version ? found.retrieval : null, report),
     scored && confusion(scored.confusion, card.name),
@@ -37,7 +37,7 @@ function recipe({ preprocess, preprocess_hash: hash }) {
   return `${size} × ${size} pixels, ${channels === 1 ? "grey" : "colour"}, ${interpolation} (${hash.slice(0, 12)}…)`;
 }
 
-function facts(card, backend, task, scored) {
+function facts(card, backend, task, scored, findsImages) {
   const data = Object.keys(card.data.images).map((split) => `${split}: ${number(card.data.images[split])} images of ${number(card.data.cases[split])} cases`);
   const [threshold, temperature] = [card.thresholds[task], card.temperature[task]];
   const classes = card.tasks[task];
@@ -56,6 +56,7 @@ function facts(card, backend, task, scored) {
     card.ood_threshold !== null && ["Out-of-distribution threshold", unlike(card)],
     scored?.confident && ["Coverage", coverage(scored.confident)],
     ["Runs on", backend ? `${backend.name}, ${backend.device}, ${backend.precision}. ${backend.precision_reason ?? ""}` : "not in use"],
+    findsImages && ["Images by words", "in use: GET /search/images and “images by words” on the browse page"],
     ["As JSON", el("a", { href: at(`/models/${encodeURIComponent(card.name)}`), text: `/models/${card.name}` })],
   ];
   const cells = rows.filter(Boolean).flatMap(([name, value]) => [el("dt", { text: name }), el("dd", {}, value)]);

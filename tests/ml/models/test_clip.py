@@ -63,7 +63,7 @@ def test_text_finds_images_of_pretrained_towers(make_context: MakeContext, clip_
     model = train(context)
     assert model.card.shared_embedding
     assert model.preprocess is not None
-    images, captions = model.encode_images(context.images(context.dev, model.preprocess)), model.encode_captions(["CT"])
+    images, captions = model.encode_images(context.images(context.dev, model.preprocess)), model.embed_captions(["CT"])
     assert images is not None
     assert captions is not None
     assert images[EMBEDDING].shape[1] == captions.shape[1]

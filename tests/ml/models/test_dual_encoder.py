@@ -91,8 +91,10 @@ def test_it_answers_from_either_input_or_both(model: DualEncoderModel, context: 
     images, captions = model.encode_images(pixels), model.encode_captions(CAPTIONS)
     assert images is not None
     assert np.isnan(captions).all(axis=1).tolist() == [False, True, True, False]
-    assert np.allclose(np.linalg.norm(captions[[0, 3]], axis=1), 1.0, atol=1e-5)
-    assert images[EMBEDDING].shape == captions.shape
+    embedded = model.embed_captions(CAPTIONS)
+    assert np.isnan(embedded).all(axis=1).tolist() == [False, True, True, False]
+    assert np.allclose(np.linalg.norm(embedded[[0, 3]], axis=1), 1.0, atol=1e-5)
+    assert images[EMBEDDING].shape == embedded.shape
     both, image_only = model.combine(images, captions)[LOCATION], model.combine(images, None)[LOCATION]
     assert np.allclose(both[[1, 2]], image_only[[1, 2]], atol=1e-6)
     assert not np.allclose(both[[0, 3]], image_only[[0, 3]], atol=1e-6)
@@ -105,12 +107,12 @@ def test_it_answers_from_either_input_or_both(model: DualEncoderModel, context: 
 def test_it_is_loaded_as_it_was_saved(model: DualEncoderModel, context: Context, tmp_path: Path) -> None:
     folder = tmp_path / "saved"
     folder.mkdir()
-    assert model.save(folder) == ["towers.safetensors"]
+    assert model.save(folder) == ["towers.safetensors", "caption.safetensors", "vocabulary.json"]
     loaded = DualEncoderModel.load(folder, model.card)
     assert model.preprocess is not None
     pixels = context.images(context.dev, model.preprocess)[:4]
     answers = [each.combine(each.encode_images(pixels), each.encode_captions(CAPTIONS)) for each in (model, loaded)]
-    assert np.allclose(answers[0][LOCATION], answers[1][LOCATION], atol=1e-6)
+    assert np.allclose(answers[0][LOCATION], answers[1][LOCATION], atol=1e-4)  # its regressions are kept in half
     other = model.card.model_copy(deep=True)
     other.settings["sentence_encoder"]["sha256"] = "0" * 64
     with pytest.raises(DamagedFileError, match="another sentence encoder"):

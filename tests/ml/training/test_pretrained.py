@@ -15,7 +15,6 @@ from ml.models.clip_towers import start_from
 from ml.training import pretrained as weights
 from ml.training.pretrained import CLIP, RESNET50, WeightsError, clip_folder, resnet50_state
 from tests.file_server import FileServer
-from tests.ml.train_until_killed import TOWERS
 
 
 @pytest.fixture
@@ -167,8 +166,10 @@ def test_clip_is_kept_as_safetensors_and_read_as_transformers_does(
     monkeypatch.setattr(weights, "_CLIP_SHA256", {name: sha256(data) for name, data in files.items()})
     with FileServer(files).running() as url:
         monkeypatch.setattr(constants, "ENDPOINT", url.rpartition("/")[0])
-        start = start_from("pretrained", TOWERS, [])
-    assert start.init == "pretrained"
+        folder, source = clip_folder("pretrained")
+    assert folder is not None
+    assert folder == CLIP.stored()
+    start = start_from(folder, source)
     assert start.source == "Hugging Face openai/clip-vit-base-patch32, revision 3d74acf9a28c"
     assert all(torch.equal(value, start.towers.state_dict()[name]) for name, value in state.items())
     assert [path.name for path in CLIP.stored().parent.iterdir() if path.is_dir()] == [CLIP.stored().name]
@@ -181,4 +182,4 @@ def test_a_folder_of_another_architecture_is_refused(tmp_path: Path, request: py
     folder = shutil.copytree(request.getfixturevalue("clip_folder"), tmp_path / "other")
     save_file({"encoder.weight": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(WeightsError, match=r"other holds no usable CLIP model: .* weights are missing"):
-        start_from(str(folder), TOWERS, [])
+        start_from(folder, "a test")

@@ -1,12 +1,15 @@
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pymongo.database import Database
 
 from app.core.settings import ConfigurationError
+from app.data.schema import ensure_schema
 from app.serving.training_status import read_choice, read_progress
 from ml.models.model_specs import DEFAULTS
 from ml.training import selection
@@ -37,9 +40,10 @@ def test_a_gpu_without_pretrained_weights_says_what_it_trains_instead(obtainable
     choice = choose_models(["auto"], "cuda")
     assert choice.models == (*_LIGHT, *_LARGE)
     assert [note.partition(":")[0] for note in choice.notes] == [
-        "resnet50-modality is trained from random weights",
-        "resnet50-location is trained from random weights",
+        "resnet50-modality",
+        "resnet50-location",
     ]
+    assert "neither cached nor reachable; training from scratch." in choice.notes[0]
     assert "`medpix train resnet50-modality --weights PATH`" in choice.notes[0]
 
 
@@ -49,7 +53,8 @@ def test_a_cpu_trains_what_takes_minutes(obtainable: set[str]) -> None:
     (note,) = choice.notes
     assert note == (
         "clip-location is left out: the weights of CLIP ViT-B/32 are neither cached nor reachable. "
-        "With a copy of them: `medpix train clip-location --weights PATH`."
+        "With a copy of them run `medpix train clip-location --weights PATH`; without it training a dual encoder "
+        "on the dataset's pairs takes longer."
     )
     obtainable.add(CLIP.title)
     assert choose_models(["auto"], "cpu").models == (*_LIGHT, "clip-location")
@@ -78,16 +83,17 @@ def test_an_address_that_does_not_answer_costs_seconds(monkeypatch: pytest.Monke
 
     def silent(*_: object, **__: object) -> None:
         answered.wait(30)
-        raise weights.httpx.ConnectError("no answer")
+        raise httpx.ConnectError("no answer")
 
-    monkeypatch.setattr(weights.httpx, "head", silent)
+    monkeypatch.setattr(httpx, "head", silent)
     started = time.monotonic()
-    assert not replace(CLIP, stored=lambda: weights.Path("/no/such")).obtainable
+    assert not replace(CLIP, stored=lambda: Path("/no/such")).obtainable
     assert time.monotonic() - started < 5
     answered.set()
 
 
 def test_the_choice_is_kept_beside_the_training_runs(database: Database[dict[str, Any]], obtainable: set[str]) -> None:
+    ensure_schema(database)
     assert read_choice(database) is None
     choice = choose_models(["auto"], "cpu").with_note("a note.")
     assert not obtainable
