@@ -516,7 +516,7 @@ class Repository:
         selection = await self.resolve(IMAGES, selection)
         run = await self._latest_run()
         # While a seeding runs, the images may already be others than those that were counted.
-        counted = str(run["_id"]) if run is not None and self._settled and run.get("image_counts") else None
+        counted = str(run["_id"]) if run is not None and self._settled and run.get("facets_counted") else None
         return await facets(self._database, selection, counted)
 
     async def statistics(self, collection: Collection, selection: Filter) -> Document:

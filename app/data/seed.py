@@ -103,7 +103,7 @@ def seed(database: Database[Document], folder: Path) -> SeedReport:
         "state": "complete",
         "finished_at": datetime.now(UTC),
         **_bson(asdict(report)),
-        "image_counts": True,
+        "facets_counted": True,
         # Names what is stored, normalised values and answers included: a seeding that changes nothing keeps it.
         "records_sha256": _records_sha256([*cases, *images]),
         "values": {

@@ -45,7 +45,7 @@ def test_kept_counts_are_those_of_the_images(
 ) -> None:
     run = generated_database[schema.SEED_RUNS].find_one({"state": "complete"}, sort=schema.LATEST_RUN_FIRST)
     assert run is not None
-    assert run["image_counts"] is True
+    assert run["facets_counted"] is True
     selection = _filter(**parameters)
     assert covers(selection.query)
     name = generated_database.name
