@@ -36,6 +36,7 @@ _MAX_RESOLVED: Final = 32
 _LATEST_S: Final = 1.0
 _STREAM_BATCH: Final = 200
 _DRAW_BATCH: Final = 1_000
+_UNAUTHORIZED: Final = 13
 # MongoDB's own work on a whole export, without the time that the client takes.
 _STREAM_TIME_MS: Final = 60_000
 
@@ -517,7 +518,13 @@ class Repository:
         run = await self._latest_run()
         # While a seeding runs, the images may already be others than those that were counted.
         counted = str(run["_id"]) if run is not None and self._settled and run.get("facets_counted") else None
-        return await facets(self._database, selection, counted)
+        try:
+            return await facets(self._database, selection, counted)
+        except OperationFailure as error:
+            if counted is None or error.code != _UNAUTHORIZED:
+                raise
+            # The roles of the containers were made by a version that had no counts.
+            return await facets(self._database, selection)
 
     async def statistics(self, collection: Collection, selection: Filter) -> Document:
         """Nulls and distributions of every field of a collection under a filter."""
