@@ -55,7 +55,11 @@ class ImageModel(ServedModel):
 
     def class_weights(self, task: str, index: int) -> Floats | None:
         """The weights of the channels in a class's logit, (members, D)."""
-        rows = [member.heads[task].weight[index].detach().cpu().numpy() for member in self.network.members]
+        state = self.network.state_dict()
+        rows = [
+            state[f"members.{member}.heads.{task}.weight"][index].cpu().numpy()
+            for member in range(len(self.network.members))
+        ]
         return np.stack(rows).astype(np.float32)
 
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
