@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -55,6 +56,10 @@ def status_of(client: httpx.Client, path: str) -> int:
         return client.get(path).status_code
     except httpx.TransportError:
         return 0
+
+
+def is_up(client: httpx.Client) -> bool:
+    return status_of(client, "/cases/MPX1001") == 200
 
 
 def names(client: httpx.Client) -> list[str]:
@@ -113,7 +118,7 @@ def test_replicas_learn_the_same_and_one_that_is_killed_loses_no_answer(
             stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)) for port in ports
         )
         for client in (*direct, proxy):
-            until(lambda client=client: status_of(client, "/cases/MPX1001") == 200, "the start", 60)
+            until(partial(is_up, client), "the start", 60)
 
         def versions() -> set[str | None]:
             return {client.get("/cases/MPX1001").headers.get("X-Dataset-Version") for client in direct}

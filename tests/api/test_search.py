@@ -238,7 +238,7 @@ def test_an_unknown_mode_is_refused(api: httpx.Client) -> None:
 
 def test_fusion_adds_reciprocal_ranks() -> None:
     fused = fuse([("a", 9.0), ("b", 1.0)], [("b", 0.5), ("c", 0.4)])
-    assert fused == [("b", 1 / 62 + 1 / 61), ("a", 1 / 61), ("c", 1 / 62)]
+    assert fused == [("b", 1 / 12 + 1 / 11), ("a", 1 / 11), ("c", 1 / 12)]
 
 
 @pytest.mark.medpix

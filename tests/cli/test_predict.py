@@ -88,7 +88,7 @@ def test_a_folder_becomes_a_table_with_the_answers_of_the_api(
     captions.write_text("image,text\n" + "".join(f"{Path(name).stem},Axial CT of the chest\n" for name in names))
     out = tmp_path / "results.parquet"
     options = ("--captions", str(captions), "--caption-column", "text", "--file-column", "image")
-    done = medpix(tmp_path / "home", "predict", str(archive), "--out", str(out), *options, **variables)
+    done = medpix(tmp_path / "home", "predict", str(archive), "--out", str(out), *options, port=1, **variables)
     assert done.returncode == 0, done.stderr
     assert f"{out}: 12 files, 10 predicted, 2 with an error in their rows" in done.stdout
     assert "7 of 12 images have a caption" in done.stdout
@@ -115,7 +115,7 @@ def test_a_folder_becomes_a_table_with_the_answers_of_the_api(
             assert (row["sha256"], row["model_sha256"]) == (answer["image"]["sha256"], answer["model"]["sha256"])
             assert next(iter(json.loads(row["probabilities"]))) == row["label"]
     assert by_key["deep er/IM0001", "modality"]["header_modality"] == "CT"
-    again = fails(tmp_path / "home", "predict", str(archive), "--out", str(out), **variables)
+    again = fails(tmp_path / "home", "predict", str(archive), "--out", str(out), port=1, **variables)
     assert f"{out} exists already" in again
 
 
@@ -178,19 +178,19 @@ def test_kill_9_loses_and_repeats_nothing(archive: Path, tmp_path: Path, variabl
 def test_what_a_person_can_mend_is_said(archive: Path, tmp_path: Path, variables: dict[str, str]) -> None:
     home, out = tmp_path / "home", str(tmp_path / "r.parquet")
     (tmp_path / "nothing").mkdir()
-    message = fails(home, "predict", str(tmp_path / "nothing"), "--out", out, **variables)
+    message = fails(home, "predict", str(tmp_path / "nothing"), "--out", out, port=1, **variables)
     assert "holds no image: neither it nor a folder below it has a file in .dcm, .dicom, .jpeg, .jpg, .png" in message
-    assert "no such file or folder" in fails(home, "predict", str(tmp_path / "x"), "--out", out, **variables)
-    message = fails(home, "predict", str(archive), "--out", "/proc/r.parquet", **variables)
+    assert "no such file or folder" in fails(home, "predict", str(tmp_path / "x"), "--out", out, port=1, **variables)
+    message = fails(home, "predict", str(archive), "--out", "/proc/r.parquet", port=1, **variables)
     assert "/proc/r.parquet.parts cannot be written" in message
     assert "start the command again to go on" in message
     none = variables | {"MEDPIX_MODELS_DIR": str(tmp_path / "no-models")}
-    assert "Run `medpix train modality`" in fails(home, "predict", str(archive), "--out", out, **none)
+    assert "Run `medpix train modality`" in fails(home, "predict", str(archive), "--out", out, port=1, **none)
 
 
 def test_a_device_that_is_not_there_is_said(archive: Path, tmp_path: Path, variables: dict[str, str]) -> None:
     hidden = variables | {"CUDA_VISIBLE_DEVICES": ""}
-    message = fails(tmp_path, "predict", str(archive), "--out", "r.csv", "--device", "cuda", **hidden)
+    message = fails(tmp_path, "predict", str(archive), "--out", "r.csv", "--device", "cuda", port=1, **hidden)
     assert "device cuda was asked for, but this machine has none; use --device auto" in message
 
 
