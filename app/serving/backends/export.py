@@ -25,7 +25,8 @@ class _Ordered(nn.Module):
 
     def outputs(self, pixels: Tensor) -> dict[str, Tensor]:
         """By name; with the last feature maps where the network is known to give class activation maps."""
-        if isinstance(self._network, ServingNetwork) and all(
+        # A subclass may answer otherwise than by its members' heads.
+        if type(self._network) is ServingNetwork and all(
             isinstance(member, MultiTaskNetwork) for member in self._network.members
         ):
             return self._network.forward_with_maps(pixels)
