@@ -125,6 +125,8 @@ def _cached_graph(cache: Path) -> ov.Model | None:
 def _part(graph: ov.Model, names: tuple[str, ...]) -> ov.Model:
     """The graph of some of the outputs alone."""
     known = graph.get_rt_info(_OUTPUTS).astype(str).split()
+    if known == list(names):
+        return graph
     results = graph.get_results()
     return ov.Model([results[known.index(name)] for name in names], graph.get_parameters())
 
