@@ -31,9 +31,8 @@ from app.data.mongod import embedded_mongod, find_mongod
 from app.data.schema import DATABASE
 from app.data.seed import seed
 from app.serving.autotune import autotune
-from app.serving.backends.cuda_graphs import SIZES
 from app.serving.backends.devices import device_name, make_backend
-from app.serving.batch_tuning import CPU_SIZES, warm_up
+from app.serving.batch_tuning import CPU_SIZES, CUDA_SIZES, warm_up
 from app.serving.precision import Parity, compare, select_backend
 from ml.dataset.image_loading import load_images
 from ml.dataset.records import load_records
@@ -95,7 +94,7 @@ class Check:
         records = load_records(self.database, self.data / IMAGE_FOLDER, ("test",))[:_COMPARED]
         pixels, captions = load_images(records, model.preprocess), captions_of(records)
         exact = self.settings.model_copy(update={"device": "cpu", "precision": "fp32"})
-        on_cpu = make_backend(model.network, model.preprocess, exact, weights)
+        on_cpu = make_backend(model, model.preprocess, exact, weights)
         expected = _run(on_cpu.run, pixels)
         dev = lambda: load_records(self.database, self.data / IMAGE_FOLDER, ("dev",))  # noqa: E731
         # Loaded again: a backend moves the network that it is given.
@@ -103,7 +102,7 @@ class Check:
         plain, choice = select_backend(other, self.settings, weights, dev)
         shape = (model.preprocess.channels, model.preprocess.size, model.preprocess.size)
         backend = autotune(plain, shape)
-        plan = warm_up(backend.run, shape, SIZES if backend.device == "cuda" else CPU_SIZES)
+        plan = warm_up(backend.run, shape, CUDA_SIZES if backend.device == "cuda" else CPU_SIZES)
         parity = compare(model, expected, _run(backend.run, pixels), captions)
         if not parity.holds:
             raise UserError(f"{choice.precision}: {_describe(parity)}")

@@ -26,6 +26,7 @@ from pymongo.database import Database
 from app.core.settings import load_settings
 from app.data.client import connect
 from app.data.dataset import find_dataset
+from app.data.image_counts import write_image_counts
 from app.data.mongod import embedded_mongod, find_mongod
 from app.data.schema import CASES, DATABASE, IMAGES, LATEST_RUN_FIRST, SEED_RUNS, ensure_schema
 from app.data.seed import seed
@@ -66,7 +67,11 @@ def enlarge(source: Database[Document], target: Database[Document], images: int)
         for batch in copies(documents, rounds):
             target[name].insert_many(batch, ordered=False)
     ensure_schema(target)  # building the indexes at the end is faster than keeping them while writing
-    target[SEED_RUNS].insert_one(source[SEED_RUNS].find_one(sort=LATEST_RUN_FIRST) or {})
+    run = source[SEED_RUNS].find_one(sort=LATEST_RUN_FIRST) or {}
+    started = time.perf_counter()
+    rows = write_image_counts(target, str(run["_id"]))
+    print(f"{rows} rows of counts written in {time.perf_counter() - started:.0f} s", flush=True)
+    target[SEED_RUNS].insert_one(run)
 
 
 def p99(ask: Callable[[int], str], client: httpx.Client) -> float:

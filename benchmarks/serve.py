@@ -4,7 +4,8 @@
     python -m benchmarks.serve --data ../shared/MedPix-2.0 --models compact --servers service --device cuda
 
 Each server runs alone, in a process of its own, on the cores of this process, with the same network
-(untrained: speed does not depend on the weights) and no cache. A closed loop of 1, 4, 16 and 64 clients
+(untrained: speed does not depend on the weights) and no cache. The peers run it twice: with eager PyTorch, and as
+`...-openvino` with the graph, precision, threads and decoding of the service. A closed loop of 1, 4, 16 and 64 clients
 asks for modality, then an open loop at 50, 80 and 120 % of the best rate, then the service answers 10,000
 requests; every request is a whole image file. At the end each goal is said to be reached or not, which
 the exit status tells too. Needs benchmarks/requirements.lock.
@@ -28,7 +29,7 @@ from app.data.seed import seed
 from benchmarks.load import closed_loop, open_loop, quantile, request_bytes
 from benchmarks.serve_goals import AT, Measured, goals
 from benchmarks.serve_models import MODELS, Bare, bare_loop, build
-from benchmarks.servers import PATHS, SERVERS, Running, server
+from benchmarks.servers import SERVERS, Running, path_of, server
 from ml.dataset.records import load_records
 from ml.models.image import ImageModel
 from ml.registry.registry import Registry
@@ -64,7 +65,7 @@ class Bench:
 
 def measure(bench: Bench, kind: str, running: Running) -> Measured:
     """The closed loops and the open loops of a server that has just become ready."""
-    requests = [request_bytes(PATHS[kind], image) for image in bench.images]
+    requests = [request_bytes(path_of(kind), image) for image in bench.images]
     first = asyncio.run(closed_loop(running.port, requests, 1, 60.0, count=1))
     asyncio.run(closed_loop(running.port, requests, 8, 2.0))  # warm
     found = Measured(first_ms=first.quantile(50))
@@ -77,7 +78,7 @@ def measure(bench: Bench, kind: str, running: Running) -> Measured:
         f"one request alone takes {found.alone_ms - bench.bare.median_ms:+.1f} ms more than the bare call",
     )
     capacity = max(load.rate for load in found.closed.values())
-    patient = [request_bytes(PATHS[kind], image, _PATIENCE) for image in bench.images]
+    patient = [request_bytes(path_of(kind), image, _PATIENCE) for image in bench.images]
     for share in SHARES:
         found.overload = load = asyncio.run(open_loop(running.port, patient, share * capacity, 3 * bench.seconds))
         bench.say(
@@ -90,7 +91,7 @@ def measure(bench: Bench, kind: str, running: Running) -> Measured:
 
 def soak(bench: Bench, kind: str, running: Running, count: int) -> float:
     """How much memory grows over many requests, 0.05 for 5 %."""
-    requests = [request_bytes(PATHS[kind], image) for image in bench.images]
+    requests = [request_bytes(path_of(kind), image) for image in bench.images]
     asyncio.run(closed_loop(running.port, requests, AT, 3600.0, count=_SOAK_WARM))
     before = running.memory.now_mb()
     growth = 0.0
@@ -132,7 +133,7 @@ def run(options: argparse.Namespace, settings: Settings, data: Path, uri: str) -
             bench.say("bare loop", bench.bare.describe())
             found = {}
             for kind in options.servers:
-                with server(kind, name, uri, settings) as running:
+                with server(kind, name, uri, settings, bench.bare.precision) as running:
                     found[kind] = measure(bench, kind, running)
                     if options.soak and kind == "service":
                         found[kind].growth = soak(bench, kind, running, options.soak)

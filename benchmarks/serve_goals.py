@@ -10,6 +10,7 @@ from benchmarks.serve_models import Bare
 
 AT: Final = 16
 _SERVICE: Final = "service"
+_EAGER: Final = ("plain", "litserve")
 _RESNET: Final = "resnet50-modality"
 
 
@@ -81,12 +82,17 @@ def _goals(model: str, bare: Bare, service: Measured, found: Mapping[str, Measur
         rate = service.closed[AT].rate
         if model == _RESNET:
             for kind, peer in found.items():
-                if kind != _SERVICE and peer.closed:
+                if kind in _EAGER and peer.closed:
                     yield Goal(f"times {kind}, {AT} clients", rate / peer.closed[AT].rate, least=3.0)
             yield Goal(f"times the bare loop, {AT} clients", rate / bare.rate, least=0.85)
             yield Goal("ms more than the bare call, one client", service.alone_ms - bare.median_ms, most=5.0)
         else:
             yield Goal(f"times the bare loop, {AT} clients", rate / bare.rate, least=0.6)
+        if (peer := found.get("litserve-openvino")) is not None:
+            for clients, load in peer.closed.items():
+                least = 1.3 if clients == AT else 1.0
+                ratio = service.closed[clients].rate / load.rate
+                yield Goal(f"times litserve with the same backend, {clients} clients", ratio, least=least)
         yield Goal("first request / median", service.first_ms / service.alone_ms, most=1.5)
     if service.overload is not None:
         load = service.overload

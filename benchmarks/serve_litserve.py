@@ -6,10 +6,9 @@ from typing import Any
 
 import litserve
 import numpy as np
-import torch
 from fastapi import Request
 
-from benchmarks.serve_models import build
+from benchmarks.serve_models import build, peer_run
 from benchmarks.serve_plain import answer, prepare
 from ml.dataset.preprocess import Pixels
 
@@ -17,28 +16,27 @@ from ml.dataset.preprocess import Pixels
 class Api(litserve.LitAPI):  # type: ignore[misc]
     """Answers with a model; at the top of a module, because LitServe sends it to a process."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, backend: str) -> None:
         super().__init__(max_batch_size=8, batch_timeout=0.01)
         self._name = name
+        self._backend = backend
 
     def setup(self, device: str) -> None:
         """Build the model in the process that runs it."""
         self.model = build(self._name)
-        self.model.network.to(device)
-        self._device = device
+        self._run = peer_run(self.model, self._backend, device)
 
     def decode_request(self, request: Request) -> Pixels:
         """An upload as the model takes it; LitServe gives the form of a request that is declared as such."""
         return prepare(self.model, request["image"].file.read())  # type: ignore[index]
 
-    def batch(self, inputs: list[Pixels]) -> torch.Tensor:
-        """Images to one tensor."""
-        return torch.from_numpy(np.stack(inputs))
+    def batch(self, inputs: list[Pixels]) -> Pixels:
+        """Images to one array."""
+        return np.stack(inputs)
 
-    def predict(self, pixels: torch.Tensor) -> Any:
-        """Run the model eagerly."""
-        with torch.inference_mode():
-            return self.model.network(pixels.to(self._device))["modality"].cpu().numpy()
+    def predict(self, pixels: Pixels) -> Any:
+        """Run the model."""
+        return self._run(pixels)
 
     def unbatch(self, output: Any) -> list[Any]:
         """One row per image."""
@@ -50,5 +48,5 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    chosen = litserve.LitServer(Api(sys.argv[1]), accelerator=os.environ["MEDPIX_DEVICE"])
+    chosen = litserve.LitServer(Api(sys.argv[1], sys.argv[3]), accelerator=os.environ["MEDPIX_DEVICE"])
     chosen.run(port=int(sys.argv[2]), log_level="error", generate_client_file=False)

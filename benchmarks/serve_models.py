@@ -1,5 +1,6 @@
 """The networks that benchmarks/serve.py serves, and how fast they are without any server."""
 
+import os
 import statistics
 import time
 from collections import deque
@@ -13,11 +14,11 @@ import numpy as np
 import torch
 
 from app.core.cpus import usable_cpus
-from app.core.settings import Settings
+from app.core.settings import Settings, load_settings
 from app.serving.autotune import autotune
-from app.serving.backends.base import Backend
-from app.serving.backends.cuda_graphs import SIZES
-from app.serving.batch_tuning import warm_up
+from app.serving.backends.base import Backend, Precision
+from app.serving.backends.devices import make_backend
+from app.serving.batch_tuning import CUDA_SIZES, warm_up
 from app.serving.decode.image import decode
 from app.serving.precision import select_backend
 from ml.dataset import labels
@@ -77,6 +78,30 @@ def _card(
     )
 
 
+def peer_run(model: ImageModel, backend: str, device: str) -> Callable[[Pixels], Pixels]:
+    """What a peer runs: a batch (N, C, H, W) of uint8 to logits of the modality, (N, 2).
+
+    Args:
+        model: to run.
+        backend: torch, for eager PyTorch as most people write it; openvino, for the graph that the service runs.
+        device: cpu or cuda, of PyTorch.
+    """
+    if backend == "openvino":
+        preprocess = model.preprocess
+        assert preprocess is not None
+        precision: Precision = "bf16" if os.environ.get("MEDPIX_PEER_PRECISION") == "bf16" else "fp32"
+        served = make_backend(model, preprocess, load_settings(), model.card.sha256, precision)
+        return lambda pixels: served.run(pixels)["modality"]
+    model.network.to(device)
+
+    def run(pixels: Pixels) -> Pixels:
+        with torch.inference_mode():
+            logits: Pixels = model.network(torch.from_numpy(pixels).to(device))["modality"].cpu().numpy()
+            return logits
+
+    return run
+
+
 @dataclass(frozen=True, slots=True)
 class Bare:
     """How fast a model is without any server.
@@ -129,7 +154,7 @@ def _batched_rate(
     backend: Backend, prepare: Callable[[bytes], Pixels], images: Sequence[bytes], seconds: float
 ) -> float:
     """Images per second in batches of the size that the service uses on a GPU, decoded ahead by all processors."""
-    size, source = warm_up(backend.run, np.shape(prepare(images[0])), SIZES).size, cycle(images)
+    size, source = warm_up(backend.run, np.shape(prepare(images[0])), CUDA_SIZES).size, cycle(images)
     done, started = 0, time.perf_counter()
     with ThreadPoolExecutor(usable_cpus()) as pool:
         ahead = deque(pool.submit(prepare, image) for image in islice(source, 4 * size))

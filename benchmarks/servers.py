@@ -17,8 +17,10 @@ import httpx
 
 from app.core.settings import Settings
 
-SERVERS: Final = ("service", "plain", "litserve")
-PATHS: Final = {"service": "/predict/modality", "plain": "/predict", "litserve": "/predict"}
+SERVICE: Final = "service"
+_PEERS: Final = ("plain", "litserve")
+# The peers run PyTorch eagerly, as their documentation does, and the graph, precision and threads of the service.
+SERVERS: Final = (SERVICE, *_PEERS, *(f"{peer}-openvino" for peer in _PEERS))
 _READY: Final = {"service": "/health/ready", "plain": "/docs", "litserve": "/health"}
 _COMMANDS: Final = {
     "service": ("app.main", "serve"),
@@ -82,16 +84,24 @@ def _resident_pages(pid: int) -> int:
         return 0
 
 
+def path_of(kind: str) -> str:
+    """Where a server answers a prediction."""
+    return "/predict/modality" if kind == SERVICE else "/predict"
+
+
 @contextmanager
-def server(kind: str, model: str, uri: str, settings: Settings) -> Iterator[Running]:
-    """A server that is ready."""
+def server(kind: str, model: str, uri: str, settings: Settings, precision: str) -> Iterator[Running]:
+    """A server that is ready; ``precision`` is that of peers on OpenVINO."""
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    command = [sys.executable, "-m", *_COMMANDS[kind], *(() if kind == "service" else (model, str(port)))]
+    program, _, backend = kind.partition("-")
+    arguments = () if kind == SERVICE else (model, str(port), backend or "torch")
+    command = [sys.executable, "-m", *_COMMANDS[program], *arguments]
     own = {name: getattr(settings, name) for name in ("home", "data_dir", "device", "precision")}
     own |= {"mongo_uri": uri, "port": port, "cache_entries": 0, "log_level": "error", "model_modality": model}
     environment = os.environ | {f"MEDPIX_{name.upper()}": str(value) for name, value in own.items()}
+    environment["MEDPIX_PEER_PRECISION"] = precision
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     memory = Memory(process.pid)
     try:
@@ -113,7 +123,7 @@ def _wait_until_ready(port: int, kind: str, process: "subprocess.Popen[bytes]") 
         if process.poll() is not None:
             raise SystemExit(f"{kind} ended before it served; is benchmarks/requirements.lock installed?")
         with suppress(httpx.TransportError):
-            if httpx.get(f"http://127.0.0.1:{port}{_READY[kind]}").status_code == 200:
+            if httpx.get(f"http://127.0.0.1:{port}{_READY[kind.partition('-')[0]]}").status_code == 200:
                 return
         time.sleep(0.05)
     raise SystemExit(f"{kind} did not serve within minutes")

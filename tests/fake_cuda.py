@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
-from ml.registry import artifacts
-
 CUDA: Final = torch.device("cuda", 0)
 # Of every element whose value is asked for; no probability, share or index of these tests is out of range with it.
 VALUE: Final = 0.5
@@ -35,7 +33,7 @@ def fake_cuda() -> Iterator[None]:
         mock.patch.object(FakeTensor, "tolist", lambda self: _array(self).tolist(), create=True),
         mock.patch.object(nn.Module, "_apply", _apply),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
-        mock.patch.object(artifacts, "save_file", _save_file),
+        mock.patch("safetensors.torch.save_file", _save_file),
         mock.patch.object(Tensor, "pin_memory", lambda self: self),
         mock.patch("torch.cuda.current_stream"),
         mock.patch.object(Tensor, "backward", _backward),

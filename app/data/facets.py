@@ -9,63 +9,77 @@ from pymongo.asynchronous.database import AsyncDatabase
 from app.data import schema
 from app.data.fields import IMAGE_FIELDS, Field
 from app.data.filters import Filter
+from app.data.image_counts import FACETS, covers
 
 Document = dict[str, Any]
 
 MAX_TIME_MS: Final = 4_000
 MAX_VALUES: Final = 100
-FACETS: Final = ("split", "modality", "location", "location_category", "plane", "sex")
 AGE_BAND: Final = "age_band"
 TOPIC_CATEGORY: Final = "topic.category"
 _BAND_YEARS: Final = 10
 
 
-async def facets(database: AsyncDatabase[Document], selection: Filter) -> Document:
+async def facets(database: AsyncDatabase[Document], selection: Filter, counted: str | None = None) -> Document:
     """How many images have each value of a few fields; nulls are counted, so each field sums to the total.
+
+    Args:
+        database: the seeded database.
+        selection: the images to count.
+        counted: the run under which ``image_counts`` counted all images of the database; None where they must be read.
 
     Returns:
         total, cases, and per facet a list of value, count and the filter that selects it, most
         frequent first.
     """
-    images = database[schema.IMAGES]
-
-    async def count(key: Any, *further: Document) -> list[Document]:
-        stages = [
-            {"$match": selection.query},
-            *further,
-            {"$group": {"_id": key, "count": {"$sum": 1}}},
-            {"$sort": {"count": -1, "_id": 1}},
+    if counted is not None and covers(selection.query):
+        target = database[schema.IMAGE_COUNTS]
+        match: Document = {"$and": [{"run": counted}, selection.query]} if selection.query else {"run": counted}
+        number: Any = {"$multiply": ["$images", "$cases"]}
+        topics: list[Document] = [{"$group": {"_id": "$category", "count": {"$sum": number}}}]
+        cases: list[Document] = [
+            {"$group": {"_id": "$group", "cases": {"$first": "$cases"}}},
+            {"$group": {"_id": None, "count": {"$sum": "$cases"}}},
         ]
-        return await (await images.aggregate(stages, maxTimeMS=MAX_TIME_MS)).to_list()
+    else:
+        target, match, number = database[schema.IMAGES], selection.query, 1
+        # The category stands with the case, so images are first counted per case.
+        topics = [
+            {"$group": {"_id": "$U_id", "count": {"$sum": 1}}},
+            {"$lookup": {"from": schema.CASES, "localField": "_id", "foreignField": "_id", "as": "case"}},
+            {"$group": {"_id": {"$first": "$case.norm.topic.category"}, "count": {"$sum": "$count"}}},
+        ]
+        cases = [{"$group": {"_id": "$U_id"}}, {"$count": "count"}]
+
+    async def ask(*stages: Document) -> list[Document]:
+        found = await target.aggregate([{"$match": match}, *stages], maxTimeMS=MAX_TIME_MS)
+        rows: list[Document] = await found.to_list()
+        return rows
+
+    def by(key: Any) -> Document:
+        return {"$group": {"_id": key, "count": {"$sum": number}}}
 
     band = {"$subtract": ["$norm.age", {"$mod": ["$norm.age", _BAND_YEARS]}]}
+    order: Document = {"$sort": {"count": -1, "_id": 1}}
     rows = await asyncio.gather(
-        *(count(f"${IMAGE_FIELDS[name].path}") for name in FACETS),
-        count(band),
-        _topics(database, selection),
-        count(None),
-        count("$U_id", {"$sort": {"U_id": 1}}),
+        *(ask(by(f"${IMAGE_FIELDS[name].path}"), order) for name in FACETS),
+        ask(by(band), order),
+        ask(*topics, order),
+        ask(by(None)),
+        ask(*cases),
     )
-    *fields, ages, topics, total, cases = rows
+    *fields, ages, by_topic, total, case_count = rows
     found: Document = {
-        name: [_value(name, row["_id"], row["count"]) for row in counted]
-        for name, counted in zip(FACETS, fields, strict=True)
+        name: [_value(name, row["_id"], row["count"]) for row in counts]
+        for name, counts in zip(FACETS, fields, strict=True)
     }
     found[AGE_BAND] = [_age_value(row["_id"], row["count"]) for row in sorted(ages, key=_youngest_first)]
-    found[TOPIC_CATEGORY] = [_value(None, row["_id"], row["count"]) for row in topics]
-    return {"total": total[0]["count"] if total else 0, "cases": len(cases), "facets": found}
+    found[TOPIC_CATEGORY] = [_value(None, row["_id"], row["count"]) for row in by_topic]
+    return {"total": _only(total), "cases": _only(case_count), "facets": found}
 
 
-async def _topics(database: AsyncDatabase[Document], selection: Filter) -> list[Document]:
-    """Images per disease category; the category stands with the case, so images are first counted per case."""
-    stages: list[Document] = [
-        {"$match": selection.query},
-        {"$group": {"_id": "$U_id", "count": {"$sum": 1}}},
-        {"$lookup": {"from": schema.CASES, "localField": "_id", "foreignField": "_id", "as": "case"}},
-        {"$group": {"_id": {"$first": "$case.norm.topic.category"}, "count": {"$sum": "$count"}}},
-        {"$sort": {"count": -1, "_id": 1}},
-    ]
-    return await (await database[schema.IMAGES].aggregate(stages, maxTimeMS=MAX_TIME_MS)).to_list()
+def _only(rows: list[Document]) -> int:
+    return int(rows[0]["count"]) if rows else 0
 
 
 def _value(name: str | None, value: Any, count: int) -> Document:

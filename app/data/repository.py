@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
 
 from app.core.exceptions import ConflictError, UnavailableError
 from app.data import integrity, regex_filter, schema
@@ -36,6 +36,7 @@ _MAX_RESOLVED: Final = 32
 _LATEST_S: Final = 1.0
 _STREAM_BATCH: Final = 200
 _DRAW_BATCH: Final = 1_000
+_UNAUTHORIZED: Final = 13
 # MongoDB's own work on a whole export, without the time that the client takes.
 _STREAM_TIME_MS: Final = 60_000
 
@@ -513,7 +514,17 @@ class Repository:
 
     async def facets(self, selection: Filter) -> Document:
         """Counts of the images under a filter, per value of a few fields."""
-        return await facets(self._database, await self.resolve(IMAGES, selection))
+        selection = await self.resolve(IMAGES, selection)
+        run = await self._latest_run()
+        # While a seeding runs, the images may already be others than those that were counted.
+        counted = str(run["_id"]) if run is not None and self._settled and run.get("facets_counted") else None
+        try:
+            return await facets(self._database, selection, counted)
+        except OperationFailure as error:
+            if counted is None or error.code != _UNAUTHORIZED:
+                raise
+            # The roles of the containers were made by a version that had no counts.
+            return await facets(self._database, selection)
 
     async def statistics(self, collection: Collection, selection: Filter) -> Document:
         """Nulls and distributions of every field of a collection under a filter."""

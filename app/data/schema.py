@@ -32,6 +32,8 @@ EVALUATION_RUN: Final = "evaluation"
 # The key there of which models a start trains, and why.
 TRAINING_CHOICE: Final = "choice"
 ANNOTATIONS: Final = "Annotations"
+# Of the images by all their facets; see app.data.image_counts.
+IMAGE_COUNTS: Final = "Image_counts"
 VIEWS: Final = "Saved_views"
 SEED_RUNS: Final = "Seed_runs"
 # By sequence, as a clock may have run ahead; runs of versions that had none come last.

@@ -18,6 +18,7 @@ from pymongo.errors import BulkWriteError, OperationFailure
 from app.core.exceptions import UserError
 from app.data import dataset, schema
 from app.data.fields import CASE_FIELDS, IMAGE_FIELDS, Field, pick
+from app.data.image_counts import write_image_counts
 from app.data.normalize import normalize_case, normalize_image
 from app.data.reader import Problem, Source, SourceError, SourceRecord, read_source
 from app.data.serializers import ANSWER, case_answer, image_answer
@@ -85,6 +86,7 @@ def seed(database: Database[Document], folder: Path) -> SeedReport:
         case_counts = _load(database, schema.CASES, cases)
         image_counts = _load(database, schema.IMAGES, images)
         _gate(database, source)
+        write_image_counts(database, str(run_id))
     except Exception as error:
         failed = {"state": "failed", "finished_at": datetime.now(UTC), "error": str(error)}
         runs.update_one({"_id": run_id}, {"$set": failed})
@@ -101,6 +103,7 @@ def seed(database: Database[Document], folder: Path) -> SeedReport:
         "state": "complete",
         "finished_at": datetime.now(UTC),
         **_bson(asdict(report)),
+        "facets_counted": True,
         # Names what is stored, normalised values and answers included: a seeding that changes nothing keeps it.
         "records_sha256": _records_sha256([*cases, *images]),
         "values": {

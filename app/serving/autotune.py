@@ -8,10 +8,8 @@ from typing import Final
 import numpy as np
 
 from app.serving.backends.base import Backend, Pixels
-from app.serving.backends.cuda_graphs import SIZES, CudaGraphBackend
 from app.serving.backends.openvino import AsyncOpenVinoBackend, OpenVinoBackend, stream_count
-from app.serving.backends.torch import TorchBackend
-from app.serving.batch_tuning import CPU_SIZES, noise
+from app.serving.batch_tuning import CPU_SIZES, CUDA_SIZES, noise
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +29,13 @@ def autotune(backend: Backend, shape: Shape) -> Backend:
         backend: of the device and precision that were chosen.
         shape: of an image, (C, H, W).
     """
-    if isinstance(backend, TorchBackend) and backend.device == "cuda":
-        return choose(backend, lambda: CudaGraphBackend(backend, shape), shape, (SIZES[0], SIZES[-1]))
+    if backend.device == "cuda":
+        from app.serving.backends.cuda_graphs import CudaGraphBackend  # noqa: PLC0415 - imports PyTorch
+        from app.serving.backends.torch import TorchBackend  # noqa: PLC0415 - imports PyTorch
+
+        if isinstance(backend, TorchBackend):
+            ends = CUDA_SIZES[0], CUDA_SIZES[-1]
+            return choose(backend, lambda: CudaGraphBackend(backend, shape), shape, ends)
     if isinstance(backend, OpenVinoBackend) and (streams := stream_count(backend.threads)) > 1:
         sizes = [size for size in CPU_SIZES if size >= streams]
         return choose(backend, lambda: AsyncOpenVinoBackend(backend, streams), shape, sizes)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from app.serving.backends.base import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +17,7 @@ Array = NDArray[Any]
 Run = Callable[[Array], Mapping[str, Array]]
 
 CPU_SIZES: Final = (1, 2, 4, 8)
+CUDA_SIZES: Final = (1, 2, 4, 8, 16, 32, 64)
 _REPEATS: Final = 3
 # A smaller batch has the lower latency; a larger one must be this much faster per image.
 _MIN_SPEEDUP: Final = 1.05
@@ -52,8 +54,8 @@ def warm_up(run: Run, shape: tuple[int, int, int], sizes: Sequence[int]) -> Batc
     for size in sizes:
         try:
             latency[size] = _seconds(run, shape, size) / size
-        except (torch.OutOfMemoryError, MemoryError):
-            if not latency:
+        except Exception as error:
+            if not latency or not is_out_of_memory(error):
                 raise
             logger.warning("there is no memory for batches of %d", size)
             break

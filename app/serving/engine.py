@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from app.core.exceptions import DeadlineExceededError, UnavailableError
 from app.serving.admission import LatencyEstimator
+from app.serving.backends.base import is_fatal, is_out_of_memory
 from app.serving.batch_tuning import BatchPlan
 from app.serving.daemon_pool import DaemonThreadPool
 
@@ -29,7 +29,6 @@ Run = Callable[[Array], Outputs]
 
 _MAX_RESTART_S: Final = 30.0
 _NO_MEMORY_RETRY_S: Final = 5
-_NO_MEMORY: Final = (torch.OutOfMemoryError, MemoryError)
 
 
 class _HungError(Exception):
@@ -194,7 +193,7 @@ class Engine:
         except _HungError:
             raise
         except Exception as error:
-            if isinstance(error, _NO_MEMORY) and len(batch) > 1:
+            if is_out_of_memory(error) and len(batch) > 1:
                 await self._run_halves(batch)
                 return
             logger.exception("model %s failed on a batch of %d", self._name, len(batch))
@@ -239,7 +238,7 @@ class Engine:
     async def _retry_singly(self, batch: Sequence[_Item], error: Exception) -> None:
         """Run the images one by one, so that only the one that makes the model fail fails."""
         if len(batch) == 1:
-            if isinstance(error, _NO_MEMORY):
+            if is_out_of_memory(error):
                 error = UnavailableError(
                     f"The device of the model {self._name} has no memory left. Try again shortly.",
                     retry_after_s=_NO_MEMORY_RETRY_S,
@@ -273,7 +272,7 @@ class Engine:
             try:
                 await self._in_thread(self._probe, None)  # without limit: a new thread would hang too
             except Exception as error:
-                if _is_fatal(error):
+                if is_fatal(error):
                     logger.exception("the device of model %s failed for good", self._name)
                     self.fatal_error = str(error).partition("\n")[0]
                     return
@@ -283,8 +282,3 @@ class Engine:
                 logger.warning("the batch loop of %s was restarted", self._name)
                 self.start()
                 return
-
-
-def _is_fatal(error: Exception) -> bool:
-    """Whether the driver failed so that no later call of this process to the device succeeds."""
-    return isinstance(error, torch.AcceleratorError) and "out of memory" not in str(error)

@@ -7,21 +7,23 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor, nn
 
 from app.core.exceptions import UnavailableError, UnprocessableError
 from app.core.settings import Settings
+from app.serving.backends.base import Backend
+from app.serving.backends.openvino import AsyncOpenVinoBackend, OpenVinoBackend
 from app.serving.daemon_pool import DaemonThreadPool
 from app.serving.decode.image import decode
 from ml.dataset.preprocess import Preprocess
 from ml.models.base import Floats, InputError, ServedModel
-from ml.models.network import MultiTaskNetwork, ServingNetwork
+
+if TYPE_CHECKING:
+    from ml.models.network import ServingNetwork
 
 T = TypeVar("T")
 Method = Literal["grad-cam", "occlusion"]
@@ -60,14 +62,14 @@ class Explainer:
     Args:
         model: whose answers to explain.
         settings: limits.
-        shared: whether another thread runs the same network with PyTorch; a copy is then made for this
-            one when it is first needed, since hooks and devices must not cross.
+        backend: what runs the network. OpenVINO gives the feature maps too; where PyTorch runs it in another thread,
+            a copy is made for this one when it is first needed, since hooks and devices must not cross.
     """
 
-    def __init__(self, model: ServedModel, settings: Settings, *, shared: bool) -> None:
+    def __init__(self, model: ServedModel, settings: Settings, backend: Backend | None = None) -> None:
         self._model = model
         self._settings = settings
-        self._shared = shared
+        self._backend = backend
         self._network: ServingNetwork | None = None
         self._waiting = 0
         self._thread = DaemonThreadPool(1, f"explain-{model.card.name}")
@@ -106,10 +108,9 @@ class Explainer:
         image = decode(data, self._settings).image
         pixels = preprocess.apply(image)
         index = self._model.tasks[task].index(label)
-        if self._model.cam_layer is not None and isinstance(self._model.network, ServingNetwork):
-            method: Method = "grad-cam"
-            square = grad_cam(self._cam_network(), pixels, task, index)
-        else:
+        method: Method = "grad-cam"
+        square = self._class_activation_map(pixels, task, index)
+        if square is None:
             method = "occlusion"
             square = occlusion(self._model, pixels, task, index)
         size = ImageOps.exif_transpose(image).size
@@ -117,57 +118,57 @@ class Explainer:
         heat = heat / max(float(heat.max()), 1e-12)
         return Explanation(label, method, heat, _overlay(image, heat))
 
-    def _cam_network(self) -> ServingNetwork:
+    def _class_activation_map(self, pixels: NDArray[np.uint8], task: str, index: int) -> Floats | None:
+        """Grad-CAM, by the cheapest way there is; None where the model's family has none."""
+        openvino = self._backend.plain if isinstance(self._backend, AsyncOpenVinoBackend) else self._backend
+        if isinstance(openvino, OpenVinoBackend) and openvino.has_maps:
+            weights = self._model.class_weights(task, index)
+            with suppress(RuntimeError):  # the cache folder cannot be written, or was emptied meanwhile
+                if weights is not None:
+                    return class_activation_map(openvino.feature_maps(pixels[None]), weights, pixels.shape[-1])
+        if not self._model.has_network or self._model.cam_layer is None:
+            return None
+        from app.serving.grad_cam import grad_cam  # noqa: PLC0415 - imports PyTorch
+
+        network = self._torch_network()
+        return None if network is None else grad_cam(network, pixels, task, index)
+
+    def _torch_network(self) -> "ServingNetwork | None":
+        from ml.models.network import ServingNetwork  # noqa: PLC0415 - imports PyTorch
+
         if self._network is None:
             network = self._model.network
-            assert isinstance(network, ServingNetwork)
-            self._network = copy.deepcopy(network).cpu() if self._shared else network
+            if not isinstance(network, ServingNetwork):
+                return None
+            # A network that OpenVINO runs is idle as a PyTorch module: it may be used as it is.
+            shared = self._backend is not None and self._backend.name == "torch"
+            self._network = copy.deepcopy(network).cpu() if shared else network
             self._network.requires_grad_(requires_grad=False)
         return self._network
 
 
-def grad_cam(network: ServingNetwork, pixels: NDArray[np.uint8], task: str, index: int) -> Floats:
-    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391), averaged over all members and test-time views.
+def class_activation_map(maps: Floats, weights: Floats, size: int) -> Floats:
+    """Grad-CAM of a network whose logits are linear in the mean of its last feature map, without a gradient.
 
-    The gradient is that of the logit, not of the probability: where the model is sure, the latter is zero.
+    The gradient of such a logit is the class's weight over h w at every place, so Grad-CAM is the class activation map
+    (Zhou et al. 2016, arXiv 1512.04150) without its negative part (Selvaraju et al. 2017, section 3).
 
     Args:
-        network: members with a ``backbone``.
-        pixels: uint8, (C, S, S).
-        task: one of the network's tasks.
-        index: of the class.
+        maps: (members * views, D, h, w), the views of a member side by side: the image, and where there are two, the
+            mirrored one.
+        weights: of the channels in the class's logit, (members, D).
+        size: side of the result, in pixels.
 
     Returns:
-        float32 (S, S), 0 where nothing speaks for the class.
+        float32 (size, size), the sum over members and views; 0 where nothing speaks for the class.
     """
-    size = pixels.shape[-1]
-    normalised = network.normalise(torch.from_numpy(pixels)[None].to(network.mean.device))
-    total = torch.zeros((size, size), device=normalised.device)
-    for member in network.members:
-        assert isinstance(member, MultiTaskNetwork)
-        for mirrored in (False, True) if network.flip else (False,):
-            heat = _member_cam(member, normalised.flip(3) if mirrored else normalised, task, index)
-            total += heat.flip(1) if mirrored else heat
-    return np.asarray(total.cpu().numpy(), dtype=np.float32)
-
-
-def _member_cam(member: MultiTaskNetwork, images: Tensor, task: str, index: int) -> Tensor:
-    maps: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        maps.append(output.detach().requires_grad_())  # the gradient ends here: the rest is not needed
-        return maps[0]
-
-    handle = member.backbone.register_forward_hook(keep)
-    try:
-        with torch.enable_grad():
-            logit = member(images)[task][0, index]
-    finally:
-        handle.remove()
-    [gradient] = torch.autograd.grad(logit, maps)
-    weighted = (gradient.mean(dim=(2, 3), keepdim=True) * maps[0].detach()).sum(dim=1, keepdim=True).relu()
-    size = tuple(images.shape[2:])
-    return nn.functional.interpolate(weighted, size=size, mode="bilinear", align_corners=False)[0, 0]
+    views = len(maps) // len(weights)
+    total = np.zeros((size, size), dtype=np.float32)
+    for number, own in enumerate(maps):
+        heat = np.maximum(np.tensordot(weights[number // views], own, axes=1), 0.0) / own[0].size
+        heat = _resized(heat.astype(np.float32), (size, size))
+        total += heat[:, ::-1] if number % views else heat
+    return total
 
 
 def occlusion(model: ServedModel, pixels: NDArray[np.uint8], task: str, index: int) -> Floats:

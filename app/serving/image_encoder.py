@@ -12,8 +12,7 @@ from app.core.telemetry import Metrics
 from app.serving.admission import LatencyEstimator
 from app.serving.autotune import autotune
 from app.serving.backends.base import Backend
-from app.serving.backends.cuda_graphs import SIZES
-from app.serving.batch_tuning import CPU_SIZES, noise, warm_up
+from app.serving.batch_tuning import CPU_SIZES, CUDA_SIZES, noise, warm_up
 from app.serving.decode.image import decode
 from app.serving.engine import Engine
 from app.serving.input_heuristics import is_colourful, is_plausible
@@ -21,6 +20,7 @@ from app.serving.precision import LoadRecords, PrecisionChoice, select_backend
 from app.serving.prediction_context import PredictionContext
 from ml.dataset.preprocess import Preprocess
 from ml.models.base import ServedModel
+from ml.models.image import WEIGHTS_FILE, DeferredImageModel
 
 Array = NDArray[Any]
 
@@ -64,7 +64,7 @@ class ImageEncoder:
     def _make_engine(self, preprocess: Preprocess, dev: LoadRecords | None) -> Engine:
         name = self._model.card.name
         shape = (preprocess.channels, preprocess.size, preprocess.size)
-        if self._model.network is None:
+        if not self._model.has_network:
             run: Callable[[Array], Mapping[str, Array]] = self._run_without_network
         else:
             self.backend, self.precision = select_backend(self._model, self._settings, self._weights_key(), dev)
@@ -86,13 +86,19 @@ class ImageEncoder:
         """Candidates for the batch size."""
         if self._settings.max_batch is not None:
             return (self._settings.max_batch,)
-        return SIZES if self.backend is not None and self.backend.device == "cuda" else CPU_SIZES
+        return CUDA_SIZES if self.backend is not None and self.backend.device == "cuda" else CPU_SIZES
 
     def _weights_key(self) -> str:
-        """Names the weights and what the network does with them (its tasks, and what it gives beside)."""
+        """Names the weights and what the network does with them (its tasks, and what it gives beside).
+
+        That of a fusion is its image half's, so that both run one graph.
+        """
         card = self._model.card
+        owner, files = getattr(self._model, "image_model", self._model), card.files
+        if isinstance(owner, DeferredImageModel):
+            files = [file for file in files if file.name == WEIGHTS_FILE]
         given = ["stages"] if card.ood_distance == "stages" else []
-        return " ".join([*card.tasks, *given, *(file.sha256 for file in card.files)])
+        return " ".join([*owner.card.tasks, *given, *(file.sha256 for file in files)])
 
     def _run_without_network(self, pixels: Array) -> Mapping[str, Array]:
         outputs = self._model.encode_images(pixels)

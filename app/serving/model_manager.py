@@ -5,12 +5,15 @@ the first second, and the imports take ten times as long as those of the data se
 """
 
 import asyncio
+import ctypes
 import gc
 import logging
 import math
 import signal
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -399,7 +402,7 @@ class ModelManager:
         if self._pool is None:
             self._pool = DaemonThreadPool(self._settings.decode_threads or _decode_threads(self._settings), "decode")
         folder = self._settings.model_files_dir
-        model = load_model(card, folder)
+        model = load_model(card, folder, defer_network=True)
         # BLAS threads spin for milliseconds after each small product and take the cores from the network's own
         # threads. Set again for each model: it may have loaded another BLAS.
         self._blas.append(threadpool_limits(1, user_api="blas"))
@@ -427,10 +430,9 @@ def _end_process() -> None:
 
 def _release_replaced() -> None:
     """Give back the memory of a replaced model: it was frozen with the rest when its successor was loaded."""
-    import torch  # noqa: PLC0415 - see above
-
     _freeze_garbage_collector()
-    if torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # a training on the same device may need it
 
 
@@ -442,3 +444,6 @@ def _freeze_garbage_collector() -> None:
     gc.unfreeze()  # the objects of a replaced model
     gc.collect()
     gc.freeze()
+    # Compiling a graph frees hundreds of megabytes in pieces that glibc keeps for itself otherwise.
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,10 +115,10 @@ def select_backend(
     Raises:
         RuntimeError: the device is not there.
     """
-    assert model.network is not None
+    assert model.has_network
     preprocess = model.preprocess
     assert preprocess is not None
-    full = make_backend(model.network, preprocess, settings, weights)
+    full = make_backend(model, preprocess, settings, weights)
     if settings.precision == "fp32":
         return full, PrecisionChoice("fp32", "MEDPIX_PRECISION=fp32.")
     if full.device == "cpu" and full.name != "openvino":
@@ -133,11 +134,11 @@ def select_backend(
         return full, PrecisionChoice("fp32", f"{candidates[0]} was not compared: there is no dev split.")
     backend, reasons = full, []
     for lower in candidates:
-        low = make_backend(model.network, preprocess, settings, weights, lower)
-        choice = _compared(model, full, low, records, settings)
+        make = partial(make_backend, model, preprocess, settings, weights, lower)
+        choice = _compared(model, full, lower, make, records, settings)
         reasons.append(choice.reason)
         if choice.precision == lower:
-            backend = low
+            backend = make()
             break
     choice = PrecisionChoice(backend.precision, " ".join(reasons))
     logger.info("%s computes in %s: %s", model.card.name, choice.precision, choice.reason)
@@ -145,25 +146,30 @@ def select_backend(
 
 
 def _compared(
-    model: ServedModel, full: Backend, low: Backend, records: Sequence[Record], settings: Settings
+    model: ServedModel,
+    full: Backend,
+    lower: Precision,
+    make: Callable[[], Backend],
+    records: Sequence[Record],
+    settings: Settings,
 ) -> PrecisionChoice:
     card = model.card
     # The version stands for the temperatures, which move probabilities.
     machine = (full.name, device_name(full.device), software())
-    parts = (card.sha256, card.version, low.precision, *machine, snapshot_hash(records), MAX_SHIFT, _TIE)
+    parts = (card.sha256, card.version, lower, *machine, snapshot_hash(records), MAX_SHIFT, _TIE)
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     path = settings.home / "cache" / "precision" / f"{key}.json"
     parity = _read(path)
     if parity is None:
         try:
-            parity = _measure(model, full, low, records)
+            parity = _measure(model, full, make(), records)
         except UserError as error:
-            return PrecisionChoice("fp32", f"{low.precision} was not compared: {error}")
+            return PrecisionChoice("fp32", f"{lower} was not compared: {error}")
         with suppress(OSError):  # a disk that is full or read-only costs time, not the service
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
                 write_json(temporary, asdict(parity))
-    return PrecisionChoice(low.precision if parity.holds else "fp32", parity.describe(low.precision))
+    return PrecisionChoice(lower if parity.holds else "fp32", parity.describe(lower))
 
 
 def _read(path: Path) -> Parity | None:

@@ -70,9 +70,7 @@ class Predictor:
         self.admission = Admission(settings.max_queue, lambda: self.image_encoder.seconds_per_image)
         # A thread of its own: a finished image must not wait for the decoding of others.
         self._postprocessing = DaemonThreadPool(1, f"postprocess-{model.card.name}")
-        backend = self.image_encoder.backend
-        # A network that OpenVINO runs is idle as a PyTorch module: explanations may use it as it is.
-        self._explainer = Explainer(model, settings, shared=backend is not None and backend.name == "torch")
+        self._explainer = Explainer(model, settings, self.image_encoder.backend)
 
     @property
     def card(self) -> ModelCard:

@@ -3,19 +3,23 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from ml.dataset.preprocess import Preprocess
 from ml.registry.model_card import ModelCard
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
 Floats = NDArray[np.float32]
 Outputs = Mapping[str, Floats]
 EMBEDDING = "embedding"
+# Feature maps of a graph that is exported for explanations too.
+MAPS = "maps"
 # Statistics of the feature maps of all stages, for the out-of-distribution rule.
 STAGES = "stages"
 
@@ -40,7 +44,7 @@ class ServedModel(ABC):
             combine outputs of models of the same recipe that were trained on other records.
     """
 
-    network: nn.Module | None = None
+    network: "nn.Module | None" = None
     combines_any_outputs: bool = False
 
     def __init__(self, card: ModelCard) -> None:
@@ -62,22 +66,43 @@ class ServedModel(ABC):
         return self.card.make_preprocess()
 
     @property
-    def cam_layer(self) -> nn.Module | None:
+    def has_network(self) -> bool:
+        """Whether there is a ``network``; to ask for itself may read its weights and import its libraries."""
+        return self.network is not None
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether ``network`` has yet to be read from its file."""
+        return False
+
+    def class_weights(self, task: str, index: int) -> Floats | None:
+        """The weights of the last feature map's channels in a class's logit, for class activation maps.
+
+        Returns:
+            (members, D) where the logit of each member is linear in the mean of its last feature map; else None.
+        """
+        del task, index
+        return None
+
+    @property
+    def cam_layer(self) -> "nn.Module | None":
         """The part of ``network`` whose output is the last feature map (N, D, h, w), for Grad-CAM."""
         return None
 
     @property
-    def modules(self) -> tuple[nn.Module, ...]:
+    def modules(self) -> "tuple[nn.Module, ...]":
         """Every module of the model; a family that has more than ``network`` names them all."""
         return () if self.network is None else (self.network,)
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         """Where the weights are; the CPU for a model without modules."""
+        import torch  # noqa: PLC0415 - a service on OpenVINO needs no PyTorch
+
         weights = (parameter for module in self.modules for parameter in module.parameters())
         return next((parameter.device for parameter in weights), torch.device("cpu"))
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: "torch.device") -> Self:
         """Move every weight and buffer to a device, in place; returns the model."""
         for module in self.modules:
             module.to(device)
@@ -94,6 +119,8 @@ class ServedModel(ABC):
         """
         if self.network is None:
             return None
+        import torch  # noqa: PLC0415 - a service on OpenVINO needs no PyTorch
+
         self.network.eval()
         with torch.inference_mode():
             outputs: dict[str, Tensor] = self.network(torch.from_numpy(pixels).to(self.device))

@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ml.dataset import labels
 from ml.dataset.records import Record, RecordsError, groups, targets
 from ml.models.base import Floats, InputError, Outputs, ServedModel, softmax
 from ml.models.text import LinearClassifier, TextFeatures
-from ml.registry.artifacts import DamagedFileError, read_json, read_tensors, write_json, write_tensors
+from ml.registry.artifacts import DamagedFileError, read_arrays, read_json, write_arrays, write_json
 from ml.registry.model_card import ModelCard
-from ml.training.context import Context, log_prior
+
+if TYPE_CHECKING:
+    from ml.training.context import Context
 
 NAME: Final = "caption-location"
 FAMILY: Final = "caption"
@@ -106,11 +107,11 @@ def split_tasks(encoded: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
 
 def save_text_model(folder: Path, features: TextFeatures, classifiers: dict[str, LinearClassifier]) -> None:
     """Write features and classifiers; half precision is finer than what 535 cases can tell."""
-    tensors = features.weights()
+    arrays: dict[str, NDArray[np.floating]] = dict(features.weights())
     for task, classifier in classifiers.items():
-        tensors[f"{task}.weights"] = torch.from_numpy(classifier.weights).half()
-        tensors[f"{task}.bias"] = torch.from_numpy(classifier.bias)
-    write_tensors(folder / WEIGHTS_FILE, tensors)
+        arrays[f"{task}.weights"] = classifier.weights.astype(np.float16)
+        arrays[f"{task}.bias"] = classifier.bias
+    write_arrays(folder / WEIGHTS_FILE, arrays)
     write_json(folder / VOCABULARY_FILE, features.vocabulary())
 
 
@@ -120,11 +121,13 @@ def load_text_model(folder: Path) -> tuple[TextFeatures, dict[str, LinearClassif
     Raises:
         DamagedFileError: a file is missing, cut or of another model.
     """
-    tensors, _ = read_tensors(folder / WEIGHTS_FILE)
+    arrays, _ = read_arrays(folder / WEIGHTS_FILE)
     try:
-        features = TextFeatures.restore(read_json(folder / VOCABULARY_FILE), tensors)
+        features = TextFeatures.restore(read_json(folder / VOCABULARY_FILE), arrays)
         classifiers = {
-            task: LinearClassifier(tensors[f"{task}.weights"].float().numpy(), tensors[f"{task}.bias"].float().numpy())
+            task: LinearClassifier(
+                arrays[f"{task}.weights"].astype(np.float32), arrays[f"{task}.bias"].astype(np.float32)
+            )
             for task in TASKS
         }
     except (KeyError, ValueError) as error:
@@ -186,8 +189,10 @@ def fit_text_model(
     return features, classifiers
 
 
-def train(context: Context, settings: CaptionSettings | None = None) -> CaptionModel:
+def train(context: "Context", settings: CaptionSettings | None = None) -> CaptionModel:
     """Fit the caption model on the training records."""
+    from ml.training.context import log_prior  # noqa: PLC0415 - a service on OpenVINO needs no PyTorch
+
     settings = settings or CaptionSettings()
     context.run.update(0.05, "fitting the caption model")
     features, classifiers = fit_text_model(context.train, settings)

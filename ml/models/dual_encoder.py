@@ -61,10 +61,10 @@ class ImageTower(MultiTaskNetwork):
         super().__init__(backbone, backbone.features, classes, dropout)
         self.visual_projection = nn.Linear(backbone.features, size)
 
-    def forward(self, x: Tensor, *, stages: bool = False) -> dict[str, Tensor]:
-        """Normalised images (N, 3, H, W) to logits per task and the embedding (N, size) of length 1."""
-        outputs = super().forward(x, stages=stages)
-        with full_precision(x.device):
+    def classify(self, features: Tensor) -> dict[str, Tensor]:
+        """The last feature map (N, D, h, w) to logits per task and the embedding (N, size) of length 1."""
+        outputs = super().classify(features)
+        with full_precision(features.device):
             projected = self.visual_projection(self.dropout(outputs[EMBEDDING]))
             return outputs | {EMBEDDING: functional.normalize(projected, dim=1)}
 

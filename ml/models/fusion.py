@@ -3,26 +3,31 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from ml.dataset import labels
 from ml.dataset.records import targets
-from ml.evaluation.metrics import Targets, negative_log_likelihood
-from ml.models import caption, compact
+from ml.models import caption
 from ml.models.base import Floats, Outputs, ServedModel, adjust, has_caption, log, need_image, softmax
 from ml.models.caption import CaptionModel
-from ml.models.image import ImageModel
-from ml.models.model_specs import family_class
+from ml.models.image import DeferredImageModel, ImageModel
+from ml.models.model_specs import deferred_class
 from ml.models.predict_records import captions_of, run_images
 from ml.registry.model_card import ModelCard
-from ml.training.context import Context, log_prior
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ml.evaluation.metrics import Targets
+    from ml.training.context import Context
 
 NAME: Final = "fused-location"
 FAMILY: Final = "fusion"
+# The image model that is joined where no other is named.
+IMAGE_MODEL: Final = "compact"
 TASKS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
 
 
@@ -59,13 +64,31 @@ class FusedModel(ServedModel):
     def __init__(
         self,
         card: ModelCard,
-        image_model: ImageModel,
+        image_model: ImageModel | DeferredImageModel,
         caption_model: CaptionModel,
         prior: Mapping[str, NDArray[np.float64]],
     ) -> None:
         super().__init__(card)
         self.image_model, self.caption_model, self.prior = image_model, caption_model, prior
-        self.network = image_model.network
+
+    @property
+    def network(self) -> "nn.Module":  # type: ignore[override]
+        """That of the image half."""
+        return self.image_model.network
+
+    @property
+    def has_network(self) -> bool:
+        """The image half always has one."""
+        return True
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether that of the image half is."""
+        return self.image_model.is_deferred
+
+    def class_weights(self, task: str, index: int) -> Floats | None:
+        """Those of the image half."""
+        return self.image_model.class_weights(task, index)
 
     @property
     def parts(self) -> tuple[ServedModel, ...]:
@@ -73,7 +96,7 @@ class FusedModel(ServedModel):
         return self.image_model, self.caption_model
 
     @property
-    def cam_layer(self) -> nn.Module | None:
+    def cam_layer(self) -> "nn.Module | None":
         """The last feature map of the image half."""
         return self.image_model.cam_layer
 
@@ -106,8 +129,8 @@ class FusedModel(ServedModel):
     def load(cls, folder: Path, card: ModelCard) -> Self:
         """The model that ``save`` wrote."""
         half = _half_card(card, "image")
-        image_model = family_class(half.family).load(folder, half)
-        assert isinstance(image_model, ImageModel)
+        image_model = deferred_class(half.family).load(folder, half)
+        assert isinstance(image_model, ImageModel | DeferredImageModel)
         caption_model = CaptionModel.load(folder, _half_card(card, "caption"))
         prior = {task: np.array(values) for task, values in card.settings["log_prior"].items()}
         return cls(card, image_model, caption_model, prior)
@@ -139,13 +162,15 @@ def choose_weights(
     image: NDArray[np.floating],
     caption_log: NDArray[np.floating],
     prior: NDArray[np.float64],
-    wanted: Targets,
+    wanted: "Targets",
 ) -> FusionWeights:
     """The weights with the least negative log-likelihood on dev, out of a coarse grid.
 
     Likelihood rather than accuracy: 197 dev images of 67 cases make accuracy a staircase on which
     every choice is noise.
     """
+    from ml.evaluation.metrics import negative_log_likelihood  # noqa: PLC0415 - a service needs no metrics
+
     keep = wanted != labels.IGNORED
     best, best_loss = FusionWeights(), np.inf
     if not keep.any():  # no dev image has both a caption and a label
@@ -162,7 +187,7 @@ def choose_weights(
 
 
 def _half_card(card: ModelCard, half: str) -> ModelCard:
-    settings: dict[str, Any] = {"family": compact.FAMILY} | card.settings["halves"][half] | {"inputs": [half]}
+    settings: dict[str, Any] = {"family": IMAGE_MODEL} | card.settings["halves"][half] | {"inputs": [half]}
     return card.model_copy(update=settings)
 
 
@@ -178,7 +203,7 @@ def _describe_half(card: ModelCard) -> dict[str, Any]:
 
 
 def _choose_on_dev(
-    context: Context,
+    context: "Context",
     image_model: ImageModel,
     caption_model: CaptionModel,
     prior: Mapping[str, NDArray[np.float64]],
@@ -202,7 +227,7 @@ def _choose_on_dev(
     }
 
 
-def train(context: Context, name: str = NAME, image: str = compact.NAME) -> FusedModel:
+def train(context: "Context", name: str = NAME, image: str = IMAGE_MODEL) -> FusedModel:
     """Join a registered image model and the caption model; only the weights are chosen here, on dev.
 
     Args:
@@ -213,6 +238,8 @@ def train(context: Context, name: str = NAME, image: str = compact.NAME) -> Fuse
     Raises:
         ml.registry.registry.UnknownModelError: one of the two is not registered.
     """
+    from ml.training.context import log_prior  # noqa: PLC0415 - a service on OpenVINO needs no PyTorch
+
     image_model = context.load(image)
     caption_model = context.load(caption.NAME)
     assert isinstance(image_model, ImageModel)

@@ -3,14 +3,18 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from torch import nn
+import numpy as np
 
 from ml.models.base import Floats, Outputs, ServedModel, calibrated, need_image
-from ml.models.network import MultiTaskNetwork, ServingNetwork
-from ml.registry.artifacts import DamagedFileError, read_tensors, write_tensors
+from ml.registry.artifacts import DamagedFileError, read_array, read_tensors, write_tensors
 from ml.registry.model_card import ModelCard
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ml.models.network import MultiTaskNetwork, ServingNetwork
 
 WEIGHTS_FILE: Final = "network.safetensors"
 
@@ -23,10 +27,12 @@ class ImageModel(ServedModel):
         members: trained networks.
     """
 
-    network: ServingNetwork
+    network: "ServingNetwork"
     combines_any_outputs = True
 
-    def __init__(self, card: ModelCard, members: Sequence[MultiTaskNetwork]) -> None:
+    def __init__(self, card: ModelCard, members: "Sequence[MultiTaskNetwork]") -> None:
+        from ml.models.network import ServingNetwork  # noqa: PLC0415 - a service on OpenVINO needs no PyTorch
+
         super().__init__(card)
         preprocess = self.preprocess
         assert preprocess is not None
@@ -35,15 +41,26 @@ class ImageModel(ServedModel):
 
     @staticmethod
     @abstractmethod
-    def build(architecture: Mapping[str, Any]) -> MultiTaskNetwork:
+    def build(architecture: Mapping[str, Any]) -> "MultiTaskNetwork":
         """An untrained member."""
 
     @property
-    def cam_layer(self) -> nn.Module | None:
+    def cam_layer(self) -> "nn.Module | None":
         """The backbone of the first member."""
+        from ml.models.network import MultiTaskNetwork  # noqa: PLC0415 - a service on OpenVINO needs no PyTorch
+
         first = self.network.members[0]
         assert isinstance(first, MultiTaskNetwork)
         return first.backbone
+
+    def class_weights(self, task: str, index: int) -> Floats | None:
+        """The weights of the channels in a class's logit, (members, D)."""
+        state = self.network.state_dict()
+        rows = [
+            state[f"members.{member}.heads.{task}.weight"][index].cpu().numpy()
+            for member in range(len(self.network.members))
+        ]
+        return np.stack(rows).astype(np.float32)
 
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
         """Calibrated probabilities of every task from the image; captions are ignored."""
@@ -81,3 +98,79 @@ class ImageModel(ServedModel):
                 raise DamagedFileError(f"{WEIGHTS_FILE} does not fit the architecture in its card") from error
             members.append(member)
         return cls(card, members)
+
+
+class DeferredImageModel(ServedModel):
+    """A registered image model whose network is read only when something runs it.
+
+    A service whose OpenVINO graph is in the cache never does: it then needs neither PyTorch nor the library of the
+    architecture, and holds the weights once.
+
+    Args:
+        card: of a family whose class is an ``ImageModel``.
+        folder: of its files.
+    """
+
+    has_network = True
+    combines_any_outputs = True
+
+    def __init__(self, card: ModelCard, folder: Path) -> None:
+        super().__init__(card)
+        self._folder = folder
+        self._model: ImageModel | None = None
+
+    @property
+    def network(self) -> "nn.Module":  # type: ignore[override]
+        """The network of the family's class.
+
+        Raises:
+            DamagedFileError: the file is missing, cut or of another architecture.
+        """
+        return self._loaded.network
+
+    @property
+    def cam_layer(self) -> "nn.Module | None":
+        """That of the family's class."""
+        return self._loaded.cam_layer
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether nothing has asked for the network yet."""
+        return self._model is None
+
+    @property
+    def _loaded(self) -> ImageModel:
+        from ml.models.model_specs import family_class  # noqa: PLC0415 - which imports this module
+
+        if self._model is None:
+            model = family_class(self.card.family).load(self._folder, self.card)
+            assert isinstance(model, ImageModel)
+            self._model = model
+        return self._model
+
+    def class_weights(self, task: str, index: int) -> Floats:
+        """The weights of the channels in a class's logit, (members, D), straight from the file."""
+        count = self.card.settings["architecture"]["members"]
+        rows = [
+            read_array(self._folder / WEIGHTS_FILE, f"{member}.heads.{task}.weight")[index] for member in range(count)
+        ]
+        return np.stack(rows).astype(np.float32)
+
+    def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
+        """Calibrated probabilities of every task from the image; captions are ignored."""
+        del caption_out
+        image_out = need_image(image_out, self.card.name)
+        return {task: calibrated(self.card, task, image_out[task]) for task in self.card.tasks}
+
+    def save(self, folder: Path) -> list[str]:
+        """Write the weights of all members."""
+        return self._loaded.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path, card: ModelCard) -> Self:
+        """A model that reads its weights when they are needed."""
+        return cls(card, folder)
+
+    def count_parameters(self) -> int:
+        """The number of trained values."""
+        return self._loaded.count_parameters()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ml.dataset import labels
 from ml.models.base import ServedModel
+from ml.models.image import DeferredImageModel
 
 if TYPE_CHECKING:
     from ml.training.context import Context
@@ -29,6 +30,10 @@ _FAMILIES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
 )
 
 
+# Subclasses of ``ml.models.image.ImageModel``.
+_IMAGE_FAMILIES: Final = frozenset({"compact", "efficientnet", "resnet"})
+
+
 def family_class(family: str) -> type[ServedModel]:
     """The class whose ``load`` reads the models of a family.
 
@@ -38,6 +43,15 @@ def family_class(family: str) -> type[ServedModel]:
     module, name = _FAMILIES[family]
     loaded: type[ServedModel] = getattr(import_module(module), name)
     return loaded
+
+
+def deferred_class(family: str) -> type[ServedModel]:
+    """The class whose ``load`` reads the models of a family, the network of an image model only when it is run.
+
+    Raises:
+        KeyError: there is no such family.
+    """
+    return DeferredImageModel if family in _IMAGE_FAMILIES else family_class(family)
 
 
 class ModelSpec(NamedTuple):

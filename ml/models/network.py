@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ml.models.base import EMBEDDING, STAGES
+from ml.models.base import EMBEDDING, MAPS, STAGES
 
 # What the modules that stay in float32 are called in every family.
 _HEADS: Final = frozenset({"head", "heads", "visual_projection"})
@@ -128,13 +128,20 @@ class MultiTaskNetwork(nn.Module):
             x: the images.
             stages: also give mean and standard deviation of each channel of each stage, of a backbone that has them.
         """
+        return self.forward_with_maps(x, stages=stages)[0]
+
+    def forward_with_maps(self, x: Tensor, *, stages: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+        """What ``forward`` returns, and the last feature map (N, D, h, w)."""
         if stages:
             assert isinstance(self.backbone, StagedBackbone)
             features, maps = self.backbone.forward_stages(x)
-            return self._heads(features) | {STAGES: torch.cat([_statistics(each) for each in maps], dim=1)}
-        return self._heads(self.backbone(x))
+            given = {STAGES: torch.cat([_statistics(each) for each in maps], dim=1)}
+            return self.classify(features) | given, features
+        features = self.backbone(x)
+        return self.classify(features), features
 
-    def _heads(self, features: Tensor) -> dict[str, Tensor]:
+    def classify(self, features: Tensor) -> dict[str, Tensor]:
+        """The backbone's last feature map (N, D, h, w) to logits per task and the embedding."""
         embedding = features.float().mean(dim=(2, 3))
         dropped = self.dropout(embedding)
         with full_precision(features.device):
@@ -207,16 +214,44 @@ class ServingNetwork(PixelNetwork):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Images (N, C, H, W), 0 to 255, to log-probabilities per task, the embedding (N, D) and the stages (N, S)."""
+        views = self._views(pixels)
+        return self._average(
+            [[member(view, **self._asked(index)) for index, view in enumerate(views)] for member in self.members]
+        )
+
+    def forward_with_maps(self, pixels: Tensor) -> dict[str, Tensor]:
+        """What ``forward`` returns, and the last feature maps of all members and views.
+
+        Returns:
+            Also ``"maps"``: (N, members * views, D, h, w), the views of a member side by side; those of the mirrored
+            image are mirrored. All members must be ``MultiTaskNetwork``.
+        """
+        views = self._views(pixels)
+        members = [member for member in self.members if isinstance(member, MultiTaskNetwork)]
+        found = [
+            [member.forward_with_maps(view, **self._asked(index)) for index, view in enumerate(views)]
+            for member in members
+        ]
+        maps = [each for own in found for _, each in own]
+        return self._average([[outputs for outputs, _ in own] for own in found]) | {MAPS: torch.stack(maps, dim=1)}
+
+    def _asked(self, view: int) -> dict[str, bool]:
+        """Arguments of a member: the statistics of the stages are those of the unchanged image."""
+        return {"stages": True} if self.stages and not view else {}
+
+    def _views(self, pixels: Tensor) -> list[Tensor]:
         x = self.normalise(pixels)
+        return [x, x.flip(3)] if self.flip else [x]
+
+    def _average(self, answers: Sequence[Sequence[Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+        """The outputs of every member for every view as one."""
         sums: dict[str, Tensor] = {}
         embeddings, stages = [], []
-        for member in self.members:
-            outputs = member(x, stages=True) if self.stages else member(x)
+        for own in answers:
             if self.stages:
-                stages.append(outputs[STAGES])
-            embeddings.append(functional.normalize(outputs[EMBEDDING].float(), dim=1))
-            views = [outputs, member(x.flip(3))] if self.flip else [outputs]
-            for view in views:
+                stages.append(own[0][STAGES])
+            embeddings.append(functional.normalize(own[0][EMBEDDING].float(), dim=1))
+            for view in own:
                 for task in self.tasks:
                     probabilities = view[task].float().softmax(dim=1)
                     sums[task] = sums[task] + probabilities if task in sums else probabilities

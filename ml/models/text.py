@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor
 
 from ml.dataset.labels import IGNORED
 from ml.models.lexicon import LEXICON, RegionCounter
@@ -95,15 +93,15 @@ class TextFeatures:
             "lexicon": self._regions.lexicon,
         }
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, NDArray[np.float32]]:
         """The inverse document frequencies."""
         return {
-            "words.idf": torch.from_numpy(self._words.idf_.astype(np.float32)),
-            "letters.idf": torch.from_numpy(self._letters.idf_.astype(np.float32)),
+            "words.idf": self._words.idf_.astype(np.float32),
+            "letters.idf": self._letters.idf_.astype(np.float32),
         }
 
     @classmethod
-    def restore(cls, vocabulary: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Self:
+    def restore(cls, vocabulary: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]]) -> Self:
         """The features that ``vocabulary`` and ``weights`` describe.
 
         Raises:
@@ -112,8 +110,8 @@ class TextFeatures:
         """
         words = TfidfVectorizer(vocabulary=vocabulary["words"], **_WORDS)
         letters = TfidfVectorizer(vocabulary=vocabulary["letters"], **_LETTERS)
-        words.idf_ = weights["words.idf"].numpy()
-        letters.idf_ = weights["letters.idf"].numpy()
+        words.idf_ = weights["words.idf"]
+        letters.idf_ = weights["letters.idf"]
         return cls(words, letters, RegionCounter(vocabulary.get("lexicon", LEXICON)))
 
 

@@ -9,13 +9,16 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from app.core.exceptions import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DamagedFileError(UserError):
@@ -132,29 +135,79 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Any] | None = None) -> None:
     """Write tensors, and JSON values as metadata, to a safetensors file.
 
     Raises:
         OSError: the disk is full or failed.
     """
+    from safetensors.torch import save_file  # noqa: PLC0415 - a service on OpenVINO needs no PyTorch
+
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = {name: json.dumps(value, sort_keys=True) for name, value in (metadata or {}).items()}
+    with _system_errors():
+        save_file(on_cpu, path, _as_text(metadata))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any] | None = None) -> None:
+    """``write_tensors`` for NumPy arrays; the files are the same.
+
+    Raises:
+        OSError: the disk is full or failed.
+    """
+    from safetensors.numpy import save_file  # noqa: PLC0415 - imports every framework that it finds
+
+    with _system_errors():
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, _as_text(metadata))
+
+
+def _as_text(metadata: Mapping[str, Any] | None) -> dict[str, str]:
+    return {name: json.dumps(value, sort_keys=True) for name, value in (metadata or {}).items()}
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
     try:
-        save_file(on_cpu, path, text)
+        yield
     except SafetensorError as error:
         # The library wraps what the operating system said, as "No space left on device (os error 28)".
         raise OSError(str(error).rpartition("I/O error: ")[2]) from error
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """The tensors and the metadata of a safetensors file.
 
     Raises:
         DamagedFileError: the file is missing, cut or no safetensors file.
     """
+    return _read(path, "pt")
+
+
+def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """``read_tensors`` as NumPy arrays, without PyTorch.
+
+    Raises:
+        DamagedFileError: the file is missing, cut or no safetensors file.
+    """
+    return _read(path, "np")
+
+
+def read_array(path: Path, name: str) -> NDArray[Any]:
+    """One array of a safetensors file; the others are not read.
+
+    Raises:
+        DamagedFileError: the file is missing, cut, or has no such array.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
+            array: NDArray[Any] = file.get_tensor(name)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedFileError(f"{path.name} in {path.parent} cannot be read: {error}") from error
+    return array
+
+
+def _read(path: Path, framework: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        with safe_open(path, framework=framework) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
     except FileNotFoundError as error:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ml.models.base import EMBEDDING, STAGES, Floats, Outputs
-from ml.registry.artifacts import DamagedFileError, read_tensors, write_tensors
+from ml.registry.artifacts import DamagedFileError, read_arrays, write_arrays
 
 REFERENCE_FILE: Final = "reference.safetensors"
 
@@ -154,13 +153,10 @@ class Reference:
         Raises:
             OSError: the disk is full or failed.
         """
-        tensors = {
-            "embeddings": torch.from_numpy(self.embeddings).half(),
-            "training": torch.from_numpy(self.training),
-        }
+        arrays = {"embeddings": self.embeddings.astype(np.float16), "training": self.training}
         if self.stages is not None:
-            tensors["stages"] = torch.from_numpy(self.stages).half()
-        write_tensors(folder / REFERENCE_FILE, tensors, {"images": list(self.images)})
+            arrays["stages"] = self.stages.astype(np.float16)
+        write_arrays(folder / REFERENCE_FILE, arrays, {"images": list(self.images)})
         return REFERENCE_FILE
 
     @classmethod
@@ -170,12 +166,12 @@ class Reference:
         Raises:
             DamagedFileError: the file is missing, cut or of another kind.
         """
-        tensors, metadata = read_tensors(folder / REFERENCE_FILE)
-        if not {"embeddings", "training"} <= tensors.keys() or "images" not in metadata:
+        arrays, metadata = read_arrays(folder / REFERENCE_FILE)
+        if not {"embeddings", "training"} <= arrays.keys() or "images" not in metadata:
             raise DamagedFileError(f"{REFERENCE_FILE} holds no embeddings")
-        embeddings = tensors["embeddings"].float().numpy()
-        stages = tensors["stages"].float().numpy() if "stages" in tensors else None
-        return cls(tuple(metadata["images"]), tensors["training"].numpy(), normalise(embeddings), stages)
+        embeddings = arrays["embeddings"].astype(np.float32)
+        stages = arrays["stages"].astype(np.float32) if "stages" in arrays else None
+        return cls(tuple(metadata["images"]), arrays["training"], normalise(embeddings), stages)
 
 
 def normalise(embeddings: Floats) -> Floats:

@@ -13,7 +13,7 @@ from pymongo.database import Database
 from app.core.exceptions import UserError
 from app.data import schema
 from ml.models.base import ServedModel
-from ml.models.model_specs import family_class
+from ml.models.model_specs import deferred_class, family_class
 from ml.registry.artifacts import DamagedFileError, atomic_folder, atomic_write, read_json, sha256_of, write_json
 from ml.registry.model_card import FORMAT_VERSION, ModelCard, ModelFile
 from ml.registry.reference_embeddings import REFERENCE_FILE, Reference
@@ -195,12 +195,13 @@ def is_complete(card: ModelCard, models_dir: Path) -> bool:
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 
 
-def load_model(card: ModelCard, models_dir: Path) -> ServedModel:
+def load_model(card: ModelCard, models_dir: Path, *, defer_network: bool = False) -> ServedModel:
     """A model with its weights, after a check of every file against the card.
 
     Args:
         card: the registered card.
         models_dir: folder of the model files.
+        defer_network: read the network of an image model when it is first run; see ``DeferredImageModel``.
 
     Raises:
         RegistryError: a file is missing, cut or changed, or the family is unknown.
@@ -217,11 +218,13 @@ def load_model(card: ModelCard, models_dir: Path) -> ServedModel:
         if sha256_of(path) != file.sha256:
             raise RegistryError(f"{card.name}: {file.name} is not what was registered; train it again")
     try:
-        family = family_class(card.family)
+        family = deferred_class(card.family) if defer_network else family_class(card.family)
     except KeyError:
         raise RegistryError(f"{card.name}: unknown model family {card.family!r}; update this software") from None
     try:
-        return family.load(folder, card)
+        model = family.load(folder, card)
+        if not defer_network and model.has_network:
+            _ = model.network  # which a fusion defers by itself
     except DamagedFileError as error:
         raise RegistryError(f"{card.name}: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -230,6 +233,7 @@ def load_model(card: ModelCard, models_dir: Path) -> ServedModel:
             f"the card of {card.name} is from another version, whose settings this one does not read "
             f"({type(error).__name__}: {error}); train {card.name} again"
         ) from error
+    return model
 
 
 def load_reference(card: ModelCard, models_dir: Path) -> Reference | None:

@@ -16,6 +16,7 @@ from app.serving.backends.openvino import AsyncOpenVinoBackend, OpenVinoBackend,
 from app.serving.backends.torch import TorchBackend
 from ml.dataset.preprocess import Preprocess
 from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
+from tests.serving.owner import Owner
 
 SHAPE = (1, 32, 32)
 
@@ -77,7 +78,7 @@ def test_a_way_that_fails_is_not_taken(caplog: pytest.LogCaptureFixture) -> None
 
 def _openvino(tmp_path: Path) -> OpenVinoBackend:
     network = _torch("cpu")._network
-    backend = make_backend(network, Preprocess(size=32), load_settings(home=tmp_path, device="cpu"), "weights")
+    backend = make_backend(Owner(network), Preprocess(size=32), load_settings(home=tmp_path, device="cpu"), "weights")
     assert isinstance(backend, OpenVinoBackend)
     return backend
 

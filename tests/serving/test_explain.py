@@ -14,11 +14,15 @@ from torch import Tensor, nn
 
 from app.core.exceptions import UnavailableError, UnprocessableError
 from app.core.settings import load_settings
-from app.serving.explain import MAP_SIDE, Explainer, by_input, grad_cam
+from app.serving.backends.devices import make_backend
+from app.serving.backends.openvino import OpenVinoBackend
+from app.serving.explain import MAP_SIDE, Explainer, by_input, class_activation_map
+from app.serving.grad_cam import grad_cam
 from ml.dataset.preprocess import Preprocess
 from ml.models.base import Floats, InputError, Outputs, ServedModel, softmax
-from ml.models.network import MultiTaskNetwork, ServingNetwork
+from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
 from ml.registry.model_card import ModelCard
+from tests.serving.owner import Owner
 
 CLASSES = ("CT", "MR")
 
@@ -87,7 +91,7 @@ def _corner(size: tuple[int, int]) -> bytes:
 
 def _explain(model: ServedModel, data: bytes, label: str) -> Any:
     async def scenario() -> Any:
-        explainer = Explainer(model, load_settings(), shared=False)
+        explainer = Explainer(model, load_settings())
         try:
             return await explainer.explain("modality", data, label)
         finally:
@@ -162,7 +166,7 @@ def test_too_many_explanations_are_refused() -> None:
 
     async def scenario() -> Mapping[str, str]:
         model = Slow(_network(), Preprocess(size=64, mean=(0.5,), std=(0.5,)), cam=False)
-        explainer = Explainer(model, load_settings(max_explain=2), shared=False)
+        explainer = Explainer(model, load_settings(max_explain=2))
         data = _corner((64, 64))
         tasks = [asyncio.create_task(explainer.explain("modality", data, "CT")) for _ in range(2)]
         await asyncio.sleep(0.05)
@@ -175,3 +179,25 @@ def test_too_many_explanations_are_refused() -> None:
         return caught.value.headers
 
     assert asyncio.run(scenario())["Retry-After"]
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_openvino_gives_the_map_that_the_gradient_gives(flip: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    members = [MultiTaskNetwork(CompactBackbone(width=8, blocks=(1, 1)), 16, {"modality": 2}).eval() for _ in range(2)]
+    network = ServingNetwork(members, ("modality",), (0.5,), (0.5,), flip=flip).eval()
+    backend = make_backend(Owner(network), Preprocess(size=64), load_settings(home=tmp_path, device="cpu"), "weights")
+    assert isinstance(backend, OpenVinoBackend)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64), dtype=np.uint8)
+    for index in range(2):
+        weights = np.stack([_row(member, index) for member in members])
+        expected = grad_cam(network, pixels, "modality", index)
+        assert expected.max() > 0
+        found = class_activation_map(backend.feature_maps(pixels[None]), weights, 64)
+        assert found == pytest.approx(expected, abs=1e-4 * float(expected.max()))
+
+
+def _row(member: MultiTaskNetwork, index: int) -> NDArray[np.float32]:
+    head = member.heads["modality"]
+    assert isinstance(head, nn.Linear)
+    return head.weight[index].detach().numpy()

@@ -13,7 +13,7 @@ from app.serving.backends.base import Precision
 from app.serving.backends.cuda_graphs import CudaGraphBackend
 from app.serving.backends.devices import lower_precisions
 from app.serving.backends.torch import TorchBackend
-from app.serving.explain import grad_cam
+from app.serving.grad_cam import grad_cam
 from ml.models.base import EMBEDDING
 from ml.models.clip import ClipHead, ClipImageNetwork
 from ml.models.dual_encoder import DualEncoder

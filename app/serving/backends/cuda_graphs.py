@@ -9,8 +9,8 @@ from torch import Tensor
 
 from app.serving.backends.base import Floats, Pixels
 from app.serving.backends.torch import TorchBackend
+from app.serving.batch_tuning import CUDA_SIZES
 
-SIZES: Final = (1, 2, 4, 8, 16, 32, 64)
 _WARM_UP_RUNS: Final = 3
 
 
@@ -28,7 +28,7 @@ class CudaGraphBackend:
 
     name = "torch"
 
-    def __init__(self, backend: TorchBackend, shape: tuple[int, int, int], sizes: Sequence[int] = SIZES) -> None:
+    def __init__(self, backend: TorchBackend, shape: tuple[int, int, int], sizes: Sequence[int] = CUDA_SIZES) -> None:
         self.device = backend.device
         self.precision = backend.precision
         self._backend = backend

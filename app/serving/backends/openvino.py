@@ -3,18 +3,21 @@
 import logging
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import numpy as np
 import openvino as ov
-import torch
-from torch import Tensor, nn
 
-from app.serving.backends.base import Floats, Pixels, Precision
+from app.serving.backends.base import Floats, NetworkOwner, Pixels, Precision
 from ml.dataset.preprocess import Preprocess
+from ml.models.base import MAPS
 
 logger = logging.getLogger(__name__)
 
@@ -22,28 +25,16 @@ _HINTS: Final[Mapping[Precision, str]] = {"fp32": "f32", "bf16": "bf16"}
 _GRAPH_FILE: Final = "graph.xml"
 # Names the outputs in a graph's runtime information: to run the PyTorch network for them would take seconds.
 _OUTPUTS: Final = "medpix_outputs"
-_MAX_BATCH: Final = 256
 _MAX_STREAMS: Final = 4
-
-
-class _Ordered(nn.Module):
-    """A network whose outputs come as a tuple, in a fixed order, as an exported graph needs them."""
-
-    def __init__(self, network: nn.Module, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self._network = network
-        self._names = names
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        outputs = self._network(pixels)
-        return tuple(outputs[name] for name in self._names)
+_COMPILED: Final[WeakValueDictionary[tuple[str, str, int], ov.CompiledModel]] = WeakValueDictionary()
+_COMPILING: Final = Lock()
 
 
 class OpenVinoBackend:
     """OpenVINO on the CPU.
 
     Args:
-        network: to run.
+        model: whose network to run; it is asked for only where the cache has no graph.
         preprocess: says the shape of its input.
         threads: to use.
         precision: of the computation; inputs, outputs and weights as stored are fp32 in any case.
@@ -53,26 +44,51 @@ class OpenVinoBackend:
     Attributes:
         threads: in use.
         outputs: names, in the order of the graph's.
+        has_maps: whether ``feature_maps`` can be asked.
     """
 
     name = "openvino"
     device = "cpu"
 
     def __init__(
-        self, network: nn.Module, preprocess: Preprocess, *, threads: int, cache: Path, precision: Precision = "fp32"
+        self, model: NetworkOwner, preprocess: Preprocess, *, threads: int, cache: Path, precision: Precision = "fp32"
     ) -> None:
         self.precision = precision
         self.threads = threads
         self._cache = cache
-        example = torch.zeros((2, preprocess.channels, preprocess.size, preprocess.size), dtype=torch.uint8)
-        graph = _cached_graph(cache) or _convert(network.eval(), example, cache)
-        self.outputs = tuple(graph.get_rt_info(_OUTPUTS).astype(str).split())
-        self._compiled = self._compile(graph, streams=1)
+        graph = _cached_graph(cache)
+        if graph is None and getattr(model, "is_deferred", False):
+            graph = _converted_elsewhere(model, preprocess, cache)
+        if graph is None:
+            graph = _convert(model, preprocess, cache)
+        names = tuple(graph.get_rt_info(_OUTPUTS).astype(str).split())
+        self.has_maps = MAPS in names
+        self.outputs = tuple(name for name in names if name != MAPS)
+        self._maps: ov.CompiledModel | None = None
+        # Models of one network, as a fusion and its image half, share what was compiled; requests are their own.
+        with _COMPILING:
+            key = (str(cache), precision, threads)
+            self._compiled = _COMPILED.get(key) or self._compile(_part(graph, self.outputs), streams=1)
+            _COMPILED[key] = self._compiled
+        self._request = self._compiled.create_infer_request()
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
         """Run a batch."""
-        outputs = self._compiled([pixels], share_inputs=True)
+        outputs = self._request.infer([pixels], share_inputs=True)
         return {name: np.array(outputs[index]) for index, name in enumerate(self.outputs)}
+
+    def feature_maps(self, pixels: Pixels) -> Floats:
+        """The last feature maps of one image (1, C, H, W), in fp32; compiled at the first call.
+
+        Returns:
+            (members * views, D, h, w), see ``ServingNetwork.forward_with_maps``.
+
+        Raises:
+            RuntimeError: the converted graph is not kept, or has no such output; see ``has_maps``.
+        """
+        if self._maps is None:
+            self._maps = self._compile(_part(self._kept_graph(), (MAPS,)), streams=1, precision="fp32")
+        return np.array(self._maps([pixels])[0][0])
 
     def compile(self, streams: int) -> ov.CompiledModel:
         """Compile the same network for some concurrent requests, each with its share of the threads.
@@ -80,14 +96,17 @@ class OpenVinoBackend:
         Raises:
             RuntimeError: the converted graph is not kept.
         """
+        return self._compile(_part(self._kept_graph(), self.outputs), streams)
+
+    def _kept_graph(self) -> ov.Model:
         graph = _cached_graph(self._cache)
         if graph is None:
             raise RuntimeError(f"there is no converted graph in {self._cache}")
-        return self._compile(graph, streams)
+        return graph
 
-    def _compile(self, graph: ov.Model, streams: int) -> ov.CompiledModel:
+    def _compile(self, graph: ov.Model, streams: int, precision: Precision | None = None) -> ov.CompiledModel:
         options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+            "INFERENCE_PRECISION_HINT": _HINTS[precision or self.precision],
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": streams,
         }
@@ -103,11 +122,37 @@ def _cached_graph(cache: Path) -> ov.Model | None:
     return graph if graph is not None and graph.has_rt_info(_OUTPUTS) else None
 
 
-def _convert(network: nn.Module, example: Tensor, cache: Path) -> ov.Model:
-    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
-    with torch.no_grad():
-        outputs = tuple(network(example))
-        program = torch.export.export(_Ordered(network, outputs), (example,), dynamic_shapes=({0: batch},))
+def _part(graph: ov.Model, names: tuple[str, ...]) -> ov.Model:
+    """The graph of some of the outputs alone."""
+    known = graph.get_rt_info(_OUTPUTS).astype(str).split()
+    if known == list(names):
+        return graph
+    results = graph.get_results()
+    return ov.Model([results[known.index(name)] for name in names], graph.get_parameters())
+
+
+def _converted_elsewhere(model: NetworkOwner, preprocess: Preprocess, cache: Path) -> ov.Model | None:
+    """Convert in a process of its own, which takes PyTorch and what it allocated with it: a gigabyte and more."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(_convert_for_parent, model, preprocess, cache).result()
+    except Exception:
+        logger.warning(
+            "the network could not be converted in another process; it is converted in this one", exc_info=True
+        )
+        return None
+    return _cached_graph(cache)
+
+
+def _convert_for_parent(model: NetworkOwner, preprocess: Preprocess, cache: Path) -> None:
+    _convert(model, preprocess, cache)
+
+
+def _convert(model: NetworkOwner, preprocess: Preprocess, cache: Path) -> ov.Model:
+    from app.serving.backends.export import export_program  # noqa: PLC0415 - imports PyTorch
+
+    assert model.network is not None
+    program, outputs = export_program(model.network.eval(), preprocess)
     graph = ov.convert_model(program)
     graph.set_rt_info(" ".join(outputs), _OUTPUTS)
     with suppress(OSError, RuntimeError):  # a disk that is full or read-only costs time, not the service
@@ -129,8 +174,8 @@ class AsyncOpenVinoBackend:
     """Runs the parts of a batch as asynchronous requests, each in a stream with its share of the threads.
 
     A batch of fewer images than streams runs as one request with all threads, which has the lower latency.
-    The requests are started and awaited one by one: ``ov.AsyncInferQueue`` is not faster, and after one failed
-    request it raises that error for every later one.
+    The requests are started and awaited one by one. ``ov.AsyncInferQueue`` takes 0.78 to 1.06 of the time of this loop,
+    by batch size, but after a refused request it fails the next one too, which belongs to other callers.
 
     Args:
         backend: runs a batch with all threads.
@@ -146,14 +191,14 @@ class AsyncOpenVinoBackend:
     def __init__(self, backend: OpenVinoBackend, streams: int) -> None:
         self.precision = backend.precision
         self.streams = streams
-        self._backend = backend
+        self.plain = backend
         compiled = backend.compile(streams)
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
         """Run a batch."""
         if len(pixels) < self.streams:
-            return self._backend.run(pixels)
+            return self.plain.run(pixels)
         parts = np.array_split(pixels, self.streams)
         for request, part in zip(self._requests, parts, strict=True):
             request.start_async([part], share_inputs=True)
@@ -167,5 +212,5 @@ class AsyncOpenVinoBackend:
             raise errors[0]
         return {
             name: np.concatenate([request.get_output_tensor(index).data for request in self._requests])
-            for index, name in enumerate(self._backend.outputs)
+            for index, name in enumerate(self.plain.outputs)
         }

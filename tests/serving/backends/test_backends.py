@@ -1,3 +1,4 @@
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from ml.models.dual_encoder import DualEncoder
 from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
 from ml.models.resnet import ResNetModel
 from tests.ml.tiny_clip import PROJECTION, tiny_clip
+from tests.serving.owner import Owner
 
 CLASSES = {"modality": 2, "location": 21}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
@@ -56,7 +58,7 @@ def test_openvino_answers_as_pytorch_does(make: object, tmp_path: Path) -> None:
     settings = load_settings(home=tmp_path, device="cpu")
     shape = (5, preprocess.channels, preprocess.size, preprocess.size)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    backend = make_backend(network, preprocess, settings, "weights")
+    backend = make_backend(Owner(network), preprocess, settings, "weights")
     assert (backend.name, backend.device, backend.precision) == ("openvino", "cpu", "fp32")
     expected = TorchBackend(network, "cpu").run(pixels)
     for count in (1, 5):
@@ -64,18 +66,18 @@ def test_openvino_answers_as_pytorch_does(make: object, tmp_path: Path) -> None:
         assert set(answers) == set(expected)
         for name, value in expected.items():
             assert answers[name] == pytest.approx(value[:count], abs=1e-3)
-    cached = make_backend(network, preprocess, settings, "weights")
+    cached = make_backend(Owner(network), preprocess, settings, "weights")
     assert cached.run(pixels).keys() == expected.keys()
 
 
 def test_a_damaged_cache_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     network, preprocess = _compact()
     settings = load_settings(home=tmp_path, device="cpu")
-    make_backend(network, preprocess, settings, "weights")
+    make_backend(Owner(network), preprocess, settings, "weights")
     [graph] = (tmp_path / "cache" / "openvino").glob("*/graph.xml")
     graph.write_text("<cut")
     pixels = np.zeros((1, 1, 32, 32), dtype=np.uint8)
-    backend = make_backend(network, preprocess, settings, "weights")
+    backend = make_backend(Owner(network), preprocess, settings, "weights")
     assert "made again" in caplog.text
     assert backend.name == "openvino"
     assert set(backend.run(pixels)) == {*CLASSES, "embedding"}
@@ -85,18 +87,18 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, caplog: pytest.LogCapture
 def test_another_version_of_the_code_gets_a_graph_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, preprocess = _compact()
     settings = load_settings(home=tmp_path, device="cpu")
-    make_backend(network, preprocess, settings, "weights")
+    make_backend(Owner(network), preprocess, settings, "weights")
     known = software()
-    assert all(part in known for part in (openvino.__version__, torch.__version__, "code "))
+    assert all(part in known for part in (openvino.__version__, version("torch"), "code "))
     monkeypatch.setattr("app.serving.backends.devices.software", lambda: known + "!")
-    make_backend(network, preprocess, settings, "weights")
+    make_backend(Owner(network), preprocess, settings, "weights")
     assert len(list((tmp_path / "cache" / "openvino").glob("*/graph.xml"))) == 2
 
 
 def test_a_quota_of_processors_limits_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.serving.backends.devices.usable_cpus", lambda: 1)
     network, preprocess = _compact()
-    backend = make_backend(network, preprocess, load_settings(home=tmp_path, device="cpu"), "weights")
+    backend = make_backend(Owner(network), preprocess, load_settings(home=tmp_path, device="cpu"), "weights")
     assert isinstance(backend, OpenVinoBackend)
     assert backend._compiled.get_property("INFERENCE_NUM_THREADS") == 1
 
@@ -106,7 +108,7 @@ def test_a_network_that_cannot_be_converted_runs_on_pytorch(tmp_path: Path) -> N
         def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"modality": torch.full((len(pixels), 2), float(pixels.float().mean().item() > 0))}
 
-    backend = make_backend(Odd(), Preprocess(size=32), load_settings(home=tmp_path, device="cpu"), "odd")
+    backend = make_backend(Owner(Odd()), Preprocess(size=32), load_settings(home=tmp_path, device="cpu"), "odd")
     assert backend.name == "torch"
     assert backend.run(np.ones((2, 1, 32, 32), dtype=np.uint8))["modality"].shape == (2, 2)
 
@@ -143,8 +145,9 @@ def test_cuda_answers_as_the_cpu_does(make: object, tmp_path: Path) -> None:
     network, preprocess = make()
     shape = (16, preprocess.channels, preprocess.size, preprocess.size)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    expected = make_backend(network, preprocess, load_settings(home=tmp_path, device="cpu"), "weights").run(pixels)
-    backend = make_backend(network, preprocess, load_settings(home=tmp_path, device="cuda"), "weights")
+    exact = load_settings(home=tmp_path, device="cpu")
+    expected = make_backend(Owner(network), preprocess, exact, "weights").run(pixels)
+    backend = make_backend(Owner(network), preprocess, load_settings(home=tmp_path, device="cuda"), "weights")
     assert (backend.name, backend.device) == ("torch", "cuda")
     got = autotune(backend, (preprocess.channels, preprocess.size, preprocess.size)).run(pixels)
     for name, value in expected.items():
@@ -155,4 +158,4 @@ def test_cuda_answers_as_the_cpu_does(make: object, tmp_path: Path) -> None:
 def test_cuda_that_is_not_there_is_said(tmp_path: Path) -> None:
     network, preprocess = _compact()
     with pytest.raises(RuntimeError, match="MEDPIX_DEVICE=cuda"):
-        make_backend(network, preprocess, load_settings(home=tmp_path, device="cuda"), "weights")
+        make_backend(Owner(network), preprocess, load_settings(home=tmp_path, device="cuda"), "weights")
