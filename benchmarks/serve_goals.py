@@ -88,8 +88,8 @@ def _goals(model: str, bare: Bare, service: Measured, found: Mapping[str, Measur
             yield Goal("ms more than the bare call, one client", service.alone_ms - bare.median_ms, most=5.0)
         else:
             yield Goal(f"times the bare loop, {AT} clients", rate / bare.rate, least=0.6)
-        if (peer := found.get("litserve-openvino")) is not None:
-            for clients, load in peer.closed.items():
+        if (same := found.get("litserve-openvino")) is not None:
+            for clients, load in same.closed.items():
                 least = 1.3 if clients == AT else 1.0
                 ratio = service.closed[clients].rate / load.rate
                 yield Goal(f"times litserve with the same backend, {clients} clients", ratio, least=least)

@@ -24,6 +24,7 @@ from app.serving.precision import select_backend
 from ml.dataset import labels
 from ml.dataset.preprocess import Pixels, Preprocess
 from ml.dataset.records import Record
+from ml.models.base import Floats
 from ml.models.compact import CompactModel, CompactSettings
 from ml.models.efficientnet import EfficientNetModel, EfficientNetSettings
 from ml.models.image import ImageModel
@@ -78,7 +79,7 @@ def _card(
     )
 
 
-def peer_run(model: ImageModel, backend: str, device: str) -> Callable[[Pixels], Pixels]:
+def peer_run(model: ImageModel, backend: str, device: str) -> Callable[[Pixels], Floats]:
     """What a peer runs: a batch (N, C, H, W) of uint8 to logits of the modality, (N, 2).
 
     Args:
@@ -94,9 +95,9 @@ def peer_run(model: ImageModel, backend: str, device: str) -> Callable[[Pixels],
         return lambda pixels: served.run(pixels)["modality"]
     model.network.to(device)
 
-    def run(pixels: Pixels) -> Pixels:
+    def run(pixels: Pixels) -> Floats:
         with torch.inference_mode():
-            logits: Pixels = model.network(torch.from_numpy(pixels).to(device))["modality"].cpu().numpy()
+            logits: Floats = model.network(torch.from_numpy(pixels).to(device))["modality"].cpu().numpy()
             return logits
 
     return run

@@ -2,7 +2,8 @@ import httpx
 import pytest
 
 from app.api.routes.facets import Facets, FieldList, Statistics
-from app.data.facets import AGE_BAND, FACETS, TOPIC_CATEGORY
+from app.data.facets import AGE_BAND, TOPIC_CATEGORY
+from app.data.image_counts import FACETS
 
 
 def _facets(client: httpx.Client, **parameters: str) -> Facets:

@@ -162,7 +162,7 @@ def test_kill_9_loses_and_repeats_nothing(archive: Path, tmp_path: Path, variabl
     with subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 90
         while len(list(tmp_path.glob("results.parquet.parts/part-*"))) < 2:
-            assert process.poll() is None
+            assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.005)
         process.kill()
