@@ -136,8 +136,9 @@ async def search_images(
     Text and images are compared in the embedding space of a dual encoder (`medpix train clip-location`). The filters
     of `/images` apply. Every image has a rank: the last ones do not fit at all.
     """
+    text = _words(q, "q")
     search = models.text_search()
-    ranked = await _ranked(search, repository, selection, _words(q, "q"), request.deadline)
+    ranked = await _ranked(search, repository, selection, text, request.deadline)
     page = ranked[offset : offset + limit]
     images = {each["_id"]: each for each in await repository.get_many(IMAGES, [name for name, _ in page])}
     content = {
@@ -175,8 +176,8 @@ async def search_similar(
     `GET /search/images` does; `task` then has no meaning.
     """
     if request.http.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
-        search = models.text_search()
         text = await request.read(_read_text(request))
+        search = models.text_search()
         ranked = await _ranked(search, request.repository, selection, text, request.deadline)
         content = {
             "items": await _items(request.repository, ranked[: limit + _SPARE], None, limit),
