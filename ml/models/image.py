@@ -117,6 +117,7 @@ class DeferredImageModel(ServedModel):
     def __init__(self, card: ModelCard, folder: Path) -> None:
         super().__init__(card)
         self._folder = folder
+        self._members: int = card.settings["architecture"]["members"]
         self._model: ImageModel | None = None
 
     @property
@@ -150,9 +151,9 @@ class DeferredImageModel(ServedModel):
 
     def class_weights(self, task: str, index: int) -> Floats:
         """The weights of the channels in a class's logit, (members, D), straight from the file."""
-        count = self.card.settings["architecture"]["members"]
         rows = [
-            read_array(self._folder / WEIGHTS_FILE, f"{member}.heads.{task}.weight")[index] for member in range(count)
+            read_array(self._folder / WEIGHTS_FILE, f"{member}.heads.{task}.weight")[index]
+            for member in range(self._members)
         ]
         return np.stack(rows).astype(np.float32)
 

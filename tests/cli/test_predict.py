@@ -196,7 +196,7 @@ def test_a_device_that_is_not_there_is_said(archive: Path, tmp_path: Path, varia
 
 def test_captions_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     table = tmp_path / "captions.csv"
-    with pytest.raises(PredictError, match=r"captions\.csv cannot be read .*No such file"):
+    with pytest.raises(PredictError, match=r"captions\.csv: not a table that can be read, .*No such file"):
         read_captions(table, "file", "caption")
     table.write_bytes(b"file,caption\n\xff\xfe,x\n")
     with pytest.raises(PredictError, match=r"cannot be read as CSV in UTF-8 or as Parquet"):
@@ -261,7 +261,7 @@ def test_a_ray_worker_that_is_killed_is_replaced_and_loses_nothing(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "killed worker" in done.stdout
     rows = rows_of(tmp_path / "r.parquet")
-    assert len(rows) == len({(row["file"], row["task"]) for row in rows}) == 2 * len(find_images(archive)) == 120
+    assert len(rows) == len({(row["file"], row["task"]) for row in rows}) == 2 * len(find_images(archive))
 
 
 def test_without_ray_it_says_what_to_install(

@@ -135,9 +135,10 @@ def test_tf32_is_the_step_between_bf16_and_fp32(
     auto: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def make(network: nn.Module, *_: object) -> _Rounding:
+    def make(owner: ServedModel, *_: object) -> _Rounding:
         precision = cast("Precision", _[3]) if len(_) > 3 else "fp32"
-        return _Rounding(network, precision, errors)
+        assert owner.network is not None
+        return _Rounding(owner.network, precision, errors)
 
     monkeypatch.setattr(precision_module, "make_backend", make)
     monkeypatch.setattr(precision_module, "lower_precisions", lambda _: ("bf16", "tf32"))

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.browser
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 PAGES = ("/", "/?view=images", "/?q=lesion", "/pages/case/{u_id}", "/pages/predict", "/pages/models", "/pages/about")
-MAX_BYTES = 80_000
+# Of its own CSS and JavaScript, before compression; the page of a case has the most.
+MAX_BYTES = 83_000
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from skimage import data
 from ml.dataset.preprocess import Preprocess
 from ml.models import caption
 from ml.models.efficientnet import (
+    FAMILY,
     EfficientNetBackbone,
     EfficientNetModel,
     EfficientNetSettings,
@@ -89,7 +90,7 @@ def test_it_is_joined_with_the_caption_model(make_context: MakeContext, small: E
     registry.register(fused)
     loaded = registry.load("fused-efficientnet")
     assert isinstance(loaded, FusedModel)
-    assert isinstance(loaded.image_model, EfficientNetModel)
+    assert loaded.image_model.card.family == FAMILY
     outputs = loaded.encode_images(context.images(context.dev, small.preprocess)[:2])
     captions = loaded.encode_captions(["Axial CT of the chest", ""])
     answers = loaded.combine(outputs, captions)["location"]
