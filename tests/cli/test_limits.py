@@ -25,7 +25,7 @@ def test_odd_paths_and_little_of_everything_will_do(
         monkeypatch.setenv(name, "tr_TR.UTF-8")
     files, cores, mask = resource.getrlimit(resource.RLIMIT_NOFILE), os.sched_getaffinity(0), os.umask(0o077)
     # This process needs some too, and may hold more than 128 by now.
-    few = max(128, 32 + max(int(name) for name in os.listdir("/proc/self/fd")))
+    few = max(128, 32 + max(int(path.name) for path in Path("/proc/self/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, files[1]))
     os.sched_setaffinity(0, {min(cores)})
     try:
