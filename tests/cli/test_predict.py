@@ -199,7 +199,7 @@ def test_captions_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     with pytest.raises(PredictError, match=r"captions\.csv: not a table that can be read, .*No such file"):
         read_captions(table, "file", "caption")
     table.write_bytes(b"file,caption\n\xff\xfe,x\n")
-    with pytest.raises(PredictError, match=r"cannot be read as CSV in UTF-8 or as Parquet"):
+    with pytest.raises(PredictError, match="not a table that can be read, as CSV in UTF-8 or Parquet"):
         read_captions(table, "file", "caption")
     table.write_text("file,text\na.png,CT\n")
     with pytest.raises(
@@ -209,7 +209,7 @@ def test_captions_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     assert read_captions(table, "file", "text") == {"a.png": "CT"}
     parquet = tmp_path / "captions.parquet"
     parquet.write_text("no table")
-    with pytest.raises(PredictError, match="cannot be read"):
+    with pytest.raises(PredictError, match="not a table that can be read"):
         read_captions(parquet, "file", "caption")
     pq.write_table(pa.table({"file": ["a.png", "b.png"], "caption": ["CT", None]}), parquet)
     assert read_captions(parquet, "file", "caption") == {"a.png": "CT"}
