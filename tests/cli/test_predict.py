@@ -213,7 +213,7 @@ def test_captions_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         read_captions(parquet, "file", "caption")
     pq.write_table(pa.table({"file": ["a.png", "b.png"], "caption": ["CT", None]}), parquet)
     assert read_captions(parquet, "file", "caption") == {"a.png": "CT"}
-    with pytest.raises(PredictError, match="none of its 1 file names is that of one of 1 images"):
+    with pytest.raises(PredictError, match="none of its 1 file names is that of one of the 1 images"):
         cli._with_captions([ImageFile("c.png", "c.png")], {"a.png": "CT"})
 
 
