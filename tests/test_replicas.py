@@ -69,7 +69,7 @@ def names(client: httpx.Client) -> list[str]:
 def nginx_conf(folder: Path, port: int, replicas: list[int]) -> Path:
     """The file of the compose profile, with addresses in the place of the name that Compose gives all replicas."""
     servers = " ".join(f"server 127.0.0.1:{each};" for each in replicas)
-    text = (REPOSITORY / "nginx.conf").read_text()
+    text = (REPOSITORY / "docs" / "nginx.conf").read_text()
     for former, own in (
         ("listen 8080;", f"listen 127.0.0.1:{port};"),
         ("resolver 127.0.0.11 valid=2s ipv6=off;", ""),
