@@ -141,7 +141,9 @@ class _RemainingTime:
     """Estimates the seconds to the end of a run from its speed of late.
 
     The phases of a training differ in speed, so elapsed time x unfinished / finished share would be wrong for
-    minutes after each change. The speed is an exponential average over about the last tenth of the run.
+    minutes after each change. Time and share before about the last tenth of the run count exponentially less.
+    Both are summed and then divided: a first report of a tiny share after a long start would outweigh all others in
+    an average of speeds.
     """
 
     _SPAN = 0.1
@@ -149,19 +151,20 @@ class _RemainingTime:
     def __init__(self) -> None:
         self._fraction = 0.0
         self._at = 0.0
-        self._seconds_per_run: float | None = None
+        self._seconds = 0.0
+        self._share = 0.0
 
     def update(self, fraction: float, elapsed_s: float) -> float | None:
         """The estimate at a finished share, 0 to 1; None below 5 %, too little to tell."""
         done = fraction - self._fraction
         if done > 0.0:
-            current = (elapsed_s - self._at) / done
-            former = current if self._seconds_per_run is None else self._seconds_per_run
-            self._seconds_per_run = former + (1.0 - math.exp(-done / self._SPAN)) * (current - former)
+            kept = math.exp(-done / self._SPAN)
+            self._seconds = kept * self._seconds + elapsed_s - self._at
+            self._share = kept * self._share + done
             self._fraction, self._at = fraction, elapsed_s
-        if fraction < 0.05 or self._seconds_per_run is None:
+        if fraction < 0.05 or not self._share:
             return None
-        return max(0.0, (1.0 - fraction) * self._seconds_per_run)
+        return max(0.0, (1.0 - fraction) * self._seconds / self._share)
 
 
 class Run:

@@ -11,7 +11,7 @@ from pymongo.database import Database
 
 from app.core.progress import Progress
 from app.data import schema
-from ml.training.progress import STOPPED, DatabaseReporter, LogReporter, Run, console_reporter
+from ml.training.progress import STOPPED, DatabaseReporter, LogReporter, Run, _RemainingTime, console_reporter
 from tests.ml.conftest import Document
 from tests.ports import free_port
 
@@ -157,3 +157,14 @@ def test_without_terminal_progress_becomes_log_lines(caplog: pytest.LogCaptureFi
         with Run("compact", (), reporter):
             pass
     assert caplog.messages == ["compact   0% starting", "compact 100% done"]
+
+
+def test_a_long_start_does_not_make_hours_of_minutes() -> None:
+    """Twenty seconds before the first, tiny report, then 1 % every five seconds."""
+    remaining = _RemainingTime()
+    assert remaining.update(0.0002, 20.0) is None
+    estimates = [remaining.update(share / 100, 20.0 + 5.0 * share) for share in range(1, 41)]
+    assert estimates[3] is None
+    assert estimates[4] is not None
+    assert estimates[4] < 900
+    assert estimates[-1] == pytest.approx(300.0, rel=0.05)
