@@ -299,12 +299,15 @@ class Mongod:
             waited = time.monotonic() - started
             if waited > STOP_TIMEOUT_S:
                 raise EmbeddedMongodError(f"mongod (process {pid}) did not stop within {STOP_TIMEOUT_S:.0f} s.")
-            if not told and pid and waited > (_LEFTOVER_S if self._is_ours(pid) else 0.0):
-                if not self._is_ours(pid):
-                    raise EmbeddedMongodError(
-                        f"Another mongod (process {pid}) uses the data folder {self._data_dir}. "
-                        f"Stop it with `kill {pid}` and try again."
-                    )
+            command = _command_of(pid) if pid else []
+            ours = os.fsencode(self._socket) in command
+            # A process that is ending has no command line any more, though it may still hold the lock.
+            if command and not ours:
+                raise EmbeddedMongodError(
+                    f"Another mongod (process {pid}) uses the data folder {self._data_dir}. "
+                    f"Stop it with `kill {pid}` and try again."
+                )
+            if ours and not told and waited > _LEFTOVER_S:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
                 told = True
@@ -322,10 +325,12 @@ class Mongod:
             return None
         return None
 
-    def _is_ours(self, pid: int) -> bool:
-        with suppress(OSError):
-            return os.fsencode(self._socket) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return False
+
+def _command_of(pid: int) -> list[bytes]:
+    """The command line of a process; empty where it has ended or is ending."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    return []
 
 
 def _socket_path(data_dir: Path, run_dir: Path) -> Path:
