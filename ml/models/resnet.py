@@ -37,7 +37,7 @@ class ResNetSettings:
     Attributes:
         preprocess: of the images, from pretrained weights; mean and standard deviation are ImageNet's.
         scratch_preprocess: of the images, from random weights: a third of the pixels, so that two CPU cores
-            train it in an hour.
+            train it in twenty minutes.
         head: recipe of the head alone, from pretrained weights.
         tune: recipe of all layers, from pretrained weights.
         tune_rates: factor on the learning rate by prefix of the parameter's name.
@@ -65,7 +65,7 @@ class ResNetSettings:
         }
     )
     scratch: Recipe = field(
-        default_factory=lambda: Recipe(epochs=45, batch_size=32, learning_rate=1e-3, augment=_STRONG)
+        default_factory=lambda: Recipe(epochs=18, batch_size=32, learning_rate=1e-3, augment=_STRONG)
     )
 
 
