@@ -102,9 +102,11 @@ def _existing(folder: Path) -> Path:
 
 
 def _disk(settings: "Settings") -> Finding:
-    place = _existing(settings.home)
+    # With a database elsewhere, serving writes caches alone: the rest may be read-only, as in the container.
+    folder = settings.home if settings.mongo_uri is None else settings.cache_dir
+    place = _existing(folder)
     free = shutil.disk_usage(place).free
-    found = f"{_size(free)} free for {settings.home}"
+    found = f"{_size(free)} free for {folder}"
     if not os.access(place, os.W_OK):
         return Finding("disk", "error", f"{place} cannot be written", "Set MEDPIX_HOME to a folder of your own.")
     if free < _DISK_NEEDED or (free < _DISK_WANTED and not settings.home.exists()):

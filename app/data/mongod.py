@@ -94,7 +94,7 @@ def embedded_mongod(data_dir: Path, run_dir: Path, mongod: Path) -> Iterator[str
         mongod: the program.
 
     Raises:
-        EmbeddedMongodError: the server did not start, or another process owns it and it does not answer.
+        EmbeddedMongodError: the server did not start or ended, or another process owns it and it does not answer.
     """
     server = Mongod(data_dir, run_dir, mongod)
     deadline = time.monotonic() + _JOIN_TIMEOUT_S
@@ -104,6 +104,10 @@ def embedded_mongod(data_dir: Path, run_dir: Path, mongod: Path) -> Iterator[str
                 server.start()
                 server.wait_until_ready()
                 yield server.uri
+            except PyMongoError as error:
+                if server.process is not None and server.process.poll() is not None:
+                    raise EmbeddedMongodError(server.explain_failure()) from error
+                raise
             finally:
                 server.wait_for_users()
                 server.stop()
@@ -264,10 +268,10 @@ class Mongod:
             elif "Too many open files" in text:
                 advice = "\nIt may open too few files: raise the limit with `ulimit -n 4096`."
             return (
-                f"{self._program} did not start (data folder {self._data_dir}): it {how}. "
+                f"{self._program} does not run (data folder {self._data_dir}): it {how}. "
                 f"The end of its log {self.log}:\n{last}{advice}"
             )
-        return f"{self._program} did not start, and its log {self.log} cannot be read."
+        return f"{self._program} does not run, and its log {self.log} cannot be read."
 
     def stop(self) -> None:
         """Let the server write everything and end.
