@@ -13,6 +13,8 @@ import pytest
         *("/facets?limit=3", "/facets?cursor=x", "/facets?sort=age", "/export?limit=3", "/export?cursor=x"),
         *("/export?fields=u_id", "/cases/MPX1007?q=x", "/cases/MPX1007?fields=title", "/fields?q=x", "/models?limit=1"),
         *("/health/live?x=1", "/search?q=a&cursor=x", "/images?limit=2&limit=3", "/images?q=a&q=b", "/facets?q=a&q=b"),
+        *("/images?limit=1_0", "/images?limit=%D9%A3", "/images?limit=%205", "/images?limit=%2B5", "/images?limit=5.0"),
+        *("/search?q=a&offset=1_0", "/images?sample=1_0", "/images?sample=2&seed=1_0"),
         *("/images?seed=1", "/images?sample_by=case", "/images?sample=0", "/images?sample=2&seed=-1"),
     ],
 )
