@@ -53,7 +53,9 @@ def test_an_annotation_is_kept_with_its_provenance(service: httpx.Client) -> Non
     assert (kept.image, kept.u_id, kept.location, kept.modality) == (image["image"], image["u_id"], "Spine", None)
     assert (kept.by, kept.comment, kept.image_sha256) == ("reader", "Sacrum.", image["sha256"])
     assert kept.dataset_version == service.get("/cases/MPX1008").headers["x-dataset-version"]
-    assert service.get(answer.headers["location"]).json()["items"] == [answer.json()]
+    read = service.get(answer.headers["location"]).json()
+    assert read["history"] == [answer.json()]
+    assert answer.headers["location"] == f"/annotations/{answer.json()['id']}"
     assert service.get(f"/images/{image['image']}", params={"raw": "true"}).json() == before
 
 

@@ -88,7 +88,7 @@ async def annotation_order(sort: SortText = None) -> SortOrder:
 
 
 def _stored(request: Request, document: dict[str, Any], *, is_new: bool) -> Response:
-    headers = {"Location": f"{prefix_of(request)}/annotations?id={document['_id']}"}
+    headers = {"Location": f"{prefix_of(request)}/annotations/{document['_id']}"}
     if not is_new:
         headers["Idempotent-Replayed"] = "true"
     return JSONResponse(annotation_view(document), status_code=201, headers=headers)
