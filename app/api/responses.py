@@ -35,11 +35,11 @@ async def data_response(
         headers: further ones.
     """
     body = content if isinstance(content, bytes) else await asyncio.to_thread(encode, content)
+    body = with_prefix(body, prefix_of(request))
     etag = etag_of(body)
     unchanged = await not_modified(request, repository, etag, headers=headers)
     if unchanged:
         return unchanged
-    body = with_prefix(body, prefix_of(request))
     sent = await _headers(repository, etag, headers)
     if len(body) >= _MIN_GZIP_BYTES and accepts(request.headers.get("accept-encoding", ""), "gzip") > 0:
         body = await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL, mtime=0)

@@ -67,7 +67,14 @@ def test_links_lead_back_through_a_proxy_that_strips_its_prefix(api: httpx.Clien
     assert page.links["next"]["url"].startswith("/medpix/images?")
     assert page.json()["items"][0]["links"]["self"].startswith("/medpix/images/")
     assert api.get("/images?limit=1").json()["items"][0]["links"]["self"].startswith("/images/")
-    assert api.get("/images?limit=1", headers={"X-Forwarded-Prefix": "//evil.example"}).links["next"]["url"][:2] != "//"
+    for other in ("//evil.example", "/..", "/a/../b", "/."):
+        assert api.get("/images?limit=1", headers={"X-Forwarded-Prefix": other}).links["next"]["url"][:8] == "/images?"
+    for address in ("/images?limit=1", "/cases/MPX1008"):
+        tags = [api.get(address, headers=headers).headers["etag"] for headers in (behind, {})]
+        assert tags[0] != tags[1], "the links are others"
+        for tag, headers, status in zip(tags * 2, (behind, {}, {}, behind), (304, 304, 200, 200), strict=True):
+            assert api.get(address, headers={"If-None-Match": tag, **headers}).status_code == status
+    assert api.get("/medpix", headers=behind).status_code == 200
 
 
 @pytest.mark.parametrize(("host", "status"), [("evil.example.org", 421), ("127.0.0.1:8000", 200), ("localhost", 200)])
