@@ -103,7 +103,7 @@ def parse_filter(
     scans = False
     grouped: dict[tuple[str, str], list[str]] = {}
     for parameter, value in parameters:
-        name, _, operator = parameter.partition("__")
+        name, _, operator = parameter.partition("__") if not parameter.endswith("__") else (parameter, "", "")
         grouped.setdefault((aliases.get(name, name), operator), []).append(composed(value))
     if sum(map(len, grouped.values())) > MAX_CONDITIONS:
         problems.append(ParameterProblem("", f"more than {MAX_CONDITIONS} conditions"))

@@ -52,6 +52,7 @@ def test_in_takes_commas_only_where_no_value_has_one() -> None:
         ("age", "$gt", "expected an integer"),
         ("age", "99999999999999999999", "out of range"),
         ("age__contains", "1", "unknown operator 'contains'"),
+        ("age__", "1", "Did you mean age?"),
         ("age__near", "1", "age__gte, age__lte"),
         ("modality", "PET", "expected one of CT, MR"),
         ("sex", "", "expected one of male, female, N/A"),
