@@ -39,10 +39,11 @@ def _only_digits(value: object) -> object:
     return value
 
 
-Integer = Annotated[int, BeforeValidator(_only_digits)]
+# Stands behind the bounds of a number: in front of them it would hide them from the API reference.
+OnlyDigits: Final = BeforeValidator(_only_digits)
 QueryText = Annotated[str, Field(max_length=MAX_QUERY_CHARS)]
-SampleSize = Annotated[Integer, Field(ge=1, le=MAX_SAMPLE)]
-Seed = Annotated[Integer, Field(ge=0, le=2**31 - 1)]
+SampleSize = Annotated[int, Field(ge=1, le=MAX_SAMPLE), OnlyDigits]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1), OnlyDigits]
 SampleBy = Literal["case"]
 
 _CASE_ID = re.compile(CASE_ID, re.IGNORECASE | re.ASCII)
@@ -291,6 +292,6 @@ CaseSelectionDep = Annotated[Filter, Depends(case_selection)]
 ImageSelectionDep = Annotated[Filter, Depends(image_selection)]
 CaseOrderDep = Annotated[SortOrder, Depends(case_order)]
 ImageOrderDep = Annotated[SortOrder, Depends(image_order)]
-Limit = Annotated[Integer, Query(ge=1, le=MAX_LIMIT, description="Most items on a page")]
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Most items on a page"), OnlyDigits]
 Cursor = Annotated[str | None, Query(max_length=4000, description="`next_cursor` of the page before")]
 Raw = Annotated[bool, Query(description="Answer the stored document with the dataset's own keys and values")]

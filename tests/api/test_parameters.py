@@ -25,6 +25,15 @@ def test_what_a_route_does_not_take_is_refused(api: httpx.Client, address: str) 
     assert answer.json()["errors"]
 
 
+def test_the_bounds_of_numbers_are_declared(api: httpx.Client) -> None:
+    paths = api.get("/openapi.json").json()["paths"]
+    declared = [each for path in paths.values() for route in path.values() for each in route.get("parameters", [])]
+    numbers = [each["schema"] for each in declared if each["name"] in ("limit", "offset", "sample", "seed", "width")]
+    assert len(numbers) > 10
+    for schema in numbers:
+        assert {"minimum", "maximum"} <= set(schema.get("anyOf", [schema])[0])
+
+
 def test_text_search_narrows_lists_facets_and_exports_alike(api: httpx.Client) -> None:
     found = {hit["case"]["u_id"] for hit in api.get("/search?q=brain&limit=100").json()["items"]}
     cases = {case["u_id"] for case in api.get("/cases?q=brain&limit=100").json()["items"]}

@@ -12,9 +12,9 @@ from app.api.deps import (
     ImageFilterDep,
     ImageIdDep,
     ImageStoreDep,
-    Integer,
     Limit,
     ModelsDep,
+    OnlyDigits,
     RepositoryDep,
 )
 from app.api.errors import documented
@@ -57,7 +57,7 @@ _MAX_TEXT_BYTES: Final = 16 * 1024
 # Cases have up to 31 images; so many may have to be left out.
 _SPARE: Final = 40
 
-LimitQuery = Annotated[Integer, Query(ge=1, le=50, description="How many images")]
+LimitQuery = Annotated[int, Query(ge=1, le=50, description="How many images"), OnlyDigits]
 TaskQuery = Annotated[Task, Query(description="Whose model compares: the one that serves this task")]
 
 
@@ -138,7 +138,7 @@ async def search_images(
         str, Query(min_length=1, max_length=MAX_QUERY_CHARS, description="What the image shows", examples=[_EXAMPLE])
     ],
     limit: Limit = 20,
-    offset: Annotated[Integer, Query(ge=0, le=_MAX_OFFSET, description="Images to leave out")] = 0,
+    offset: Annotated[int, Query(ge=0, le=_MAX_OFFSET, description="Images to leave out"), OnlyDigits] = 0,
 ) -> Response:
     """The images that fit a text best, by what they show rather than by the words of their captions.
 
