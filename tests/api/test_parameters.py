@@ -28,7 +28,7 @@ def test_what_a_route_does_not_take_is_refused(api: httpx.Client, address: str) 
 def test_the_bounds_of_numbers_are_declared(api: httpx.Client) -> None:
     paths = api.get("/openapi.json").json()["paths"]
     declared = [each for path in paths.values() for route in path.values() for each in route.get("parameters", [])]
-    numbers = [each["schema"] for each in declared if each["name"] in ("limit", "offset", "sample", "seed", "width")]
+    numbers = [each["schema"] for each in declared if each["name"] in ("limit", "offset", "sample", "seed")]
     assert len(numbers) > 10
     for schema in numbers:
         assert {"minimum", "maximum"} <= set(schema.get("anyOf", [schema])[0])
