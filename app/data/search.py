@@ -363,11 +363,14 @@ def _check(query: ParsedQuery) -> None:
 
 
 def _plan(index: WordIndex, query: ParsedQuery, text: str) -> _Plan:
+    exact_id = index.id_of(text)
+    if exact_id:
+        query = parse_query(exact_id)
     wanted = [index.expand(term) for term in query.wanted]
     excluded = [index.expand(term) for term in query.excluded]
     # What is excluded would draw the embedding towards itself.
     meaning = " ".join(term.text for term in query.wanted) if excluded else text.replace('"', " ")
-    return _Plan(wanted, excluded, meaning, _did_you_mean(index, wanted, text), index.id_of(text))
+    return _Plan(wanted, excluded, meaning, None if exact_id else _did_you_mean(index, wanted, text), exact_id)
 
 
 def fuse(*rankings: Ranking) -> Ranking:

@@ -110,8 +110,9 @@ class WordIndex:
         return _BREAK.join([" ".join(token.stem for token in tokens), *wholes])
 
     def id_of(self, text: str) -> str | None:
-        """The case or image id that a text is, in the dataset's spelling; None if it is none."""
-        row = self._database.execute("SELECT id FROM ids WHERE folded = ?", (text.strip(' "').casefold(),)).fetchone()
+        """The case or image id, or name of an image file, that a text is, in the dataset's spelling; None: it is none."""
+        folded = text.strip(' "').casefold().removesuffix(".png")
+        row = self._database.execute("SELECT id FROM ids WHERE folded = ?", (folded,)).fetchone()
         return str(row[0]) if row else None
 
     def expand(self, term: Term) -> Term:

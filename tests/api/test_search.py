@@ -123,8 +123,10 @@ def test_a_case_is_found_by_its_id(api: httpx.Client, u_id: str) -> None:
 
 def test_an_image_is_found_by_its_id(api: httpx.Client) -> None:
     image = api.get("/images", params={"limit": 1}).json()["items"][0]
-    for q in (image["image"], image["image"].upper(), image["image"].partition("_")[2]):
+    name = image["image"]
+    for q in (name, name.upper(), name.partition("_")[2], f"{name}.png", f'"{name}"'):
         page = _search(api, q)
+        assert (page.matched, page.did_you_mean) == ("all", None)
         assert page.exact_id == image["image"]
         [hit] = page.items
         assert hit.case.u_id == image["u_id"]
