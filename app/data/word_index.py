@@ -110,7 +110,7 @@ class WordIndex:
         return _BREAK.join([" ".join(token.stem for token in tokens), *wholes])
 
     def id_of(self, text: str) -> str | None:
-        """The case or image id, or name of an image file, that a text is, in the dataset's spelling; None: it is none."""
+        """The case or image that a text names, by its id or its file, in the dataset's spelling; None: none."""
         folded = text.strip(' "').casefold().removesuffix(".png")
         row = self._database.execute("SELECT id FROM ids WHERE folded = ?", (folded,)).fetchone()
         return str(row[0]) if row else None
