@@ -108,6 +108,10 @@ def missing_case(u_id: str, image: str) -> UnavailableError:
     return UnavailableError(f"Case {u_id} of image {image} is not in the database. Run `medpix seed`, or try later.")
 
 
+def _annotation_id(by: str, key: str) -> str:
+    return hashlib.sha256(f"{by}\0{key}".encode()).hexdigest()[:32]
+
+
 def _narrowed(selection: Filter, condition: Document, canonical: str) -> Filter:
     query = {"$and": [selection.query, condition]} if selection.query else condition
     return Filter(query, f"{selection.canonical}&{canonical}", selection.scans)
@@ -445,7 +449,7 @@ class Repository:
         """
         is_retraction = amends is not None and not any(values.values())
         action = "create" if amends is None else "retract" if is_retraction else "amend"
-        identifier = hashlib.sha256(f"{by}\0{key}".encode()).hexdigest()[:32] if key else uuid.uuid4().hex
+        identifier = _annotation_id(by, key) if key else uuid.uuid4().hex
         content = {"image": image["_id"], **values, "action": action, "amends": amends and amends["_id"]}
         document = {
             "_id": identifier,
@@ -467,6 +471,11 @@ class Repository:
                 raise ConflictError("This Idempotency-Key was used for another annotation. Use a new one.") from None
             return earlier, False
         return document, True
+
+    async def has_annotation(self, by: str, key: str) -> bool:
+        """Whether a request of this writer with this idempotency key was stored."""
+        query = {"_id": _annotation_id(by, key)}
+        return await self._database[schema.ANNOTATIONS].find_one(query, {"_id": 1}, max_time_ms=MAX_TIME_MS) is not None
 
     async def current_annotations(self, selection: Filter) -> Filter:
         """Narrow a filter to the annotations that were neither replaced nor taken back."""

@@ -88,7 +88,7 @@ async def annotation_order(sort: SortText = None) -> SortOrder:
 
 
 def _stored(request: Request, document: dict[str, Any], *, is_new: bool) -> Response:
-    headers = {"Location": f"{prefix_of(request)}/annotations?id={document['_id']}"}
+    headers = {"Location": f"{prefix_of(request)}/annotations/{document['_id']}"}
     if not is_new:
         headers["Idempotent-Replayed"] = "true"
     return JSONResponse(annotation_view(document), status_code=201, headers=headers)
@@ -98,7 +98,7 @@ def _stored(request: Request, document: dict[str, Any], *, is_new: bool) -> Resp
     "/images/{image}/annotations",
     status_code=201,
     response_model=Annotation,
-    responses=documented(400, 401, 403, 404, 409, 413, 422, 429, 503, 504),
+    responses=documented(400, 401, 403, 404, 409, 413, 415, 422, 429, 503, 504),
     dependencies=KEY_HEADERS,
     summary="Annotate an image",
     operation_id="annotate_image",
@@ -124,7 +124,7 @@ async def annotate(
     "/annotations/{annotation}",
     status_code=201,
     response_model=Annotation,
-    responses=documented(400, 401, 403, 404, 409, 413, 422, 429, 503, 504),
+    responses=documented(400, 401, 403, 404, 409, 413, 415, 422, 429, 503, 504),
     dependencies=KEY_HEADERS,
     summary="Amend an annotation",
     operation_id="amend_annotation",
@@ -168,11 +168,13 @@ async def _replaced(
     earlier = await repository.get(ANNOTATIONS, annotation)
     if earlier["by"] != by:
         raise ForbiddenError("Another key wrote this annotation. Only its writer can amend or retract it.")
-    current = (await repository.annotation_history(earlier))[-1]
-    if current["_id"] != annotation and current.get("amends") != annotation:
-        raise ConflictError(f"A later annotation replaces this one: {current['_id']}. Amend that one.")
-    if earlier.get("action") == "retract":
-        raise ConflictError("This annotation was retracted. Write a new one.")
+    # What was stored is answered again, whatever has been written since.
+    if key is None or not await repository.has_annotation(by, key):
+        current = (await repository.annotation_history(earlier))[-1]
+        if current["_id"] != annotation and current.get("amends") != annotation:
+            raise ConflictError(f"A later annotation replaces this one: {current['_id']}. Amend that one.")
+        if earlier.get("action") == "retract":
+            raise ConflictError("This annotation was retracted. Write a new one.")
     seen = await repository.get(IMAGES, earlier["image"])
     stored, is_new = await repository.annotate(seen, values, by, amends=earlier, key=key)
     return _stored(request, stored, is_new=is_new)
@@ -195,7 +197,7 @@ async def read_annotation(request: Request, annotation: AnnotationId, repository
 @router.get(
     "/annotations",
     response_model=AnnotationPage,
-    responses=documented(422, 503, 504),
+    responses=documented(422, 429, 503, 504),
     openapi_extra=filters(ANNOTATION_FIELDS),
     summary="List annotations",
     operation_id="list_annotations",

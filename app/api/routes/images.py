@@ -14,6 +14,7 @@ from app.api.deps import (
     ImageSelectionDep,
     ImageStoreDep,
     Limit,
+    OnlyDigits,
     Raw,
     RepositoryDep,
 )
@@ -46,7 +47,7 @@ _JPEG: Responses = {
 @router.get(
     "/images",
     response_model=ImagePage,
-    responses=documented(422, 503, 504),
+    responses=documented(422, 429, 503, 504),
     openapi_extra=filters(IMAGE_FIELDS),
     summary="List images",
     operation_id="list_images",
@@ -130,7 +131,7 @@ async def read_thumbnail(
     image: ImageIdDep,
     repository: RepositoryDep,
     image_store: ImageStoreDep,
-    width: Annotated[int, Query(ge=64, le=512, description="Longest side in pixels at most")] = 256,
+    width: Annotated[int, Query(ge=64, le=512, description="Longest side in pixels at most"), OnlyDigits] = 256,
 ) -> Response:
     """A JPEG that fits a square of the given width, in the next smaller of 64, 128, 256 and 512 pixels."""
     width = max(step for step in THUMBNAIL_WIDTHS if step <= width)
