@@ -82,7 +82,7 @@ class Check:
             device="cuda" if self.device == "cuda" else "cpu",
             options=Options(epochs=1, members=1),
         )
-        accuracy = ", ".join(f"{task} {found['accuracy']:.2f}" for task, found in card.metrics["dev"].items())
+        accuracy = ", ".join(f"{task} {figures['accuracy']:.2f}" for task, figures in card.metrics["dev"].items())
         return f"{card.environment.device}, {card.environment.precision}, {card.init}; dev accuracy: {accuracy}"
 
     def compare(self, name: str) -> str:
@@ -125,12 +125,12 @@ class Check:
         family = MODEL_SPECS[name].module
         if family == "efficientnet":
             return "auto"  # of a package, or none
-        found: list[Path] = []
+        paths: list[Path] = []
         if self.weights is not None and family == "resnet":
-            found = [path for path in sorted(self.weights.glob("resnet50*")) if path.suffix in (".pth", ".safetensors")]
+            paths = [path for path in sorted(self.weights.glob("resnet50*")) if path.suffix in (".pth", ".safetensors")]
         elif self.weights is not None and family == "clip_train":
-            found = [path.parent for path in sorted(self.weights.glob("*/model.safetensors"))]
-        return str(found[0]) if found else "scratch"
+            paths = [path.parent for path in sorted(self.weights.glob("*/model.safetensors"))]
+        return str(paths[0]) if paths else "scratch"
 
 
 def _run(run: Callable[[Any], Any], pixels: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:

@@ -153,16 +153,16 @@ def load_while(event: Callable[[], None], client: httpx.Client) -> list[tuple[in
     end = time.monotonic() + 3.0
 
     def ask(number: int) -> list[tuple[int, float]]:
-        found = []
+        answers = []
         with httpx.Client(base_url=client.base_url, timeout=30) as own:
             while time.monotonic() < end:
                 started = time.monotonic()
                 path = ("/cases/MPX1001", "/images?limit=5", "/facets")[number % 3]
-                found.append((status_of(own, path), time.monotonic() - started))
-        return found
+                answers.append((status_of(own, path), time.monotonic() - started))
+        return answers
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(ask, number) for number in range(8)]
+        jobs = [pool.submit(ask, number) for number in range(8)]
         time.sleep(1)
         event()
-        return [each for future in asked for each in future.result()]
+        return [each for job in jobs for each in job.result()]

@@ -28,11 +28,11 @@ def key_name(settings: Settings, offered: str) -> str | None:
 
     Every key is compared, each in constant time, so that the time tells nothing.
     """
-    found = None
+    match = None
     for name, key in settings.api_keys.items():
         if hmac.compare_digest(key.get_secret_value().encode(), offered.encode()):
-            found = name
-    return found
+            match = name
+    return match
 
 
 async def writer(request: Request, settings: SettingsDep) -> str:

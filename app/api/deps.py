@@ -122,9 +122,11 @@ async def check_parameters(request: Request) -> None:
         if name in declared and count > 1
     ]
     if not takes_filters(route):
-        taken = f"takes {', '.join(sorted(declared))}" if declared else "takes none"
+        accepted = f"takes {', '.join(sorted(declared))}" if declared else "takes none"
         unknown = [name for name in counts if name not in declared]
-        problems += [ParameterProblem(name[:60], f"is no parameter of {route.path}, which {taken}") for name in unknown]
+        problems += [
+            ParameterProblem(name[:60], f"is no parameter of {route.path}, which {accepted}") for name in unknown
+        ]
     if problems:
         raise ParameterError(problems)
 
@@ -220,7 +222,7 @@ async def parse_selection(text: str, repository: Repository, collection: Collect
     if twice:
         raise ParameterError(twice)
     try:
-        given = _Parameters.model_validate({name: value for name, value in pairs if name in counts})
+        parameters = _Parameters.model_validate({name: value for name, value in pairs if name in counts})
     except ValidationError as error:
         raise ParameterError(
             ParameterProblem(str(each["loc"][0]), each["msg"]) for each in error.errors(include_url=False)
@@ -228,8 +230,10 @@ async def parse_selection(text: str, repository: Repository, collection: Collect
     aliases = IMAGE_ALIASES if collection is IMAGES else CASE_ALIASES
     filters = [pair for pair in pairs if pair[0] not in counts]
     selection = parse_filter(filters, collection.fields, aliases, await repository.vocabulary(collection))
-    narrowed = await narrowing(given.q, given.sample, given.seed, given.sample_by)
-    return Selection(await narrowed.apply(repository, collection, selection), parse_sort(given.sort, collection.fields))
+    narrowed = await narrowing(parameters.q, parameters.sample, parameters.seed, parameters.sample_by)
+    return Selection(
+        await narrowed.apply(repository, collection, selection), parse_sort(parameters.sort, collection.fields)
+    )
 
 
 async def case_selection(

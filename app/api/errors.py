@@ -58,10 +58,10 @@ def problem_response(request: Request, error: ApiError) -> JSONResponse:
 
 def problem_of(request: Request, error: Exception) -> dict[str, Any]:
     """The problem document of an exception, as a part of an answer; what nobody expected is logged."""
-    known = translate(error)
-    if known.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+    translated = translate(error)
+    if translated.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("a part of a request failed", exc_info=error)
-    return _content(request, known)
+    return _content(request, translated)
 
 
 def _content(request: Request, error: ApiError) -> dict[str, Any]:
@@ -119,8 +119,8 @@ def _with_status(
 def _invalid_request(error: RequestValidationError) -> ApiError:
     items = []
     for problem in error.errors():
-        place = [str(part) for part in problem["loc"] if part not in ("query", "path", "body")]
-        items.append(ProblemItem(parameter=".".join(place), message=problem["msg"]))
+        location = [str(part) for part in problem["loc"] if part not in ("query", "path", "body")]
+        items.append(ProblemItem(parameter=".".join(location), message=problem["msg"]))
     detail = "; ".join(f"{item.parameter}: {item.message}" for item in items)
     return UnprocessableError(f"The request cannot be used: {detail}", errors=items)
 

@@ -94,12 +94,12 @@ def _set_range(request: Request, etag: str, size: int) -> None:
     Raises:
         RangeNotSatisfiableError: no range lies inside the file.
     """
-    asked, condition = request.headers.get("range"), request.headers.get("if-range")
+    header, condition = request.headers.get("range"), request.headers.get("if-range")
     request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] not in (b"range", b"if-range")]
     # If-Range compares strongly, and no Last-Modified is sent that a date could equal.
-    if asked is None or (condition is not None and condition.strip() != etag):
+    if header is None or (condition is not None and condition.strip() != etag):
         return
-    ranges = _byte_ranges(asked, size)
+    ranges = _byte_ranges(header, size)
     if ranges is None:
         return
     if not ranges:

@@ -88,21 +88,21 @@ async def page_response(
     """
     prefix = prefix_of(request)
     address = prefix + request.scope["path"].removeprefix(prefix)
-    others = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
-    links = [f'<{address}?{urlencode(others)}>; rel="first"']
+    parameters = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+    links = [f'<{address}?{urlencode(parameters)}>; rel="first"']
     if page.next_cursor:
-        following = urlencode([*others, ("cursor", page.next_cursor)])
+        following = urlencode([*parameters, ("cursor", page.next_cursor)])
         links.append(f'<{address}?{following}>; rel="next"')
-    rest = {
+    members = {
         "total": page.total,
         "total_is_exact": page.total_is_exact,
         "limit": limit,
         "next_cursor": page.next_cursor,
     }
-    body = await asyncio.to_thread(_list_body, items, rest)
+    body = await asyncio.to_thread(_list_body, items, members)
     return await data_response(request, repository, body, headers={"Link": ", ".join(links)})
 
 
-def _list_body(items: Sequence[Any], rest: dict[str, Any]) -> bytes:
+def _list_body(items: Sequence[Any], members: dict[str, Any]) -> bytes:
     encoded = b",".join(item if isinstance(item, bytes) else encode(item) for item in items)
-    return b'{"items":[%s],%s' % (encoded, encode(rest)[1:])
+    return b'{"items":[%s],%s' % (encoded, encode(members)[1:])

@@ -85,10 +85,10 @@ class StatusLines:
             logger.info("Open %s in a browser: cases and images can be browsed now.", address(self._settings))
 
     def _say_ready(self) -> None:
-        found = self._get("/health/ready")
-        if found is not None and found.get("not_serving") == []:
+        status = self._get("/health/ready")
+        if status is not None and status.get("not_serving") == []:
             self._ready = True
-            models = ", ".join(f"{task} by {state['model']}" for task, state in found["models"].items())
+            models = ", ".join(f"{task} by {state['model']}" for task, state in status["models"].items())
             logger.info("Predictions are ready: %s.", models)
 
     def _say_training(self) -> None:
@@ -128,14 +128,14 @@ class StatusLines:
         try:
             connection.request("GET", path, headers={"Host": "localhost", "User-Agent": "medpix-up"})
             answer = connection.getresponse()
-            found = json.loads(answer.read())
+            content = json.loads(answer.read())
         except (OSError, HTTPException, ValueError):
             return None
         finally:
             connection.close()
         if path == "/health/live" and answer.status >= 400:
             return None
-        return dict(found)
+        return dict(content)
 
 
 def _sentence(run: Progress) -> str:

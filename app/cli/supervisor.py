@@ -240,12 +240,12 @@ class Supervisor:
         # A fault that the user must correct comes again; unless the database was away meanwhile.
         hopeless = code == _USER_ERROR and self._database_failed_at < worker.started_at
         if hopeless or worker.failures >= _MAX_FAILURES:
-            where = f"Its log: {worker.log}" if worker.log else "The lines above say why."
+            log = f"Its log: {worker.log}" if worker.log else "The lines above say why."
             if worker.essential:
-                raise SupervisorError(f"{what}. {where}")
+                raise SupervisorError(f"{what}. {log}")
             worker.done = True
-            logger.error("%s and is not started again. %s", what, where)
-            self.trainer_failed(worker.pid, f"{what[0].lower()}{what[1:]}. {where}", False)
+            logger.error("%s and is not started again. %s", what, log)
+            self.trainer_failed(worker.pid, f"{what[0].lower()}{what[1:]}. {log}", False)
             return
         logger.error("%s%s", again, f" Its log: {worker.log}" if worker.log else "")
         if not worker.essential:
@@ -290,16 +290,16 @@ class Supervisor:
             yield
             return
         who = f"the service on port {self._settings.port}"
-        told = False
+        is_logged = False
         while not mongod.acquire(who):
             owner = mongod.owner()
             if owner.startswith("the service"):
                 raise EmbeddedMongodError(
                     f"{self._settings.home} is in use by {owner}. Stop it, or set MEDPIX_HOME to another folder."
                 )
-            if not told:
+            if not is_logged:
                 logger.info("Waiting for %s, which uses the database.", owner)
-                told = True
+                is_logged = True
             self._wait(0.2)
             if self._signals:
                 yield

@@ -33,7 +33,7 @@ class DiskCache:
         """
         entries = sorted(self._entries())
         excess = sum(entry.size for entry in entries) - self.max_bytes
-        left: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         for entry in entries:
             if excess > 0:
                 with suppress(OSError):
@@ -41,8 +41,8 @@ class DiskCache:
                     excess -= entry.size
                     continue
             name = entry.path.relative_to(self.folder).parts[0]
-            left[name] = left.get(name, 0) + entry.size
-        return left
+            sizes[name] = sizes.get(name, 0) + entry.size
+        return sizes
 
     def _entries(self) -> list[_Entry]:
         entries = []

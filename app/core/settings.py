@@ -209,8 +209,8 @@ def load_settings(**overrides: Any) -> Settings:
         lines = []
         for problem in error.errors(include_url=False):
             name = "MEDPIX_" + "_".join(str(part) for part in problem["loc"]).upper()
-            shown = "***" if name in _SECRET else repr(problem["input"])
-            lines.append(f"{name}={shown}: {problem['msg']}")
+            value = "***" if name in _SECRET else repr(problem["input"])
+            lines.append(f"{name}={value}: {problem['msg']}")
         raise ConfigurationError("\n".join(lines)) from error
 
 
@@ -223,8 +223,8 @@ def get_settings() -> Settings:
 def unknown_names() -> set[str]:
     """The MEDPIX_* variables, of the environment or the .env file, that are no settings."""
     known = {f"MEDPIX_{name.upper()}" for name in Settings.model_fields} | _COMPOSE
-    given = (*os.environ, *dotenv_values(".env"))
-    return {name for name in given if name.upper().startswith("MEDPIX_") and name.upper() not in known}
+    names = (*os.environ, *dotenv_values(".env"))
+    return {name for name in names if name.upper().startswith("MEDPIX_") and name.upper() not in known}
 
 
 def unknown_variables() -> list[str]:

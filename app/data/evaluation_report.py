@@ -49,10 +49,10 @@ def read_report(home: Path) -> Report:
             f"The report cannot be read ({error.strerror}). Run `medpix evaluate` again."
         ) from error
     try:
-        whole = isinstance(json.loads(body), dict)
+        is_report = isinstance(json.loads(body), dict)
     except ValueError:
-        whole = False
-    if not whole:
+        is_report = False
+    if not is_report:
         raise FaultyReportError(f"{_FILE} is cut or damaged. Run `medpix evaluate` again.")
     return Report(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
 

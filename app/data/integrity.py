@@ -29,17 +29,17 @@ async def missing_documents(database: AsyncDatabase[Document], run: Mapping[str,
         expected = sum(run.get(member, {}).values())
         if not 0 < expected < limit:
             continue
-        held = await database[name].count_documents({}, limit=expected + 1, maxTimeMS=_MAX_TIME_MS)
-        if held != expected:
-            more = " or more" if held > expected else ""
-            faults.append(f"{name} holds {held}{more} documents, its seeding left {expected}. Run `medpix seed`.")
+        count = await database[name].count_documents({}, limit=expected + 1, maxTimeMS=_MAX_TIME_MS)
+        if count != expected:
+            more = " or more" if count > expected else ""
+            faults.append(f"{name} holds {count}{more} documents, its seeding left {expected}. Run `medpix seed`.")
     return faults
 
 
 async def missing_indexes(database: AsyncDatabase[Document]) -> list[str]:
     """A sentence for each index that is not there; none for those that this user may not list."""
     faults = []
-    for name, wanted in schema.index_names().items():
+    for name, expected in schema.index_names().items():
         try:
             present = await database[name].index_information()
         except OperationFailure as error:
@@ -49,6 +49,6 @@ async def missing_indexes(database: AsyncDatabase[Document]) -> list[str]:
                 raise
             present = {}
         faults += [
-            f"The index {index} of {name} is missing. Run `medpix seed`." for index in wanted if index not in present
+            f"The index {index} of {name} is missing. Run `medpix seed`." for index in expected if index not in present
         ]
     return faults

@@ -97,10 +97,10 @@ def case_of(image: Mapping[str, Any], cases: Mapping[str, Document]) -> Document
     Raises:
         UnavailableError: the database does not have it, as while it is seeded.
     """
-    found = cases.get(image["U_id"])
-    if found is None:
+    case = cases.get(image["U_id"])
+    if case is None:
         raise missing_case(image["U_id"], image["_id"])
-    return found
+    return case
 
 
 def missing_case(u_id: str, image: str) -> UnavailableError:
@@ -211,12 +211,12 @@ class Repository:
     async def answers(self, collection: Collection, keys: Sequence[str], member: str) -> dict[str, bytes]:
         """A member of the stored answers of some cases or images, by id; those that are not there are left out."""
         fields = {f"{ANSWER}.{member}": 1, f"{ANSWER}.summary": 1}
-        found = self._database[collection.name].find({"_id": {"$in": list(keys)}}, fields, max_time_ms=MAX_TIME_MS)
+        documents = self._database[collection.name].find({"_id": {"$in": list(keys)}}, fields, max_time_ms=MAX_TIME_MS)
         return {
             document["_id"]: document[ANSWER][member]
             if _has_answer(collection, document)
             else (await self.answer(collection, document["_id"], member))[member]
-            async for document in found
+            async for document in documents
         }
 
     async def _made_answer(self, collection: Collection, document: Document) -> Document:
@@ -242,8 +242,8 @@ class Repository:
     async def keys(self, collection: Collection, selection: Filter) -> set[str]:
         """The ids of all documents that pass a filter."""
         selection = await self.resolve(collection, selection)
-        found = self._database[collection.name].find(selection.query, {"_id": 1}, max_time_ms=MAX_TIME_MS)
-        return {document["_id"] async for document in found}
+        documents = self._database[collection.name].find(selection.query, {"_id": 1}, max_time_ms=MAX_TIME_MS)
+        return {document["_id"] async for document in documents}
 
     async def image_with_content(self, sha256: str) -> Document | None:
         """The image whose file has a content hash: its id, case and split; None if it is not of the dataset."""
@@ -294,11 +294,11 @@ class Repository:
         """Every document that passes a filter, by id or in another order; a batch at a time is held in memory."""
         selection = await self.resolve(collection, selection)
         target = self._database[collection.name]
-        found = target.find(selection.query, _WITHOUT_ANSWER, batch_size=batch_size, max_time_ms=_STREAM_TIME_MS)
+        documents = target.find(selection.query, _WITHOUT_ANSWER, batch_size=batch_size, max_time_ms=_STREAM_TIME_MS)
         # A large selection in an order without an index is sorted on the server's disk.
-        found = found.sort(order.mongo).allow_disk_use(True) if order else found.sort("_id")
-        async with found:
-            async for document in found:
+        documents = documents.sort(order.mongo).allow_disk_use(True) if order else documents.sort("_id")
+        async with documents:
+            async for document in documents:
                 yield document
 
     async def page(
@@ -325,8 +325,8 @@ class Repository:
         # A cursor needs the keys of the order.
         keys: Document = {key.path: 1 for key in order.keys}
         fields: Document = {f"{ANSWER}.summary": 1, **keys} if summaries else _WITHOUT_ANSWER
-        found = target.find(query, fields, max_time_ms=MAX_TIME_MS).sort(order.mongo).limit(limit + 1)
-        documents, total = await asyncio.gather(found.to_list(), self._count(collection, selection))
+        matching = target.find(query, fields, max_time_ms=MAX_TIME_MS).sort(order.mongo).limit(limit + 1)
+        documents, total = await asyncio.gather(matching.to_list(), self._count(collection, selection))
         more = len(documents) > limit
         documents = documents[:limit]
         following = cursor.encode_cursor(documents[-1], order, selection.canonical) if more else None
@@ -416,8 +416,8 @@ class Repository:
         target = self._database[collection.name]
         fields = {"_id": 1} if collection is ANNOTATIONS else {"_id": 1, "U_id": 1}
         drawn: dict[str, tuple[bytes, str]] = {}
-        async with target.find(selection.query, fields, batch_size=_DRAW_BATCH, max_time_ms=MAX_TIME_MS) as found:
-            while batch := await found.to_list(_DRAW_BATCH):
+        async with target.find(selection.query, fields, batch_size=_DRAW_BATCH, max_time_ms=MAX_TIME_MS) as documents:
+            while batch := await documents.to_list(_DRAW_BATCH):
                 await asyncio.to_thread(_draw, batch, seed, drawn, "U_id" if per_case else "_id")
         chosen = [key for _, key in heapq.nsmallest(size, drawn.values())]
         return _narrowed(selection, {"_id": {"$in": chosen}}, f"sample={size},{seed},{per_case}")
@@ -491,8 +491,8 @@ class Repository:
     async def annotations_of(self, image: str) -> list[Document]:
         """The current annotations on an image, newest first; at most 100."""
         selection = await self.current_annotations(Filter({"image": image}, f"image={image}", scans=False))
-        found = self._database[schema.ANNOTATIONS].find(selection.query, max_time_ms=MAX_TIME_MS)
-        return await found.sort([("created_at", -1), ("_id", 1)]).to_list(100)
+        documents = self._database[schema.ANNOTATIONS].find(selection.query, max_time_ms=MAX_TIME_MS)
+        return await documents.sort([("created_at", -1), ("_id", 1)]).to_list(100)
 
     async def search(self, text: str, selection: Filter, *, mode: Mode, limit: int, offset: int) -> SearchResult:
         """Cases by their texts and the captions of their images, best first."""

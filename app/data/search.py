@@ -254,8 +254,8 @@ class Search:
             ranking, matched = await self._by_words(index, plan, selection)
         if near is not None:
             ranking = fuse(ranking, near.ranking) if mode == "hybrid" else near.ranking
-        shown = ranking[offset : offset + limit]
-        hits = await self._hits(index, plan, shown, near)
+        page = ranking[offset : offset + limit]
+        hits = await self._hits(index, plan, page, near)
         return SearchResult(hits, len(ranking), mode, matched, plan.did_you_mean, plan.exact_id, query.stop_words)
 
     async def ids(self, text: str, *, seed_run_id: str | None) -> list[str]:
@@ -322,30 +322,30 @@ class Search:
         for start in range(0, len(ranking), _FILTER_BATCH):
             batch = ranking[start : start + _FILTER_BATCH]
             query = {"$and": [{"_id": {"$in": [key for key, _ in batch]}}, selection.query]}
-            found = self._database[schema.CASES].find(query, {"_id": 1}, max_time_ms=_MAX_TIME_MS)
-            keys = {row["_id"] async for row in found}
+            documents = self._database[schema.CASES].find(query, {"_id": 1}, max_time_ms=_MAX_TIME_MS)
+            keys = {row["_id"] async for row in documents}
             passed += [entry for entry in batch if entry[0] in keys]
             if len(passed) >= MAX_HITS:
                 break
         return passed[:MAX_HITS]
 
-    async def _hits(self, index: WordIndex, plan: _Plan, shown: Ranking, near: _Near | None) -> list[Hit]:
-        if not shown:
+    async def _hits(self, index: WordIndex, plan: _Plan, page: Ranking, near: _Near | None) -> list[Hit]:
+        if not page:
             return []
-        keys = [key for key, _ in shown]
+        keys = [key for key, _ in page]
         rows = await self.run(index.images, plan.wanted, keys)
         if near is not None:
-            known = {image for _, image, _ in rows}
+            by_caption = {image for _, image, _ in rows}
             nearest = ((key, *near.images[key]) for key in keys if key in near.images)
-            rows += [row for row in nearest if row[1] not in known and row[2] >= _MIN_SIMILARITY]
+            rows += [row for row in nearest if row[1] not in by_caption and row[2] >= _MIN_SIMILARITY]
         cases, images = await asyncio.gather(
             self._by_id(schema.CASES, keys), self._by_id(schema.IMAGES, [image for _, image, _ in rows])
         )
-        return await self.run(_marked, Highlighter(plan.wanted), shown, rows, cases, images)
+        return await self.run(_marked, Highlighter(plan.wanted), page, rows, cases, images)
 
     async def _by_id(self, collection: str, keys: list[str]) -> dict[str, Document]:
-        found = self._database[collection].find({"_id": {"$in": keys}}, max_time_ms=_MAX_TIME_MS)
-        return {document["_id"]: document async for document in found}
+        documents = self._database[collection].find({"_id": {"$in": keys}}, max_time_ms=_MAX_TIME_MS)
+        return {document["_id"]: document async for document in documents}
 
 
 def _check(query: ParsedQuery) -> None:
@@ -370,7 +370,7 @@ def _plan(index: WordIndex, query: ParsedQuery, text: str) -> _Plan:
 
 
 def fuse(*rankings: Ranking) -> Ranking:
-    """Reciprocal rank fusion: keys by the sum of 1 / (60 + rank) over the rankings that hold them, best first."""
+    """Reciprocal rank fusion: keys by the sum of 1 / (10 + rank) over the rankings that hold them, best first."""
     scores: dict[str, float] = defaultdict(float)
     for ranking in rankings:
         for rank, (key, _) in enumerate(ranking, start=1):
@@ -409,19 +409,19 @@ def _rank(index: WordIndex, plan: _Plan, every: bool) -> Ranking:
 
 def _marked(
     highlighter: Highlighter,
-    shown: Ranking,
+    page: Ranking,
     rows: Sequence[tuple[str, str, float]],
     cases: dict[str, Document],
     images: dict[str, Document],
 ) -> list[Hit]:
     """Hits with the terms marked; what another seeding removed meanwhile is left out."""
-    found: dict[str, list[ImageHit]] = defaultdict(list)
+    image_hits: dict[str, list[ImageHit]] = defaultdict(list)
     for case, image, score in rows:
         if image in images:
             matches = highlighter.find_matches(images[image], _IMAGE_TEXTS)
-            found[case].append(ImageHit(images[image], score, matches))
+            image_hits[case].append(ImageHit(images[image], score, matches))
     return [
-        Hit(cases[key], score, highlighter.find_matches(cases[key], _CASE_TEXTS), found[key])
-        for key, score in shown
+        Hit(cases[key], score, highlighter.find_matches(cases[key], _CASE_TEXTS), image_hits[key])
+        for key, score in page
         if key in cases
     ]

@@ -74,14 +74,14 @@ class TextEncoder:
         """
         # Texts of one length together: a batch is padded to its longest.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        found = np.empty((len(texts), DIMENSIONS), np.float32)
+        embeddings = np.empty((len(texts), DIMENSIONS), np.float32)
         for start in range(0, len(order), _BATCH):
             indices = order[start : start + _BATCH]
             tokens = self._tokenizer.encode_batch([texts[index] for index in indices])
             ids = np.array([entry.ids for entry in tokens], np.int64)
             mask = np.array([entry.attention_mask for entry in tokens], np.float32)
-            found[indices] = self._infer(ids, mask)
-        return found
+            embeddings[indices] = self._infer(ids, mask)
+        return embeddings
 
     def _infer(self, ids: npt.NDArray[np.int64], mask: Embeddings) -> Embeddings:
         request = getattr(self._local, "request", None)

@@ -76,8 +76,8 @@ class ImageArchive:
     def _without_missing(self, line: bytes) -> bytes:
         if not self._missing:
             return line
-        kept = {name: value for name, value in json.loads(line).items() if name not in self._missing}
-        return json.dumps(kept, ensure_ascii=False).encode() + b"\n"
+        record = {name: value for name, value in json.loads(line).items() if name not in self._missing}
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
 def _as_text(value: Any) -> str:

@@ -159,8 +159,8 @@ async def _archive(
     async with aclosing(_batches(repository, selection, export, _ARCHIVE_BATCH)) as batches:
         async for batch in batches:
             yield await _in_thread(_archived, archive, batch, export, numbers, image_store)
-    rest = archive.end()
-    while part := await _in_thread(next, rest, b""):
+    directory = archive.end()
+    while part := await _in_thread(next, directory, b""):
         yield part
 
 

@@ -92,18 +92,18 @@ def find_images(source: Path) -> list[ImageFile]:
     def refuse(error: OSError) -> None:
         raise BatchPredictionError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
-    found = []
+    images = []
     for folder, folders, names in os.walk(source, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(folder, name) for name in names if not name.startswith(".")):
             if path.suffix.lower() in _SUFFIXES or _is_dicom_without_suffix(path):
                 name = os.fsencode(path.relative_to(source).as_posix()).decode(errors="replace")
-                found.append(ImageFile(name, str(path)))
-    if not found:
+                images.append(ImageFile(name, str(path)))
+    if not images:
         raise BatchPredictionError(
             f"{source} holds no image: neither it nor a folder below it has a file in {', '.join(sorted(_SUFFIXES))}."
         )
-    return sorted(found, key=lambda image: image.name)
+    return sorted(images, key=lambda image: image.name)
 
 
 def _is_dicom_without_suffix(path: Path) -> bool:

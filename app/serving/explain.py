@@ -237,14 +237,14 @@ def _overlay(image: Image.Image, heat: Floats) -> bytes:
     size = ImageOps.exif_transpose(image).size
     side = max(8, min(_OVERLAY_SIDE, max(size)))
     recipe = replace(Preprocess(), size=side, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
-    picture = _cropped(recipe.apply(image), side, size).transpose(1, 2, 0).astype(np.float32)
-    strength = np.clip(_resized(heat, (picture.shape[1], picture.shape[0])), 0.0, 1.0)
-    place = strength * (len(_COLOURS) - 1)
-    below = np.minimum(place.astype(int), len(_COLOURS) - 2)
-    rest = (place - below)[..., None]
-    colour = _COLOURS[below] * (1 - rest) + _COLOURS[below + 1] * rest
+    pixels = _cropped(recipe.apply(image), side, size).transpose(1, 2, 0).astype(np.float32)
+    strength = np.clip(_resized(heat, (pixels.shape[1], pixels.shape[0])), 0.0, 1.0)
+    position = strength * (len(_COLOURS) - 1)
+    below = np.minimum(position.astype(int), len(_COLOURS) - 2)
+    fraction = (position - below)[..., None]
+    colour = _COLOURS[below] * (1 - fraction) + _COLOURS[below + 1] * fraction
     opacity = 0.6 * strength[..., None]
-    mixed = picture * (1 - opacity) + colour * opacity
+    mixed = pixels * (1 - opacity) + colour * opacity
     buffer = io.BytesIO()
     Image.fromarray(mixed.round().astype(np.uint8)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -355,12 +355,12 @@ class ModelManager:
         try:
             predictor = await asyncio.to_thread(self._load, card)
         except Exception as error:
-            found = str(error) or repr(error)
-            if found != reason:
+            message = str(error) or repr(error)
+            if message != reason:
                 expected = isinstance(error, (UserError, RuntimeError))
-                logger.exception("the model %s cannot be served: %s", card.name, found, exc_info=not expected)
-            self._unusable[card.version] = (time.monotonic(), found)
-            raise UserError(found) from error
+                logger.exception("the model %s cannot be served: %s", card.name, message, exc_info=not expected)
+            self._unusable[card.version] = (time.monotonic(), message)
+            raise UserError(message) from error
         self._unusable.pop(card.version, None)
         predictor.start()
         await self._warm_up(predictor)

@@ -61,9 +61,9 @@ def prefix_of(request: Request) -> str:
 
 def render(request: Request, page: str, **values: Any) -> str:
     """The HTML of a page."""
-    known = {"page": page, "modules": _MODULES[page], "prefix": prefix_of(request)}
+    context = {"page": page, "modules": _MODULES[page], "prefix": prefix_of(request)}
     scripts = ["shell"] if page in ("missing", "docs") else [page, "shell"]
-    return _TEMPLATES.get_template(f"{page}.html").render(scripts=scripts, **known, **values)
+    return _TEMPLATES.get_template(f"{page}.html").render(scripts=scripts, **context, **values)
 
 
 def _page(request: Request, name: str, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> HTMLResponse:

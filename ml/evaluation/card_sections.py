@@ -95,13 +95,13 @@ def _details(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Confident from", _by_task(card["thresholds"])),
         *([("Confident without caption from", _by_task(only))] if (only := card["thresholds_image_only"]) else []),
         ("Temperature and thresholds set on", card["calibrated_on"].replace("out-of-fold", "predictions out of fold")),
-        *_unlike(card["ood_threshold"], card["ood_distance"]),
+        *_ood_threshold(card["ood_threshold"], card["ood_distance"]),
         ("sha256 of the model", row["sha256"]),
         *((f"sha256 of {file['name']}", file["sha256"]) for file in card["files"]),
     ]
 
 
-def _unlike(threshold: float | None, distance: str) -> list[tuple[str, str]]:
+def _ood_threshold(threshold: float | None, distance: str) -> list[tuple[str, str]]:
     if threshold is None:
         return []
     words = "a cosine distance of {:.3f} to the nearest training image"
@@ -167,16 +167,17 @@ def _figures(name: str, results: Mapping[str, Any]) -> Iterator[list[str]]:
 
 def _retrieval(row: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Section]:
     """How well captions find images, of a model that embeds both in one space."""
-    if (found := row["retrieval"]) is None:
+    if (figures := row["retrieval"]) is None:
         return
-    text = f"{found['queries']} captions, {found['images']} images of the {results['split']['split']} split. {RELEVANT}"
+    split = results["split"]["split"]
+    text = f"{figures['queries']} captions, {figures['images']} images of the {split} split. {RELEVANT}"
     cutoffs = [str(k) for k in CUTOFFS]
     rows = [
         [kind]
         + [
-            f"{found[kind]['recall_at'][k]:.3f} [{low:.2f}, {high:.2f}], random {found[kind]['random_at'][k]:.3f}"
+            f"{figures[kind]['recall_at'][k]:.3f} [{low:.2f}, {high:.2f}], random {figures[kind]['random_at'][k]:.3f}"
             for k in cutoffs
-            for low, high in [found[kind]["recall_at_95"][k]]
+            for low, high in [figures[kind]["recall_at_95"][k]]
         ]
         for kind in KINDS
     ]

@@ -175,12 +175,12 @@ def chosen_cards(names: Sequence[str], registry: Registry) -> list[ModelCard]:
     registered = {card.name: card for card in registry.list()}
     if not registered:
         raise UnknownModelError("no model is registered yet; train the default ones with `medpix train --missing`")
-    wanted: list[str] = []
+    selected: list[str] = []
     for name in registered if "all" in names else names:
         if name in registered:
-            wanted.append(name)
+            selected.append(name)
         elif name in labels.TASKS and (named := [n for n, card in registered.items() if name in card.tasks]):
-            wanted += named
+            selected += named
         elif name in MODEL_SPECS or name in DEFAULTS:
             raise UnknownModelError(
                 f"{name} is not registered; train it with `medpix train {name}`. "
@@ -189,7 +189,7 @@ def chosen_cards(names: Sequence[str], registry: Registry) -> list[ModelCard]:
         else:
             valid = ", ".join([*DEFAULTS, *MODEL_SPECS])
             raise UnknownModelError(f"{name!r} is neither a model nor a task; known are: {valid}")
-    return [registered[name] for name in dict.fromkeys(wanted)]
+    return [registered[name] for name in dict.fromkeys(selected)]
 
 
 def _check_labels(cards: Sequence[ModelCard], records: Sequence[Record], split: str) -> None:

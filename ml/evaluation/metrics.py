@@ -80,8 +80,8 @@ def negative_log_likelihood(probabilities: Probabilities, targets: Targets) -> f
 
 def brier(probabilities: Probabilities, targets: Targets) -> float:
     """The mean squared distance between probabilities and the one-hot truth, 0 to 2."""
-    truth = np.eye(probabilities.shape[1])[targets]
-    return float(((probabilities - truth) ** 2).sum(axis=1).mean())
+    one_hot = np.eye(probabilities.shape[1])[targets]
+    return float(((probabilities - one_hot) ** 2).sum(axis=1).mean())
 
 
 def reliability(probabilities: Probabilities, targets: Targets, bins: int = BINS) -> list[tuple[float, float, int]]:

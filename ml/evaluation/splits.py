@@ -159,9 +159,9 @@ def _fingerprints(records: Sequence[Record]) -> list[tuple[str, NDArray[np.float
 
 def _fingerprint(record: Record) -> tuple[str, NDArray[np.float32]]:
     with Image.open(record.path) as image:
-        whole = image.convert("RGB")
-    digest = hashlib.sha256(f"{whole.size}".encode() + whole.tobytes()).hexdigest()
-    small = np.asarray(whole.convert("L").resize((_THUMBNAIL, _THUMBNAIL), reducing_gap=2.0), dtype=np.float32).ravel()
+        rgb = image.convert("RGB")
+    digest = hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
+    small = np.asarray(rgb.convert("L").resize((_THUMBNAIL, _THUMBNAIL), reducing_gap=2.0), dtype=np.float32).ravel()
     small -= small.mean()
     return digest, small / max(float(np.linalg.norm(small)), 1e-6)
 

@@ -79,8 +79,8 @@ def plane_targets(records: list[Record]) -> NDArray[np.int64]:
 
 def examples_of(records: list[Record], pixels: NDArray[np.uint8], recipe: Recipe) -> Examples:
     """Images and targets of the recipe's tasks."""
-    wanted = {task: targets(records, task) for task in labels.TASKS} | {PLANE: plane_targets(records)}
-    chosen = {task: wanted[task] for task in recipe.task_weights}
+    task_targets = {task: targets(records, task) for task in labels.TASKS} | {PLANE: plane_targets(records)}
+    chosen = {task: task_targets[task] for task in recipe.task_weights}
     return make_examples(pixels, chosen, groups(records), recipe.case_weight)
 
 

@@ -204,23 +204,25 @@ def _choose_on_dev(context: Context, model: DualEncoderModel) -> None:
     image_out = run_images(model, context.images(dev, model.preprocess))
     assert image_out is not None
     caption_out = model.encode_captions(captions_of(dev))
-    known = has_caption(caption_out, len(dev))
-    wanted = {task: targets(dev, task) for task in TASKS}
+    has_text = has_caption(caption_out, len(dev))
+    task_targets = {task: targets(dev, task) for task in TASKS}
     card.settings["sentence_weight"] = {
-        task: _sentence_weight(model, caption_out[known], task, wanted[task][known]) for task in TASKS
+        task: _sentence_weight(model, caption_out[has_text], task, task_targets[task][has_text]) for task in TASKS
     }
     from_caption = model.classify_captions(caption_out)
     card.settings["temperature_alone"] = {
-        "image": {task: fit_temperature(image_out[task], wanted[task]) for task in TASKS},
-        "caption": {task: fit_temperature(from_caption[task][known], wanted[task][known]) for task in TASKS},
+        "image": {task: fit_temperature(image_out[task], task_targets[task]) for task in TASKS},
+        "caption": {
+            task: fit_temperature(from_caption[task][has_text], task_targets[task][has_text]) for task in TASKS
+        },
     }
     card.settings["fusion"] = {
         task: asdict(
             choose_weights(
-                softmax(image_out[task][known]),
-                from_caption[task][known],
+                softmax(image_out[task][has_text]),
+                from_caption[task][has_text],
                 np.array(card.settings["log_prior"][task]),
-                wanted[task][known],
+                task_targets[task][has_text],
             )
         )
         for task in TASKS
@@ -230,15 +232,15 @@ def _choose_on_dev(context: Context, model: DualEncoderModel) -> None:
         card.retrieval["dev"] = figures
 
 
-def _sentence_weight(model: DualEncoderModel, encoded: Floats, task: str, wanted: Targets) -> float:
+def _sentence_weight(model: DualEncoderModel, encoded: Floats, task: str, dev_targets: Targets) -> float:
     """The weight of the caption tower's head beside the regression with the least negative log-likelihood on dev."""
-    keep = wanted != labels.IGNORED
+    keep = dev_targets != labels.IGNORED
     if not keep.any():
         return 0.0
     losses = {}
     for weight in _SENTENCE_WEIGHTS:
         model.card.settings["sentence_weight"][task] = weight
         logits = model.classify_captions(encoded[keep])[task]
-        temperature = fit_temperature(logits, wanted[keep])
-        losses[weight] = negative_log_likelihood(softmax(logits, temperature), wanted[keep])
+        temperature = fit_temperature(logits, dev_targets[keep])
+        losses[weight] = negative_log_likelihood(softmax(logits, temperature), dev_targets[keep])
     return min(losses, key=losses.__getitem__)

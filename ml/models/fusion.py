@@ -108,16 +108,16 @@ class FusedModel(ServedModel):
         """Calibrated probabilities from image and caption, per item from the image where it has none."""
         image_out = need_image(image_out, self.card.name)
         image_only = self.image_model.combine(image_out, None)
-        known = has_caption(caption_out, len(image_only[TASKS[0]]))
-        if caption_out is None or not known.any():
+        has_text = has_caption(caption_out, len(image_only[TASKS[0]]))
+        if caption_out is None or not has_text.any():
             return {task: image_only[task] for task in self.card.tasks}
-        from_caption = caption.split_tasks(caption_out[known])
+        from_caption = caption.split_tasks(caption_out[has_text])
         combined = {}
         for task in self.card.tasks:
             weights = FusionWeights(**self.card.settings["fusion"][task])
-            total = fuse(image_only[task][known], from_caption[task], self.prior[task], weights)
+            total = fuse(image_only[task][has_text], from_caption[task], self.prior[task], weights)
             answer = image_only[task].copy()
-            answer[known] = softmax(total, self.card.temperature[task])
+            answer[has_text] = softmax(total, self.card.temperature[task])
             combined[task] = answer
         return combined
 
@@ -162,7 +162,7 @@ def choose_weights(
     image: NDArray[np.floating],
     caption_log: NDArray[np.floating],
     prior: NDArray[np.float64],
-    wanted: "Targets",
+    dev_targets: "Targets",
 ) -> FusionWeights:
     """The weights with the least negative log-likelihood on dev, out of a coarse grid.
 
@@ -171,7 +171,7 @@ def choose_weights(
     """
     from ml.evaluation.metrics import negative_log_likelihood  # noqa: PLC0415 - a service needs no metrics
 
-    keep = wanted != labels.IGNORED
+    keep = dev_targets != labels.IGNORED
     best, best_loss = FusionWeights(), np.inf
     if not keep.any():  # no dev image has both a caption and a label
         return best
@@ -180,7 +180,7 @@ def choose_weights(
             for tau in (0.0, 0.15, 0.3):
                 weights = FusionWeights(image_weight, caption_weight, tau)
                 logits = fuse(image[keep], caption_log[keep], prior, weights)
-                loss = negative_log_likelihood(softmax(logits), wanted[keep])
+                loss = negative_log_likelihood(softmax(logits), dev_targets[keep])
                 if loss < best_loss:
                     best, best_loss = weights, loss
     return best
@@ -212,15 +212,15 @@ def _choose_on_dev(
     pixels = context.images(context.dev, image_model.preprocess)
     image = image_model.combine(run_images(image_model, pixels), None)
     encoded = caption_model.encode_captions(captions_of(context.dev))
-    known = has_caption(encoded, len(context.dev))
-    from_caption = caption.split_tasks(encoded[known])
+    has_text = has_caption(encoded, len(context.dev))
+    from_caption = caption.split_tasks(encoded[has_text])
     return {
         task: asdict(
             choose_weights(
-                image[task][known],
+                image[task][has_text],
                 from_caption[task],
                 prior[task],
-                targets(context.dev, task)[known],
+                targets(context.dev, task)[has_text],
             )
         )
         for task in TASKS

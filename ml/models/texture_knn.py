@@ -216,13 +216,13 @@ def _train(context: Context, name: str, names: list[str]) -> TextureModel:
     return TextureModel(card, neighbours)
 
 
-def _choose_neighbours(neighbours: Neighbours, dev: Floats, wanted: NDArray[np.int64]) -> int:
+def _choose_neighbours(neighbours: Neighbours, dev: Floats, dev_targets: NDArray[np.int64]) -> int:
     """The number of neighbours with the best accuracy on dev, likelihood breaking ties."""
     classes = len(labels.MODALITIES)
     ranked = []
     for count in _NEIGHBOURS:
         if count <= len(neighbours.targets):
             votes = neighbours.vote(dev, count, classes)
-            accuracy = float((votes.argmax(axis=1) == wanted).mean())
-            ranked.append((accuracy, -negative_log_likelihood(votes, wanted), count))
+            accuracy = float((votes.argmax(axis=1) == dev_targets).mean())
+            ranked.append((accuracy, -negative_log_likelihood(votes, dev_targets), count))
     return max(ranked)[2]

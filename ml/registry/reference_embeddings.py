@@ -55,8 +55,10 @@ class Density:
         centred = rows - mean
         variances, axes = np.linalg.eigh(centred.T @ centred / len(rows))
         least = max(least_share * float(variances.mean()), 1e-12)
-        kept = variances > least
-        return cls(mean.astype(np.float32), axes[:, kept].astype(np.float32), variances[kept].astype(np.float32), least)
+        chosen = variances > least
+        return cls(
+            mean.astype(np.float32), axes[:, chosen].astype(np.float32), variances[chosen].astype(np.float32), least
+        )
 
     def distance(self, embeddings: Floats) -> Floats:
         """Mahalanobis distance of (M, D) embeddings of any length: (M,)."""
@@ -67,8 +69,8 @@ class Density:
         centred = rows - self.mean
         along = centred @ self.axes
         squares = (along**2).sum(axis=1)
-        rest = np.maximum((centred**2).sum(axis=1) - squares, 0.0)
-        return np.asarray(np.sqrt((along**2 / self.variances).sum(axis=1) + rest / self.least), dtype=np.float32)
+        residual = np.maximum((centred**2).sum(axis=1) - squares, 0.0)
+        return np.asarray(np.sqrt((along**2 / self.variances).sum(axis=1) + residual / self.least), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)

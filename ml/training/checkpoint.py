@@ -99,10 +99,10 @@ class Checkpoint:
             with atomic_write(path) as temporary:
                 write_tensors(temporary, tensors, metadata)
         except OSError as error:
-            kept = f"from epoch {epochs - 1}" if path.exists() else "from the start of this part"
+            resumes = f"from epoch {epochs - 1}" if path.exists() else "from the start of this part"
             raise CheckpointError(
                 f"the checkpoint could not be written to {path.parent}: {error}. Make room there, about "
-                f"{_megabytes(tensors)} MB, and start the training again: it goes on {kept}. "
+                f"{_megabytes(tensors)} MB, and start the training again: it goes on {resumes}. "
                 "Models that are registered stay in use"
             ) from error
 

@@ -89,12 +89,12 @@ class Context:
         Raises:
             ml.dataset.records.RecordsError: a file is missing, changed or not an image.
         """
-        known = self._images.setdefault(preprocess.hash, {})
-        missing = [record for record in records if record.image not in known]
+        decoded = self._images.setdefault(preprocess.hash, {})
+        missing = [record for record in records if record.image not in decoded]
         if missing:
             loaded = load_images(missing, preprocess, on_progress=lambda done: self.run.update(done, "reading images"))
-            known.update({record.image: pixels for record, pixels in zip(missing, loaded, strict=True)})
-        return np.stack([known[record.image] for record in records])
+            decoded.update({record.image: pixels for record, pixels in zip(missing, loaded, strict=True)})
+        return np.stack([decoded[record.image] for record in records])
 
     def checkpoint(self, part: str) -> CheckpointPath:
         """Where a part of the run keeps its checkpoint; what is there is removed where the run starts anew."""

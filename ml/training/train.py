@@ -37,7 +37,7 @@ def usable_models(database: Database[dict[str, Any]], models_dir: Path) -> set[s
 
 
 def models_to_train(
-    wanted: Sequence[str], database: Database[dict[str, Any]], models_dir: Path, *, missing: Sequence[str] = ()
+    requested: Sequence[str], database: Database[dict[str, Any]], models_dir: Path, *, missing: Sequence[str] = ()
 ) -> list[str]:
     """The models to train for names of models and of tasks, each after those that it is built on.
 
@@ -45,7 +45,7 @@ def models_to_train(
     is not registered, or its files are gone.
 
     Args:
-        wanted: keys of ``MODEL_SPECS`` or ``DEFAULTS``; "all" for every model.
+        requested: keys of ``MODEL_SPECS`` or ``DEFAULTS``; "all" for every model.
         database: the seeded database.
         models_dir: folder of the model files.
         missing: models to train where they are not usable.
@@ -55,7 +55,7 @@ def models_to_train(
     """
     usable = usable_models(database, models_dir)
     names: dict[str, None] = {}
-    for name in MODEL_SPECS if "all" in wanted else wanted:
+    for name in MODEL_SPECS if "all" in requested else requested:
         if name not in MODEL_SPECS and name not in DEFAULTS:
             valid = ", ".join([*DEFAULTS, *MODEL_SPECS, "all"])
             raise UnknownModelError(f"{name!r} is neither a model nor a task; known are: {valid}")
@@ -226,7 +226,7 @@ def set_calibration(
     outputs: Outputs | None,
     encoded: Floats | None,
     records: Sequence[Record],
-    unlike: NDArray[np.bool_] | None = None,
+    ood: NDArray[np.bool_] | None = None,
 ) -> None:
     """Set temperatures and thresholds on the card of a model, from outputs for images that it did not learn from.
 
@@ -235,14 +235,14 @@ def set_calibration(
         outputs: of the image half, for N records.
         encoded: of the caption half.
         records: N records.
-        unlike: which of them are out of distribution, and so never confident, (N,).
+        ood: which of them are out of distribution, and so never confident, (N,).
     """
     card = model.card
     # In place: the card of a model that is a part of another one shares these values with it.
     card.temperature.update(dict.fromkeys(card.tasks, 1.0))
     raw = model.combine(outputs, encoded)
     card.temperature.update({task: fit_temperature(log(raw[task]), targets(records, task)) for task in raw})
-    able = np.ones(len(records), dtype=np.bool_) if unlike is None else ~unlike
+    able = np.ones(len(records), dtype=np.bool_) if ood is None else ~ood
 
     def thresholds(probabilities: Mapping[str, Floats], rows: NDArray[np.bool_]) -> dict[str, float]:
         return {
@@ -252,8 +252,8 @@ def set_calibration(
             for task, own in probabilities.items()
         }
 
-    given = has_caption(encoded, len(records)) if model.inputs == {"image", "caption"} else able
-    card.thresholds = thresholds(model.combine(outputs, encoded), able & given if given.any() else able)
+    has_text = has_caption(encoded, len(records)) if model.inputs == {"image", "caption"} else able
+    card.thresholds = thresholds(model.combine(outputs, encoded), able & has_text if has_text.any() else able)
     if model.inputs == {"image", "caption"}:
         card.thresholds_image_only = thresholds(model.combine(outputs, None), able)
 

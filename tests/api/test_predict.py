@@ -177,8 +177,8 @@ def test_an_image_beyond_the_distance_of_the_training_images_is_uncertain(
     assert document is not None
     decisions = []
     settings = predict_settings.model_copy(update={"mongo_uri": database_address(mongo_server, database.name)})
-    known = {"mahalanobis": 1e6, "nearest": 2.0}[distance]
-    for limit in (known, -1.0):  # every distance is below the one and above the other
+    largest = {"mahalanobis": 1e6, "nearest": 2.0}[distance]
+    for limit in (largest, -1.0):  # every distance is below the one and above the other
         changed = {"ood_threshold": limit, "ood_distance": distance, "thresholds": {}}
         database[MODELS].replace_one({"_id": "compact"}, document | changed, upsert=True)
         with serve(settings) as client:
@@ -297,14 +297,14 @@ def test_a_model_that_appears_is_served_without_a_restart(
         assert ask(client, "/predict/location", png, CAPTION).status_code == 200
 
 
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("hashes_read", [True, False])
 def test_predictions_go_on_while_the_database_is_down(
     ml_database: Database[Document],
     models_dir: Path,
     generated_dataset: Path,
     tmp_path: Path,
     png: bytes,
-    known: bool,
+    hashes_read: bool,
 ) -> None:
     with embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()) as uri:
         settings = load_settings(
@@ -321,14 +321,14 @@ def test_predictions_go_on_while_the_database_is_down(
             own[MODELS].insert_many(ml_database[MODELS].find())
         service = running_service(settings)
         api = service.__enter__()
-        if known:  # a service that is ready has read which images there are
+        if hashes_read:  # a service that is ready has read which images there are
             wait_for(api, "/health/ready", is_ok)
         else:
-            wait_for(api, "/models", lambda found: found.json()["tasks"]["modality"]["state"] == "serving")
+            wait_for(api, "/models", lambda models: models.json()["tasks"]["modality"]["state"] == "serving")
     try:
         answer = ask(api, "/predict/modality", png)
         assert answer.status_code == 200, answer.text
-        if known:
+        if hashes_read:
             assert answer.json()["in_dataset"]["split"] == "test"
         else:
             assert answer.json()["in_dataset"] is None
@@ -402,14 +402,14 @@ def test_the_modality_of_a_header_can_only_take_confidence(
 
 
 def test_models_say_why_they_serve(predict_api: httpx.Client) -> None:
-    found = predict_api.get("/models").json()
-    assert found["training"] is None, "nothing was started"
-    assert found["tasks"]["modality"]["reason"] == "the only registered model that answers modality from an image"
-    location = found["tasks"]["location"]
+    body = predict_api.get("/models").json()
+    assert body["training"] is None, "nothing was started"
+    assert body["tasks"]["modality"]["reason"] == "the only registered model that answers modality from an image"
+    location = body["tasks"]["location"]
     other = {"compact": "fused-location", "fused-location": "compact"}[location["model"]]
     scores = {
         item["card"]["name"]: item["card"]["metrics"]["dev"]["location"]["accuracy"]
-        for item in found["items"]
+        for item in body["items"]
         if item["card"]["name"] in (location["model"], other)
     }
     assert location["reason"] == (

@@ -23,10 +23,10 @@ def test_a_dicom_file_becomes_the_picture_that_the_models_are_given(api: httpx.C
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["cache-control"] == "no-store"
-    shown = np.asarray(Image.open(io.BytesIO(answer.content)).convert("L"))
+    preview = np.asarray(Image.open(io.BytesIO(answer.content)).convert("L"))
     expected = np.asarray(decode(file, load_settings()).image.convert("L"))
-    assert shown.shape == (48, 64)
-    assert np.array_equal(shown, expected)
+    assert preview.shape == (48, 64)
+    assert np.array_equal(preview, expected)
 
 
 def test_a_large_picture_is_made_smaller(api: httpx.Client) -> None:

@@ -67,21 +67,21 @@ def devices(model: ServedModel) -> set[torch.device]:
     return {tensor.device for tensor in weights_of(model.modules)}
 
 
-def held(model: ServedModel) -> Iterator[nn.Module]:
+def submodules(model: ServedModel) -> Iterator[nn.Module]:
     """Every module that a model or a part of it holds."""
     for value in vars(model).values():
         if isinstance(value, nn.Module):
             yield value
         elif isinstance(value, ServedModel):
-            yield from held(value)
+            yield from submodules(value)
 
 
 def check(model: ServedModel, device: torch.device) -> None:
     """All weights and buffers are on one device, and none is left out."""
     assert model.device == device
     assert devices(model) <= {device}
-    known = {id(tensor) for tensor in weights_of(model.modules)}
-    assert {id(tensor) for tensor in weights_of(tuple(held(model)))} <= known
+    declared = {id(tensor) for tensor in weights_of(model.modules)}
+    assert {id(tensor) for tensor in weights_of(tuple(submodules(model)))} <= declared
 
 
 @pytest.mark.parametrize(("name", "options"), WAYS)

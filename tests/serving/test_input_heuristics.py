@@ -38,13 +38,13 @@ def test_paper_and_empty_frames_are_no_scans(name: str) -> None:
 
 @pytest.mark.medpix
 def test_the_images_of_the_dataset_are_plausible(medpix_dir: Path) -> None:
-    found = {
+    plausible = {
         name: is_plausible(Preprocess(size=128).apply(image))
         for number, (name, image) in enumerate(_images(medpix_dir))
         if number % 10 == 0
     }
-    assert len(found) == 205
-    assert all(found.values()), found
+    assert len(plausible) == 205
+    assert all(plausible.values()), plausible
 
 
 def test_a_gradient_is_plausible() -> None:
@@ -53,9 +53,9 @@ def test_a_gradient_is_plausible() -> None:
 
 @pytest.mark.medpix
 def test_no_image_of_the_dataset_is_colourful(medpix_dir: Path) -> None:
-    found = {name: is_colourful(image) for name, image in _images(medpix_dir)}
-    assert len(found) == 2050
-    assert [name for name, colourful in found.items() if colourful] == []
+    by_name = {name: is_colourful(image) for name, image in _images(medpix_dir)}
+    assert len(by_name) == 2050
+    assert [name for name, colourful in by_name.items() if colourful] == []
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)

@@ -25,8 +25,8 @@ MAX_BYTES = 83_000
 @pytest.fixture(scope="session")
 def u_id(predict_api: httpx.Client) -> str:
     """A case of the dataset."""
-    found: str = predict_api.get("/cases?limit=1").json()["items"][0]["u_id"]
-    return found
+    first: str = predict_api.get("/cases?limit=1").json()["items"][0]["u_id"]
+    return first
 
 
 def _settle(page: Page, path: str) -> None:
@@ -155,10 +155,10 @@ def _look_and_judge(browser: Browser, site: str, state: str, width: int, scheme:
     STATES[state](page)
     shoot(page, f"{name}-{width}-{scheme}")
     page.evaluate(AXE)
-    found = page.evaluate("axe.run()")
+    report = page.evaluate("axe.run()")
     faults = [
         f"{fault['id']}: {fault['help']}: {[node['target'] for node in fault['nodes']][:3]}"
-        for fault in found["violations"]
+        for fault in report["violations"]
         if fault["impact"] in ("moderate", "serious", "critical")
     ]
     is_fitting = fits(page)
@@ -235,8 +235,8 @@ def test_the_api_reference_can_be_read(page: Page, scheme: str, shoot: Callable[
         "aria-current", "page"
     )
     page.evaluate(AXE)
-    found = page.evaluate("axe.run({runOnly: ['color-contrast']})")
-    faint = [(node["target"], node["any"][0]["data"]) for fault in found["violations"] for node in fault["nodes"]]
+    report = page.evaluate("axe.run({runOnly: ['color-contrast']})")
+    faint = [(node["target"], node["any"][0]["data"]) for fault in report["violations"] for node in fault["nodes"]]
     shoot(f"docs-{scheme}")
     assert not faint
     page.get_by_role("link", name="Browse").click()

@@ -45,8 +45,8 @@ def test_cases_come_first_each_with_its_first_image(page: Page, predict_api: htt
     expect(page.locator("#status")).to_have_text(f"{facets['cases']} cases with {facets['total']} images.")
     cases = predict_api.get("/cases", params={"limit": 30, "sort": "u_id"}).json()["items"]
     cards = page.locator(".case-tile")
-    shown = cards.evaluate_all("cards => cards.map((card) => card.dataset.case)")
-    assert shown[:30] == [case["u_id"] for case in cases]
+    ids = cards.evaluate_all("cards => cards.map((card) => card.dataset.case)")
+    assert ids[:30] == [case["u_id"] for case in cases]
     for index, case in enumerate(cases[:6]):
         first = predict_api.get(case["links"]["self"]).json()["images"][0]["image"]
         expect(cards.nth(index)).to_have_attribute("href", re.compile(rf"#{first}$"))
@@ -79,8 +79,8 @@ def test_an_order_that_only_cases_have(page: Page, predict_api: httpx.Client) ->
     expect(page).to_have_url(re.compile("sort=-image_count"))
     cases = predict_api.get("/cases", params={"sort": "-image_count", "limit": 30}).json()["items"]
     expect(page.locator(".case-tile").first).to_have_attribute("data-case", cases[0]["u_id"])
-    shown = page.locator(".case-tile").evaluate_all("cards => cards.map((card) => card.dataset.case)")
-    assert shown[:24] == [case["u_id"] for case in cases[:24]]
+    ids = page.locator(".case-tile").evaluate_all("cards => cards.map((card) => card.dataset.case)")
+    assert ids[:24] == [case["u_id"] for case in cases[:24]]
 
 
 @pytest.mark.parametrize(("typed", "kind"), [("MPX1003", "case"), ("mpx1003", "case"), ("", "image")])
@@ -90,8 +90,8 @@ def test_an_id_that_is_typed_opens_its_case(page: Page, predict_api: httpx.Clien
     expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
     page.get_by_role("searchbox").fill(typed or images[-1]["image"])
     page.keyboard.press("Enter")
-    wanted = images[0]["image"] if kind == "case" else images[-1]["image"]
-    expect(page).to_have_url(re.compile(rf"/pages/case/MPX1003#{wanted}$"))
+    image_id = images[0]["image"] if kind == "case" else images[-1]["image"]
+    expect(page).to_have_url(re.compile(rf"/pages/case/MPX1003#{image_id}$"))
     expect(page.locator("#case")).to_have_attribute("aria-busy", "false")
 
 
@@ -108,8 +108,8 @@ def test_a_search_that_found_less_than_was_asked_says_so(page: Page) -> None:
     """The answer of a search that corrects the spelling and falls back to any of the words."""
 
     def answer(route: Route) -> None:
-        found = route.fetch(url=route.request.url.replace("uretr", "ureter"))
-        body = found.json() | {"matched": "any", "did_you_mean": "ureter stone"}
+        response = route.fetch(url=route.request.url.replace("uretr", "ureter"))
+        body = response.json() | {"matched": "any", "did_you_mean": "ureter stone"}
         route.fulfill(json=body, status=200)
 
     page.route(re.compile(r"/search\?"), answer)
@@ -137,13 +137,13 @@ def test_an_id_in_a_shared_search_leads_to_its_case(page: Page) -> None:
 @pytest.mark.parametrize("view", ["cases", "images"])
 def test_a_search_by_meaning_is_a_choice(page: Page, view: str) -> None:
     """The answer of a search that also compares meanings."""
-    asked: list[str] = []
+    modes: list[str] = []
 
     def answer(route: Route) -> None:
-        found = re.search("mode=([a-z]+)", route.request.url)
-        asked.append(found[1] if found else "words")
+        mode = re.search("mode=([a-z]+)", route.request.url)
+        modes.append(mode[1] if mode else "words")
         body = route.fetch(url=re.sub("&?mode=[a-z]+", "", route.request.url)).json()
-        route.fulfill(json=body | {"mode": asked[-1]}, status=200)
+        route.fulfill(json=body | {"mode": modes[-1]}, status=200)
 
     page.route(re.compile(r"/search\?"), answer)
     page.goto(f"/?view={view}")
@@ -152,7 +152,7 @@ def test_a_search_by_meaning_is_a_choice(page: Page, view: str) -> None:
     page.locator("#mode").select_option("meaning")
     expect(page).to_have_url(re.compile(r"q=stone&mode=meaning"))
     expect(page.locator(".tile").first).to_be_visible()
-    assert "meaning" in asked
+    assert "meaning" in modes
     page.unroute_all(behavior="ignoreErrors")
 
 
@@ -171,13 +171,13 @@ def test_fields_with_the_same_words_are_one_passage(page: Page) -> None:
 
 
 def test_a_tile_shows_that_its_picture_is_loading(page: Page) -> None:
-    held = hold(page, "**/thumbnail?*")
+    thumbnails = hold(page, "**/thumbnail?*")
     page.goto("/", wait_until="commit")
     frame = page.locator(".tile .frame").first
     expect(frame).to_have_class(re.compile("loading"))
     expect(page.locator(".tile")).to_have_count(30)
-    while held:
-        held.pop().continue_()
+    while thumbnails:
+        thumbnails.pop().continue_()
     expect(frame).not_to_have_class(re.compile("loading"))
 
 
@@ -221,9 +221,9 @@ def test_a_search_marks_the_words_and_ranks_the_cases(page: Page, predict_api: h
     expect(page.locator(".hit").first.locator("mark").first).to_have_text(re.compile("ureter|stone", re.IGNORECASE))
     assert "q=ureter+stone" in page.url
     hits = predict_api.get("/search", params={"q": "ureter stone", "limit": 100}).json()["items"]
-    shown = page.locator(".hit").evaluate_all("links => links.map((link) => link.pathname.split('/').at(-1))")
-    assert shown == [hit["case"]["u_id"] for hit in hits][: len(shown)]
-    assert shown
+    paths = page.locator(".hit").evaluate_all("links => links.map((link) => link.pathname.split('/').at(-1))")
+    assert paths == [hit["case"]["u_id"] for hit in hits][: len(paths)]
+    assert paths
 
 
 def test_a_sort_order_holds(page: Page, predict_api: httpx.Client) -> None:
@@ -361,9 +361,9 @@ def test_an_export_holds_exactly_what_is_shown(page: Page, tmp_path: Path, query
     page.goto(f"/?{query}&view=images")
     expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
     while page.get_by_role("button", name="Show more").is_visible():
-        shown = page.locator(".tile").count()
+        count = page.locator(".tile").count()
         page.get_by_role("button", name="Show more").click()
-        expect(page.locator(".tile").nth(shown)).to_be_visible()
+        expect(page.locator(".tile").nth(count)).to_be_visible()
     exported = _column(_export(page, tmp_path, Format="CSV"), "image")
     is_ranked = "q=" in query
     expect(page.locator("#export")).to_contain_text("Sorted by case id." if is_ranked else "Sorted as shown.")
@@ -389,11 +389,11 @@ def test_an_export_of_records_has_the_diagnosis_beside_the_caption(
     params: dict[str, str | int] = {"modality": "CT", "location_category": "Head", "limit": 100, "expand": "case"}
     images = predict_api.get("/images", params=params).json()["items"]
     with file.open(encoding="utf-8-sig", newline="") as rows:
-        found = {row["image"]: row for row in csv.DictReader(rows)}
-    assert set(found) == {image["image"] for image in images}
-    name = next(column for column in next(iter(found.values())) if column.endswith("diagnosis"))
+        by_image = {row["image"]: row for row in csv.DictReader(rows)}
+    assert set(by_image) == {image["image"] for image in images}
+    name = next(column for column in next(iter(by_image.values())) if column.endswith("diagnosis"))
     for image in images:
-        assert found[image["image"]][name] == (image["case"]["diagnosis"] or "")
+        assert by_image[image["image"]][name] == (image["case"]["diagnosis"] or "")
 
 
 def test_choices_of_an_export_that_exclude_each_other_cannot_be_made(page: Page) -> None:
@@ -467,18 +467,18 @@ def test_a_failing_api_is_said_and_can_be_asked_again(page: Page, fault: str) ->
 
 
 def test_on_a_slow_network_the_last_choice_wins(page: Page, predict_api: httpx.Client) -> None:
-    held: list[Route] = []
-    page.route("**/images?*", lambda route: held.append(route) if not held else route.continue_())
+    lists: list[Route] = []
+    page.route("**/images?*", lambda route: lists.append(route) if not lists else route.continue_())
     page.goto("/")
     expect(page.locator(".skeleton")).to_be_visible()
     expect(page.get_by_role("checkbox", name=re.compile("^MR "))).to_be_visible()
     page.get_by_role("checkbox", name=re.compile("^MR ")).check()
     _found(page, predict_api.get("/facets", params={"modality": "MR"}).json()["total"])
-    shown = _names(page)
-    for route in held:
+    names = _names(page)
+    for route in lists:
         route.continue_()
     page.get_by_role("checkbox", name=re.compile("^CT ")).focus()
-    assert _names(page) == shown
+    assert _names(page) == names
 
 
 def test_the_keyboard_walks_the_grid(page: Page) -> None:

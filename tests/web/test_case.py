@@ -283,13 +283,13 @@ def test_missing_files_and_models_leave_the_texts(page: Page, many: Document) ->
 
 
 def test_on_a_slow_network_the_last_image_wins(page: Page, many: Document) -> None:
-    held = hold(page, "**/images/*/predict?*")
+    predictions = hold(page, "**/images/*/predict?*")
     page.goto(f"/pages/case/{many['u_id']}")
     page.get_by_role("button", name="Predict this image").click()
     expect(page.locator("#prediction")).to_contain_text("Predicting")
     page.locator("#strip a").nth(1).click()
     expect(page.locator("#prediction")).to_be_empty()
-    for route in held:
+    for route in predictions:
         route.continue_()
     page.get_by_role("button", name="Predict this image").focus()
     expect(page.locator("#prediction")).to_be_empty()

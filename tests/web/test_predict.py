@@ -241,8 +241,8 @@ def test_many_images_are_a_table_to_sort_and_to_download(
     for name, answer in answers.items():
         for task in ("modality", "location"):
             assert table[name][task] == answer[task]["label"]
-            found = answer[task]["probabilities"][0]["probability"]
-            assert float(table[name][f"{task}_probability"]) == pytest.approx(found, abs=1e-5)
+            probability = answer[task]["probabilities"][0]["probability"]
+            assert float(table[name][f"{task}_probability"]) == pytest.approx(probability, abs=1e-5)
             assert table[name][f"{task}_decision"] == answer[task]["decision"]
     assert "known format" in table["bad.png"]["problem"]
 
@@ -437,12 +437,12 @@ def test_a_failing_api_is_said_and_can_be_asked_again(page: Page, png: bytes) ->
 
 
 def test_on_a_slow_network_the_page_says_that_it_waits(page: Page, png: bytes) -> None:
-    held = hold(page, re.compile("/predict/(modality|location)$"))
+    routes = hold(page, re.compile("/predict/(modality|location)$"))
     page.goto("/pages/predict")
     _choose(page, _file("scan.png", png))
     expect(page.locator("#status")).to_contain_text("Analysing 1 image")
     expect(page.locator(".verdict-slot[data-task=modality]")).to_contain_text("Predicting the modality")
-    for route in held:
+    for route in routes:
         route.continue_()
     _judged(page, "1 image analysed.")
 

@@ -17,8 +17,8 @@ Document = dict[str, Any]
 def stack(predict_api: httpx.Client) -> Document:
     """A case with at least three images."""
     case = predict_api.get("/cases", params={"image_count__gte": 3, "limit": 1}).json()["items"][0]
-    found: Document = predict_api.get(case["links"]["self"]).json()
-    return found
+    document: Document = predict_api.get(case["links"]["self"]).json()
+    return document
 
 
 @pytest.fixture

@@ -41,12 +41,12 @@ class AnnotationIn(BaseModel):
     def _says_something(self) -> Self:
         if not any((self.modality, self.location, self.location_category, self.comment)):
             raise ValueError("give modality, location, location_category or comment")
-        for name, value, known in (
+        for name, value, classes in (
             ("location", self.location, LOCATIONS),
             ("location_category", self.location_category, CATEGORIES),
         ):
-            if value is not None and value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}")
+            if value is not None and value not in classes:
+                raise ValueError(f"{name} must be one of {', '.join(classes)}")
         return self
 
 
@@ -115,8 +115,8 @@ async def annotate(
 
     It is acknowledged when a majority of the database's members have it.
     """
-    seen = await repository.get(IMAGES, image)
-    stored, is_new = await repository.annotate(seen, body.model_dump(), by, key=idempotency_key)
+    document = await repository.get(IMAGES, image)
+    stored, is_new = await repository.annotate(document, body.model_dump(), by, key=idempotency_key)
     return _stored(request, stored, is_new=is_new)
 
 
@@ -173,8 +173,8 @@ async def _replaced(
         raise ConflictError(f"A later annotation replaces this one: {current['_id']}. Amend that one.")
     if earlier.get("action") == "retract":
         raise ConflictError("This annotation was retracted. Write a new one.")
-    seen = await repository.get(IMAGES, earlier["image"])
-    stored, is_new = await repository.annotate(seen, values, by, amends=earlier, key=key)
+    document = await repository.get(IMAGES, earlier["image"])
+    stored, is_new = await repository.annotate(document, values, by, amends=earlier, key=key)
     return _stored(request, stored, is_new=is_new)
 
 

@@ -99,11 +99,11 @@ async def _checked(ids: list[str], spelling: Callable[[str], Awaitable[str]]) ->
     """
     keys: list[str] = []
     problems: list[ParameterProblem] = []
-    for place, text in enumerate(ids):
+    for index, text in enumerate(ids):
         try:
             keys.append(await spelling(text))
         except ParameterError as error:
-            problems += [ParameterProblem(f"ids.{place}", each.message) for each in error.problems]
+            problems += [ParameterProblem(f"ids.{index}", each.message) for each in error.problems]
     if problems:
         raise ParameterError(problems)
     return keys
@@ -114,11 +114,11 @@ async def _found(
 ) -> Response:
     distinct = list(dict.fromkeys(keys))
     if projection.names is None:
-        found = await repository.answers(collection, distinct, "whole" if collection is CASES else "summary")
+        encoded = await repository.answers(collection, distinct, "whole" if collection is CASES else "summary")
     else:
         documents = await repository.get_many(collection, distinct)
-        found = await asyncio.to_thread(_projected, documents, projection, collection)
-    body = await asyncio.to_thread(_body, keys, found)
+        encoded = await asyncio.to_thread(_projected, documents, projection, collection)
+    body = await asyncio.to_thread(_body, keys, encoded)
     return await data_response(request, repository, body)
 
 
@@ -127,7 +127,7 @@ def _projected(documents: list[dict[str, Any]], projection: Projection, collecti
     return {document["_id"]: encode(projection.apply(view(document))) for document in documents}
 
 
-def _body(keys: list[str], found: Mapping[str, bytes]) -> bytes:
-    items = b",".join(found[key] for key in keys if key in found)
-    unknown = encode([key for key in dict.fromkeys(keys) if key not in found])
+def _body(keys: list[str], encoded: Mapping[str, bytes]) -> bytes:
+    items = b",".join(encoded[key] for key in keys if key in encoded)
+    unknown = encode([key for key in dict.fromkeys(keys) if key not in encoded])
     return b'{"items":[%s],"unknown":%s}' % (items, unknown)

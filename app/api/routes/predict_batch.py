@@ -138,7 +138,7 @@ def _row(index: int, file_name: str, item: dict[str, Any]) -> list[Any]:
     """A result as cells, in the order of ``_COLUMNS``."""
     if (prediction := item["prediction"]) is None:
         return [index, file_name, item["status"], *[None] * (len(_COLUMNS) - 4), item["problem"]["detail"]]
-    found = prediction["in_dataset"] or {}
+    in_dataset = prediction["in_dataset"] or {}
     return [
         index,
         file_name,
@@ -152,8 +152,8 @@ def _row(index: int, file_name: str, item: dict[str, Any]) -> list[Any]:
         prediction["model"]["version"],
         prediction["image"]["sha256"],
         prediction["image"]["header_modality"],
-        found.get("image"),
-        found.get("split"),
+        in_dataset.get("image"),
+        in_dataset.get("split"),
         " ".join(prediction["notes"]),
         None,
     ]

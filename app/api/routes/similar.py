@@ -272,9 +272,9 @@ async def _read_text(request: PredictionRequest) -> str:
     try:
         return _words(TextQuery.model_validate_json(bytes(body)).text, "text")
     except ValidationError as error:
-        found = error.errors()[0]
-        place = ".".join(map(str, found["loc"])) or "body"
-        raise UnprocessableError(f'Send {{"text": "…"}} as JSON. {place}: {found["msg"]}.') from error
+        problem = error.errors()[0]
+        location = ".".join(map(str, problem["loc"])) or "body"
+        raise UnprocessableError(f'Send {{"text": "…"}} as JSON. {location}: {problem["msg"]}.') from error
 
 
 async def _ranked(

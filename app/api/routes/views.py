@@ -230,10 +230,10 @@ async def export_view(
     """
     document = await repository.get(VIEWS, view)
     if of != document["of"] and (of, document["of"]) != ("records", "images"):
-        others = "images or records" if document["of"] == "images" else "cases"
-        raise UnprocessableError(f"This view selects {document['of']}: ask for {others} in place of {of}.")
+        choices = "images or records" if document["of"] == "images" else "cases"
+        raise UnprocessableError(f"This view selects {document['of']}: ask for {choices} in place of {of}.")
     selected = await parse_selection(document["query"], repository, IMAGES if document["of"] == "images" else CASES)
-    wanted = make_export(of, file_format, raw=raw, bom=bom, order=selected.order)
-    answer = await kept_file(request, repository, image_store, export_files, wanted, selected.selection)
+    requested = make_export(of, file_format, raw=raw, bom=bom, order=selected.order)
+    answer = await kept_file(request, repository, image_store, export_files, requested, selected.selection)
     answer.headers["X-View-Dataset-Version"] = document["dataset_version"] or ""
     return answer

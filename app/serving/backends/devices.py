@@ -109,8 +109,8 @@ def make_backend(
 
 def _threads() -> int:
     """As many as PyTorch would use: OMP_NUM_THREADS, but no more than there are processors."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return min(int(wanted), usable_cpus()) if wanted.isdecimal() and int(wanted) else usable_cpus()
+    configured = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(configured), usable_cpus()) if configured.isdecimal() and int(configured) else usable_cpus()
 
 
 def _torch_backend(model: NetworkOwner, device: str, precision: Precision) -> Backend:

@@ -124,11 +124,11 @@ def _cached_graph(cache: Path) -> ov.Model | None:
 
 def _part(graph: ov.Model, names: tuple[str, ...]) -> ov.Model:
     """The graph of some of the outputs alone."""
-    known = graph.get_rt_info(_OUTPUTS).astype(str).split()
-    if known == list(names):
+    exported = graph.get_rt_info(_OUTPUTS).astype(str).split()
+    if exported == list(names):
         return graph
     results = graph.get_results()
-    return ov.Model([results[known.index(name)] for name in names], graph.get_parameters())
+    return ov.Model([results[exported.index(name)] for name in names], graph.get_parameters())
 
 
 def _converted_elsewhere(model: NetworkOwner, preprocess: Preprocess, cache: Path) -> ov.Model | None:

@@ -158,15 +158,15 @@ def _square_pixels(image: Image.Image, dataset: Dataset, frame: int, max_pixels:
         The image and a note; the image as it is, and None, where nothing is to be done.
     """
     groups = list(functional_groups(dataset, frame, "PixelMeasuresSequence"))
-    found = [
+    spacings = [
         spacing
         for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio")
         for group in groups
         if len(spacing := numbers(group, keyword)) == 2 and all(side > 0 for side in spacing)
     ]
-    if not found:
+    if not spacings:
         return image, None
-    vertical, horizontal = found[0]
+    vertical, horizontal = spacings[0]
     aspect = vertical / horizontal  # height of a pixel in widths
     if abs(aspect - 1) < 0.01 or not 1 / _LARGEST_ASPECT <= aspect <= _LARGEST_ASPECT:
         return image, None

@@ -13,13 +13,13 @@ def changed(results: Results) -> Results:
 
 
 def section(sections: list[Section], title: str) -> Section:
-    return next(found for found in sections if found.title == title)
+    return next(each for each in sections if each.title == title)
 
 
 def test_a_card_says_where_a_model_comes_from(results: Results) -> None:
     row = results["models"]["fused-location"]
-    found = card_sections("fused-location", results)
-    assert [part.title for part in found] == [
+    sections = card_sections("fused-location", results)
+    assert [part.title for part in sections] == [
         "Model",
         "Intended use",
         "Not for",
@@ -28,7 +28,7 @@ def test_a_card_says_where_a_model_comes_from(results: Results) -> None:
         "Limits",
         "Training",
     ]
-    model, data = dict(section(found, "Model").facts), dict(section(found, "Data").facts)
+    model, data = dict(section(sections, "Model").facts), dict(section(sections, "Data").facts)
     assert model["Version"] == row["version"]
     assert model["sha256 of the model"] == row["sha256"]
     assert {value for name, value in model.items() if name.startswith("sha256 of ")} >= {
@@ -38,8 +38,8 @@ def test_a_card_says_where_a_model_comes_from(results: Results) -> None:
     assert model["Unlike the dataset"].startswith("above a Mahalanobis distance of ")
     assert data["sha256 of these records"] == row["card"]["data"]["snapshot"]
     assert data["sha256 of the scored split"] == results["split"]["content_sha256"]
-    assert "licence" in section(found, "Data").text[0]
-    training = dict(section(found, "Training").facts)
+    assert "licence" in section(sections, "Data").text[0]
+    training = dict(section(sections, "Training").facts)
     assert training["Seed"] == str(row["seed"])
     assert f"torch {row['card']['environment']['packages']['torch']}" in training["Packages"]
     assert '"fusion"' in training["Settings"]

@@ -92,5 +92,5 @@ def test_every_image_is_predicted_once_by_a_model_that_never_saw_its_patient(
     assert len(pooled.encoded) == len(pooled.fold) == len(records)
     owner = dict(zip([record.image for record in records], patients(records).tolist(), strict=True))
     for number, fold in enumerate(folds, start=1):
-        held = {owner[record.image] for record in pooled.only(pooled.fold == number).records}
-        assert held.isdisjoint(owner[record.image] for record in (*fold.train, *fold.dev))
+        held_out = {owner[record.image] for record in pooled.only(pooled.fold == number).records}
+        assert held_out.isdisjoint(owner[record.image] for record in (*fold.train, *fold.dev))

@@ -80,7 +80,7 @@ def test_a_single_class_is_always_the_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "known"),
+    ("text", "usable"),
     [
         ("Axial CT of the liver", True),
         ("fractura del menisco", True),  # a stem of the lexicon
@@ -93,9 +93,9 @@ def test_a_single_class_is_always_the_answer() -> None:
         ("12 34", False),
     ],
 )
-def test_a_text_without_a_word_that_says_something_is_told(text: str, known: bool) -> None:
+def test_a_text_without_a_word_that_says_something_is_told(text: str, usable: bool) -> None:
     features = TextFeatures.fit(["image of a stone", "CT image 3 with mass", "Figure 1: the the image"])
-    assert features.has_known_words([text]).tolist() == [known]
+    assert features.has_known_words([text]).tolist() == [usable]
 
 
 @pytest.mark.parametrize(

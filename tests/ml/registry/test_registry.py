@@ -195,9 +195,9 @@ def test_metrics_of_a_split_are_replaced_in_both_cards(registry: Registry, train
     card = registry.register(trained)
     registry.set_metrics(card, "test", {"modality": {"accuracy": 0.5}, "location": {"accuracy": 0.4}})
     registry.set_metrics(card, "test", {"modality": {"accuracy": 0.75}})
-    for found in (registry.get("compact"), read_card(registry.models_dir / "compact" / card.version)):
-        assert found.metrics["test"] == {"modality": {"accuracy": 0.75}}
-        assert found.metrics["dev"] == card.metrics["dev"]
+    for stored in (registry.get("compact"), read_card(registry.models_dir / "compact" / card.version)):
+        assert stored.metrics["test"] == {"modality": {"accuracy": 0.75}}
+        assert stored.metrics["dev"] == card.metrics["dev"]
     registry.load("compact")
 
 

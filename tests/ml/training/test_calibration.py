@@ -44,14 +44,14 @@ def test_threshold_is_the_lowest_whose_answers_are_right_at_the_lower_bound() ->
     confidence = np.linspace(0.99, 0.6, 100)
     targets = np.where(confidence >= 0.8, 0, np.arange(100) % 2)
     cases = np.arange(100).astype(np.str_)
-    found = decision_threshold(two_classes(confidence), targets, cases, 0.9)
-    sure = confidence >= found - 1e-6
+    threshold = decision_threshold(two_classes(confidence), targets, cases, 0.9)
+    sure = confidence >= threshold - 1e-6
     accuracy, count = float((targets[sure] == 0).mean()), int(sure.sum())
-    assert found < 0.8, "some wrong answers are allowed"
+    assert threshold < 0.8, "some wrong answers are allowed"
     deviation = np.sqrt(accuracy * (1.0 - accuracy) / count)
     assert accuracy - 1.645 * deviation == pytest.approx(0.9, abs=0.02), "the mean alone would allow more"
     stricter = decision_threshold(two_classes(confidence), targets, cases, 0.97)
-    assert stricter > found
+    assert stricter > threshold
     assert decision_threshold(two_classes(confidence), 1 - targets, cases, 0.97) > 0.99, "nothing is confident"
     assert decision_threshold(two_classes(confidence), np.full(100, IGNORED), cases, 0.9) == 0.5
 

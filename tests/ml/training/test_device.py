@@ -94,8 +94,8 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     network, losses = train()
     before = start().state_dict()
     for rank in ("0", "1"):
-        state, told = read_tensors(tmp_path / rank)
-        assert told["losses"] == pytest.approx(losses, rel=1e-3)
+        state, metadata = read_tensors(tmp_path / rank)
+        assert metadata["losses"] == pytest.approx(losses, rel=1e-3)
         for name, value in network.state_dict().items():
             # bfloat16, where the processor has it, keeps three digits.
             assert (value - state[name]).norm() < 0.01 * (value - before[name]).norm()

@@ -154,12 +154,12 @@ def test_the_decay_of_the_average_grows_from_a_tenth() -> None:
 
 
 def test_progress_is_reported_within_an_epoch(examples: Examples) -> None:
-    heard: list[Progress] = []
-    with Run("m", (), heard.append) as run:
+    reports: list[Progress] = []
+    with Run("m", (), reports.append) as run:
         path = CheckpointPath(run=run)
         fit(network(), examples, RECIPE, mean=(0.5,), std=(0.25,), seed=3, device=CPU, checkpoint=path)
     steps = len(examples) // RECIPE.batch_size
-    fractions = [progress.fraction for progress in heard]
+    fractions = [progress.fraction for progress in reports]
     assert steps > 1
     assert len(set(fractions)) >= RECIPE.epochs * steps
     assert fractions == sorted(fractions)
