@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from app.api.filter_parameters import takes_filters
 from app.core.settings import Settings
+from app.data.annotations import Annotations
 from app.data.fields import CASE_ALIASES, CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS
 from app.data.filters import Filter, ParameterError, ParameterProblem, parse_filter
 from app.data.image_store import ImageStore
@@ -65,6 +66,12 @@ async def get_saved_views(request: Request) -> SavedViews:
     """The saved views of this application."""
     saved_views: SavedViews = request.app.state.saved_views
     return saved_views
+
+
+async def get_annotations(request: Request) -> Annotations:
+    """The annotations of this application."""
+    annotations: Annotations = request.app.state.annotations
+    return annotations
 
 
 async def get_models(request: Request) -> ModelManager:
@@ -273,6 +280,7 @@ SettingsDep = Annotated[Settings, Depends(get_settings)]
 RepositoryDep = Annotated[Repository, Depends(get_repository)]
 ImageStoreDep = Annotated[ImageStore, Depends(get_image_store)]
 ExportFilesDep = Annotated[ExportFiles, Depends(get_export_files)]
+AnnotationsDep = Annotated[Annotations, Depends(get_annotations)]
 SavedViewsDep = Annotated[SavedViews, Depends(get_saved_views)]
 ModelsDep = Annotated[ModelManager, Depends(get_models)]
 CaseIdDep = Annotated[str, Depends(case_id)]

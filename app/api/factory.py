@@ -41,6 +41,7 @@ from app.core.disk_cache import DiskCache
 from app.core.exceptions import ApiError
 from app.core.settings import Settings, get_settings
 from app.core.telemetry import Metrics
+from app.data.annotations import Annotations
 from app.data.client import connect, connect_async
 from app.data.image_store import ImageStore
 from app.data.repository import Repository
@@ -118,6 +119,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         uri = settings.mongo_uri or "mongodb://127.0.0.1:27017"
         async with connect_async(uri, settings) as client:
             repository = app.state.repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
+            app.state.annotations = Annotations(client.get_default_database(DATABASE))
             app.state.saved_views = SavedViews(client.get_default_database(DATABASE))
             cache = DiskCache(settings.cache_dir, settings.cache_max_mb * 1024**2)
             app.state.export_files = ExportFiles(cache)

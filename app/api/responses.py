@@ -57,7 +57,7 @@ async def not_modified(
 
 async def _headers(repository: Repository, etag: str, further: Mapping[str, str] | None) -> dict[str, str]:
     sent = {"ETag": etag, "Cache-Control": _CACHE_CONTROL, "Vary": "Accept-Encoding", **(further or {})}
-    version = await repository.dataset_version()
+    version = await repository.seed_runs.dataset_version()
     return {**sent, "X-Dataset-Version": version} if version else sent
 
 

@@ -69,6 +69,16 @@ class Filter:
         """Whether every document passes."""
         return not self.query
 
+    def narrowed(self, condition: Document, canonical: str) -> "Filter":
+        """This filter and one more condition.
+
+        Args:
+            condition: as MongoDB takes it.
+            canonical: the condition in one spelling.
+        """
+        query = {"$and": [self.query, condition]} if self.query else condition
+        return Filter(query, f"{self.canonical}&{canonical}", self.scans)
+
 
 EVERYTHING: Final = Filter({}, "", scans=False)
 

@@ -1,4 +1,4 @@
-"""What is missing in a database that was seeded: documents and indexes that something else removed."""
+"""What is missing in a database that was seeded: documents and indexes that something else removed, cases of images."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -6,6 +6,7 @@ from typing import Any, Final
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
+from app.core.exceptions import UnavailableError
 from app.data import schema
 
 Document = dict[str, Any]
@@ -52,3 +53,20 @@ async def missing_indexes(database: AsyncDatabase[Document]) -> list[str]:
             f"The index {index} of {name} is missing. Run `medpix seed`." for index in expected if index not in present
         ]
     return faults
+
+
+def case_of(image: Mapping[str, Any], cases: Mapping[str, Document]) -> Document:
+    """The case of an image.
+
+    Raises:
+        UnavailableError: the database does not have it, as while it is seeded.
+    """
+    case = cases.get(image["U_id"])
+    if case is None:
+        raise missing_case(image["U_id"], image["_id"])
+    return case
+
+
+def missing_case(u_id: str, image: str) -> UnavailableError:
+    """The error that an image of the dataset has no case, as while it is seeded."""
+    return UnavailableError(f"Case {u_id} of image {image} is not in the database. Run `medpix seed`, or try later.")

@@ -226,7 +226,7 @@ async def _selection(request: Request, repository: Repository, of: Kind, narrowe
 async def _headers(repository: Repository, requested: Export) -> dict[str, str]:
     disposition = f'attachment; filename="medpix-{requested.of}.{requested.file_format}"'
     headers = {"Content-Disposition": disposition, "Cache-Control": "no-cache"}
-    version_now = await repository.dataset_version()
+    version_now = await repository.seed_runs.dataset_version()
     return {**headers, "X-Dataset-Version": version_now} if version_now else headers
 
 
@@ -277,7 +277,7 @@ async def _after(first: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[b
 )
 async def read_croissant(request: Request, repository: RepositoryDep) -> Response:
     """What the exported tables hold, with their hashes, as MLCommons' Croissant describes datasets."""
-    seed_run = await repository.latest_seed()
+    seed_run = await repository.seed_runs.read_latest()
     if seed_run is None:
         raise NotFoundError("The database holds no dataset yet. Run `medpix seed`.")
     home = str(request.base_url)
@@ -289,7 +289,7 @@ async def read_croissant(request: Request, repository: RepositoryDep) -> Respons
 
 async def _table_of(repository: Repository, of: str, home: str) -> Table:
     """A table with the hash of its bytes, which are made once per seeding."""
-    size, sha256 = await repository.once_per_seeding(f"croissant {of}", lambda: _measured(repository, of))
+    size, sha256 = await repository.seed_runs.once_per_seeding(f"croissant {of}", lambda: _measured(repository, of))
     return Table(of, columns(of), f"{home}export/{of}.jsonl", sha256, size)
 
 

@@ -27,8 +27,9 @@ from app.api.uploads import read_upload, upload_schema
 from app.core.exceptions import ContentTooLargeError, UnprocessableError
 from app.data.fields import IMAGE_FIELDS
 from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem
+from app.data.integrity import case_of
 from app.data.record import CaseId, ImageId, Split
-from app.data.repository import IMAGES, Repository, case_of
+from app.data.repository import IMAGES, Repository
 from app.data.serializers import encode
 from app.serving.prediction_context import PredictionContext
 from app.web.pages import prefix_of

@@ -127,7 +127,7 @@ async def save_view(
         body.of,
         query,
         total=await repository.count(collection, selected.selection),
-        dataset_version=await repository.dataset_version(),
+        dataset_version=await repository.seed_runs.dataset_version(),
         by=by,
     )
     address = f"{prefix_of(request)}/views/{stored['_id']}"
@@ -171,7 +171,7 @@ async def open_view(request: Request, view: ViewId, repository: RepositoryDep) -
 
 
 async def _today(document: dict[str, Any], repository: Repository) -> dict[str, Any]:
-    version = await repository.dataset_version()
+    version = await repository.seed_runs.dataset_version()
     total: int | None = None
     note = None
     collection = IMAGES if document["of"] == "images" else CASES
