@@ -19,6 +19,7 @@ from app.data.image_hash_index import ImageHashIndex
 from app.data.pagination import SortOrder
 from app.data.sampling import sample
 from app.data.search import MAX_HITS, Mode, Search, SearchResult
+from app.data.search_index import SearchIndex
 from app.data.seed_runs import SeedRuns
 from app.data.serializers import ANSWER, case_answer, case_view, encode, image_answer, image_view
 
@@ -105,7 +106,7 @@ class Repository:
         self._totals: dict[tuple[str, str, str], int] = {}
         self._hash_index = ImageHashIndex(database, MAX_TIME_MS)
         self._resolved: dict[tuple[str, str, str], Document] = {}
-        self._search = Search(database, cache / "search")
+        self._search = Search(database, SearchIndex(database, cache / "search"))
 
     async def revision(self, collection: Collection) -> str:
         """Names the content of a collection: while it is the same, every selection of it is the same.
@@ -355,11 +356,11 @@ class Repository:
         """Build the index of the search, so that the first query does not wait for it."""
         seed_run_id = await self.seed_runs.latest_id()
         if seed_run_id is not None:
-            await self._search.prepare(seed_run_id)
+            await self._search.index.prepare(seed_run_id)
 
     async def close(self) -> None:
         """End the thread of the search; the database stays open."""
-        await self._search.close()
+        await self._search.index.close()
 
     async def facets(self, selection: Filter) -> Document:
         """Counts of the images under a filter, per value of a few fields."""
