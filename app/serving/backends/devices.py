@@ -107,6 +107,11 @@ def make_backend(
         return _torch_backend(model, "cpu", "fp32")
 
 
+def decode_threads(settings: Settings) -> int:
+    """How many threads decode images for a network: the setting, else 4, or 64 for a GPU, as far as there are cores."""
+    return settings.decode_threads or min(64 if on_cuda(settings) else 4, usable_cpus())
+
+
 def _threads() -> int:
     """As many as PyTorch would use: OMP_NUM_THREADS, but no more than there are processors."""
     configured = os.environ.get("OMP_NUM_THREADS", "")
