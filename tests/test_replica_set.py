@@ -140,7 +140,7 @@ def test_the_primary_is_killed_under_load(members: Members, generated_dataset: P
     with connect(uri, settings) as client:
         kept = {row["_id"] for row in client.get_default_database()[ANNOTATIONS].find({}, {"_id": 1})}
     assert set(load.acknowledged) <= kept
-    print(f"no write was acknowledged for {gap_s:.1f} s; answers: {dict(counts)}")  # noqa: T201  # -s shows it
+    print(f"no write was acknowledged for {gap_s:.1f} s; answers: {dict(counts)}")
     with warnings.catch_warnings():
         # PyMongo leaves the socket of a member that is gone to the garbage collector.
         warnings.simplefilter("ignore", ResourceWarning)

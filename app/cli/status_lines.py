@@ -29,7 +29,7 @@ _STEPS: Final = 10  # lines per training
 
 def address(settings: Settings) -> str:
     """The address to open in a browser on this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - is compared
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - asked, not bound - is compared
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{settings.root_path}"
 
 
@@ -123,7 +123,7 @@ class StatusLines:
 
     def _get(self, path: str, *, timeout_s: float = 3.0) -> Document | None:
         """The JSON of an answer; None where there is none, or a status of 500 or more for /health/live."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._settings.host, self._settings.host)  # noqa: S104
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._settings.host, self._settings.host)  # noqa: S104 - asked, not bound
         connection = HTTPConnection(host, self._settings.port, timeout=timeout_s)
         try:
             connection.request("GET", path, headers={"Host": "localhost", "User-Agent": "medpix-up"})

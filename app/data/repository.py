@@ -148,7 +148,7 @@ class Repository:
         if document is None:
             raise NotFoundError(f"There is no {collection.noun} {key}.")
         if _has_answer(collection, document):
-            return document[ANSWER]  # type: ignore[no-any-return]
+            return document[ANSWER]  # type: ignore[no-any-return]  # seeding wrote it
         return await self._made_answer(collection, await self.get(collection, key))
 
     async def answers(self, collection: Collection, keys: Sequence[str], member: str) -> dict[str, bytes]:

@@ -49,8 +49,8 @@ class TextEncoder:
         Raises:
             EncoderError: the package is missing, or the weights have another hash.
         """
-        import openvino as ov  # noqa: PLC0415  # word search needs neither
-        from tokenizers import Tokenizer  # noqa: PLC0415
+        import openvino as ov  # noqa: PLC0415 - the word search needs neither
+        from tokenizers import Tokenizer  # noqa: PLC0415 - see above
 
         folder = folder or model_folder()
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -104,9 +104,9 @@ def model_folder() -> Path:
 
 def _graph(file: Path) -> Any:
     """The encoder as an OpenVINO model: (token ids, attention mask), both (batch, length), to (batch, 384)."""
-    import openvino as ov  # noqa: PLC0415
-    from openvino import opset13 as op  # noqa: PLC0415
-    from safetensors.numpy import load  # noqa: PLC0415
+    import openvino as ov  # noqa: PLC0415 - as in TextEncoder
+    from openvino import opset13 as op  # noqa: PLC0415 - as in TextEncoder
+    from safetensors.numpy import load  # noqa: PLC0415 - as in TextEncoder
 
     content = file.read_bytes()
     digest = hashlib.sha256(content).hexdigest()

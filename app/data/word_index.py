@@ -80,7 +80,7 @@ class WordIndex:
         named = " ".join(_MODALITY_WORDS.get(name, "") for name in sorted(modalities))
         ids = [_id_words(image["_id"]) for image in images]
         row = [case["_id"], *columns, _BREAK.join(captions), named, _BREAK.join([fold(case["_id"]), *ids])]
-        self._database.execute(f"INSERT INTO cases VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+        self._database.execute(f"INSERT INTO cases VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608 - question marks alone
         self._database.executemany(
             "INSERT INTO captions VALUES (?, ?, ?, ?)",
             zip([image["_id"] for image in images], [case["_id"]] * len(images), captions, ids, strict=True),

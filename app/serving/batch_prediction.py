@@ -352,7 +352,7 @@ def predict_files_on_ray(
     """
     try:
         import ray  # noqa: PLC0415 - an optional extra, and it takes seconds
-        import ray.data  # noqa: PLC0415
+        import ray.data  # noqa: PLC0415 - see above
     except ImportError as error:
         raise BatchPredictionError("--ray needs Ray: pip install 'medpix-service[ray]'.") from error
     plain = settings.model_dump(exclude={"api_keys", "mongo_uri", "train"})  # secrets stay here

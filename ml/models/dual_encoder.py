@@ -88,7 +88,7 @@ class CaptionTower(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where its weights are: a service may move the image tower alone."""
-        return self.heads[TASKS[0]].weight.device  # type: ignore[return-value]
+        return self.heads[TASKS[0]].weight.device  # type: ignore[return-value]  # of an nn.Linear
 
     def embed(self, sentences: Tensor) -> Tensor:
         """Sentence embeddings (N, 384) to embeddings (N, size) of length 1."""

@@ -72,7 +72,7 @@ class FusedModel(ServedModel):
         self.image_model, self.caption_model, self.prior = image_model, caption_model, prior
 
     @property
-    def network(self) -> "nn.Module":  # type: ignore[override]
+    def network(self) -> "nn.Module":  # type: ignore[override]  # computed here, an attribute of the base class
         """That of the image half."""
         return self.image_model.network
 

@@ -121,7 +121,7 @@ def test_a_client_that_hangs_up_frees_its_place(gated_service: GatedService, png
     for number in range(1, 6):
         connection, body, headers = _request(gated_service.client, png)
         connection.request("POST", "/predict/modality", body, headers)
-        _eventually(lambda number=number: gated_service.engine.depth == number)  # type: ignore[misc]
+        _eventually(lambda number=number: gated_service.engine.depth == number)  # type: ignore[misc]  # bound now, as the loop goes on
         connection.close()
         _eventually(lambda: gated_service.predictor.admission.active == 1)
     gated_service.free.set()

@@ -49,9 +49,9 @@ def on_cuda(settings: Settings) -> bool:
     if settings.device == "cpu" or (settings.device == "auto" and not _has_gpu_driver()):
         return False
     # Imported here: it takes seconds and hundreds of megabytes, and OpenVINO on a CPU needs none of it.
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415 - see above
 
-    from ml.training.device import warn_of_unusable_gpu  # noqa: PLC0415
+    from ml.training.device import warn_of_unusable_gpu  # noqa: PLC0415 - see above
 
     if settings.device == "auto":
         warn_of_unusable_gpu()

@@ -34,7 +34,7 @@ class TorchBackend:
         amp_dtype = _DTYPES.get(precision)
         if device == "cuda" and amp_dtype is not None:
             network = reduced(network, amp_dtype)
-        self._network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
         """Run a batch."""

@@ -70,7 +70,7 @@ def test_a_model_that_was_trained_anew_meanwhile_is_left_alone(
 ) -> None:
     def predict_and_replace(*arguments: object) -> dict[str, Pooled]:
         database[MODELS].update_one({"_id": "caption-location"}, {"$set": {"version": "20990101T000000Z-00000000"}})
-        return predict_folds(*arguments)  # type: ignore[arg-type]
+        return predict_folds(*arguments)  # type: ignore[arg-type]  # passed on as they came
 
     monkeypatch.setattr("ml.evaluation.out_of_fold.predict_folds", predict_and_replace)
     names = ("caption-location",)

@@ -50,8 +50,9 @@ def test_it_learns_and_comes_back(
 ) -> None:
     """Trained beside the compact model that is registered, whose files it keeps a copy of."""
     registry = Registry(ml_database, models_dir)
-    options = {"database": ml_database, "images_dir": images_dir, "models_dir": models_dir, "device": "cpu"}
-    card = train_model("fused-modality", **options)  # type: ignore[arg-type]
+    card = train_model(
+        "fused-modality", database=ml_database, images_dir=images_dir, models_dir=models_dir, device="cpu"
+    )
     try:
         assert card.metrics["dev"]["modality"]["accuracy"] > 0.9
         model = registry.load("fused-modality")

@@ -83,5 +83,5 @@ def test_a_reference_without_stages_cannot_measure_them(reference: Reference) ->
 def test_the_distance_of_an_older_card_is_that_of_the_embedding(reference: Reference) -> None:
     embedding = np.ones((1, reference.embeddings.shape[1]), dtype=np.float32)
     for kind, distance in (("nearest", reference.distance), ("mahalanobis", reference.density().distance)):
-        distances = reference.distance_by(kind)({EMBEDDING: embedding})  # type: ignore[arg-type]
+        distances = reference.distance_by(kind)({EMBEDDING: embedding})  # type: ignore[arg-type]  # names of distances
         assert distances == pytest.approx(distance(embedding))

@@ -29,9 +29,9 @@ def test_auto_finds_a_device_and_a_missing_one_is_named() -> None:
     for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
         if not there:
             with pytest.raises(DeviceError, match=f"device {name} was asked for, but this machine has none"):
-                pick_device(name)  # type: ignore[arg-type]
+                pick_device(name)  # type: ignore[arg-type]  # a name of the loop
     with pytest.raises(DeviceError, match="unknown device 'tpu'"):
-        pick_device("tpu")  # type: ignore[arg-type]
+        pick_device("tpu")  # type: ignore[arg-type]  # refused
 
 
 def test_half_precision_on_a_cpu_needs_its_instructions() -> None:

@@ -38,7 +38,7 @@ def train(
         device=CPU,
         checkpoint=checkpoint,
         on_epoch=lambda _, loss: losses.append(loss),
-        **options,  # type: ignore[arg-type]
+        **options,  # type: ignore[arg-type]  # of several types
     )
     return model, losses
 
@@ -96,7 +96,7 @@ def test_a_gpu_learns_and_goes_on_after_a_stop(examples: Examples, tmp_path: Pat
     def on_gpu(**options: object) -> nn.Module:
         return fit(
             network(), examples, replace(RECIPE, epochs=8), mean=(0.3,), std=(0.3,), seed=1,
-            device=torch.device("cuda"), checkpoint=tmp_path / "state.safetensors", **options,  # type: ignore[arg-type]
+            device=torch.device("cuda"), checkpoint=tmp_path / "state.safetensors", **options,  # type: ignore[arg-type]  # of several types
         )  # fmt: skip
 
     def stop(epoch: int, _loss: float) -> None:
