@@ -40,7 +40,8 @@ from tests.service import is_ok, running_service, wait_for
 
 Document = dict[str, Any]
 
-Order = Callable[[dict[str, Any], frozenset[str]], list[str]]
+# From a page of results and the right ids to the ids in order.
+Order = Callable[[Document, frozenset[str]], list[str]]
 MODES: Final = ("words", "meaning", "hybrid")
 HELD_OUT: Final = "held_out"
 MAX_CHARS: Final = 300
@@ -117,7 +118,7 @@ def measure(
     client: httpx.Client,
     name: str,
     queries: list[LabelledQuery],
-    order: Callable[[Document, frozenset[str]], list[str]],
+    order: Order,
 ) -> None:
     """Ask every query in every mode and print recall, rank and time."""
     for mode in MODES:

@@ -5,15 +5,15 @@ from sklearn.linear_model import LogisticRegression
 
 from ml.dataset.labels import IGNORED
 from ml.models.base import softmax
-from ml.models.lexicon import LEXICON, REGIONS, RegionCounter
+from ml.models.lexicon import LEXICON, RegionCounter
 from ml.models.text import LinearClassifier, TextFeatures, has_usable_word
 
 TEXTS = ["Axial CT of the brain shows a mass", "MR of the knee: torn meniscus", "Chest CT with a lung nodule", "brain"]
 
 
 def shares(caption: str) -> dict[str, float]:
-    row = RegionCounter().transform([caption])[0, len(REGIONS) :]
-    return {region: float(share) for region, share in zip(REGIONS, row, strict=True) if share}
+    row = RegionCounter().transform([caption])[0, len(LEXICON) :]
+    return {region: float(share) for region, share in zip(LEXICON, row, strict=True) if share}
 
 
 @pytest.mark.parametrize(
