@@ -76,7 +76,11 @@ def now() -> str:
 
 
 def validator(collection: str) -> Document:
-    """The validator of a collection, as MongoDB takes it."""
+    """The validator of a collection, as MongoDB takes it.
+
+    Raises:
+        KeyError: there is no such collection.
+    """
     for definition in _definitions().collections:
         if definition["name"] == collection:
             return dict(definition["validator"])

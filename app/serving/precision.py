@@ -80,9 +80,9 @@ def compare(model: ServedModel, full: Outputs, low: Outputs, captions: Sequence[
 
     Args:
         model: combines the outputs; asked with the captions and, since callers may leave them out, without.
-        full: outputs of the network in fp32.
+        full: outputs of the network in fp32, N rows each.
         low: outputs in the lower precision, of the same images.
-        captions: one per image.
+        captions: N, one per image.
     """
     changed, shift = 0, 0.0
     for encoded in _caption_halves(model, captions):

@@ -41,7 +41,7 @@ class LabelledPredictions:
     def of(
         cls, probabilities: Probabilities, targets: Targets, groups: NDArray[np.str_], images: NDArray[np.str_]
     ) -> "LabelledPredictions":
-        """The answers to the rows that have a label."""
+        """The answers to the rows that have a label, from (N, classes) and three arrays (N,)."""
         return cls(*labelled(probabilities, targets, groups, images))
 
     def only(self, chosen: NDArray[np.bool_]) -> "LabelledPredictions":

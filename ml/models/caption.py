@@ -71,7 +71,11 @@ class CaptionModel(ServedModel):
         return np.asarray(encoded, dtype=np.float32)
 
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
-        """Calibrated probabilities from the captions; images are ignored."""
+        """Calibrated probabilities from the captions; images are ignored.
+
+        Raises:
+            InputError: there are no captions.
+        """
         del image_out
         if caption_out is None:
             raise InputError(f"{self.card.name} needs a caption")

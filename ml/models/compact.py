@@ -78,7 +78,7 @@ def plane_targets(records: list[Record]) -> NDArray[np.int64]:
 
 
 def examples_of(records: list[Record], pixels: NDArray[np.uint8], recipe: Recipe) -> Examples:
-    """Images and targets of the recipe's tasks."""
+    """Images, uint8 (N, channels, size, size), with the targets (N,) of the recipe's tasks."""
     task_targets = {task: targets(records, task) for task in labels.TASKS} | {PLANE: plane_targets(records)}
     chosen = {task: task_targets[task] for task in recipe.task_weights}
     return make_examples(pixels, chosen, groups(records), recipe.case_weight)

@@ -264,7 +264,7 @@ class DualEncoderModel(ServedModel):
         return answer
 
     def classify_captions(self, encoded: Floats) -> dict[str, Floats]:
-        """Log-probabilities per task, not normalised, from what ``encode_captions`` gives."""
+        """Log-probabilities (N, classes) per task, not normalised, from what ``encode_captions`` gives."""
         caption = self.towers.caption
         size = self.towers.image.visual_projection.out_features
         by_words = split_tasks(encoded[:, size:])

@@ -94,7 +94,7 @@ class TextFeatures:
         }
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """The inverse document frequencies."""
+        """The inverse document frequencies, (terms,) each."""
         return {
             "words.idf": self._words.idf_.astype(np.float32),
             "letters.idf": self._letters.idf_.astype(np.float32),

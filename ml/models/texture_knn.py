@@ -127,7 +127,7 @@ class TextureModel(ServedModel):
         self.neighbours = neighbours
 
     def encode_images(self, pixels: NDArray[np.uint8]) -> dict[str, Floats]:
-        """Log of the neighbours' votes, and the scaled descriptor as embedding."""
+        """Log of the neighbours' votes (N, 2), and the scaled descriptor (N, D) as embedding."""
         scaled = self.neighbours.scale(describe(pixels, self.card.settings["descriptors"]))
         classes = len(self.card.tasks[labels.MODALITY])
         votes = self.neighbours.vote(scaled, self.card.settings["neighbours"], classes)
@@ -148,7 +148,11 @@ class TextureModel(ServedModel):
 
     @classmethod
     def load(cls, folder: Path, card: ModelCard) -> Self:
-        """The model that ``save`` wrote."""
+        """The model that ``save`` wrote.
+
+        Raises:
+            DamagedFileError: the file is missing, cut, or lacks a part.
+        """
         tensors, _ = read_tensors(folder / WEIGHTS_FILE)
         try:
             arrays: dict[str, Any] = {name: tensors[name].numpy() for name in ("descriptors", "targets", "mean", "std")}

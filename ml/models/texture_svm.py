@@ -111,7 +111,7 @@ class CnnSvmFusion(ServedModel):
         return {labels.MODALITY: softmax(logits, self.card.temperature[labels.MODALITY])}
 
     def save(self, folder: Path) -> list[str]:
-        """Write the network and the machine."""
+        """Write the network and the support vector machine."""
         own = self.svm
         arrays = {"vectors": own.vectors, "weights": own.weights, "mean": own.mean, "std": own.std}
         numbers = {"bias": np.float64(own.bias), "gamma": np.float64(own.gamma)}
@@ -121,7 +121,11 @@ class CnnSvmFusion(ServedModel):
 
     @classmethod
     def load(cls, folder: Path, card: ModelCard) -> Self:
-        """The model that ``save`` wrote."""
+        """The model that ``save`` wrote.
+
+        Raises:
+            DamagedFileError: a file is missing, cut, or lacks a part.
+        """
         half: dict[str, Any] = card.settings["image"]
         image_model = CompactModel.load(folder, card.model_copy(update=half))
         tensors, _ = read_tensors(folder / WEIGHTS_FILE)
@@ -133,7 +137,7 @@ class CnnSvmFusion(ServedModel):
         return cls(card, image_model, svm)
 
     def count_parameters(self) -> int:
-        """The number of trained values of the network and the machine."""
+        """The number of trained values of the network and the support vector machine."""
         return self.image_model.count_parameters() + int(self.svm.vectors.size)
 
 
@@ -144,7 +148,7 @@ class _Parts:
 
 
 def parts(image_model: CompactModel, svm: RbfSvm, pixels: NDArray[np.uint8]) -> _Parts:
-    """What the network and the machine say of images (N, 1, S, S), S a multiple of the network's own side."""
+    """Log-odds of network and SVM, and the embeddings, of images (N, 1, S, S), S a multiple of the network's side."""
     assert image_model.preprocess is not None
     outputs = image_model.encode_images(shrink(pixels, image_model.preprocess.size))
     assert outputs is not None
@@ -167,14 +171,14 @@ def add(odds: Floats, weights: SumWeights) -> NDArray[np.float64]:
 
 
 def choose_weights(odds: Floats, classes: Targets) -> SumWeights:
-    """The weights with the least negative log-likelihood on dev, out of a coarse grid."""
+    """The weights with the least negative log-likelihood on dev, out of a coarse grid, from (N, 2) and (N,)."""
     pairs = product((0.4, 0.6, 0.8, 1.0, 1.3), (0.0, 0.5, 1.0, 1.5, 2.0))
     ranked = [SumWeights(*pair) for pair in pairs]
     return min(ranked, key=lambda weights: negative_log_likelihood(softmax(add(odds, weights)), classes))
 
 
 def train(context: Context) -> CnnSvmFusion:
-    """Train the machine, and join it with the registered image model; the weights are chosen on dev.
+    """Train the support vector machine, and join it with the registered image model; the weights are chosen on dev.
 
     Raises:
         ml.registry.registry.UnknownModelError: the image model is not registered.

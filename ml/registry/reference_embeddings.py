@@ -93,7 +93,7 @@ class Reference:
     def build(
         cls, images: Sequence[str], training: NDArray[np.bool_], embeddings: Floats, stages: Floats | None = None
     ) -> "Reference":
-        """A reference from embeddings of any length."""
+        """A reference from N image names, a mask (N,), embeddings (N, D) of any length, and statistics (N, S)."""
         return cls(tuple(images), training, normalise(embeddings), stages)
 
     def similarity(self, embeddings: Floats) -> Floats:

@@ -130,7 +130,7 @@ class Team:
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's part of a batch of indices; parts differ in length by one at most."""
+        """This process's part of a batch of indices (N,); parts differ in length by one at most."""
         return batch[self.rank :: self.world_size]
 
     def wrap(self, network: nn.Module) -> nn.Module:
@@ -140,7 +140,7 @@ class Team:
         return nn.parallel.DistributedDataParallel(network)
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a value over all processes, in place."""
+        """The mean of a tensor of any shape over all processes, in place."""
         if self.world_size > 1:
             distributed.all_reduce(value)
             value /= self.world_size

@@ -259,7 +259,7 @@ def set_calibration(
 
 
 def score_on_dev(model: ServedModel, outputs: Outputs | None, encoded: Floats | None, dev: Sequence[Record]) -> None:
-    """Put the scores on dev on the card of a model."""
+    """Put the scores on dev on the card of a model, from the outputs of its halves for the N records of dev."""
     for task, probabilities in model.combine(outputs, encoded).items():
         model.card.metrics.setdefault("dev", {})[task] = scores(probabilities, targets(dev, task), groups(dev))
 

@@ -11,7 +11,7 @@ from app.api.deps import AnnotationsDep, Cursor, ImageIdDep, Limit, RepositoryDe
 from app.api.errors import documented
 from app.api.filter_parameters import filters
 from app.api.responses import data_response, page_response
-from app.api.serializers import annotation_view
+from app.api.schemas.records import PageModel
 from app.core.exceptions import ConflictError, ForbiddenError
 from app.data.annotations import Annotations
 from app.data.fields import ANNOTATION_FIELDS, CATEGORIES
@@ -19,6 +19,7 @@ from app.data.filters import Filter, parse_filter
 from app.data.pagination import SortOrder, parse_sort
 from app.data.record import Annotation, Modality
 from app.data.repository import ANNOTATIONS, IMAGES, Repository
+from app.data.serializers import annotation_view
 from app.web.pages import prefix_of
 from ml.dataset.labels import LOCATIONS
 
@@ -51,14 +52,10 @@ class AnnotationIn(BaseModel):
         return self
 
 
-class AnnotationPage(BaseModel):
+class AnnotationPage(PageModel):
     """One page of annotations."""
 
     items: list[Annotation]
-    total: int
-    total_is_exact: bool
-    limit: int
-    next_cursor: str | None
 
 
 class AnnotationWithHistory(Annotation):

@@ -12,10 +12,9 @@ from app.api.errors import documented
 from app.api.projection import CaseProjectionDep, ImageProjectionDep, Projection
 from app.api.responses import data_response
 from app.api.schemas.records import CaseView, ChosenFields, ImageView
-from app.api.serializers import case_view, image_view
 from app.data.filters import ParameterError, ParameterProblem
 from app.data.repository import CASES, IMAGES, Collection, Repository
-from app.data.serializers import encode
+from app.data.serializers import case_view, encode, image_view
 
 router = APIRouter()
 

@@ -24,12 +24,11 @@ from app.api.filter_parameters import filters
 from app.api.projection import ImageProjectionDep, Projection
 from app.api.responses import data_response, page_response
 from app.api.schemas.records import ImageDetail, ImagePage, StoredRecord
-from app.api.serializers import annotation_view, case_view, image_view
 from app.data.fields import IMAGE_FIELDS
 from app.data.image_store import THUMBNAIL_WIDTHS
 from app.data.integrity import case_of, missing_case
 from app.data.repository import CASES, IMAGES, NotFoundError
-from app.data.serializers import encode, with_member
+from app.data.serializers import annotation_view, case_view, encode, image_view, with_member
 
 router = APIRouter(tags=["images"])
 

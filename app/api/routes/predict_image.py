@@ -17,10 +17,10 @@ from app.api.prediction_request import (
     timing_header,
 )
 from app.api.schemas.predictions import PredictionView, Task
-from app.api.serializers import image_view
 from app.data.image_store import ImageStore
 from app.data.record import CaseId, ImageId, Split
 from app.data.repository import IMAGES, NotFoundError
+from app.data.serializers import image_view
 from app.serving.prediction_context import PredictionContext
 
 router = APIRouter(tags=["predict"])

@@ -12,11 +12,10 @@ from app.api.filter_parameters import filters
 from app.api.projection import CaseProjectionDep, Projection
 from app.api.responses import data_response
 from app.api.schemas.records import CaseSummary, ChosenFields, ImageView
-from app.api.serializers import case_view, image_view
 from app.data.fields import CASE_FIELDS
 from app.data.highlight import Match
 from app.data.search import MAX_HITS, Hit, Mode, SearchResult
-from app.data.serializers import encode
+from app.data.serializers import case_view, encode, image_view
 
 router = APIRouter(tags=["search"])
 

@@ -22,7 +22,6 @@ from app.api.responses import with_prefix
 from app.api.routes.predict_image import read_image_file
 from app.api.schemas.predictions import DatasetImage, ImageStamp, ModelStamp, Task, image_stamp, model_stamp
 from app.api.schemas.records import ImageLinks, ImageView
-from app.api.serializers import case_view, image_view
 from app.api.uploads import read_upload, upload_schema
 from app.core.exceptions import ContentTooLargeError, UnprocessableError
 from app.data.fields import IMAGE_FIELDS
@@ -30,7 +29,7 @@ from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProble
 from app.data.integrity import case_of
 from app.data.record import CaseId, ImageId, Split
 from app.data.repository import IMAGES, Repository
-from app.data.serializers import encode
+from app.data.serializers import case_view, encode, image_view
 from app.serving.prediction_context import PredictionContext
 from app.web.pages import prefix_of
 

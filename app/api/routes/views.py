@@ -23,6 +23,7 @@ from app.api.errors import documented
 from app.api.filter_parameters import filters
 from app.api.responses import data_response, page_response
 from app.api.routes.export import FILE_RESPONSES, Bom, Format, RawRecords, kept_file, make_export
+from app.api.schemas.records import PageModel
 from app.core.exceptions import ForbiddenError, UnprocessableError
 from app.data.fields import VIEW_FIELDS, public_view
 from app.data.filters import Filter, ParameterError, ParameterProblem, parse_filter
@@ -72,14 +73,10 @@ class OpenedView(ViewOut):
     note: str | None = Field(description="What changed since it was saved, in a sentence")
 
 
-class ViewPage(BaseModel):
+class ViewPage(PageModel):
     """One page of views."""
 
     items: list[ViewOut]
-    total: int
-    total_is_exact: bool
-    limit: int
-    next_cursor: str | None
 
 
 ViewId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", examples=["0f8fad5bd9cb469fa16570867728950e"])]

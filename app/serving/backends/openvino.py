@@ -73,7 +73,7 @@ class OpenVinoBackend:
         self._request = self._compiled.create_infer_request()
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
-        """Run a batch."""
+        """Run a batch, uint8 (N, C, H, W); see ``Backend``."""
         outputs = self._request.infer([pixels], share_inputs=True)
         return {name: np.array(outputs[index]) for index, name in enumerate(self.outputs)}
 
@@ -196,7 +196,7 @@ class AsyncOpenVinoBackend:
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
-        """Run a batch."""
+        """Run a batch, uint8 (N, C, H, W); see ``Backend``."""
         if len(pixels) < self.streams:
             return self.plain.run(pixels)
         parts = np.array_split(pixels, self.streams)
