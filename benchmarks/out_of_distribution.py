@@ -31,7 +31,7 @@ from benchmarks.foreign_images import foreign_images, spoiled_images
 from ml.dataset.labels import MODALITY
 from ml.dataset.records import Record, load_records, targets
 from ml.models.base import EMBEDDING, STAGES, softmax
-from ml.models.image import ImageModel
+from ml.models.image_model import ImageModel
 from ml.models.network import MultiTaskNetwork
 from ml.registry.reference_embeddings import Density, normalise
 from ml.registry.registry import Registry

@@ -31,7 +31,7 @@ from benchmarks.serve_goals import AT, Measured, goals
 from benchmarks.serve_models import MODELS, Bare, bare_loop, build
 from benchmarks.servers import SERVERS, Running, path_of, server
 from ml.dataset.records import load_records
-from ml.models.image import ImageModel
+from ml.models.image_model import ImageModel
 from ml.registry.registry import Registry
 
 CLIENTS: Final = (1, 4, 16, 64)

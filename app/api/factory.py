@@ -25,12 +25,12 @@ from app.api.routes import (
     facets,
     health,
     images,
-    metrics,
     models,
     predict,
     predict_batch,
     predict_image,
     preview,
+    prometheus,
     search,
     similar,
     views,
@@ -70,7 +70,7 @@ ROUTERS = (
     models,
     evaluation,
     health,
-    metrics,
+    prometheus,
     docs,
 )
 _TRIM_EVERY_S: Final = 300.0

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from fastapi import Request, Response
 
-from app.api.files import etag_matches
+from app.api.file_responses import etag_matches
 from app.data.repository import Page, Repository
 from app.data.serializers import encode, etag_of
 from app.web.pages import prefix_of

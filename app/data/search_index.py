@@ -149,7 +149,8 @@ class SearchIndex:
         """
         if self._encoder is None:
             self._encoder = TextEncoder()
-        return self._encoder.encode([text])[0]
+        embedding: Embeddings = self._encoder.encode([text])[0]
+        return embedding
 
 
 def _add(index: WordIndex, passages: Passages, rows: list[tuple[Document, list[Document]]]) -> None:

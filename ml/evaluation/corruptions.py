@@ -15,7 +15,7 @@ from ml.evaluation.model_outputs import ModelOutputs
 from ml.evaluation.robustness import blank_bands
 from ml.evaluation.scoring import compare, confident, short
 from ml.models.base import Outputs
-from ml.models.image import ImageModel
+from ml.models.image_model import ImageModel
 from ml.models.predict_records import run_images
 
 OodRule = Callable[[Outputs], NDArray[np.bool_]]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import Record, groups, targets
-from ml.models.image import ImageModel
+from ml.models.image_model import ImageModel
 from ml.models.network import CompactBackbone, MultiTaskNetwork
 from ml.training.context import Context
 from ml.training.loop import Examples, Recipe, fit, make_examples

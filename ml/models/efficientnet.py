@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
 from ml.models.compact import PLANE, PLANES, READING, examples_of, member_span
-from ml.models.image import ImageModel
+from ml.models.image_model import ImageModel
 from ml.models.network import MultiTaskNetwork
 from ml.training.context import Context
 from ml.training.loop import Examples, Recipe

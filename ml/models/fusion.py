@@ -13,7 +13,7 @@ from ml.dataset.records import targets
 from ml.models import caption
 from ml.models.base import Floats, Outputs, ServedModel, adjust, has_caption, log, need_image, softmax
 from ml.models.caption import CaptionModel
-from ml.models.image import DeferredImageModel, ImageModel
+from ml.models.image_model import DeferredImageModel, ImageModel
 from ml.models.model_specs import deferred_class
 from ml.models.predict_records import captions_of, run_images
 from ml.registry.model_card import ModelCard

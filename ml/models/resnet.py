@@ -12,7 +12,7 @@ from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import groups, targets
 from ml.models.compact import READING
-from ml.models.image import ImageModel
+from ml.models.image_model import ImageModel
 from ml.models.network import MultiTaskNetwork
 from ml.training.augment import Augment
 from ml.training.context import Context, adjustment

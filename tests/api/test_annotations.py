@@ -75,7 +75,7 @@ def test_annotations_are_listed_paged_and_exported(service: httpx.Client) -> Non
     lines = service.get("/export", params={"of": "annotations", "format": "jsonl"}).text.splitlines()
     assert len(lines) == 5
     assert "'=note" in service.get("/export", params={"of": "annotations", "format": "csv"}).text
-    sampled = {"of": "annotations", "format": "jsonl", "sample": 3, "sample_by": "case"}
+    sampled = {"of": "annotations", "format": "jsonl", "sample": "3", "sample_by": "case"}
     assert len(service.get("/export", params=sampled).text.splitlines()) == 1  # all are of one case
 
 

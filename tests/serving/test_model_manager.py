@@ -21,7 +21,7 @@ from app.data.schema import MODELS, TRAINING_RUNS
 from app.serving import model_manager as manager_module
 from app.serving.model_manager import ModelManager
 from app.serving.predictor import Predictor
-from ml.models.image import WEIGHTS_FILE
+from ml.models.image_model import WEIGHTS_FILE
 from ml.registry.model_card import ModelCard
 
 Document = dict[str, Any]

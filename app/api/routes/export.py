@@ -26,7 +26,7 @@ from app.api.deps import (
     image_order,
 )
 from app.api.errors import Responses, documented
-from app.api.files import file_response, not_modified
+from app.api.file_responses import file_response, not_modified
 from app.api.filter_parameters import filters
 from app.api.responses import data_response
 from app.api.routes.annotations import annotation_filter, annotation_order

@@ -19,7 +19,7 @@ from app.api.deps import (
     RepositoryDep,
 )
 from app.api.errors import BINARY, Responses, documented
-from app.api.files import image_response
+from app.api.file_responses import image_response
 from app.api.filter_parameters import filters
 from app.api.projection import ImageProjectionDep, Projection
 from app.api.responses import data_response, page_response

@@ -149,7 +149,7 @@ def _convert_for_parent(model: NetworkOwner, preprocess: Preprocess, cache: Path
 
 
 def _convert(model: NetworkOwner, preprocess: Preprocess, cache: Path) -> ov.Model:
-    from app.serving.backends.export import export_program  # noqa: PLC0415 - imports PyTorch
+    from app.serving.backends.torch_export import export_program  # noqa: PLC0415 - imports PyTorch
 
     assert model.network is not None
     program, outputs = export_program(model.network.eval(), preprocess)
