@@ -117,7 +117,7 @@ def our_epochs(model: Subject, examples: Examples, epochs: int, folder: Path) ->
         checkpoint=folder / "state.safetensors",
         on_epoch=lambda *_: marks.append(Taken.now()),
     )
-    (folder / "state.safetensors").unlink()  # the next round begins anew
+    (folder / "state.safetensors").unlink()  # the next round starts from the beginning
     return [after.since(before) for before, after in itertools.pairwise(marks)]
 
 

@@ -22,7 +22,7 @@ CASE_TEXT_FIELDS: Final = _texts("Case.")
 TOPIC_TEXT_FIELDS: Final = _texts("Topic.")
 # Values of Location that name no part of the body; "Left Blank" is no value at all.
 NOT_ANATOMICAL: Final = frozenset({"Bethesda, MD", "Generalized", "Pathology"})
-# Values of Plane that describe a kind of picture, not a section through the body.
+# Values of Plane that describe a kind of image, not a section through the body.
 NOT_A_PLANE: Final = frozenset({"Photograph", "Gross Pathology", "Drawing", "Other View", "NOS", "Multiple or Montage"})
 
 _PLACEHOLDER = re.compile(
@@ -30,7 +30,7 @@ _PLACEHOLDER = re.compile(
     r"|hx not provided|non[- ]?contributory|(?:please )?see (?:factoid|factiod|topic|discussion)|some discussion"
     r"|test case for ts|left blank|in progress|-1\.-1|replace this - .*"
 )
-# Captions that only repeat the acquisition, never what the picture shows.
+# Captions that only repeat the acquisition, never what the image shows.
 _UNINFORMATIVE_CAPTION = re.compile(
     r"(?:(?:axial|coronal|sagitt?al|contrast enhanced|subsequent|post injury|follow-up|slice|ct|mri?|t1|t2|t2\*|flair"
     r"|fgre|fat sat|images?|figure|scan|\d+)[ ,()-]*)+"

@@ -1,4 +1,4 @@
-"""The index of the search: built anew after each seeding, with the embeddings that belong to it."""
+"""The index of the search: built again after each seeding, with the embeddings that belong to it."""
 
 import asyncio
 import threading

@@ -157,7 +157,7 @@ def _records_sha256(documents: Sequence[Document]) -> str:
 
 
 def dataset_version(source: Source) -> str:
-    """A short hash of every source file, pictures included: 16 hexadecimal digits."""
+    """A short hash of every source file, images included: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for file in sorted(source.files, key=lambda file: file.name):
         digest.update(f"{file.name}\0{file.sha256}\0".encode())

@@ -46,8 +46,8 @@ class Explanation:
     Attributes:
         label: the class.
         method: how the map was made.
-        heat: 0 to 1, (h, w), stretched over the whole picture; the longer side is ``MAP_SIDE``.
-        overlay: the picture with the map on it, as PNG.
+        heat: 0 to 1, (h, w), stretched over the whole image; the longer side is ``MAP_SIDE``.
+        overlay: the image with the map on it, as PNG.
     """
 
     label: str
@@ -221,7 +221,7 @@ def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def _cropped(square: NDArray[Any], side: int, size: tuple[int, int]) -> NDArray[Any]:
-    """The part of a padded square (…, side, side) that holds the picture of a size (width, height)."""
+    """The part of a padded square (…, side, side) that holds the image of a size (width, height)."""
     width, height = _fitted(size, side)
     left, top = (side - width) // 2, (side - height) // 2
     return square[..., top : top + height, left : left + width]
@@ -233,7 +233,7 @@ def _resized(heat: Floats, size: tuple[int, int]) -> Floats:
 
 
 def _overlay(image: Image.Image, heat: Floats) -> bytes:
-    """The picture, no longer than 1024 pixels, with a map on it, as PNG."""
+    """The image, no longer than 1024 pixels, with a map on it, as PNG."""
     size = ImageOps.exif_transpose(image).size
     side = max(8, min(_OVERLAY_SIDE, max(size)))
     recipe = replace(Preprocess(), size=side, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)

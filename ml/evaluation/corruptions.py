@@ -36,7 +36,7 @@ def window(low: float, high: float) -> Edit:
 
 
 def framed(share: float, grey: int) -> Edit:
-    """The picture, with a share of its width and height, in the middle of a frame of its own size."""
+    """The image, with a share of its width and height, in the middle of a frame of its own size."""
 
     def edit(image: Image.Image) -> Image.Image:
         levels = _grey(image)

@@ -62,8 +62,8 @@ def evaluate(
         split: test or dev.
         device: auto, cpu, cuda or mps.
         register: put the figures of the test split, of the folds and of the seeds on the models' cards.
-        cv: also train every model anew on each of five folds of all cases; takes five trainings.
-        seeds: also train every model anew with so many seeds, counted from that of the options.
+        cv: also retrain every model on each of five folds of all cases; takes five trainings.
+        seeds: also retrain every model with so many seeds, counted from that of the options.
         options: of these trainings; ``weights`` "auto" is what the registered model began from.
         scratch: keeps the checkpoints of these trainings until the caller clears it.
         reporter: told about progress.
@@ -75,7 +75,7 @@ def evaluate(
         ``environment``, ``code``, ``created_at``. Thumbnails of the audit are data URIs.
 
     Raises:
-        UnknownModelError: a model is not registered, or is trained anew and has no recipe.
+        UnknownModelError: a model is not registered, or is to be retrained and has no recipe.
         ml.dataset.records.RecordsError: database or images are missing or damaged.
         ml.registry.registry.RegistryError: model files are missing or damaged, or a card could not be written.
         ml.evaluation.metrics.NoLabelsError: no image of the split has a label for a task of the models.
@@ -107,7 +107,7 @@ def evaluate(
         results["models"] = {}
         image_cache = ImageCache()
         for index, (card, model) in enumerate(models):
-            run.update(0.15 + 0.75 * index / len(cards), f"asking {card.name}")
+            run.update(0.15 + 0.75 * index / len(cards), f"predicting with {card.name}")
             outputs = ModelOutputs.compute(model.to(torch_device), records, image_cache)
             predictions[card.name] = outputs.predictions()
             results["models"][card.name] = model_row(

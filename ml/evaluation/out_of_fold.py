@@ -130,7 +130,7 @@ def calibrate_out_of_fold(
         reporter: told about progress.
 
     Returns:
-        The cards as registered; a model that was trained anew meanwhile is left out.
+        The cards as registered; a model that was retrained meanwhile is left out.
 
     Raises:
         ml.dataset.records.RecordsError: database or images are missing or damaged.
@@ -157,7 +157,7 @@ def calibrate_out_of_fold(
             outputs = None if model.preprocess is None else run_images(model, load_images(dev, model.preprocess))
             score_on_dev(model, outputs, run_captions(model, captions_of(dev)), dev)
             if registry.get(name).version != card.version:
-                _LOG.warning("%s was trained anew meanwhile; it is calibrated by the next run", name)
+                _LOG.warning("%s was retrained meanwhile; it is calibrated by the next run", name)
                 continue
             reference = load_reference(card, models_dir)
             model.card.version = new_version(now())

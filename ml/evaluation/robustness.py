@@ -63,7 +63,7 @@ def with_alpha(image: Image.Image) -> Image.Image:
     return image.convert("RGBA")
 
 
-# Ways to save the same picture: CT and MR images of MedPix come in different ones, which is no anatomy.
+# Modes to save the same pixels in: CT and MR images of MedPix come in different ones, which is no anatomy.
 FILE_MODES: Final[Mapping[str, Edit]] = MappingProxyType(
     {"all as RGB": as_rgb, "all as grey": as_grey, "all with an alpha channel": with_alpha}
 )
@@ -145,7 +145,7 @@ def shortcuts(outputs: ModelOutputs, image_cache: ImageCache) -> dict[str, dict[
 
 
 def file_modes(outputs: ModelOutputs, image_cache: ImageCache) -> dict[str, dict[str, Any]]:
-    """What a model answers when the same pictures are saved in another mode: RGB, grey, with alpha.
+    """What a model answers when the same images are saved in another mode: RGB, grey, with alpha.
 
     Returns:
         Per task and mode: n, cases, accuracy and interval, changed_inputs (images that reach the

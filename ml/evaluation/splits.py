@@ -83,7 +83,7 @@ def identity(database: Database[dict[str, Any]], split: str, records: Sequence[R
 
 
 def leakage(splits: Mapping[str, Sequence[Record]], evaluated: str) -> dict[str, Any]:
-    """Cases, files, pictures and patients that are in more than one split.
+    """Cases, files, images and patients that are in more than one split.
 
     Args:
         splits: records of every split.
@@ -152,7 +152,7 @@ def _name(record: Record) -> dict[str, str]:
 
 
 def _fingerprints(records: Sequence[Record]) -> list[tuple[str, NDArray[np.float32]]]:
-    """Hash of the pixels and a small picture of mean 0 and length 1 of each image file."""
+    """Hash of the pixels and a thumbnail of mean 0 and length 1 of each image file."""
     with ThreadPoolExecutor(max_workers=4) as pool:
         return list(pool.map(_fingerprint, records))
 

@@ -147,7 +147,7 @@ def train(
             "fit": asdict(settings.caption),
             "sentence_weight": dict.fromkeys(TASKS, 0.0),
             "log_prior": {task: log_prior(context.train, task).tolist() for task in TASKS},
-            # What `medpix evaluate --cv` trains it from anew.
+            # What `medpix evaluate --cv` retrains it with.
             "weights": context.options.weights,
         },
         init="scratch" if state is None else "pretrained",

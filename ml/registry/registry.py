@@ -99,7 +99,7 @@ class Registry:
     def _set(self, card: ModelCard, field: str, value: dict[str, Any]) -> None:
         updated = self._models.update_one({"_id": card.name, "version": card.version}, {"$set": {field: value}})
         if not updated.matched_count:
-            raise RegistryError(f"{card.name} was trained anew while {card.version} was scored; evaluate it again")
+            raise RegistryError(f"{card.name} was retrained while {card.version} was scored; evaluate it again")
         try:
             with atomic_write(model_folder(card, self.models_dir) / _CARD_FILE) as path:
                 write_json(path, self.get(card.name).model_dump(mode="json"))

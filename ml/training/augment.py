@@ -17,7 +17,7 @@ _TOP_BAND, _BOTTOM_BAND = 0.1, 0.14
 _NARROWEST_WINDOW: Final = 0.5
 # Smallest half axis of the ellipse outside of which an image is black, as a share of half the side.
 _SMALLEST_BODY: Final = 0.6
-# Smallest size of a picture within a black frame, as a share of the side.
+# Smallest size of an image within a black frame, as a share of the side.
 _SMALLEST_PICTURE: Final = 0.45
 # Sides in pixels that images are resampled from.
 _COARSE_SIDES: Final = (64, 96)
@@ -41,7 +41,7 @@ class Augment:
         invert: probability that black and white change places.
         bands: probability that the top and the bottom, where text is burned in, are black.
         surround: probability that all is black but an ellipse, as after the removal of background and skull.
-        frame: probability that the picture is small, within a black frame.
+        frame: probability that the image is small, within a black frame.
         coarse: share of the images that are resampled from fewer pixels.
     """
 

@@ -97,7 +97,7 @@ class Context:
         return np.stack([decoded[record.image] for record in records])
 
     def checkpoint(self, part: str) -> CheckpointPath:
-        """Where a part of the run keeps its checkpoint; what is there is removed where the run starts anew."""
+        """Where a part of the run keeps its checkpoint; what is there is removed where the run ignores checkpoints."""
         path = self.scratch / f"{part}.safetensors"
         if not self.options.resume and self.team.is_main_process:
             path.unlink(missing_ok=True)

@@ -140,7 +140,7 @@ def _store_clip() -> None:
             if name != _CLIP_WEIGHTS:
                 shutil.copyfile(received / name, temporary / name)
         state = _read_state(received / _CLIP_WEIGHTS)
-        # Buffers of earlier versions of transformers, which are counted anew.
+        # Buffers of earlier versions of transformers, which are made again.
         weights = {name: value for name, value in state.items() if not name.endswith("position_ids")}
         write_tensors(temporary / "model.safetensors", weights)
     shutil.rmtree(received)

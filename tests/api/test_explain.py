@@ -11,7 +11,7 @@ from tests.serving.hostile_files import accepted, refused
 
 
 @pytest.mark.parametrize("task", ["modality", "location"])
-def test_an_overlay_is_a_picture_of_the_same_size(predict_api: httpx.Client, png: bytes, task: str) -> None:
+def test_an_overlay_is_an_image_of_the_same_size(predict_api: httpx.Client, png: bytes, task: str) -> None:
     answer = ask(predict_api, f"/explain/{task}", png, CAPTION)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "image/png"

@@ -13,7 +13,7 @@ import pytest
 from ml.dataset.records import Record
 from tests.api.predict_client import CAPTION
 
-# The generator knows pictures as files only when it is told; nothing is formatted afterwards.
+# The generator knows images as files only when it is told; nothing is formatted afterwards.
 CONFIG = """
 post_hooks: []
 content_type_overrides:

@@ -158,7 +158,7 @@ def test_every_readable_file_is_answered(predict_api: httpx.Client, task: str, n
 
 
 @pytest.mark.parametrize("name", ["chart", "white", "black", "photo"])
-def test_a_picture_that_is_no_scan_is_uncertain_whatever_the_model_says(predict_api: httpx.Client, name: str) -> None:
+def test_an_image_that_is_no_scan_is_uncertain_whatever_the_model_says(predict_api: httpx.Client, name: str) -> None:
     body = ask(predict_api, "/predict/modality", unlike()[name]).json()
     assert body["decision"] == "uncertain"
     assert any("unlike every image" in note for note in body["notes"])
@@ -202,7 +202,7 @@ def test_a_hostile_file_disturbs_nobody(predict_api: httpx.Client, records: list
     good = [record.path.read_bytes() for record in records[:10]]
     alone = [ask(predict_api, "/predict/modality", each).json()["probabilities"] for each in good]
     with ThreadPoolExecutor(12) as pool:
-        # Bytes after the end of the picture keep the cache out of it.
+        # Bytes after the end of the image keep the cache out of it.
         files = [good[i % len(good)] + f"{name} {i}".encode() for i in range(50)]
         jobs = [pool.submit(ask, predict_api, "/predict/modality", file) for file in files[:25]]
         hostile = pool.submit(ask, predict_api, "/predict/modality", data)

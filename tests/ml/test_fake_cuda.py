@@ -107,7 +107,7 @@ def test_a_model_that_others_made_moves_as_one(make_context: MakeContext) -> Non
         check(model.to(CUDA), CUDA)
 
 
-def test_models_trained_anew_and_what_joins_them_are_on_cuda(
+def test_retrained_models_and_what_joins_them_are_on_cuda(
     train_records: list[Record], dev_records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["compact", "efficientnet", "caption-location", "fused-location", "fused-efficientnet", "fused-modality"]

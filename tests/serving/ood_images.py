@@ -1,4 +1,4 @@
-"""Pictures that are no medical images."""
+"""Images that are no medical images."""
 
 import io
 from collections.abc import Mapping

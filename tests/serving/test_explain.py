@@ -81,7 +81,7 @@ class Fake(ServedModel):
 
 
 def _corner(size: tuple[int, int]) -> bytes:
-    """A black picture whose lower right quarter is white."""
+    """A black image whose lower right quarter is white."""
     image = Image.new("L", size)
     image.paste(255, (size[0] // 2, size[1] // 2, *size))
     buffer = io.BytesIO()

@@ -67,7 +67,7 @@ def test_colour_photographs_are_colourful(name: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("name", accepted())
-def test_grey_pictures_of_every_mode_are_not(name: str) -> None:
+def test_grey_images_of_every_mode_are_not(name: str) -> None:
     image = Image.open(io.BytesIO(accepted()[name]))
     image.load()
     assert not is_colourful(image)

@@ -149,7 +149,7 @@ STATES: Final[dict[str, Callable[[Page], None]]] = {
 
 
 def _look_and_judge(browser: Browser, site: str, state: str, width: int, scheme: Any, name: str) -> None:
-    """A picture of a state of a page, judged by axe-core: WCAG 2.2 at levels A and AA, and its own best practice."""
+    """A screenshot of a page, checked by axe-core: WCAG 2.2 at levels A and AA, and its own best practice."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, base_url=site)
     page = context.new_page()
     STATES[state](page)

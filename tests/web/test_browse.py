@@ -170,7 +170,7 @@ def test_fields_with_the_same_words_are_one_passage(page: Page) -> None:
     expect(snippets).to_have_text(["Diagnosis, topic title, findings: Stone in the ureter"])
 
 
-def test_a_tile_shows_that_its_picture_is_loading(page: Page) -> None:
+def test_a_tile_shows_that_its_image_is_loading(page: Page) -> None:
     thumbnails = hold(page, "**/thumbnail?*")
     page.goto("/", wait_until="commit")
     frame = page.locator(".tile .frame").first
@@ -536,10 +536,10 @@ def test_a_long_filter_can_be_removed_on_a_narrow_screen(page: Page) -> None:
     assert fits(page)
 
 
-def test_a_picture_that_cannot_be_had_is_said_in_its_place(page: Page) -> None:
+def test_an_image_that_cannot_be_had_is_said_in_its_place(page: Page) -> None:
     page.route("**/thumbnail?*", lambda route: route.abort())
     page.goto("/")
-    expect(page.locator(".tile").first).to_contain_text("no picture")
+    expect(page.locator(".tile").first).to_contain_text("no image")
     page.mouse.wheel(0, 20_000)
     expect(page.locator(".tile img")).to_have_count(0)
 

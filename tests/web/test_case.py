@@ -180,7 +180,7 @@ def test_zoom_and_full_screen_by_keys_and_buttons(page: Page, many: Document) ->
     box = page.locator("#viewer").bounding_box()
     assert box
     assert (box["width"], box["height"]) == tuple(page.evaluate("[innerWidth, innerHeight]"))
-    # The caption goes with the picture.
+    # The caption goes with the image.
     expect(page.locator("#caption")).to_be_in_viewport()
     page.keyboard.press("ArrowDown")
     expect(page.locator("#strip a").nth(1)).to_have_attribute("aria-current", "true")

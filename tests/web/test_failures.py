@@ -83,7 +83,7 @@ def test_without_counts_there_still_are_images_and_exports(page: Page) -> None:
 
 
 def test_the_first_images_wait_for_nothing_else(page: Page) -> None:
-    """Neither for the counts, nor for the fields, nor for the titles, nor for the pictures themselves."""
+    """Neither for the counts, nor for the fields, nor for the titles, nor for the images themselves."""
     routes = hold(page, re.compile(r"/(facets|fields|cases)(\?|$)|/thumbnail\?"))
     page.goto("/", wait_until="commit")
     expect(page.locator(".tile")).to_have_count(30)

@@ -206,7 +206,7 @@ def test_many_images_are_a_table_to_sort_and_to_download(
         for name, data in files.items()
     }
     page.goto("/pages/predict")
-    _choose(page, *(_file(f"{name}.png", data) for name, data in files.items()), _file("bad.png", b"no picture"))
+    _choose(page, *(_file(f"{name}.png", data) for name, data in files.items()), _file("bad.png", b"no image"))
     _judged(page, f"{len(files)} images analysed, 1 failed.")
     rows = page.locator(".overview tbody tr")
     expect(rows.locator("th")).to_have_text([*answers, "bad.png"])
@@ -344,7 +344,7 @@ def test_a_dicom_file_is_shown_as_it_was_analysed(page: Page) -> None:
     page.goto("/pages/predict")
     _choose(page, _file("scan.dcm", dicom(pixels), "application/dicom"))
     _judged(page, "1 image analysed.")
-    picture = page.get_by_role("img", name="The picture of scan.dcm that was analysed")
+    picture = page.get_by_role("img", name="The image of scan.dcm that was analysed")
     expect(picture).to_be_visible()
     expect(picture).to_have_js_property("complete", value=True)
     assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [64, 48]
@@ -383,7 +383,7 @@ def test_every_hostile_file_is_refused_in_a_sentence(page: Page, name: str) -> N
 
 def test_what_became_of_many_images_is_counted(page: Page, png: bytes) -> None:
     page.goto("/pages/predict")
-    _choose(page, _file("good.png", png), _file("bad.png", b"no picture"), _file("worse.png", b""))
+    _choose(page, _file("good.png", png), _file("bad.png", b"no image"), _file("worse.png", b""))
     _judged(page, "1 image analysed, 2 failed.")
 
 

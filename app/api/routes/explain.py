@@ -18,16 +18,16 @@ LabelQuery = Annotated[
     str | None, Query(max_length=100, description="Class to explain; default: the one that the model answers")
 ]
 FormatQuery = Annotated[
-    Literal["png", "json"], Query(alias="format", description="The picture with the map on it, or the map")
+    Literal["png", "json"], Query(alias="format", description="The image with the map on it, or the map")
 ]
 
 
 class RelevanceMap(BaseModel):
-    """What in the picture speaks for a class."""
+    """What in the image speaks for a class."""
 
     label: str = Field(description="The class")
     method: Literal["grad-cam", "occlusion"]
-    map: list[list[float]] = Field(description="Rows of relevance, 0 to 1, stretched over the whole picture")
+    map: list[list[float]] = Field(description="Rows of relevance, 0 to 1, stretched over the whole image")
 
 
 class InputAnswers(BaseModel):

@@ -203,12 +203,12 @@ async def search_similar(
 async def similar_images(
     image: ImageIdDep,
     request: PredictionRequestDep,
-    pictures: ImageStoreDep,
+    image_store: ImageStoreDep,
     limit: LimitQuery = 10,
     task: TaskQuery = "modality",
 ) -> Response:
     """The images of other cases that look most like an image of the dataset."""
-    data = await read_image_file(pictures, await request.repository.get(IMAGES, image))
+    data = await read_image_file(image_store, await request.repository.get(IMAGES, image))
     return await _similar(request, task, PredictionContext(data), limit)
 
 

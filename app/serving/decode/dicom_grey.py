@@ -41,7 +41,7 @@ def grey_levels(values: NDArray[Any], dataset: Dataset, frame: int) -> tuple[NDA
     """A frame as a viewer shows it.
 
     Padding is left out of the range and drawn black. The first VOI LUT or window of the file is used; one that would
-    leave a picture without any contrast is passed over. Without one, the image is stretched between two percentiles.
+    leave an image without any contrast is passed over. Without one, the image is stretched between two percentiles.
 
     Args:
         values: as stored, (rows, columns).

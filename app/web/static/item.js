@@ -1,4 +1,4 @@
-// One image on the predict page: its picture, its caption and what the models predict for it.
+// One file on the predict page: its image, its caption and what the models predict for it.
 
 import { at } from "./address.js";
 import { el, percent, problemBox, spoken } from "./dom.js";
@@ -108,10 +108,10 @@ export class Item {
     this.node = el("article", { class: "card item", id, tabindex: -1, "aria-labelledby": `${id}-name` }, head, body, this._known, this._answers, this._similar());
   }
 
-  /** The picture of a file that the browser cannot show, such as DICOM: the service's own. */
+  /** The image of a file that the browser cannot show, such as DICOM: the service's own. */
   async _showAnalysed() {
     this._picture.remove();
-    const words = el("p", { text: "Loading the picture …" });
+    const words = el("p", { text: "Loading the image …" });
     this._overlay.append(words);
     try {
       const form = new FormData();
@@ -120,7 +120,7 @@ export class Item {
       const address = URL.createObjectURL(answer);
       this._addresses.push(address);
       this._shown = address;
-      this._picture = el("img", { src: address, alt: `The picture of ${this.file.name} that was analysed` });
+      this._picture = el("img", { src: address, alt: `The image of ${this.file.name} that was analysed` });
       this._overlay.replaceChildren(this._picture);
     } catch (error) {
       if (error.name !== "AbortError") words.textContent = "The browser cannot show this file.";

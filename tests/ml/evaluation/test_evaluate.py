@@ -159,7 +159,7 @@ def test_a_damaged_model_is_named_before_any_is_asked(
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(RegistryError, match=r"fused-location: network\.safetensors is not what was registered"):
         evaluate(database, images_dir, own_models, ["all"], device="cpu", reporter=reports.append)
-    assert not [progress for progress in reports if "asking" in progress.message]
+    assert not [progress for progress in reports if "predicting with" in progress.message]
 
 
 def test_an_evaluation_covers_the_models_data_and_code_it_was_made_of(
@@ -253,7 +253,7 @@ def test_quick_tries_go_on_no_card(database: Database[Document], images_dir: Pat
         assert (run["official"], run["options"]["epochs"]) == (False, 1)
 
 
-def test_trainings_anew_begin_as_the_registered_model_did(
+def test_retrained_models_begin_as_the_registered_model_did(
     database: Database[Document], images_dir: Path, own_models: Path
 ) -> None:
     def weights(**more: Any) -> str:

@@ -65,7 +65,7 @@ def test_models_are_registered_again_with_other_calibration_and_the_same_weights
     assert list((registry.models_dir / ".training").glob("anew-oof-*")) == []
 
 
-def test_a_model_that_was_trained_anew_meanwhile_is_left_alone(
+def test_a_model_that_was_retrained_meanwhile_is_left_alone(
     registry: Registry, database: Database[Document], images_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def predict_and_replace(*arguments: object) -> dict[str, Pooled]:

@@ -46,7 +46,7 @@ def test_what_was_used_and_what_is_old_is_cleared(train_records: list[Record], t
 
 def test_models_come_after_what_they_need() -> None:
     assert with_needs(["fused-location", "compact"]) == ["compact", "caption-location", "fused-location"]
-    with pytest.raises(UnknownModelError, match="vgg cannot be trained anew; known are: efficientnet"):
+    with pytest.raises(UnknownModelError, match="vgg cannot be retrained; known are: efficientnet"):
         with_needs(["vgg"])
     with pytest.raises(UnknownModelError, match="no model 'compact' was trained beside this one"):
         TrainedModels().load("compact")

@@ -40,7 +40,7 @@ def test_the_generated_splits_share_nothing(splits: dict[str, list[Record]]) -> 
     assert report["splits"]["train"]["cases"] == 24
 
 
-def test_planted_pictures_are_found(
+def test_planted_images_are_found(
     dataset_copy: Path, database: Database[Document], splits: dict[str, list[Record]]
 ) -> None:
     original, copied, recoded = splits["train"][0], splits["test"][0], splits["test"][-1]

@@ -204,7 +204,7 @@ def test_metrics_of_a_split_are_replaced_in_both_cards(registry: Registry, train
 def test_metrics_of_a_replaced_version_are_refused(registry: Registry, trained: ServedModel) -> None:
     former = registry.register(trained).model_copy()
     again(registry, trained, "later")
-    with pytest.raises(RegistryError, match="compact was trained anew while"):
+    with pytest.raises(RegistryError, match="compact was retrained while"):
         registry.set_metrics(former, "test", {"modality": {"accuracy": 0.75}})
     assert "test" not in registry.get("compact").metrics
 

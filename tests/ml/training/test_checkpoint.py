@@ -58,7 +58,7 @@ def test_the_checkpoint_of_another_run_is_not_taken_up(
     assert not caplog.messages
     caplog.set_level(logging.WARNING)
     assert epochs_trained(path, **changed) == [1]
-    assert f"of a run with other {named}: this part is trained anew, as with --fresh" in caplog.text
+    assert f"of a run with other {named}: this part is trained from the start, as with --fresh" in caplog.text
     assert epochs_trained(path, **changed) == [], "its own checkpoint has taken the place"
 
 
