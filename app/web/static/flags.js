@@ -13,7 +13,7 @@ const OF_IMAGES = {
   age_zero: ["age", "recorded as 0", "In most cases an age of 0 stands for “unknown”, so no age is given here."],
   sex_unknown: ["sex", "recorded as N/A", "The sex is not recorded in the dataset."],
   plane_missing: ["plane", "missing", "The dataset has no plane for this image."],
-  plane_not_anatomical: ["plane", "not a plane", "This value names a kind of image, not an anatomical plane."],
+  plane_not_anatomical: ["plane", "not a plane", "This value names a kind of picture, not an anatomical plane."],
   location_left_blank: ["location", "left blank", "The dataset has “Left Blank” here; models are neither trained nor evaluated on it."],
   location_not_anatomical: ["location", "doubtful", "This value names no part of the body, although it is one of the classes."],
   acr_unknown: ["acr_codes", ...UNKNOWN_CODE],
