@@ -26,7 +26,7 @@ def offered_key(request: Request) -> str:
 def key_name(settings: Settings, offered: str) -> str | None:
     """The name that goes with a key, None for no key of ours.
 
-    Every key is compared, each in constant time, so that the time tells nothing.
+    Every key is compared, each in constant time, so that the time reveals nothing.
     """
     match = None
     for name, key in settings.api_keys.items():

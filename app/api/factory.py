@@ -1,4 +1,4 @@
-"""Puts the service together: settings, lifespan, routers, error handlers."""
+"""Creates the FastAPI application: settings, lifespan, routers, error handlers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -94,7 +94,7 @@ For research and teaching; **not for diagnosis**."""
 
 async def _prepare_search(repository: Repository) -> None:
     """Build the search index at start, so that the first query does not wait for it."""
-    with suppress(PyMongoError, ApiError):  # the first query tries again, and knows how to answer each fault
+    with suppress(PyMongoError, ApiError):  # the first query tries again, and answers each fault
         await repository.prepare_search()
 
 

@@ -1,4 +1,4 @@
-"""JSON answers of the data endpoints: an ETag over the content, 304 for who has it, the dataset's version."""
+"""JSON responses of the data endpoints: ETag over the content, conditional requests, the dataset's version."""
 
 import asyncio
 import gzip

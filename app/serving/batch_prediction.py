@@ -249,7 +249,7 @@ class BatchPredictor:
             context = PredictionContext(data, caption, task, deadline)
             try:
                 await predictor.predict(context)
-            except UnavailableError as error:  # of the model or its device: the file must not bear the blame
+            except UnavailableError as error:  # a fault of the model or its device, not of the file
                 if predictor.fatal_error is not None or time.perf_counter() + _RETRY_S > deadline:
                     raise BatchPredictionError(
                         f"{predictor.card.name} stopped: {predictor.fatal_error or error.detail} "

@@ -1,4 +1,4 @@
-"""Where a model looked: a map of what speaks for a class, and what each input alone would have said."""
+"""Explanations: a Grad-CAM map of a class, and the prediction from each input alone."""
 
 import asyncio
 import copy
@@ -32,7 +32,7 @@ MAP_SIDE: Final = 32
 _OVERLAY_SIDE: Final = 1024
 _GRID: Final = 7
 _CHUNK: Final = 7
-# Dark blue, cyan, yellow, red: what speaks most for the class is red.
+# Dark blue, cyan, yellow, red: what contributes most to the class is red.
 _COLOURS: Final = np.array([[0, 0, 128], [0, 200, 255], [255, 230, 0], [220, 0, 0]], dtype=np.float32)
 
 
@@ -41,7 +41,7 @@ Inputs = Mapping[str, Mapping[str, float] | None]
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What speaks for a class.
+    """The explanation of one class.
 
     Attributes:
         label: the class.
@@ -75,7 +75,7 @@ class Explainer:
         self._thread = DaemonThreadPool(1, f"explain-{model.card.name}")
 
     async def explain(self, task: str, data: bytes, label: str) -> Explanation:
-        """What in an image speaks for a class.
+        """Explain one class for an image.
 
         Args:
             task: one of the model's tasks.
@@ -160,7 +160,7 @@ def class_activation_map(maps: Floats, weights: Floats, size: int) -> Floats:
         size: side of the result, in pixels.
 
     Returns:
-        float32 (size, size), the sum over members and views; 0 where nothing speaks for the class.
+        float32 (size, size), the sum over members and views; 0 where nothing contributes to the class.
     """
     views = len(maps) // len(weights)
     total = np.zeros((size, size), dtype=np.float32)
@@ -195,7 +195,7 @@ def occlusion(model: ServedModel, pixels: NDArray[np.uint8], task: str, index: i
 
 
 def by_input(model: ServedModel, task: str, outputs: dict[str, Any] | None, caption: str | None) -> Inputs:
-    """What image and caption would each have said alone: class to probability; None where it cannot be asked."""
+    """The predictions from image and from caption alone: class to probability; None where there is none."""
     encoded = None if caption is None else model.encode_captions([caption])
     if encoded is not None and np.isnan(encoded).any():  # the caption has no word that the model knows
         encoded = None

@@ -20,7 +20,7 @@ from app.data.repository import CASES, NotFoundError, Repository
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
-# A copy may be kept, but is asked for again: after an update no old script meets a new page.
+# A copy may be kept, but is asked for again: after an update no old script runs in a new page.
 _CACHE_CONTROL: Final = "no-cache"
 _TEMPLATES: Final = Environment(
     loader=PackageLoader("app.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -119,7 +119,7 @@ def _stretched(values: NDArray[Any]) -> Pixels:
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """An image of 8 bits per sample without transparency: what shows through is black."""
+    """An image of 8 bits per sample without transparency: transparent pixels become black."""
     if image.mode in _HIGH_DEPTH:
         return Image.fromarray(_stretched(np.asarray(image)))
     if image.has_transparency_data:

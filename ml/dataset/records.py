@@ -139,7 +139,7 @@ def _check_seeded(database: Database[dict[str, Any]], documents: Sequence[Docume
 
 
 def _check_whole(documents: Sequence[Document]) -> None:
-    """A half-seeded database must not train half a model that looks like a whole one."""
+    """Refuse an incomplete database: a model of a part of the data must not pass for one of all."""
     present: defaultdict[str, set[str]] = defaultdict(set)
     listed: dict[str, set[str]] = {}
     for document in documents:

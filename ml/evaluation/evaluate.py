@@ -66,7 +66,7 @@ def evaluate(
         seeds: also retrain every model with so many seeds, counted from that of the options.
         options: of these trainings; ``weights`` "auto" is what the registered model began from.
         scratch: keeps the checkpoints of these trainings until the caller clears it.
-        reporter: told about progress.
+        reporter: called with the progress.
 
     Returns:
         JSON values: ``split`` (what was scored), ``models`` (figures per model and task), ``tasks``
@@ -87,7 +87,7 @@ def evaluate(
     torch_device = pick_device(device)
     with Run(schema.EVALUATION_RUN, (), reporter) as run:
         cards = chosen_cards(names, registry)
-        # All at once: a damaged file must not show after the others were asked.
+        # All at once: a damaged file must not show after the other models were scored.
         models = [(card, registry.load(card.name)) for card in cards]
         run.update(0.0, "reading the records")
         by_split = {name: load_records(database, images_dir, (name,)) for name in _SPLITS}

@@ -1,4 +1,4 @@
-"""The rows of the leaderboard: models that were asked, the majority class, and models that are not trained."""
+"""The rows of the leaderboard: evaluated models, the majority class, and models that are not trained."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final

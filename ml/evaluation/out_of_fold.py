@@ -127,7 +127,7 @@ def calibrate_out_of_fold(
         device: auto, cpu, cuda or mps.
         seed: of the division into folds.
         epochs: instead of the recipe's, for quick tries.
-        reporter: told about progress.
+        reporter: called with the progress.
 
     Returns:
         The cards as registered; a model that was retrained meanwhile is left out.
@@ -182,7 +182,7 @@ def predict_folds(
         options: of each model.
         device: to compute on.
         folder: for checkpoints.
-        reporter: told about progress.
+        reporter: called with the progress.
     """
     pooled: dict[str, Pooled] = {name: Pooled() for name in order}
     images: dict[str, dict[str, NDArray[np.uint8]]] = {}

@@ -90,7 +90,7 @@ class RetrainSettings:
     Attributes:
         device: where to train.
         scratch: folder for checkpoints.
-        reporter: told about progress.
+        reporter: called with the progress.
         options: of each model.
         images: decoded so far, see ``ml.training.context.Context``.
     """

@@ -1,4 +1,4 @@
-"""Where answers come from: inputs taken away, burned-in text blanked, files changed, subgroups apart."""
+"""Robustness: ablated inputs, blanked text bands, other file modes, mirrored views, subgroups."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -205,7 +205,7 @@ def mirror(outputs: ModelOutputs, image_cache: ImageCache) -> dict[str, dict[str
 
 
 def _viewer(model: ServedModel) -> ServingNetwork | None:
-    """The part of a model that decides how often it looks at an image."""
+    """The network of a model that averages over test-time views."""
     owner = model.image_model if isinstance(model, FusedModel | CnnSvmFusion) else model
     return owner.network if isinstance(owner.network, ServingNetwork) else None
 

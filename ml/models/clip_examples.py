@@ -96,7 +96,7 @@ def embed(
     """Embeddings of images and captions, each (N, size) on the run's device.
 
     Args:
-        context: images, device and whom to tell.
+        context: images, device and reporter.
         network: the towers.
         start: which prepares the images and cuts captions into tokens.
         records: N records.
@@ -143,6 +143,6 @@ def show(head: HeadSettings, has_text: Tensor, generator: torch.Generator) -> Te
         return only.expand(len(has_text), 2)
     draw = torch.rand(len(has_text), generator=generator, device=has_text.device)
     caption = has_text * (draw <= 1.0 - head.modality_dropout)
-    # Without caption the image must show, whatever the dice say.
+    # Without a caption the image is kept, whatever was drawn.
     image = torch.where(caption > 0, (draw >= head.modality_dropout).float(), 1.0)
     return torch.stack([image, caption], dim=1)

@@ -21,7 +21,7 @@ FAMILY: Final = "compact"
 PLANE: Final = "plane"
 # Share of a run's time that goes into reading the images.
 READING: Final = 0.02
-# Learned beside the tasks because it shapes better features; never answered.
+# An auxiliary task: it improves the features, and is never answered.
 PLANES: Final = ("Axial", "Coronal", "Sagittal")
 
 
@@ -88,7 +88,7 @@ def train(context: Context, settings: CompactSettings | None = None) -> CompactM
     """Train the ensemble, one member after the other.
 
     Args:
-        context: records, device and whom to tell.
+        context: records, device and reporter.
         settings: architecture and recipe; the chosen ones by default.
 
     Raises:

@@ -248,7 +248,7 @@ class DualEncoderModel(ServedModel):
     def _combine(
         self, task: str, image: Floats | None, caption: NDArray[np.float32] | None, has_text: NDArray[np.bool_]
     ) -> Floats:
-        """Of one task, from log-probabilities of the image and of the captions where there are ``known`` ones."""
+        """Of one task, from log-probabilities of the image and of the captions where ``has_text`` is true."""
         settings, temperature = self.card.settings, self.card.temperature[task]
         prior = np.array(settings["log_prior"][task])
         if image is None:
@@ -310,7 +310,7 @@ class DualEncoderModel(ServedModel):
 
 @cache
 def sentence_encoder() -> TextEncoder:
-    """The encoder that the caption tower stands on, one for all models of the process.
+    """The encoder whose embeddings the caption tower projects, one for all models of the process.
 
     Raises:
         app.data.text_encoder.EncoderError: it is not installed, or not the one that is known.

@@ -103,7 +103,7 @@ def train(
     """Train both towers, from ImageNet weights and sentence embeddings; for "scratch" from a random image tower.
 
     Args:
-        context: records, device and whom to tell.
+        context: records, device and reporter.
         name: of the model.
         inputs: what it answers from; it is trained on both.
         settings: the chosen ones by default.

@@ -1,4 +1,4 @@
-"""ResNet50 of torchvision: fine-tuned from ImageNet where its weights can be had, else from nothing."""
+"""ResNet50 of torchvision: fine-tuned from ImageNet where its weights can be had, else trained from scratch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

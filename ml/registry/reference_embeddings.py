@@ -1,4 +1,4 @@
-"""The embeddings of the dataset's images: what looks alike, and what looks like nothing seen before."""
+"""The embeddings of the dataset's images: nearest neighbours, and distances for the out-of-distribution rule."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ _LEAST_STAGE_VARIANCE: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Density:
-    """A Gaussian over the embeddings of the training images, whose distance says how unlike them an image is.
+    """A Gaussian over the embeddings of the training images, whose distance says how far from them an image is.
 
     The Mahalanobis distance counts each direction by how much the training images differ in it (Lee et al. 2018,
-    arXiv 1807.03888). With the compact model and a limit that 1 % of the dev images pass, it takes for unusual
+    arXiv 1807.03888). With the compact model and a limit that 1 % of the dev images pass, it finds out of distribution
     what the cosine to the nearest training image does not: 58 % of 33 photographs in grey against 33 %, 14 of 14
     grids, charts and patterns against 9; and 5 of the 200 test images against 1.
 

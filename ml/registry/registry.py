@@ -1,4 +1,4 @@
-"""Keeps trained models: files in a folder, cards in MongoDB, and never half of either."""
+"""Keeps trained models: files in a folder, cards in MongoDB; a model is registered completely or not at all."""
 
 import builtins
 import logging

@@ -1,4 +1,4 @@
-"""What every trainer is given: records, images, where to run, whom to tell."""
+"""What every trainer is given: records, images, device, reporter."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class ModelSource(Protocol):
 
 @dataclass(slots=True)
 class Context:
-    """The surroundings of one training run.
+    """The context of one training run.
 
     Attributes:
         train: records to learn from.
@@ -57,7 +57,7 @@ class Context:
         registry: the models registered so far, for models that build on others.
         device: where to train.
         team: the processes that share the run.
-        run: whom to tell.
+        run: reports the progress.
         options: what the user chose.
         scratch: folder for checkpoints.
     """

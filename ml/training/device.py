@@ -96,7 +96,7 @@ def amp_dtype(device: torch.device) -> torch.dtype | None:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Have the C library keep what a training step frees: the next step asks for as much again.
+    """Raise glibc's trim and mmap thresholds, so that the next training step reuses what the last one freed.
 
     Left alone, glibc gives tensors of more than 32 MB back to the system at once, which hands them out
     again page by page, each one filled with zeros first. Other C libraries are left as they are.

@@ -235,7 +235,7 @@ _NO_WEIGHTS: Final = "none: pretrained weights were neither cached nor reachable
 
 
 def _is_used(remote: RemoteWeights, weights: str) -> bool:
-    """Whether to load pretrained weights; says aloud when ``auto`` falls back to none."""
+    """Whether to load pretrained weights; logs when ``auto`` falls back to none."""
     if weights == "scratch":
         return False
     if remote.obtainable:

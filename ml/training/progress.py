@@ -27,12 +27,12 @@ Reporter = Callable[[Progress], None]
 
 
 def silent(progress: Progress) -> None:
-    """Report to nobody."""
+    """Report nothing."""
     del progress
 
 
 class DatabaseReporter:
-    """Keeps one document per model in ``Training_runs``, which the service shows to those who wait.
+    """Keeps one document per model in ``Training_runs``, which the service shows.
 
     A report that cannot be written is no reason to end a training: the first one is warned of.
 

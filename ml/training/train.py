@@ -134,7 +134,7 @@ def train_model(
         device: auto, cpu, cuda or mps.
         seed: of everything random.
         resume: continue a run that was killed, where its settings were the same.
-        reporter: told about progress.
+        reporter: called with the progress.
         options: further choices; weights, seed and resume above win over its own.
         step: position among the models that one command trains, and their number, for the progress.
 
@@ -157,7 +157,7 @@ def train_model(
     registry = Registry(database, models_dir)
     scratch = models_dir / ".training" / name
     with team(torch_device) as processes, exclusive_lock(name, scratch) if processes.is_main_process else nullcontext():
-        # Every process hears of an error; one alone tells the world about progress.
+        # Every process raises an error; the main one alone reports progress.
         report = to_all([reporter, DatabaseReporter(database)]) if processes.is_main_process else silent
         with Run(name, spec.tasks, report, step) as run:
             # Read now, needed at the end: a file that is missing must not show after hours.

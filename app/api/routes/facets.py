@@ -1,4 +1,4 @@
-"""What there is: fields, counts under a filter, statistics."""
+"""Fields, counts under a filter, and statistics."""
 
 from typing import Annotated, Any, Literal
 

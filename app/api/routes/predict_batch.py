@@ -68,7 +68,7 @@ class BatchAnswer(BaseModel):
     summary="CT or MR, for many images",
 )
 async def predict_modality_batch(request: PredictionRequestDep) -> Response:
-    """The modality of each of `images`. An image that cannot be used gets a problem; the others do not suffer."""
+    """The modality of each of `images`. An image that cannot be used gets a problem; the others are predicted."""
     return await _predict("modality", request)
 
 
@@ -82,7 +82,7 @@ async def predict_modality_batch(request: PredictionRequestDep) -> Response:
 async def predict_location_batch(request: PredictionRequestDep) -> Response:
     """The location of each of `images`, with one of `captions` each, or none at all; an empty caption counts as none.
 
-    An image that cannot be used gets a problem; the others do not suffer.
+    An image that cannot be used gets a problem; the others are predicted.
     """
     return await _predict("location", request)
 

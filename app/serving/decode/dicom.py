@@ -22,7 +22,7 @@ _SEND_PNG: Final = "Export the image from your viewer as PNG or JPEG and send th
 _COLOURS: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 _PALETTE: Final = "PALETTE COLOR"
 _MONOCHROME: Final = frozenset({"MONOCHROME1", "MONOCHROME2"})
-# Larger than any detector's; a header that says more is not believed.
+# Larger than any detector's; a header that says more is wrong.
 _LARGEST_ASPECT: Final = 10.0
 
 

@@ -1,4 +1,4 @@
-"""JPEG files that would keep a decoder busy for minutes, told by their markers alone."""
+"""JPEG files that would keep a decoder busy for minutes, recognised by their markers alone."""
 
 import re
 from typing import Final
