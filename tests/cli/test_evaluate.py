@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from typer.testing import CliRunner
 from app.cli.evaluate import EvaluationError, evaluate_if_due, run_evaluation
 from app.core.settings import Settings, load_settings
 from app.data import schema
-from app.data.seed import seed
 from app.main import app
 from ml.evaluation.report import ReportError
 from ml.registry.registry import Registry
@@ -31,20 +29,6 @@ def own_signals() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture
-def own_models(
-    database: Database[Document],
-    ml_database: Database[Document],
-    generated_dataset: Path,
-    models_dir: Path,
-    tmp_path: Path,
-) -> Path:
-    """Copies of the trained models, registered in a seeded database of the test's own."""
-    seed(database, generated_dataset)
-    database[schema.MODELS].insert_many(list(ml_database[schema.MODELS].find()))
-    return Path(shutil.copytree(models_dir, tmp_path / "models"))
 
 
 @pytest.fixture

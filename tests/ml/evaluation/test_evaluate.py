@@ -8,7 +8,6 @@ from pymongo.database import Database
 
 from app.core.progress import Progress
 from app.data import schema
-from app.data.seed import seed
 from ml.dataset.image_loading import load_images
 from ml.dataset.labels import TASKS
 from ml.dataset.records import Record, RecordsError, targets
@@ -24,21 +23,6 @@ from ml.models.predict_records import captions_of, run_captions, run_images
 from ml.registry.registry import Registry, RegistryError, UnknownModelError, read_card
 from ml.training.context import Options
 from tests.ml.conftest import Document
-
-
-@pytest.fixture
-def own_models(
-    database: Database[Document],
-    ml_database: Database[Document],
-    generated_dataset: Path,
-    models_dir: Path,
-    tmp_path: Path,
-) -> Path:
-    """Copies of the trained models, registered in a seeded database of the test's own."""
-    seed(database, generated_dataset)
-    names = {"$in": ["compact", "caption-location", "fused-location"]}
-    database[schema.MODELS].insert_many(list(ml_database[schema.MODELS].find({"_id": names})))
-    return Path(shutil.copytree(models_dir, tmp_path / "models"))
 
 
 def test_the_figures_are_those_of_the_served_answers(
