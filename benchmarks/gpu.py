@@ -112,7 +112,7 @@ class Check:
         )
 
     def serve(self, seconds: float) -> str:
-        """The benchmark of the server for a short time; its own goals are judged elsewhere."""
+        """The benchmark of the server for a short time; its own goals are checked by `benchmarks.serve`."""
         command = [sys.executable, "-m", "benchmarks.serve", "--data", str(self.data), "--device", self.device]
         command += ["--models", "resnet50-modality", "--servers", "service", "--seconds", str(seconds), "--soak", "0"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -24,7 +24,7 @@ def _reached(measured: dict[str, Measured], model: str = "resnet50-modality") ->
     return {goal.words: goal.is_met for goal in goals(model, BARE, measured)}
 
 
-def test_every_goal_is_judged() -> None:
+def test_every_goal_is_checked() -> None:
     service = _measured(45.0)
     service.overload, service.growth = _load(40.0, 300.0, refused_ms=8.0), 0.01
     reached = _reached({"service": service, "plain": _measured(14.0), "litserve": _measured(16.0)})

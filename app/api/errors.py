@@ -130,7 +130,7 @@ def _http_error(error: HTTPException) -> ApiError:
     slug = phrase.lower().replace(" ", "-")
     detail = str(error.detail)
     if error.status_code == HTTPStatus.NOT_FOUND and detail == phrase:
-        detail = "There is nothing at this address. /docs lists what there is."
+        detail = "No endpoint has this path. /docs lists all."
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         detail = f"This address does not take this method; it takes {(error.headers or {}).get('Allow', 'others')}."
     return _with_status(error.status_code, slug, detail, headers=error.headers)

@@ -23,7 +23,7 @@ async def missing_documents(database: AsyncDatabase[Document], run: Mapping[str,
     Args:
         database: the seeded database.
         run: the last complete seeding run.
-        limit: up to which documents are counted; a larger collection is not judged.
+        limit: up to which documents are counted; a larger collection is not checked.
     """
     faults = []
     for name, member in _COUNTS.items():

@@ -87,10 +87,10 @@ def _details(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Takes", " and ".join(row["inputs"])),
         ("Version", row["version"]),
         (
-            "Began from",
+            "Initial weights",
             row["weights_source"] if row["init"] == "pretrained" or row["retrieval"] else "nothing pretrained",
         ),
-        ("Trained values", f"{row['parameters']:,}"),
+        ("Parameters", f"{row['parameters']:,}"),
         ("Temperature", _by_task({task: own["temperature"] for task, own in row["tasks"].items()})),
         ("Confident from", _by_task(card["thresholds"])),
         *([("Confident without caption from", _by_task(only))] if (only := card["thresholds_image_only"]) else []),
@@ -107,7 +107,7 @@ def _ood_threshold(threshold: float | None, distance: str) -> list[tuple[str, st
     words = "a cosine distance of {:.3f} to the nearest training image"
     if distance != "nearest":
         words = "a Mahalanobis distance of {:.2f} from the training images"
-    return [("Unlike the dataset", f"above {words.format(threshold)}")]
+    return [("Out-of-distribution threshold", f"above {words.format(threshold)}")]
 
 
 def _by_task(values: Mapping[str, float]) -> str:

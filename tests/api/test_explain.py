@@ -57,7 +57,7 @@ def test_every_readable_file_is_explained(predict_api: httpx.Client, name: str) 
 
 
 @pytest.mark.parametrize("name", ["empty", "text", "truncated", "bomb"])
-def test_what_cannot_be_judged_cannot_be_explained(predict_api: httpx.Client, name: str) -> None:
+def test_what_cannot_be_predicted_cannot_be_explained(predict_api: httpx.Client, name: str) -> None:
     data, status, words = refused()[name]
     answer = ask(predict_api, "/explain/modality", data)
     is_problem(answer, status)

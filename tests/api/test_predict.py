@@ -102,7 +102,7 @@ def test_a_location_uses_image_and_caption(predict_api: httpx.Client, png: bytes
 
 
 @pytest.mark.parametrize("caption", [None, "", " \r\n\t"])
-def test_a_location_without_caption_says_that_the_image_alone_was_judged(
+def test_a_location_without_caption_says_that_the_image_alone_was_used(
     predict_api: httpx.Client, png: bytes, caption: str | None
 ) -> None:
     body = ask(predict_api, "/predict/location", png, caption).json()
@@ -240,7 +240,7 @@ def test_only_post_predicts(predict_api: httpx.Client) -> None:
         assert answer.headers["allow"] == "POST"
 
 
-def test_a_dicom_file_is_judged_and_what_was_done_to_it_is_said(predict_api: httpx.Client) -> None:
+def test_a_dicom_file_is_predicted_and_what_was_done_to_it_is_said(predict_api: httpx.Client) -> None:
     frames = np.random.default_rng(0).integers(0, 4096, (3, 64, 80), dtype=np.int16)
     data = dicom(frames, WindowCenter=1000, WindowWidth=2000)
     answer = ask(predict_api, "/predict/modality", data)

@@ -25,7 +25,7 @@ def record(records: list[Record]) -> Record:
     return next(record for record in records if record.split == "test" and record.caption)
 
 
-def test_an_image_of_the_dataset_is_judged_beside_its_labels(predict_api: httpx.Client, record: Record) -> None:
+def test_an_image_of_the_dataset_is_predicted_beside_its_labels(predict_api: httpx.Client, record: Record) -> None:
     answer = predict_api.get(f"/images/{record.image.lower()}/predict")
     assert answer.status_code == 200, answer.text
     assert "wait" in stages(answer)

@@ -35,7 +35,7 @@ def test_a_card_says_where_a_model_comes_from(results: Results) -> None:
         file["sha256"] for file in row["card"]["files"]
     }
     assert f"location {row['card']['thresholds']['location']:.3f}" in model["Confident from"]
-    assert model["Unlike the dataset"].startswith("above a Mahalanobis distance of ")
+    assert model["Out-of-distribution threshold"].startswith("above a Mahalanobis distance of ")
     assert data["sha256 of these records"] == row["card"]["data"]["snapshot"]
     assert data["sha256 of the scored split"] == results["split"]["content_sha256"]
     assert "licence" in section(sections, "Data").text[0]

@@ -63,7 +63,7 @@ def test_monochrome1_is_inverted() -> None:
     assert np.array_equal(inverted, 255 - upright)
 
 
-def test_the_middle_frame_is_judged_and_that_is_said() -> None:
+def test_the_middle_frame_is_decoded_and_that_is_said() -> None:
     frames = np.stack([RAMP, RAMP, RAMP.max() - RAMP, RAMP, RAMP])
     decoded = _decode(dicom(frames))
     assert "5 frames; frame 3" in decoded.info.notes[0]

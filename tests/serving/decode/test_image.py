@@ -28,7 +28,7 @@ def test_every_mode_is_decoded(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_judged_is_refused_with_a_reason(name: str) -> None:
+def test_what_cannot_be_decoded_is_refused_with_a_reason(name: str) -> None:
     data, status, words = REFUSED[name]
     with pytest.raises(ApiError) as caught:
         decode(data, load_settings())
