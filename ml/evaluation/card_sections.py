@@ -83,12 +83,12 @@ def _details(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     card = row["card"]
     classes = ", ".join(f"{_spoken(task)} ({len(names)} classes)" for task, names in card["tasks"].items())
     return [
-        ("Answers", classes),
-        ("Takes", " and ".join(row["inputs"])),
+        ("Tasks", classes),
+        ("Inputs", " and ".join(row["inputs"])),
         ("Version", row["version"]),
         (
             "Initial weights",
-            row["weights_source"] if row["init"] == "pretrained" or row["retrieval"] else "nothing pretrained",
+            row["weights_source"] if row["init"] == "pretrained" or row["retrieval"] else "random",
         ),
         ("Parameters", f"{row['parameters']:,}"),
         ("Temperature", _by_task({task: own["temperature"] for task, own in row["tasks"].items()})),
