@@ -138,7 +138,7 @@ def remarks(card: ModelCard) -> list[str]:
     if card.family == DUAL_ENCODER:
         return [f"{start(card)}: not comparable with the original, which was fine-tuned from {original}"]
     if card.init == "scratch":
-        return [f"trained from nothing: not comparable with the original, which was fine-tuned from {original}"]
+        return [f"trained from scratch: not comparable with the original, which was fine-tuned from {original}"]
     return []
 
 

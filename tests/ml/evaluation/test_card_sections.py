@@ -70,13 +70,13 @@ def test_the_limits_are_those_of_this_model(changed: Results) -> None:
         "sex": {"male": {"n": 30, "cases": 9, "accuracy": 0.5}, "female": {"n": 30, "cases": 8, "accuracy": 0.25}},
         "plane": {"Axial": {"n": 3, "cases": 2, "accuracy": 0.0}},
     }
-    changed["models"]["fused-location"]["remarks"] = ["trained from nothing"]
+    changed["models"]["fused-location"]["remarks"] = ["trained from scratch"]
     text = "\n".join(section(card_sections("fused-location", changed), "Limits").text)
     assert "Location: never right about Spine (3)" in text
     assert "nothing is known about Endocrine; Nerve, central" in text
     assert "weakest subgroup of 20 or more images is sex female, 0.250 on 30 images of 8 cases" in text
     assert "Location: without a caption accuracy is " in text
-    assert "Trained from nothing." in text
+    assert "Trained from scratch." in text
     alone = changed["models"]["compact"]["tasks"]["modality"]["shortcuts"]["text bands alone"]["accuracy"]
     limits = "\n".join(section(card_sections("compact", changed), "Limits").text)
     assert f"Modality: from the bands with burned-in text alone accuracy is {alone:.3f}" in limits

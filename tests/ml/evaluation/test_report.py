@@ -184,11 +184,11 @@ def test_foreign_figures_are_shown_where_there_are_any(results: Results, plots: 
 
 def test_a_row_that_began_otherwise_than_the_original_says_so(results: Results, plots: dict[str, bytes]) -> None:
     changed = copy.deepcopy(results)
-    changed["models"]["compact"]["remarks"] = ["trained from nothing: not comparable with the original"]
-    assert "* compact: trained from nothing: not comparable with the original." in " ".join(
+    changed["models"]["compact"]["remarks"] = ["trained from scratch: not comparable with the original"]
+    assert "* compact: trained from scratch: not comparable with the original." in " ".join(
         render(changed, plots).split()
     )
-    assert list(remarks(changed)) == ["compact: trained from nothing: not comparable with the original."]
+    assert list(remarks(changed)) == ["compact: trained from scratch: not comparable with the original."]
 
 
 def test_texts_of_the_dataset_cannot_become_code(results: Results, plots: dict[str, bytes]) -> None:
