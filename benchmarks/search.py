@@ -175,9 +175,7 @@ def run(uri: str, client: MongoClient[Document], folder: Path, home: Path, every
         HELD_OUT: (("history", list(histories(cases, every)), by_case),),
     }
     for name, sets in query_sets.items():
-        settings = load_settings(
-            home=home / name, mongo_uri=uri.replace(f"/{DATABASE}?", f"/{name}?"), data_dir=folder, answer_cache_mb=0
-        )
+        settings = load_settings(home=home / name, mongo_uri=uri.replace(f"/{DATABASE}?", f"/{name}?"), data_dir=folder)
         with running_service(settings) as api:
             started = time.perf_counter()
             wait_for(api, "/search?q=stone&mode=meaning", is_ok, seconds=1800)

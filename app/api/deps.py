@@ -10,7 +10,8 @@ from urllib.parse import parse_qsl
 from fastapi import Depends, Path, Query, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from app.api.filter_parameters import takes_filters
 from app.core.settings import Settings
@@ -29,9 +30,21 @@ MAX_LIMIT: Final = 100
 MAX_QUERY_CHARS: Final = 300
 MAX_SAMPLE: Final = 1_000
 
+_INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
+
+
+def _only_digits(value: object) -> object:
+    """Refuse what Python's ``int`` reads too, such as ``1_0`` and `` 5``."""
+    if isinstance(value, str) and not _INTEGER.fullmatch(value):
+        raise PydanticCustomError("int_parsing", "expected an integer, got '{value}'", {"value": value[:60]})
+    return value
+
+
+# Stands behind the bounds of a number: in front of them it would hide them from the API reference.
+OnlyDigits: Final = BeforeValidator(_only_digits)
 QueryText = Annotated[str, Field(max_length=MAX_QUERY_CHARS)]
-SampleSize = Annotated[int, Field(ge=1, le=MAX_SAMPLE)]
-Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+SampleSize = Annotated[int, Field(ge=1, le=MAX_SAMPLE), OnlyDigits]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1), OnlyDigits]
 SampleBy = Literal["case"]
 
 _CASE_ID = re.compile(CASE_ID, re.IGNORECASE | re.ASCII)
@@ -175,7 +188,7 @@ class Narrowing:
 async def narrowing(
     q: Annotated[
         QueryText | None,
-        Query(description="Only cases that `/search` finds by this text, and their images"),
+        Query(description="Only cases that hold every word and phrase of this text, and their images"),
     ] = None,
     sample: Annotated[SampleSize | None, Query(description="Only this many, chosen at random", examples=[50])] = None,
     seed: Annotated[
@@ -291,6 +304,6 @@ CaseSelectionDep = Annotated[Filter, Depends(case_selection)]
 ImageSelectionDep = Annotated[Filter, Depends(image_selection)]
 CaseOrderDep = Annotated[SortOrder, Depends(case_order)]
 ImageOrderDep = Annotated[SortOrder, Depends(image_order)]
-Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Most items on a page")]
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Most items on a page"), OnlyDigits]
 Cursor = Annotated[str | None, Query(max_length=4000, description="`next_cursor` of the page before")]
 Raw = Annotated[bool, Query(description="Answer the stored document with the dataset's own keys and values")]

@@ -120,8 +120,8 @@ def _invalid_request(error: RequestValidationError) -> ApiError:
     items = []
     for problem in error.errors():
         location = [str(part) for part in problem["loc"] if part not in ("query", "path", "body")]
-        items.append(ProblemItem(parameter=".".join(location), message=problem["msg"]))
-    detail = "; ".join(f"{item.parameter}: {item.message}" for item in items)
+        items.append(ProblemItem(parameter=".".join(location), message=problem["msg"].removeprefix("Value error, ")))
+    detail = "; ".join(f"{item.parameter}: {item.message}" if item.parameter else item.message for item in items)
     return UnprocessableError(f"The request cannot be used: {detail}", errors=items)
 
 

@@ -21,7 +21,7 @@ from app.core.telemetry import Metrics
 logger = logging.getLogger(__name__)
 _REQUEST_LOG: Final = logging.getLogger("medpix.requests")
 
-_PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_PREFIX: Final = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 SECURITY_HEADERS: Final[Mapping[str, str]] = {
@@ -105,7 +105,9 @@ class ForwardedPrefix:
             if prefix:
                 # Not a copy: the layers outside read the route from it.
                 scope["root_path"] = prefix
-                if not scope["path"].startswith(f"{prefix}/"):
+                if scope["path"] == prefix:
+                    scope["path"] += "/"
+                elif not scope["path"].startswith(f"{prefix}/"):
                     scope["path"] = prefix + scope["path"]
                     scope["raw_path"] = prefix.encode() + scope.get("raw_path", b"")
         await self._app(scope, receive, send)

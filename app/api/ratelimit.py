@@ -18,7 +18,11 @@ from app.core.settings import Settings
 _MAX_CALLERS: Final = 10_000
 _READS: Final = ("GET", "HEAD")
 # What reads more than one page of documents, or asks a model.
-_COSTLY: Final = re.compile(r"/(search(/images)?|facets|statistics|export(/.*)?|views/[^/]+/.*|images/[^/]+/similar)")
+_COSTLY: Final = re.compile(
+    r"/(search(/images)?|facets|statistics|export(/.*)?|views/[^/]+/.*|images/[^/]+/(similar|predict))"
+)
+# Parameters with which a list reads more than its page.
+_SCANNING: Final = re.compile(rb"(^|&)(q|sample|[^=&]*__(regex|contains|startswith))=")
 _BULK: Final = re.compile("/(cases|images)/bulk")
 
 
@@ -52,7 +56,11 @@ class RateLimit:
         """The limit on requests of this kind; 0: none."""
         if not _is_read(scope):
             return 0 if scope["method"] == "OPTIONS" else self._settings.rate_limit_per_minute
-        is_costly = scope["method"] not in _READS or _COSTLY.fullmatch(_path(scope))
+        is_costly = (
+            scope["method"] not in _READS
+            or _COSTLY.fullmatch(_path(scope))
+            or _SCANNING.search(scope.get("query_string", b""))
+        )
         return self._settings.rate_limit_reads_per_minute if is_costly else 0
 
     def _caller(self, request: Request) -> str:

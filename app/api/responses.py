@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from fastapi import Request, Response
 
 from app.api.file_responses import etag_matches
+from app.api.negotiation import accepts
 from app.data.repository import Page, Repository
 from app.data.serializers import encode, etag_of
 from app.web.pages import prefix_of
@@ -34,13 +35,13 @@ async def data_response(
         headers: further ones.
     """
     body = content if isinstance(content, bytes) else await asyncio.to_thread(encode, content)
+    body = with_prefix(body, prefix_of(request))
     etag = etag_of(body)
     unchanged = await not_modified(request, repository, etag, headers=headers)
     if unchanged:
         return unchanged
-    body = with_prefix(body, prefix_of(request))
     sent = await _headers(repository, etag, headers)
-    if len(body) >= _MIN_GZIP_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
+    if len(body) >= _MIN_GZIP_BYTES and accepts(request.headers.get("accept-encoding", ""), "gzip") > 0:
         body = await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL, mtime=0)
         sent |= {"Content-Encoding": "gzip", "ETag": f"W/{etag}"}  # another representation of the same content
     return Response(body, headers=sent, media_type="application/json")

@@ -25,6 +25,8 @@ _LONGEST_PATH: Final = 4096
 
 # A part without a file name is a file all the same where a file belongs.
 _UNNAMED: Final = "upload"
+# Browsers fill in such a field by themselves; all texts are read as UTF-8.
+_CHARSET: Final = "_charset_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ async def read_upload(request: Request, settings: Settings, *, with_caption: boo
 
     Raises:
         UnsupportedMediaTypeError: the body is not multipart/form-data.
-        UnprocessableError: not one file in the field ``image``, or a caption that is no text.
+        UnprocessableError: not one file in the field ``image``, a caption that is no text, or an unknown field.
         ContentTooLargeError: the caption is longer than its limit.
     """
     _check_media_type(request, "the image as multipart/form-data, field image")
@@ -63,6 +65,7 @@ async def read_upload(request: Request, settings: Settings, *, with_caption: boo
             raise UnprocessableError(f"There are {len(images)} fields image; send one, or ask the address for batches.")
         if not images:
             raise UnprocessableError(f"The field image must be a file; it is missing.{_fields_of(form)}")
+        _check_fields(form, "image", "caption")
         captions = form.getlist("caption") if with_caption else []
         if len(captions) > 1:
             raise UnprocessableError(f"There are {len(captions)} fields caption; send one.")
@@ -75,7 +78,7 @@ async def read_batch(request: Request, settings: Settings, *, with_captions: boo
 
     Raises:
         UnsupportedMediaTypeError: the body is not multipart/form-data.
-        UnprocessableError: no file in the field ``images``, or not as many captions as images.
+        UnprocessableError: no file in the field ``images``, not as many captions as images, or an unknown field.
         ContentTooLargeError: too many images.
     """
     _check_media_type(request, "the images as multipart/form-data, each in a field images")
@@ -87,6 +90,7 @@ async def read_batch(request: Request, settings: Settings, *, with_captions: boo
             raise UnprocessableError(f"Each field images must be a file; there is none.{_fields_of(form)}")
         if len(images) > limit:
             raise ContentTooLargeError(f"The request has {len(images)} images; the limit is {limit}. Send several.")
+        _check_fields(form, "images", "captions")
         captions = form.getlist("captions") if with_captions else []
         if captions and len(captions) != len(images):
             raise UnprocessableError(
@@ -178,6 +182,15 @@ def _fields_of(form: FormData) -> str:
     """Which fields there are instead, to find a misspelt one."""
     names = sorted({name[:40] for name in form})
     return f" The request has: {', '.join(names[:5])}." if names else ""
+
+
+def _check_fields(form: FormData, *taken: str) -> None:
+    """Refuse fields that would be ignored, such as ``captions`` where the caption belongs into ``caption``."""
+    unknown = sorted({name for name in form if name not in (*taken, _CHARSET)})
+    if unknown:
+        raise UnprocessableError(
+            f"The field {unknown[0][:40]} is not taken here; the fields are {' and '.join(taken)}."
+        )
 
 
 def _check_media_type(request: Request, expected: str) -> None:

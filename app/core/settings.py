@@ -23,6 +23,9 @@ _COMPOSE: Final = frozenset(
         *("MEDPIX_DATA_PATH", "MEDPIX_PROXY_PORT", "MEDPIX_SCREENSHOTS"),
     }
 )
+# As a browser sends it: nothing else ever equals it.
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+_HOST_NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _NAMED_KEY: Final = re.compile(r"([A-Za-z0-9_.-]{1,64}):(\S{16,256})")
 
 
@@ -51,6 +54,22 @@ def _named_keys(value: Any) -> Any:
 def _listed(value: Any) -> Any:
     """Read ``one,two``."""
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+def _origins(values: list[str]) -> list[str]:
+    for value in values:
+        if value != "*" and not _ORIGIN.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is no origin; expected scheme, host and port alone: https://viewer.example.org"
+            )
+    return values
+
+
+def _host_names(values: list[str]) -> list[str]:
+    for value in values:
+        if value != "*" and not _HOST_NAME.fullmatch(value):
+            raise ValueError(f"{value!r} is no host name; expected a name without scheme, port and path: *.example.org")
+    return values
 
 
 FolderPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
@@ -146,11 +165,11 @@ class Settings(BaseSettings):
         default=False,
         description="Without keys, also writes are accepted from other machines; else MEDPIX_HOST must be loopback",
     )
-    trusted_hosts: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = Field(
+    trusted_hosts: Annotated[list[str], NoDecode, BeforeValidator(_listed), AfterValidator(_host_names)] = Field(
         default_factory=list,
         description="Host names with a dot that the service answers to, separated by commas; *.NAME: all below, *: all",
     )
-    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = Field(
+    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_listed), AfterValidator(_origins)] = Field(
         default_factory=list, description="Origins whose pages may call the API, separated by commas"
     )
     root_path: str = Field(

@@ -50,7 +50,7 @@ class Annotations:
         """
         is_retraction = amends is not None and not any(values.values())
         action = "create" if amends is None else "retract" if is_retraction else "amend"
-        identifier = hashlib.sha256(f"{by}\0{key}".encode()).hexdigest()[:32] if key else uuid.uuid4().hex
+        identifier = _identifier(by, key) if key else uuid.uuid4().hex
         content = {"image": image["_id"], **values, "action": action, "amends": amends and amends["_id"]}
         document = {
             "_id": identifier,
@@ -71,6 +71,11 @@ class Annotations:
                 raise ConflictError("This Idempotency-Key was used for another annotation. Use a new one.") from None
             return earlier, False
         return document, True
+
+    async def has(self, by: str, key: str) -> bool:
+        """Whether a request of this writer with this idempotency key was stored."""
+        query = {"_id": _identifier(by, key)}
+        return await self._annotations.find_one(query, {"_id": 1}, max_time_ms=MAX_TIME_MS) is not None
 
     async def current(self, selection: Filter) -> Filter:
         """Narrow a filter to the annotations that were neither replaced nor retracted."""
@@ -95,3 +100,7 @@ class Annotations:
         selection = await self.current(Filter({"image": image}, f"image={image}", scans=False))
         documents = self._annotations.find(selection.query, max_time_ms=MAX_TIME_MS)
         return await documents.sort([("created_at", -1), ("_id", 1)]).to_list(100)
+
+
+def _identifier(by: str, key: str) -> str:
+    return hashlib.sha256(f"{by}\0{key}".encode()).hexdigest()[:32]

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from app.data import regex_filter
 from app.data.fields import Field
+from app.data.typography import composed, literal_pattern
 
 Document = dict[str, Any]
 Vocabulary = Mapping[str, Sequence[str]]
@@ -30,7 +31,7 @@ _SEVERAL: Final = frozenset({"in", "nin", "all"})
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,10}")
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TIME: Final = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?([Zz]|[+-][0-9]{2}:[0-9]{2})?"
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?([Zz]|[+-][0-9]{2}:[0-9]{2})?"
 )
 
 
@@ -112,8 +113,8 @@ def parse_filter(
     scans = False
     grouped: dict[tuple[str, str], list[str]] = {}
     for parameter, value in parameters:
-        name, _, operator = parameter.partition("__")
-        grouped.setdefault((aliases.get(name, name), operator), []).append(value)
+        name, _, operator = parameter.partition("__") if not parameter.endswith("__") else (parameter, "", "")
+        grouped.setdefault((aliases.get(name, name), operator), []).append(composed(value))
     if sum(map(len, grouped.values())) > MAX_CONDITIONS:
         problems.append(ParameterProblem("", f"more than {MAX_CONDITIONS} conditions"))
     for (name, operator), values in sorted(grouped.items()):
@@ -206,42 +207,43 @@ def _has_form(field: Field, item: str) -> bool:
 
 
 def _folded(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return " ".join(text.replace(",", ", ").split()).replace(" ,", ",").casefold()
 
 
 def _exact(field: Field, value: str, allowed: tuple[str, ...]) -> Document:
     if field.kind == "time":
         start, end = _interval(value)
         return {field.path: {"$gte": start, "$lt": end}}
-    converted = _convert(field, value, allowed)
-    if converted in field.recorded_as_null:
-        return dict(field.recorded_as_null[converted])
+    stored = _stored_values(field, value, allowed)
+    if stored[0] in field.recorded_as_null:
+        return dict(field.recorded_as_null[stored[0]])
     if field.kind == "text":
-        # As in closed lists, letter case makes no difference. \Z, as $ would let a line end follow.
-        return {field.path: {"$regex": rf"\A{re.escape(value)}\z", "$options": "i"}}
-    return {field.path: converted}
+        # As in closed lists, letter case makes no difference. \z, as $ would let a line end follow.
+        return {field.path: {"$regex": rf"\A{literal_pattern(value)}\z", "$options": "i"}}
+    return {field.path: stored[0] if len(stored) == 1 else {"$in": stored}}
 
 
-def _convert(field: Field, value: str, allowed: tuple[str, ...]) -> str | int:
-    """A value as it is stored.
+def _stored_values(field: Field, value: str, allowed: tuple[str, ...]) -> list[str | int]:
+    """A value as it is stored; several where they differ in letter case alone, such as A and a.
 
     Raises:
         ValueError: no document can have it; the message names values that some have.
     """
     if field.kind == "integer":
-        return _integer(value)
+        return [_integer(value)]
     if field.pattern is not None:
         formed = _in_pattern(field, value)
         if formed is None:
             example = f" such as {field.examples[0]}" if field.examples else f" of the form {field.pattern}"
             raise ValueError(f"expected a value{example}, got {value[:60]!r}")
-        return formed
+        return [formed]
     if not allowed:
-        return value
-    possible = {_folded(each): each for each in (*map(str, field.recorded_as_null), *allowed)}
-    if _folded(value) in possible:
-        return possible[_folded(value)]
-    raise ValueError(_not_a_value(field, value, [*allowed, *map(str, field.recorded_as_null)]))
+        return [value]
+    possible = [*allowed, *map(str, field.recorded_as_null)]
+    stored: list[str | int] = [each for each in possible if _folded(each) == _folded(value)]
+    if not stored:
+        raise ValueError(_not_a_value(field, value, possible))
+    return stored
 
 
 def _not_a_value(field: Field, value: str, possible: list[str]) -> str:
@@ -284,7 +286,8 @@ def _interval(value: str) -> tuple[str, str]:
     try:
         start = datetime.fromisoformat(value.upper())
         start = start.replace(tzinfo=UTC) if start.tzinfo is None else start.astimezone(UTC)
-        end = start + (timedelta(days=1) if _DATE.fullmatch(value) else timedelta(milliseconds=1))
+        length = timedelta(days=1) if _DATE.fullmatch(value) else timedelta(milliseconds=1)
+        end = min(start, datetime.max.replace(tzinfo=UTC) - length) + length  # 9999-12-31 stands for "no end"
     except (ValueError, OverflowError):
         raise ValueError(f"{expected}, got {value[:60]!r}, which is no day or time") from None
     return _stored_time(start), _stored_time(end)
@@ -297,13 +300,13 @@ def _stored_time(moment: datetime) -> str:
 def _contains(field: Field, value: str, _: tuple[str, ...]) -> Document:
     if not value:
         raise ValueError("is empty")
-    return {field.path: {"$regex": re.escape(value), "$options": "i"}}
+    return {field.path: {"$regex": literal_pattern(value), "$options": "i"}}
 
 
 def _starts_with(field: Field, value: str, _: tuple[str, ...]) -> Document:
     if not value:
         raise ValueError("is empty")
-    return {field.path: {"$regex": rf"\A{re.escape(value)}", "$options": "i"}}
+    return {field.path: {"$regex": rf"\A{literal_pattern(value)}", "$options": "i"}}
 
 
 def _regex(field: Field, value: str, _: tuple[str, ...]) -> Document:
@@ -324,13 +327,13 @@ def _is_null(field: Field, value: str, _: tuple[str, ...]) -> Document:
 def _at_least(field: Field, value: str, _: tuple[str, ...]) -> Document:
     if field.kind == "time":
         return {field.path: {"$gte": _interval(value)[0]}}
-    return {field.path: {"$gte": _convert(field, value, field.values)}}
+    return {field.path: {"$gte": _stored_values(field, value, field.values)[0]}}
 
 
 def _at_most(field: Field, value: str, _: tuple[str, ...]) -> Document:
     if field.kind == "time":
         return {field.path: {"$lt": _interval(value)[1]}}
-    return {field.path: {"$lte": _convert(field, value, field.values)}}
+    return {field.path: {"$lte": _stored_values(field, value, field.values)[0]}}
 
 
 _BUILDERS: Final[Mapping[str, Callable[[Field, str, tuple[str, ...]], Document]]] = {

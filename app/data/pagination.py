@@ -85,7 +85,7 @@ def decode_cursor(cursor: str, order: SortOrder, filter_text: str) -> Document:
     try:
         payload = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         values, fingerprint = payload["k"], payload["h"]
-        usable = len(values) == len(order.keys) and all(_is_sort_value(v) for v in values)
+        usable = isinstance(values, list) and len(values) == len(order.keys) and all(map(_is_sort_value, values))
     except (ValueError, TypeError, KeyError, RecursionError):
         usable = False
     if not usable:

@@ -251,19 +251,23 @@ def _check(query: ParsedQuery) -> None:
     if query.excluded:
         message = "only excludes; add a word to look for, such as: kidney -stone"
     elif query.stop_words:
-        words = ", ".join(query.stop_words)
-        message = f'nearly every case holds {words}; add another word, or search for the phrase "{words}" in quotes'
+        words = list(dict.fromkeys(query.stop_words))
+        message = f"nearly every case holds {', '.join(words)}; add another word, or search for the phrase "
+        message += f'"{" ".join(query.stop_words)}" in quotes'
     else:
         message = "holds no word; give one or more, such as: ureter stone"
     raise ParameterError([ParameterProblem("q", message)])
 
 
 def _plan(index: WordIndex, query: ParsedQuery, text: str) -> _Plan:
+    exact_id = index.id_of(text)
+    if exact_id:
+        query = parse_query(exact_id)
     wanted = [index.expand(term) for term in query.wanted]
     excluded = [index.expand(term) for term in query.excluded]
     # What is excluded would draw the embedding towards itself.
     meaning = " ".join(term.text for term in query.wanted) if excluded else text.replace('"', " ")
-    return _Plan(wanted, excluded, meaning, _did_you_mean(index, wanted, text), index.id_of(text))
+    return _Plan(wanted, excluded, meaning, None if exact_id else _did_you_mean(index, wanted, text), exact_id)
 
 
 def fuse(*rankings: Ranking) -> Ranking:

@@ -9,17 +9,20 @@ from typing import Any, Final, NamedTuple
 
 import snowballstemmer
 
+from app.data.typography import APOSTROPHES, HYPHENS, QUOTES
+
 # Letters and digits with their combining marks; an apostrophe inside of a word belongs to it.
-_WORD: Final = re.compile(r"[^\W_][^\W_\u0300-\u036f]*(?:[\u0300-\u036f]+[^\W_]*)*(?:['’ʼ‘＇′][^\W_\u0300-\u036f]+)*")
-_HYPHENS: Final = "-‐‑‒–−"
+_WORD: Final = re.compile(
+    rf"[^\W_][^\W_\u0300-\u036f]*(?:[\u0300-\u036f]+[^\W_]*)*(?:[{APOSTROPHES}][^\W_\u0300-\u036f]+)*"
+)
 # What joins words to one compound: T1-weighted, MPX1007_synpic46719, 3/4 is two words.
-_JOINERS: Final = frozenset(_HYPHENS + "_")
-_POSSESSIVE: Final = re.compile(r"['’ʼ‘＇′](s?)$")
-_APOSTROPHE: Final = re.compile(r"['’ʼ‘＇′]")
+_JOINERS: Final = frozenset(HYPHENS + "_")
+_POSSESSIVE: Final = re.compile(rf"[{APOSTROPHES}](s?)$")
+_APOSTROPHE: Final = re.compile(rf"[{APOSTROPHES}]")
 # Letters that Unicode does not decompose into a base letter and a mark.
 _BASE_LETTERS: Final = str.maketrans({"ø": "o", "đ": "d", "ł": "l", "æ": "ae", "œ": "oe", "ı": "i"})
-_QUOTES: Final = str.maketrans(dict.fromkeys("“”„‟«»″＂", '"'))
-_TERM: Final = re.compile(rf'([{_HYPHENS}]?)"([^"]*)"|(?<!\S)([{_HYPHENS}])?([^\s"]+)')
+_QUOTES: Final = str.maketrans(dict.fromkeys(QUOTES, '"'))
+_TERM: Final = re.compile(rf'([{HYPHENS}]?)"([^"]*)"|(?<!\S)([{HYPHENS}])?([^\s"]+)')
 # Function words: nearly every case holds them, so they neither find nor rank anything.
 _COMMON: Final = """
     a an and are as at be been but by can could did do does for from had has have he her him his i if in into is it
@@ -87,9 +90,9 @@ def _stemmer() -> Any:
 @lru_cache(maxsize=100_000)
 def fold(word: str) -> str:
     """A word without letter case, accents, Unicode variants, apostrophes and a possessive ``'s``."""
-    decomposed = unicodedata.normalize("NFKD", _POSSESSIVE.sub("", word).casefold())
-    plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-    return _APOSTROPHE.sub("", plain).translate(_BASE_LETTERS)
+    bare = _APOSTROPHE.sub("", _POSSESSIVE.sub("", word))
+    decomposed = unicodedata.normalize("NFKD", bare.casefold())
+    return "".join(letter for letter in decomposed if not unicodedata.combining(letter)).translate(_BASE_LETTERS)
 
 
 @lru_cache(maxsize=100_000)

@@ -110,8 +110,9 @@ class WordIndex:
         return _BREAK.join([" ".join(token.stem for token in tokens), *joined_words])
 
     def id_of(self, text: str) -> str | None:
-        """The case or image id that a text is, in the dataset's spelling; None if it is none."""
-        row = self._database.execute("SELECT id FROM ids WHERE folded = ?", (text.strip(' "').casefold(),)).fetchone()
+        """The case or image that a text names, by its id or its file, in the dataset's spelling; None: none."""
+        folded = text.strip(' "').casefold().removesuffix(".png")
+        row = self._database.execute("SELECT id FROM ids WHERE folded = ?", (folded,)).fetchone()
         return str(row[0]) if row else None
 
     def expand(self, term: Term) -> Term:
@@ -123,7 +124,9 @@ class WordIndex:
             return term
         stems = {self._words[word]: None for word in self._words if word.startswith(beginning)}
         alternatives = tuple((word,) for word in list(stems)[:_MAX_EXPANSIONS])
-        return Term(alternatives or term.alternatives, term.text, term.start, is_prefix=bool(alternatives))
+        # Ids are no words of the texts, but begin with MPX21 all the same.
+        is_prefix = bool(alternatives) or self._begins(beginning)
+        return Term(alternatives or term.alternatives, term.text, term.start, is_prefix=is_prefix)
 
     def spelling(self, word: str) -> str | None:
         """A word of the texts that was probably meant, None if the word is well known or nothing is near."""
@@ -161,6 +164,12 @@ class WordIndex:
 
     def _count(self, term: Term) -> int:
         return sum(self._documents(stems[0]) for stems in term.alternatives)
+
+    def _begins(self, beginning: str) -> bool:
+        """Whether any indexed word begins with a text."""
+        query = "SELECT term FROM vocabulary WHERE term >= ? LIMIT 1"
+        row = self._database.execute(query, (beginning,)).fetchone()
+        return row is not None and str(row[0]).startswith(beginning)
 
     def _documents(self, word: str) -> int:
         row = self._database.execute("SELECT doc FROM vocabulary WHERE term = ?", (word,)).fetchone()

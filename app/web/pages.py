@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from app.core.byte_ranges import keep_satisfiable_ranges
 from app.data.repository import CASES, NotFoundError, Repository
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
@@ -121,15 +122,17 @@ async def missing(request: Request, address: str) -> Response:
     return _missing(request)
 
 
-class _Assets(StaticFiles):
+class Assets(StaticFiles):
     """Files that are asked for again, and answered with 304 while they are the same."""
 
     def file_response(
         self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
-        """The file, or 304."""
+        """The file, the ranges of it that were asked for, or 304."""
         response = super().file_response(full_path, stat_result, scope, status_code)
         response.headers["Cache-Control"] = _CACHE_CONTROL
+        if response.status_code == HTTPStatus.OK:
+            keep_satisfiable_ranges(scope, response.headers["ETag"], stat_result.st_size)
         return response
 
 
@@ -140,7 +143,7 @@ def install_pages(app: FastAPI) -> None:
     problem document.
     """
     app.include_router(router)
-    app.mount("/static", _Assets(packages=[("app.web", "static")]), name="static")
+    app.mount("/static", Assets(packages=[("app.web", "static")]), name="static")
     as_problem: Any = app.exception_handlers[HTTPException]
 
     async def nothing_there(request: Request, error: Exception) -> Response:

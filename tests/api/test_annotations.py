@@ -53,7 +53,9 @@ def test_an_annotation_is_kept_with_its_provenance(service: httpx.Client) -> Non
     assert (kept.image, kept.u_id, kept.location, kept.modality) == (image["image"], image["u_id"], "Spine", None)
     assert (kept.by, kept.comment, kept.image_sha256) == ("reader", "Sacrum.", image["sha256"])
     assert kept.dataset_version == service.get("/cases/MPX1008").headers["x-dataset-version"]
-    assert service.get(answer.headers["location"]).json()["items"] == [answer.json()]
+    read = service.get(answer.headers["location"]).json()
+    assert read["history"] == [answer.json()]
+    assert answer.headers["location"] == f"/annotations/{answer.json()['id']}"
     assert service.get(f"/images/{image['image']}", params={"raw": "true"}).json() == before
 
 
@@ -128,6 +130,14 @@ def test_a_request_sent_again_with_its_idempotency_key_is_stored_once(service: h
     other = service.post(address, json={"comment": "y"}, headers=headers | {"X-API-Key": STUDENT})
     assert other.status_code == 201
     assert service.get("/annotations").json()["total"] == 2
+    # An amendment too, even after a later one.
+    first = f"/annotations/{answers[0].json()['id']}"
+    keyed = {"X-API-Key": READER, "Idempotency-Key": "two"}
+    second = service.put(first, json={"comment": "z"}, headers=keyed).json()
+    assert service.delete(f"/annotations/{second['id']}", headers={"X-API-Key": READER}).status_code == 201
+    again = service.put(first, json={"comment": "z"}, headers=keyed)
+    assert (again.status_code, again.json(), again.headers["idempotent-replayed"]) == (201, second, "true")
+    assert service.put(first, json={"comment": "other"}, headers=keyed).status_code == 409
 
 
 def test_times_are_read_as_iso_8601(service: httpx.Client) -> None:
@@ -141,9 +151,11 @@ def test_times_are_read_as_iso_8601(service: httpx.Client) -> None:
     assert total(created_at=written) == 1
     assert total(created_at__lte=written[:10]) == 1
     assert total(created_at__gte="9999-01-01") == 0
+    assert total(created_at__lte="9999-12-31") == 1
+    assert total(created_at__lte=written.replace("Z", "999999Z")) == 1
     east = datetime.fromisoformat(written).astimezone(timezone(timedelta(hours=5, minutes=30)))
     assert total(created_at=east.isoformat(timespec="milliseconds")) == 1
-    for text in ("yesterday", "2026-13-01", "2026-02-30", "20260101", "2026-01-01T25:00", "9999-12-31"):
+    for text in ("yesterday", "2026-13-01", "2026-02-30", "20260101", "2026-01-01T25:00", "2026-01-01T09:00:00+25:00"):
         assert service.get("/annotations", params={"created_at": text}).status_code == 422, text
 
 

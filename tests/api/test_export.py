@@ -15,6 +15,7 @@ import pytest
 from datasets import load_dataset
 from pymongo import MongoClient
 
+from app.api.routes import export as export_route
 from app.data.fields import Field
 from app.export.tables import Csv
 
@@ -191,3 +192,12 @@ def test_aborted_exports_leave_no_cursor_open(api: httpx.Client, mongo_client: M
     while opened() > before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert opened() <= before
+
+
+def test_the_head_of_an_export_makes_no_file(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = api.get("/export?format=zip").headers
+    monkeypatch.setattr(export_route, "export_parts", None)
+    head = api.head("/export?format=zip")
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-type", "content-disposition", "x-dataset-version"):
+        assert head.headers[name] == expected[name]

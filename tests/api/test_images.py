@@ -60,6 +60,9 @@ def test_parts_of_a_file(api: httpx.Client, image: str) -> None:
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(whole)))
 
 
+RANGED = ("/images/{}/file", "/static/app.css")
+
+
 @pytest.mark.parametrize("suffix", ["file", "thumbnail"])
 def test_a_range_is_answered_if_the_client_has_the_same_content(api: httpx.Client, image: str, suffix: str) -> None:
     address = f"/images/{image}/{suffix}"
@@ -93,17 +96,20 @@ def test_a_range_is_answered_if_the_client_has_the_same_content(api: httpx.Clien
         ("bytes=,0-3,", slice(0, 4)),
     ],
 )
-def test_ranges_that_can_be_answered(api: httpx.Client, image: str, header: str, expected: slice) -> None:
-    whole = api.get(f"/images/{image}/file").content
-    answer = api.get(f"/images/{image}/file", headers={"Range": header})
+@pytest.mark.parametrize("address", RANGED)
+def test_ranges_that_can_be_answered(api: httpx.Client, image: str, address: str, header: str, expected: slice) -> None:
+    address = address.format(image)
+    whole = api.get(address).content
+    answer = api.get(address, headers={"Range": header})
     assert (answer.status_code, answer.content) == (206, whole[expected])
     first = range(len(whole))[expected][0]
     assert answer.headers["content-range"] == f"bytes {first}-{first + len(answer.content) - 1}/{len(whole)}"
 
 
 @pytest.mark.parametrize("header", ["bytes=-0", "bytes=999999999-", "bytes=" + "9" * 5000 + "-", "bytes=-0,999999999-"])
-def test_ranges_outside_the_file(api: httpx.Client, image: str, header: str) -> None:
-    answer = api.get(f"/images/{image}/file", headers={"Range": header})
+@pytest.mark.parametrize("address", RANGED)
+def test_ranges_outside_the_file(api: httpx.Client, image: str, address: str, header: str) -> None:
+    answer = api.get(address.format(image), headers={"Range": header})
     assert answer.status_code == 416
     assert answer.headers["content-type"] == "application/problem+json"
     assert re.fullmatch(r"bytes \*/\d+", answer.headers["content-range"])
@@ -125,10 +131,14 @@ def test_ranges_outside_the_file(api: httpx.Client, image: str, header: str) -> 
         "bytes=" + "0-0," * 101 + "0-0",
     ],
 )
-def test_malformed_ranges_are_ignored(api: httpx.Client, image: str, header: str) -> None:
-    whole = api.get(f"/images/{image}/file").content
-    answer = api.get(f"/images/{image}/file", headers={b"Range": header.encode()})
-    assert (answer.status_code, answer.content) == (200, whole)
+@pytest.mark.parametrize("address", RANGED)
+def test_malformed_ranges_are_ignored(api: httpx.Client, image: str, address: str, header: str) -> None:
+    address = address.format(image)
+    whole = api.get(address)
+    answer = api.get(address, headers={b"Range": header.encode()})
+    assert (answer.status_code, answer.content) == (200, whole.content)
+    headers = {b"Range": header.encode(), b"If-None-Match": whole.headers["etag"].encode()}
+    assert api.get(address, headers=headers).status_code == 304
 
 
 def test_a_head_has_no_ranges(api: httpx.Client, image: str) -> None:

@@ -13,6 +13,8 @@ import pytest
         *("/facets?limit=3", "/facets?cursor=x", "/facets?sort=age", "/export?limit=3", "/export?cursor=x"),
         *("/export?fields=u_id", "/cases/MPX1007?q=x", "/cases/MPX1007?fields=title", "/fields?q=x", "/models?limit=1"),
         *("/health/live?x=1", "/search?q=a&cursor=x", "/images?limit=2&limit=3", "/images?q=a&q=b", "/facets?q=a&q=b"),
+        *("/images?limit=1_0", "/images?limit=%D9%A3", "/images?limit=%205", "/images?limit=%2B5", "/images?limit=5.0"),
+        *("/search?q=a&offset=1_0", "/images?sample=1_0", "/images?sample=2&seed=1_0"),
         *("/images?seed=1", "/images?sample_by=case", "/images?sample=0", "/images?sample=2&seed=-1"),
     ],
 )
@@ -21,6 +23,15 @@ def test_what_a_route_does_not_take_is_refused(api: httpx.Client, address: str) 
     assert answer.status_code == 422, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["errors"]
+
+
+def test_the_bounds_of_numbers_are_declared(api: httpx.Client) -> None:
+    paths = api.get("/openapi.json").json()["paths"]
+    declared = [each for path in paths.values() for route in path.values() for each in route.get("parameters", [])]
+    numbers = [each["schema"] for each in declared if each["name"] in ("limit", "offset", "sample", "seed")]
+    assert len(numbers) > 10
+    for schema in numbers:
+        assert {"minimum", "maximum"} <= set(schema.get("anyOf", [schema])[0])
 
 
 def test_text_search_narrows_lists_facets_and_exports_alike(api: httpx.Client) -> None:
@@ -65,7 +76,14 @@ def test_links_lead_back_through_a_proxy_that_strips_its_prefix(api: httpx.Clien
     assert page.links["next"]["url"].startswith("/medpix/images?")
     assert page.json()["items"][0]["links"]["self"].startswith("/medpix/images/")
     assert api.get("/images?limit=1").json()["items"][0]["links"]["self"].startswith("/images/")
-    assert api.get("/images?limit=1", headers={"X-Forwarded-Prefix": "//evil.example"}).links["next"]["url"][:2] != "//"
+    for other in ("//evil.example", "/..", "/a/../b", "/."):
+        assert api.get("/images?limit=1", headers={"X-Forwarded-Prefix": other}).links["next"]["url"][:8] == "/images?"
+    for address in ("/images?limit=1", "/cases/MPX1008"):
+        tags = [api.get(address, headers=headers).headers["etag"] for headers in (behind, {})]
+        assert tags[0] != tags[1], "the links are others"
+        for tag, headers, status in zip(tags * 2, (behind, {}, {}, behind), (304, 304, 200, 200), strict=True):
+            assert api.get(address, headers={"If-None-Match": tag, **headers}).status_code == status
+    assert api.get("/medpix", headers=behind).status_code == 200
 
 
 @pytest.mark.parametrize(("host", "status"), [("evil.example.org", 421), ("127.0.0.1:8000", 200), ("localhost", 200)])

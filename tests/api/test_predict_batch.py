@@ -108,7 +108,10 @@ def test_the_results_as_csv(predict_api: httpx.Client, accept: str) -> None:
     assert second["problem"] == body["items"][1]["problem"]["detail"]
 
 
-@pytest.mark.parametrize("accept", ["*/*", "application/json", "application/json, text/csv", ""])
+@pytest.mark.parametrize(
+    "accept",
+    ["*/*", "application/json", "application/json, text/csv", "", "text/csv;q=0", "text/csv;q=0.1, application/json"],
+)
 def test_the_results_are_json_otherwise(predict_api: httpx.Client, accept: str) -> None:
     files = [("images", ("any.png", accepted()["grey"]))]
     answer = predict_api.post("/predict/modality/batch", files=files, headers={"Accept": accept})

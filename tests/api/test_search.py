@@ -123,8 +123,10 @@ def test_a_case_is_found_by_its_id(api: httpx.Client, u_id: str) -> None:
 
 def test_an_image_is_found_by_its_id(api: httpx.Client) -> None:
     image = api.get("/images", params={"limit": 1}).json()["items"][0]
-    for q in (image["image"], image["image"].upper(), image["image"].partition("_")[2]):
+    name = image["image"]
+    for q in (name, name.upper(), name.partition("_")[2], f"{name}.png", f'"{name}"'):
         page = _search(api, q)
+        assert (page.matched, page.did_you_mean) == ("all", None)
         assert page.exact_id == image["image"]
         [hit] = page.items
         assert hit.case.u_id == image["u_id"]
@@ -247,7 +249,15 @@ def test_known_words_of_the_real_data(medpix_api: httpx.Client) -> None:
     assert page.total >= 2
     assert "pilocytic astrocytoma" in (page.items[0].case.title or "").casefold()
     assert page.items[0].matches[0].field == "title"
-    assert {_search(medpix_api, q).total for q in ("Crohn's", "Crohn’s", "Crohn", "crohns")} == {22}
+    assert {_search(medpix_api, f"Crohn{end}").total for end in ("", "s", "'s", "’s", "`s", "´s", "＇S")} == {22}
+    assert _search(medpix_api, "MPX217").total == _search(medpix_api, "mpx217*").total >= 2
+    for field in ("topic.disease_discussion__contains", "discussion__contains"):
+        texts = [medpix_api.get("/cases", params={field: f"Crohn{end}"}).json()["total"] for end in ("’s", "'s", "´s")]
+        assert len(set(texts)) == 1
+        assert texts[0] > 0
+    # Four figures are labelled A, eight a.
+    parts = [medpix_api.get("/images", params={"figure_part": part}).json()["total"] for part in ("a", "A")]
+    assert parts == [12, 12]
     smoker = _search(medpix_api, "lung cancer smoker CT")
     assert (smoker.matched, smoker.total) == ("all", 7)
     assert _search(medpix_api, "menigioma").did_you_mean == "meningioma"

@@ -58,6 +58,14 @@ def test_a_misspelt_field_is_told(api: httpx.Client) -> None:
     assert answer.json()["detail"].endswith("it is missing. The request has: file, title.")
 
 
+@pytest.mark.parametrize(("path", "field"), [("location", "captions"), ("location/batch", "caption")])
+def test_a_field_that_would_be_ignored_is_told(predict_api: httpx.Client, path: str, field: str) -> None:
+    image = "images" if path.endswith("batch") else "image"
+    answer = predict_api.post(f"/predict/{path}", files={image: ("any.png", PNG)}, data={field: "Axial CT"})
+    is_problem(answer, 422)
+    assert f"The field {field} is not taken here" in answer.json()["detail"]
+
+
 def test_a_field_of_text_has_a_limit(api: httpx.Client) -> None:
     answer = api.post("/preview", files={"image": ("any.png", PNG)}, data={"caption": "x" * 600_000})
     is_problem(answer, 413)

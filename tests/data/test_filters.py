@@ -1,9 +1,12 @@
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
 from app.data.fields import CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS, Field
 from app.data.filters import ParameterError, operators_of, parse_filter
+from app.data.typography import composed, literal_pattern
 
 
 def _query(*parameters: tuple[str, str]) -> object:
@@ -25,7 +28,7 @@ def test_values_that_were_recorded_for_unknown_ask_for_null() -> None:
 
 def test_text_is_escaped_in_contains_and_taken_in_regex() -> None:
     assert _query(("caption__contains", "T1 (axial).*")) == {
-        "norm.caption": {"$regex": r"T1\ \(axial\)\.\*", "$options": "i"}
+        "norm.caption": {"$regex": "T1[\\s\u00a0]+\\(axial\\)\\.\\*", "$options": "i"}
     }
     assert _query(("caption__regex", "^axial")) == {"$re2": {"path": "norm.caption", "pattern": "^axial"}}
 
@@ -49,6 +52,7 @@ def test_in_takes_commas_only_where_no_value_has_one() -> None:
         ("age", "$gt", "expected an integer"),
         ("age", "99999999999999999999", "out of range"),
         ("age__contains", "1", "unknown operator 'contains'"),
+        ("age__", "1", "Did you mean age?"),
         ("age__near", "1", "age__gte, age__lte"),
         ("modality", "PET", "expected one of CT, MR"),
         ("sex", "", "expected one of male, female, N/A"),
@@ -93,7 +97,34 @@ def test_every_field_takes_every_operator_that_it_offers(catalogue: Mapping[str,
             assert field.path in str(parse_filter([(name, value)], catalogue, {}).query)
 
 
-VOCABULARY = {"plane": ["Axial", "Coronal"], "location": ["Chest, Pulmonary", "Nerve, central", "Abdomen"]}
+@pytest.mark.parametrize(
+    ("typed", "stored"),
+    [
+        ("Crohn's", "Crohn\u2019s disease"),
+        ("crohn\u00b4s", "Crohn\u2019s disease"),
+        ("Crohn\u2019s", "Crohn's disease"),
+        ('"claw" sign', "a \u201cclaw\u201d\nsign"),
+        ("T1-T2", "T1\u2013T2"),
+        ("Sjo\u0308gren", "Sj\u00f6gren"),
+        ("a - b", "a \u2014 b"),
+        ("a b", "a\u00a0\n b"),
+        (" b", "a b"),
+    ],
+)
+def test_text_is_found_in_any_typography(typed: str, stored: str) -> None:
+    pattern = literal_pattern(composed(typed))
+    assert re.search(pattern, stored, re.IGNORECASE)
+    assert not re.search(pattern, "Crohn disease, a claw sign, T1 T2, Sjogren, a c", re.IGNORECASE)
+    for operator, expected in (("__contains", pattern), ("__startswith", rf"\A{pattern}"), ("", rf"\A{pattern}\z")):
+        query: Any = _query((f"caption{operator}", typed))
+        assert query["norm.caption"] == {"$regex": expected, "$options": "i"}
+
+
+VOCABULARY = {
+    "figure_part": ["A", "a", "2a"],
+    "plane": ["Axial", "Coronal"],
+    "location": ["Chest, Pulmonary", "Nerve, central", "Abdomen"],
+}
 
 
 def _known(name: str, value: str) -> object:
@@ -103,6 +134,9 @@ def _known(name: str, value: str) -> object:
 def test_values_that_occur_are_compared_without_letter_case() -> None:
     assert _known("location", "chest,  pulmonary") == {"norm.location": "Chest, Pulmonary"}
     assert _known("location", "abdomen") == {"norm.location": "Abdomen"}
+    assert _known("location", "Chest,Pulmonary") == {"norm.location": "Chest, Pulmonary"}
+    # Both spellings occur.
+    assert _known("figure_part", "a") == _known("figure_part", "A") == {"norm.figure_part": {"$in": ["A", "a"]}}
     assert _known("u_id", "mpx1007") == {"U_id": "MPX1007"}
     assert _known("image", "mpx1007_SYNPIC46719") == {"_id": "MPX1007_synpic46719"}
 

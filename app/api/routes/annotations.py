@@ -86,7 +86,7 @@ async def annotation_order(sort: SortText = None) -> SortOrder:
 
 
 def _stored(request: Request, document: dict[str, Any], *, is_new: bool) -> Response:
-    headers = {"Location": f"{prefix_of(request)}/annotations?id={document['_id']}"}
+    headers = {"Location": f"{prefix_of(request)}/annotations/{document['_id']}"}
     if not is_new:
         headers["Idempotent-Replayed"] = "true"
     return JSONResponse(annotation_view(document), status_code=201, headers=headers)
@@ -178,11 +178,13 @@ async def _replaced(
     earlier = await repository.get(ANNOTATIONS, annotation)
     if earlier["by"] != by:
         raise ForbiddenError("Another key wrote this annotation. Only its writer can amend or retract it.")
-    current = (await annotations.history(earlier))[-1]
-    if current["_id"] != annotation and current.get("amends") != annotation:
-        raise ConflictError(f"A later annotation replaces this one: {current['_id']}. Amend that one.")
-    if earlier.get("action") == "retract":
-        raise ConflictError("This annotation was retracted. Write a new one.")
+    # What was stored is answered again, whatever has been written since.
+    if key is None or not await annotations.has(by, key):
+        current = (await annotations.history(earlier))[-1]
+        if current["_id"] != annotation and current.get("amends") != annotation:
+            raise ConflictError(f"A later annotation replaces this one: {current['_id']}. Amend that one.")
+        if earlier.get("action") == "retract":
+            raise ConflictError("This annotation was retracted. Write a new one.")
     document = await repository.get(IMAGES, earlier["image"])
     dataset_version = await repository.seed_runs.dataset_version()
     stored, is_new = await annotations.add(

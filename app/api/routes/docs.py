@@ -6,10 +6,9 @@ from typing import Any, Final
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
-from starlette.staticfiles import StaticFiles
 
 from app.api.errors import Problem
-from app.web.pages import render
+from app.web.pages import Assets, render
 
 router = APIRouter(include_in_schema=False)
 
@@ -39,7 +38,7 @@ async def docs(request: Request) -> HTMLResponse:
 def install_docs(app: FastAPI) -> None:
     """Serve Swagger UI's files from the package that carries them, and describe the problem document."""
     assets = str(files("fastapi_offline") / "static")
-    app.mount("/docs/assets", StaticFiles(directory=assets), name="docs-assets")
+    app.mount("/docs/assets", Assets(directory=assets), name="docs-assets")
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

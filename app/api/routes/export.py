@@ -118,9 +118,11 @@ async def export(
     """Stream an export."""
     requested = make_export(of, file_format, raw=raw, bom=bom, order=await _ORDERS[of](sort))
     selection = await _selection(request, repository, of, narrowed)
+    headers = await _headers(repository, requested)
+    if request.scope["state"]["is_head"]:
+        return Response(headers=headers, media_type=MEDIA_TYPES[file_format])
     parts = export_parts(repository, image_store, selection, requested)
     first = await anext(parts, b"")
-    headers = await _headers(repository, requested)
     return _ExportResponse(first, parts, headers=headers, media_type=MEDIA_TYPES[file_format])
 
 

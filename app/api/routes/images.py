@@ -15,6 +15,7 @@ from app.api.deps import (
     ImageSelectionDep,
     ImageStoreDep,
     Limit,
+    OnlyDigits,
     Raw,
     RepositoryDep,
 )
@@ -133,7 +134,7 @@ async def read_thumbnail(
     image: ImageIdDep,
     repository: RepositoryDep,
     image_store: ImageStoreDep,
-    width: Annotated[int, Query(ge=64, le=512, description="Longest side in pixels at most")] = 256,
+    width: Annotated[int, Query(ge=64, le=512, description="Longest side in pixels at most"), OnlyDigits] = 256,
 ) -> Response:
     """A JPEG that fits a square of the given width, in the next smaller of 64, 128, 256 and 512 pixels."""
     width = max(step for step in THUMBNAIL_WIDTHS if step <= width)

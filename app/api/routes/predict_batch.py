@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.api.errors import Problem, Responses, problem_of
+from app.api.negotiation import accepts
 from app.api.prediction_request import (
     TIMED_TOGETHER,
     UPLOAD_ERRORS,
@@ -129,9 +130,11 @@ def _failed(request: PredictionRequest, error: Exception) -> dict[str, Any]:
 
 
 def _wants_csv(accept: str) -> bool:
-    """Whether an Accept header names text/csv, and not JSON before it."""
-    kinds = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
-    return next((kind == "text/csv" for kind in kinds if kind in ("text/csv", "application/json")), False)
+    """Whether an Accept header prefers text/csv to JSON; where it wants both alike, the first of them."""
+    csv_weight, json_weight = accepts(accept, "text/csv"), accepts(accept, "application/json")
+    if csv_weight == json_weight > 0:
+        return accept.lower().index("text/csv") < accept.lower().index("application/json")
+    return csv_weight > json_weight
 
 
 def _row(index: int, file_name: str, item: dict[str, Any]) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from app.api.deps import CaseFilterDep, Limit, RepositoryDep
+from app.api.deps import CaseFilterDep, Limit, OnlyDigits, RepositoryDep
 from app.api.errors import documented
 from app.api.filter_parameters import filters
 from app.api.projection import CaseProjectionDep, Projection
@@ -93,7 +93,7 @@ async def search(
         Query(description="words; meaning: nearest by sentence embedding; hybrid: both, fused by reciprocal rank"),
     ] = "words",
     limit: Limit = 20,
-    offset: Annotated[int, Query(ge=0, le=MAX_HITS, description="Hits to leave out")] = 0,
+    offset: Annotated[int, Query(ge=0, le=MAX_HITS, description="Hits to leave out"), OnlyDigits] = 0,
 ) -> Response:
     """Cases whose texts and whose images' captions together hold every word and quoted phrase.
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.api.deps import MAX_QUERY_CHARS, ImageFilterDep, ImageIdDep, ImageStoreDep, Limit, ModelsDep, RepositoryDep
+from app.api.deps import (
+    MAX_QUERY_CHARS,
+    ImageFilterDep,
+    ImageIdDep,
+    ImageStoreDep,
+    Limit,
+    ModelsDep,
+    OnlyDigits,
+    RepositoryDep,
+)
 from app.api.errors import documented
 from app.api.filter_parameters import filters
 from app.api.prediction_request import (
@@ -48,7 +57,7 @@ _MAX_TEXT_BYTES: Final = 16 * 1024
 # Cases have up to 31 images; so many may have to be left out.
 _SPARE: Final = 40
 
-LimitQuery = Annotated[int, Query(ge=1, le=50, description="How many images")]
+LimitQuery = Annotated[int, Query(ge=1, le=50, description="How many images"), OnlyDigits]
 TaskQuery = Annotated[Task, Query(description="Whose model compares: the one that serves this task")]
 
 
@@ -129,7 +138,7 @@ async def search_images(
         str, Query(min_length=1, max_length=MAX_QUERY_CHARS, description="What the image shows", examples=[_EXAMPLE])
     ],
     limit: Limit = 20,
-    offset: Annotated[int, Query(ge=0, le=_MAX_OFFSET, description="Images to leave out")] = 0,
+    offset: Annotated[int, Query(ge=0, le=_MAX_OFFSET, description="Images to leave out"), OnlyDigits] = 0,
 ) -> Response:
     """The images that fit a text best, by what they show rather than by the words of their captions.
 

@@ -15,7 +15,7 @@ from app.serving.decode.decoded_image import DecodedImage, ImageInfo, check_size
 from app.serving.decode.dicom_grey import grey_levels
 from app.serving.decode.dicom_header import PIXEL_KEYWORDS, code, functional_groups, integer, numbers, read_header
 from app.serving.decode.dicom_palette import apply_palette
-from app.serving.decode.dicom_pixels import COMPRESSED, NATIVE, stored_pixels
+from app.serving.decode.dicom_pixels import COMPRESSED, NATIVE, has_unread_pixels, stored_pixels
 from app.serving.decode.levels import to_eight_bits
 
 _SEND_PNG: Final = "Export the image from your viewer as PNG or JPEG and send that."
@@ -68,6 +68,11 @@ def _decode(dataset: Dataset, settings: Settings, sha256: str) -> DecodedImage:
     notes = []
     if frames > 1:
         notes.append(f"The DICOM file has {frames} frames; frame {frame + 1}, the middle one, was analysed.")
+    if has_unread_pixels(dataset):
+        notes.append(
+            "There are more pixel data in the DICOM file than its header says (Rows, Columns, NumberOfFrames); "
+            "the rest was not read."
+        )
     if photometric in _MONOCHROME:
         levels, more = grey_levels(values, dataset, frame)
         notes += more
@@ -139,7 +144,9 @@ def _check_pixels(dataset: Dataset) -> None:
         )
     stored = integer(dataset, "BitsStored", bits)
     dataset.SamplesPerPixel, dataset.BitsAllocated, dataset.PhotometricInterpretation = samples, bits, photometric
-    dataset.BitsStored = stored if 1 <= stored <= bits else bits
+    dataset.BitsStored = stored = stored if 1 <= stored <= bits else bits
+    high = integer(dataset, "HighBit", stored - 1)
+    dataset.HighBit = high if stored <= high < bits else stored - 1
     dataset.PixelRepresentation = integer(dataset, "PixelRepresentation", 0)
     if samples > 1:
         dataset.PlanarConfiguration = integer(dataset, "PlanarConfiguration", 0)
@@ -160,7 +167,7 @@ def _square_pixels(image: Image.Image, dataset: Dataset, frame: int, max_pixels:
     groups = list(functional_groups(dataset, frame, "PixelMeasuresSequence"))
     spacings = [
         spacing
-        for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio")
+        for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
         for group in groups
         if len(spacing := numbers(group, keyword)) == 2 and all(side > 0 for side in spacing)
     ]

@@ -13,7 +13,7 @@ from pydicom.valuerep import DSfloat
 
 from app.core.exceptions import UnprocessableError
 from app.serving.decode.dicom_header import code, functional_groups, numbers
-from app.serving.decode.levels import PERCENTILES, linear, percentile_range
+from app.serving.decode.levels import NOTHING, linear, percentile_range
 from ml.dataset.preprocess import strips
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -40,8 +40,8 @@ class _View:
 def grey_levels(values: NDArray[Any], dataset: Dataset, frame: int) -> tuple[NDArray[np.uint8], list[str]]:
     """A frame as a viewer shows it.
 
-    Padding is left out of the range and drawn black. The first VOI LUT or window of the file is used; one that would
-    leave an image without any contrast is passed over. Without one, the image is stretched between two percentiles.
+    Padding is left out of the range and drawn black. The first VOI LUT or window of the file is used; those that would
+    leave an image without any contrast are passed over. Without one, the image is stretched between two percentiles.
 
     Args:
         values: as stored, (rows, columns).
@@ -123,19 +123,15 @@ def _views(
     for group in functional_groups(dataset, frame, "FrameVOILUTSequence") if use_window else ():
         if (sequence := group.get("VOILUTSequence")) and "LUTData" in sequence[0]:
             yield _lookup_view(sequence[0], dataset)
-        if (window := _window(group)) is not None:
-            yield window
+        yield from _windows(group)
     hidden = is_padding(values)
-    low, high = percentile_range(values if hidden is None else values[~hidden], rescale) or (0.0, 0.0)
-    note = (
-        f"The DICOM file has no window that can be used; it was read from its {PERCENTILES[0]}th to its "
-        f"{PERCENTILES[1]}th percentile: {low:g} to {high:g}."
-    )
+    low, high, name = percentile_range(values if hidden is None else values[~hidden], rescale) or NOTHING
+    note = f"The DICOM file has no window that can be used; it was read from {name}: {low:g} to {high:g}."
     yield _View(lambda part: linear(part, low, high), None, note)
 
 
-def _window(group: Dataset) -> _View | None:
-    """The first window of a data set or functional group that can be used."""
+def _windows(group: Dataset) -> Iterator[_View]:
+    """The windows of a data set or functional group that can be used."""
     centres, widths = numbers(group, "WindowCenter"), numbers(group, "WindowWidth")
     function = code(group, "VOILUTFunction")
     for centre, width in zip(centres, widths, strict=False):
@@ -146,8 +142,7 @@ def _window(group: Dataset) -> _View | None:
             chosen = "LINEAR_EXACT"
         values = f"centre {centre:g}, width {width:g}" + (f", {chosen}" if chosen != "LINEAR" else "")
         note = f"The DICOM file was read with its window: {values}."
-        return _View(_windowing(centre, width, chosen), f"window ({values})", note)
-    return None
+        yield _View(_windowing(centre, width, chosen), f"window ({values})", note)
 
 
 def _windowing(centre: float, width: float, function: str) -> Transform:

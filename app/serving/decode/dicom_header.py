@@ -56,6 +56,7 @@ _KEYWORDS: Final = (
     "PixelPaddingRangeLimit",
     "PixelSpacing",
     "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
     "PixelAspectRatio",
     "RescaleSlope",
     "RescaleIntercept",
@@ -86,6 +87,7 @@ _TEXTS: Final = frozenset(
         "WindowWidth",
         "PixelSpacing",
         "ImagerPixelSpacing",
+        "NominalScannedPixelSpacing",
         "PixelAspectRatio",
     }
 )

@@ -108,7 +108,7 @@ def stored_pixels(dataset: Dataset, frame: int) -> tuple[NDArray[Any], str]:
             dataset.NumberOfFrames, frame = 1, 0
         else:
             _check_length(dataset)
-        values, properties = get_decoder(syntax).as_array(dataset, index=frame, raw=True, decoding_plugin=_PLUGIN)
+        values, properties = _decoded(dataset, frame)
     except ApiError:
         raise
     except Exception:  # noqa: BLE001 - pydicom and the codecs raise anything, and their words may quote the header
@@ -122,13 +122,46 @@ def stored_pixels(dataset: Dataset, frame: int) -> tuple[NDArray[Any], str]:
     return values, photometric
 
 
-def _check_length(dataset: Dataset) -> None:
+def _decoded(dataset: Dataset, frame: int) -> tuple[NDArray[Any], dict[str, Any]]:
+    """A frame by pydicom, with its values in the low bits.
+
+    Old files have them in the upper bits of a word, and say so by a HighBit above BitsStored - 1; pydicom reads the
+    lower bits whatever it says. Where the lowest bits are in use, HighBit is wrong and is left out of account.
+    """
+    syntax, stored, high = dataset.file_meta.TransferSyntaxUID, int(dataset.BitsStored), int(dataset.HighBit)
+    decoder = get_decoder(syntax)
+    shift = high + 1 - stored
+    if shift > 0 and syntax not in COMPRESSED:
+        dataset.BitsStored = high + 1
+        values, properties = decoder.as_array(dataset, index=frame, raw=True)
+        dataset.BitsStored = stored
+        if values.dtype.kind in "iu" and not int(np.bitwise_or.reduce(values, axis=None)) % 2**shift:
+            values >>= shift
+            return values, properties
+    return decoder.as_array(dataset, index=frame, raw=True, decoding_plugin=_PLUGIN)
+
+
+def has_unread_pixels(dataset: Dataset) -> bool:
+    """Whether there are more pixel data, by a row or more, than a header says; compressed ones are not counted."""
+    if dataset.file_meta.TransferSyntaxUID in COMPRESSED:
+        return False
+    expected, actual = _lengths(dataset)
+    return (actual - expected) * 8 >= int(dataset.Columns) * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated)
+
+
+def _lengths(dataset: Dataset) -> tuple[int, int]:
+    """How many bytes of pixel data there must be, and how many there are."""
     [keyword] = [keyword for keyword in PIXEL_KEYWORDS if keyword in dataset]
     rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.NumberOfFrames)
     bits = rows * columns * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) * frames
     if dataset.PhotometricInterpretation == "YBR_FULL_422":
         bits = bits * 2 // 3
-    expected, actual = math.ceil(bits / 8), len(dataset[keyword].value or b"")
+    return math.ceil(bits / 8), len(dataset[keyword].value or b"")
+
+
+def _check_length(dataset: Dataset) -> None:
+    rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.NumberOfFrames)
+    expected, actual = _lengths(dataset)
     if actual < expected:
         raise UnprocessableError(
             f"The DICOM header and its pixel data contradict each other: {frames} x {rows} rows x {columns} columns "

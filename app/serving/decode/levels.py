@@ -2,20 +2,36 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ml.dataset.preprocess import strips
 
-PERCENTILES: Final = (0.5, 99.5)
+_PERCENTILES: Final = (0.5, 99.5)
 _CHUNK: Final = 2**20
+
+
+class ValueRange(NamedTuple):
+    """The values between which an image is stretched.
+
+    Attributes:
+        low, high: of the range.
+        name: what they are, for a note.
+    """
+
+    low: float
+    high: float
+    name: str
+
+
+NOTHING: Final = ValueRange(0.0, 0.0, "no value at all")
 
 
 def percentile_range(
     values: NDArray[Any], transform: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray
-) -> tuple[float, float] | None:
+) -> ValueRange | None:
     """The values between which an image is stretched.
 
     Args:
@@ -29,12 +45,14 @@ def percentile_range(
     flat = values.reshape(-1)
     sample = _finite(transform(flat[:: max(1, math.ceil(flat.size / _CHUNK))]))
     if sample.size:
-        low, high = (float(value) for value in np.percentile(sample, PERCENTILES))
+        low, high = (float(value) for value in np.percentile(sample, _PERCENTILES))
         if low < high:
-            return low, high
+            return ValueRange(low, high, f"its {_PERCENTILES[0]}th to its {_PERCENTILES[1]}th percentile")
     parts = (_finite(transform(flat[at : at + _CHUNK])) for at in range(0, flat.size, _CHUNK))
     extremes = [(float(part.min()), float(part.max())) for part in parts if part.size]
-    return (min(low for low, _ in extremes), max(high for _, high in extremes)) if extremes else None
+    if not extremes:
+        return None
+    return ValueRange(min(low for low, _ in extremes), max(high for _, high in extremes), "its lowest to highest value")
 
 
 def _finite(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -54,7 +72,7 @@ def linear(values: NDArray[Any], low: float, high: float) -> NDArray[np.float64]
 
 def to_eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     """An image (H, W) or (H, W, C) of any depth as uint8; all channels are stretched alike, or colours would change."""
-    low, high = percentile_range(values) or (0.0, 0.0)
+    low, high, _ = percentile_range(values) or NOTHING
     levels = np.empty(values.shape, dtype=np.uint8)
     for rows in strips(values):
         levels[rows] = linear(values[rows], low, high).round()

@@ -203,6 +203,7 @@ def _window(centre: float, width: float) -> NDArray[Any]:
         ({"WindowCenter": 32, "WindowWidth": 0}, _window(31.5, 63), "no window that can be used"),
         ({"WindowCenter": [0, 32], "WindowWidth": [-5, 20]}, _window(31.5, 19), "centre 32, width 20."),
         ({"WindowCenter": 4000, "WindowWidth": 20}, _window(31.5, 63), "shows no contrast and was not used"),
+        ({"WindowCenter": [4000, 32], "WindowWidth": [20, 20]}, _window(31.5, 19), "centre 32, width 20."),
         (
             {
                 "SharedFunctionalGroupsSequence": [
@@ -281,6 +282,7 @@ def test_each_frame_has_its_own_rescale_and_window() -> None:
         ({"PixelSpacing": [1, 0.5]}, (64, 64)),
         ({"PixelSpacing": [0.5, 1]}, (128, 32)),
         ({"ImagerPixelSpacing": [0.2, 0.1]}, (64, 64)),
+        ({"NominalScannedPixelSpacing": [0.2, 0.1]}, (64, 64)),
         ({"PixelAspectRatio": [2, 1]}, (64, 64)),
         ({"PixelSpacing": [0.5, 0.501]}, (64, 32)),
         ({"PixelSpacing": [1, 0]}, (64, 32)),
@@ -352,8 +354,32 @@ def test_a_segmentation_of_one_bit() -> None:
     data = dicom(
         mask, PixelData=np.packbits(mask, bitorder="little").tobytes(), BitsAllocated=1, BitsStored=1, HighBit=0
     )
-    levels = np.asarray(_decode(data).image)
-    assert np.array_equal(levels, mask * 255)
+    decoded = _decode(data)
+    assert np.array_equal(np.asarray(decoded.image), mask * 255)
+    assert "lowest to highest value: 0 to 1" in decoded.info.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("stored", "tags"),
+    [
+        (RAMP.astype(np.uint16) << 4, {"BitsStored": 12, "HighBit": 15}),
+        (RAMP.astype(np.uint16) << 2, {"BitsStored": 12, "HighBit": 13}),
+        ((RAMP - 32) << 4, {"BitsStored": 12, "HighBit": 15, "PixelPaddingValue": -3000}),
+        # The header is wrong: the lowest bits are in use.
+        (RAMP.astype(np.uint16), {"BitsStored": 12, "HighBit": 15}),
+        (RAMP.astype(np.uint16), {"BitsStored": 12, "HighBit": 99}),
+        # An overlay in a bit that is not stored.
+        (RAMP.astype(np.uint16) | 0x8000, {"BitsStored": 12, "HighBit": 11}),
+    ],
+)
+def test_values_in_other_bits_than_the_lowest(stored: NDArray[Any], tags: dict[str, Any]) -> None:
+    levels, _ = _shown(stored, **tags)
+    assert np.array_equal(levels, _shown(RAMP)[0])
+
+
+def test_rows_that_are_fewer_than_there_are_in_the_data_are_told() -> None:
+    assert "more pixel data in the DICOM file than its header says" in _shown(RAMP, Rows=20)[1]
+    assert "more pixel data" not in _shown(RAMP[:, :63].astype(np.uint8))[1]  # a byte of padding
 
 
 @pytest.mark.parametrize(("modality", "expected"), [("MR", "MR"), (" ct", "CT"), ("<b>", None), (None, None)])

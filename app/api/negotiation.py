@@ -1,0 +1,17 @@
+"""Accept and Accept-Encoding headers (RFC 9110, section 12.5)."""
+
+
+def accepts(header: str, name: str) -> float:
+    """How much a client wants a media type or content coding that its header names: 0, not at all, to 1.
+
+    Wildcards are no wish for anything in particular and count as 0.
+    """
+    for item in header.split(","):
+        offered, *parameters = (part.strip().lower() for part in item.split(";"))
+        if offered == name:
+            weights = [part[2:] for part in parameters if part.startswith("q=")]
+            try:
+                return float(weights[0]) if weights else 1.0
+            except ValueError:
+                return 0.0
+    return 0.0
