@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: a real mongod, a generated dataset, the real dataset where it is."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from bson import json_util
 from pymongo import MongoClient
 from pymongo.database import Database
 
@@ -124,22 +126,52 @@ def ml_database(mongo_client: MongoClient[Document], generated_dataset: Path) ->
     return database
 
 
+def trained_once(
+    name: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    database: Database[Document],
+    train: Callable[[Path], None],
+) -> Path:
+    """A folder of models that one process of the tests trains, and whose cards all have in their databases.
+
+    Args:
+        name: of the folder.
+        tmp_path_factory: of the session.
+        database: with the generated dataset.
+        train: trains the models into the folder, and registers them.
+    """
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder, cards = root / name, root / f"{name}.json"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if cards.exists():
+            database[MODELS].delete_many({})
+            database[MODELS].insert_many(json_util.loads(cards.read_text()))
+        else:
+            train(folder)
+            cards.write_text(json_util.dumps(list(database[MODELS].find())))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def models_dir(
     ml_database: Database[Document], generated_dataset: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A folder with the default models, trained for two epochs and registered in ``ml_database``."""
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("compact", "caption-location", "fused-location"):
-        train_model(
-            name,
-            database=ml_database,
-            images_dir=generated_dataset / "images",
-            models_dir=folder,
-            device="cpu",
-            options=Options(epochs=2, members=1),
-        )
-    return folder
+
+    def train(folder: Path) -> None:
+        for name in ("compact", "caption-location", "fused-location"):
+            train_model(
+                name,
+                database=ml_database,
+                images_dir=generated_dataset / "images",
+                models_dir=folder,
+                device="cpu",
+                options=Options(epochs=2, members=1),
+            )
+
+    return trained_once("models", tmp_path_factory, ml_database, train)
 
 
 @pytest.fixture
@@ -194,7 +226,26 @@ def medpix_api(
 
 
 @pytest.fixture(scope="session")
+def warm_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Makes a folder a MEDPIX_HOME that shares what is found by the content of a model.
+
+    That are converted networks and comparisons of precisions, which take seconds each.
+    """
+    shared = tmp_path_factory.mktemp("shared-cache")
+
+    def warm(home: Path) -> Path:
+        (home / "cache").mkdir(parents=True, exist_ok=True)
+        for name in ("openvino", "precision"):
+            (shared / name).mkdir(exist_ok=True)
+            (home / "cache" / name).symlink_to(shared / name)
+        return home
+
+    return warm
+
+
+@pytest.fixture(scope="session")
 def predict_settings(
+    warm_home: Callable[[Path], Path],
     ml_database: Database[Document],
     models_dir: Path,
     generated_dataset: Path,
@@ -203,7 +254,7 @@ def predict_settings(
 ) -> Settings:
     """Settings of a service over the generated dataset, with the models that were trained on it."""
     return load_settings(
-        home=tmp_path_factory.mktemp("predict"),
+        home=warm_home(tmp_path_factory.mktemp("predict")),
         mongo_uri=database_address(mongo_server, ml_database.name),
         data_dir=generated_dataset,
         models_dir=models_dir,
@@ -233,24 +284,28 @@ def every_model(
     """Settings of a service with every model, the slow ones trained for one epoch."""
     database = mongo_client["generated_every_model"]
     seed(database, generated_dataset)
-    folder = Path(shutil.copytree(models_dir, tmp_path_factory.mktemp("every-model") / "models"))
-    database[MODELS].delete_many({})
-    database[MODELS].insert_many(ml_database[MODELS].find())
-    missing = [name for name in MODEL_SPECS if database[MODELS].find_one({"_id": name}) is None]
     small = partial(resnet.ResNetSettings, scratch_preprocess=replace(resnet.ResNetSettings().preprocess, size=96))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resnet, "ResNetSettings", small)  # quicker
-        patch.setattr(dual_encoder_train, "DualEncoderSettings", small_dual_encoder)
-        for name in missing:
-            train_model(
-                name,
-                database=database,
-                images_dir=generated_dataset / "images",
-                models_dir=folder,
-                weights="scratch",
-                device="cpu",
-                options=Options(epochs=1, members=1),
-            )
+
+    def train(folder: Path) -> None:
+        shutil.copytree(models_dir, folder)
+        database[MODELS].delete_many({})
+        database[MODELS].insert_many(ml_database[MODELS].find())
+        missing = [name for name in MODEL_SPECS if database[MODELS].find_one({"_id": name}) is None]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resnet, "ResNetSettings", small)  # quicker
+            patch.setattr(dual_encoder_train, "DualEncoderSettings", small_dual_encoder)
+            for name in missing:
+                train_model(
+                    name,
+                    database=database,
+                    images_dir=generated_dataset / "images",
+                    models_dir=folder,
+                    weights="scratch",
+                    device="cpu",
+                    options=Options(epochs=1, members=1),
+                )
+
+    folder = trained_once("every-model", tmp_path_factory, database, train)
     uri = database_address(mongo_server, database.name)
     return predict_settings.model_copy(update={"mongo_uri": uri, "models_dir": folder, "max_batch": 2})
 
@@ -310,6 +365,8 @@ def serve() -> Callable[[Settings], AbstractContextManager[httpx.Client]]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, mongo_server: str, database: Database[Document]) -> Settings:
+def settings(
+    tmp_path: Path, mongo_server: str, database: Database[Document], warm_home: Callable[[Path], Path]
+) -> Settings:
     """Settings with folders and a database of this test's own."""
-    return load_settings(home=tmp_path / "home", mongo_uri=database_address(mongo_server, database.name))
+    return load_settings(home=warm_home(tmp_path / "home"), mongo_uri=database_address(mongo_server, database.name))

@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.factory import create_app
+from app.api.request_head import RequestHeadProtocol
 from app.core.settings import Settings
 
 
@@ -26,7 +27,8 @@ def running_server(settings: Settings, app: FastAPI | None = None) -> Iterator[t
     """The same, and the server, which a test can tell to stop."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app or create_app(settings), log_level="warning", lifespan="on"))
+    config = uvicorn.Config(app or create_app(settings), http=RequestHeadProtocol, log_level="warning", lifespan="on")
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60

@@ -150,12 +150,15 @@ def test_the_training_leaves_its_evaluation_where_the_api_reads_it() -> None:
             assert not target.startswith("/var/lib/medpix") or target in folders, mount
 
 
-def test_the_gpu_file_adds_a_reservation_and_nothing_else() -> None:
+def test_the_gpu_file_adds_a_reservation_and_builds_one_image() -> None:
     services = _compose("docker-compose.gpu.yml")["services"]
-    assert set(services) == {"train", "api"}
+    built = {name for name, service in _compose()["services"].items() if "build" in service}
+    assert set(services) == built, "all of one image"
+    for service in services.values():
+        assert service["build"] == {"context": ".", "args": {"GPU": "1"}}
+    assert set(services.pop("seed")) == {"build"}
     for service in services.values():
         assert set(service) == {"build", "deploy"}
-        assert service["build"] == {"context": ".", "args": {"GPU": "1"}}
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
         assert device["driver"] == "nvidia"
         assert "gpu" in device["capabilities"]

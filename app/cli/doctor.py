@@ -19,6 +19,7 @@ from app.core.exceptions import UserError
 if TYPE_CHECKING:
     from app.core.settings import Settings
 
+_MIB: Final = 1024**2
 _GIB: Final = 1024**3
 # Database, models and caches of a first start took 1.1 GB, the dataset 0.2 GB.
 _DISK_WANTED: Final = 3 * _GIB
@@ -48,7 +49,7 @@ class Finding:
 
 
 def doctor(data: DataOption = None) -> None:
-    """Check disk, memory, cores, device, mongod, data, models and port; say what is wrong and what to do."""
+    """Check disk, caches, memory, cores, device, mongod, data, models and port; say what is wrong and what to do."""
     settings = load_settings(data)
     findings = list(examine(settings))
     for finding in findings:
@@ -70,6 +71,7 @@ def examine(settings: "Settings") -> Iterator[Finding]:
     checks: dict[str, Callable[[Settings], Finding]] = {
         "system": _system,
         "disk": _disk,
+        "cache": _cache,
         "memory": _memory,
         "cores": _cores,
         "files": _open_files,
@@ -100,15 +102,26 @@ def _existing(folder: Path) -> Path:
 
 
 def _disk(settings: "Settings") -> Finding:
-    folder = _existing(settings.home)
+    # With a database elsewhere, serving writes caches alone: the rest may be read-only, as in the container.
+    target = settings.home if settings.mongo_uri is None else settings.cache_dir
+    folder = _existing(target)
     free = shutil.disk_usage(folder).free
-    detail = f"{_size(free)} free for {settings.home}"
+    detail = f"{_size(free)} free for {target}"
     if not os.access(folder, os.W_OK):
         return Finding("disk", "error", f"{folder} cannot be written", "Set MEDPIX_HOME to a folder of your own.")
     if free < _DISK_NEEDED or (free < _DISK_WANTED and not settings.home.exists()):
         state: Literal["warning", "error"] = "error" if free < _DISK_NEEDED else "warning"
         return Finding("disk", state, detail, f"A first start needs {_size(_DISK_WANTED)}. Set MEDPIX_HOME elsewhere.")
     return Finding("disk", "ok", detail)
+
+
+def _cache(settings: "Settings") -> Finding:
+    from app.core.disk_cache import DiskCache
+
+    sizes = DiskCache(settings.cache_dir, settings.cache_max_mb * 1024**2).sizes()
+    parts = "".join(f", {name} {size / _MIB:.0f} MiB" for name, size in sorted(sizes.items()))
+    detail = f"{sum(sizes.values()) / _MIB:.0f} of {settings.cache_max_mb} MiB used (MEDPIX_CACHE_MAX_MB){parts}"
+    return Finding("cache", "ok", detail)
 
 
 def _memory(_settings: "Settings") -> Finding:

@@ -35,7 +35,17 @@ def _print_report(report: "SeedReport") -> None:
     from rich.table import Table
 
     # Without vertical lines it fits the 80 columns of a log.
-    table = Table("", "inserted", "changed", "unchanged", "removed", *report.case_counts, "total", box=SIMPLE_HEAD)
+    table = Table(
+        "",
+        "inserted",
+        "changed",
+        "unchanged",
+        "removed",
+        *report.case_counts,
+        "total",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+    )
     rows = (("cases", report.cases, report.case_counts), ("images", report.images, report.image_counts))
     for name, counts, splits in rows:
         cells = (*_cells(counts), *splits.values(), sum(splits.values()))

@@ -21,7 +21,7 @@ from typing import Final
 
 from app.core.child_process import describe_exit, start_bound
 from app.core.exceptions import UserError
-from app.core.files import make_private, raise_open_files, rotate
+from app.core.files import explain_full_disk, make_private, raise_open_files, rotate
 from app.core.settings import Settings, unknown_names
 from app.data.mongod import START_TIMEOUT_S, EmbeddedMongodError, Mongod, find_mongod
 
@@ -184,9 +184,11 @@ class Supervisor:
             self._database_ready = False
             self._database_failed_at = now
             message = worker.failed(f"mongod {describe_exit(code)}")
-            if worker.failures >= (_MAX_FAILURES if self._seeding.done else 2):
+            full = self._full_disk()
+            # While the service runs, it waits for space on a full disk.
+            if not (full and self._seeding.done) and worker.failures >= (_MAX_FAILURES if self._seeding.done else 2):
                 raise SupervisorError(mongod.explain_failure())
-            logger.error("%s Its log: %s", message, mongod.log)
+            logger.error("%s %sIts log: %s", message, full, mongod.log)
             mongod.process = None
         elif not self._database_ready and mongod.answers():
             self._database_ready = True
@@ -216,12 +218,16 @@ class Supervisor:
             "MEDPIX_PORT": str(settings.port),
         }
         worker.started_at = time.monotonic()
-        worker.process = start_bound(
-            [sys.executable, "-m", "app.main", *worker.arguments],
-            log=worker.log,
-            environment=environment,
-            niceness=worker.niceness,
-        )
+        try:
+            worker.process = start_bound(
+                [sys.executable, "-m", "app.main", *worker.arguments],
+                log=worker.log,
+                environment=environment,
+                niceness=worker.niceness,
+            )
+        except OSError as error:
+            self._failed(worker, f"could not be started ({error.strerror})", hopeless=False)
+            return
         worker.pid = worker.process.pid
         logger.debug("%s is process %d", worker.name, worker.pid)
 
@@ -235,21 +241,40 @@ class Supervisor:
         if code == 0 and worker.ends:
             worker.done = True
             return
-        what = f"{worker.name[0].upper()}{worker.name[1:]} {describe_exit(code)}"
-        again = worker.failed(what)
         # A fault that the user must correct comes again; unless the database was away meanwhile.
         hopeless = code == _USER_ERROR and self._database_failed_at < worker.started_at
-        if hopeless or worker.failures >= _MAX_FAILURES:
-            log = f"Its log: {worker.log}" if worker.log else "The lines above say why."
-            if worker.essential:
-                raise SupervisorError(f"{what}. {log}")
+        self._failed(worker, describe_exit(code), hopeless=hopeless)
+
+    def _failed(self, worker: Worker, how: str, *, hopeless: bool) -> None:
+        """Start a process again later, or give it up.
+
+        Args:
+            worker: the process.
+            how: what happened to it, such as "was killed by SIGKILL".
+            hopeless: whether the same would happen again.
+
+        Raises:
+            SupervisorError: it is given up, and the service cannot go on without it.
+        """
+        what = f"{worker.name[0].upper()}{worker.name[1:]} {how}"
+        again, full = worker.failed(what), self._full_disk()
+        log = f"{full}Its log: {worker.log}" if worker.log else f"{full}The lines above say why."
+        if worker.essential and (hopeless or worker.failures >= _MAX_FAILURES):
+            raise SupervisorError(f"{what}. {log}")
+        # A training waits for space on a full disk: it goes on from its checkpoints.
+        if not full and (hopeless or worker.failures >= _MAX_FAILURES):
             worker.done = True
             logger.error("%s and is not started again. %s", what, log)
             self.trainer_failed(worker.pid, f"{what[0].lower()}{what[1:]}. {log}", False)
             return
-        logger.error("%s%s", again, f" Its log: {worker.log}" if worker.log else "")
+        logger.error("%s %s", again, log if worker.log else full)
         if not worker.essential:
-            self.trainer_failed(worker.pid, again, True)
+            self.trainer_failed(worker.pid, f"{again} {full}".rstrip(), True)
+
+    def _full_disk(self) -> str:
+        """A sentence, with a space behind it, where the disk of the database or of the models is full; else empty."""
+        full = explain_full_disk(self._settings.home, self._settings.model_files_dir)
+        return f"{full} " if full else ""
 
     def restart_api(self, reason: str) -> None:
         """End the process of the API, which is then started again."""

@@ -142,7 +142,9 @@ def run_training(
                         choice = choice.with_note(f"{name} is left out: {error}.")
                         choice.save(database)
                         _LOG.warning("%s", choice.notes[-1])
-    except (RecordsError, RegistryError, OSError) as error:
+    except OSError as error:
+        raise TrainingError(f"{error}; started again, the training goes on from its checkpoint") from error
+    except (RecordsError, RegistryError) as error:
         raise TrainingError(str(error)) from error
 
 

@@ -33,13 +33,23 @@ class DiskCache:
         """
         entries = sorted(self._entries())
         excess = sum(entry.size for entry in entries) - self.max_bytes
-        sizes: dict[str, int] = {}
+        remaining = []
         for entry in entries:
             if excess > 0:
                 with suppress(OSError):
                     entry.path.unlink()
                     excess -= entry.size
                     continue
+            remaining.append(entry)
+        return self._by_subfolder(remaining)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes by subfolder."""
+        return self._by_subfolder(self._entries())
+
+    def _by_subfolder(self, entries: list[_Entry]) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for entry in entries:
             name = entry.path.relative_to(self.folder).parts[0]
             sizes[name] = sizes.get(name, 0) + entry.size
         return sizes

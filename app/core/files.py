@@ -1,8 +1,9 @@
-"""Private folders, log files that do not grow without end, and the limit on open files."""
+"""Private folders, log files that do not grow without end, full disks, and the limit on open files."""
 
 import os
 import resource
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,8 @@ from app.core.exceptions import UserError
 _REMEDY: Final = "Set MEDPIX_HOME to a folder that you may write."
 _ENOUGH_FILES: Final = 65_536
 MAX_LOG_BYTES: Final = 10 * 1024**2
+# mongod writes blocks of some MiB, a checkpoint of a training has 20 MiB and more.
+_FULL_BELOW: Final = 32 * 1024**2
 
 
 class FolderError(UserError):
@@ -37,16 +40,32 @@ def make_private(folder: Path) -> Path:
 def rotate(log: Path, *, max_bytes: int = MAX_LOG_BYTES) -> None:
     """Move what a log file holds to ``NAME.1`` once it is larger than its limit; an earlier ``NAME.1`` is replaced.
 
-    The file itself is truncated: a process that appends to it goes on at its beginning.
+    The file itself is truncated: a process that appends to it goes on at its beginning. Where the disk has no room
+    for the copy, only the newer lines that come are kept.
     """
+    former = log.with_name(f"{log.name}.1")
     try:
         if log.stat().st_size <= max_bytes:
             return
-        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
-        with log.open("r+b") as file:
-            file.truncate(0)
+        try:
+            shutil.copyfile(log, former)
+        except OSError:
+            former.unlink(missing_ok=True)
+        os.truncate(log, 0)
     except FileNotFoundError:
         return
+
+
+def explain_full_disk(*folders: Path) -> str:
+    """A sentence about the first folder whose disk has no room for a database or a model; empty where all have.
+
+    A program that fails for want of space can often not even write that to its log.
+    """
+    for folder in folders:
+        with suppress(OSError):
+            if (free := shutil.disk_usage(folder).free) < _FULL_BELOW:
+                return f"The disk of {folder} is full ({free / 1024**2:.0f} MiB free): make room there."
+    return ""
 
 
 class OpenFilesError(UserError):

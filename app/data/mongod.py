@@ -26,7 +26,7 @@ from pymongo.errors import PyMongoError
 
 from app.core.child_process import describe_exit, start_bound
 from app.core.exceptions import UserError
-from app.core.files import make_private, rotate
+from app.core.files import explain_full_disk, make_private, rotate
 from app.core.settings import Settings
 from app.data.schema import DATABASE
 
@@ -94,7 +94,7 @@ def embedded_mongod(data_dir: Path, run_dir: Path, mongod: Path) -> Iterator[str
         mongod: the program.
 
     Raises:
-        EmbeddedMongodError: the server did not start, or another process owns it and it does not answer.
+        EmbeddedMongodError: the server did not start or ended, or another process owns it and it does not answer.
     """
     server = Mongod(data_dir, run_dir, mongod)
     deadline = time.monotonic() + _JOIN_TIMEOUT_S
@@ -104,6 +104,10 @@ def embedded_mongod(data_dir: Path, run_dir: Path, mongod: Path) -> Iterator[str
                 server.start()
                 server.wait_until_ready()
                 yield server.uri
+            except PyMongoError as error:
+                if server.process is not None and server.process.poll() is not None:
+                    raise EmbeddedMongodError(server.explain_failure()) from error
+                raise
             finally:
                 server.wait_for_users()
                 server.stop()
@@ -163,16 +167,17 @@ class Mongod:
         except BlockingIOError:
             lock.close()
             return False
-        lock.truncate(0)
-        lock.write(f"{who}, process {os.getpid()}")
-        lock.flush()
+        with suppress(OSError):  # a full disk: the lock holds all the same
+            os.truncate(lock.fileno(), 0)
+            os.write(lock.fileno(), f"{who}, process {os.getpid()}".encode())
         self._owner = lock
         return True
 
     def release(self) -> None:
         """Let another process become the owner."""
         if self._owner is not None:
-            self._owner.truncate(0)
+            with suppress(OSError):
+                self._owner.truncate(0)
             self._owner.close()
             self._owner = None
 
@@ -256,17 +261,17 @@ class Mongod:
             code = self.process.poll() if self.process else None
             how = "did not answer in time" if code is None else describe_exit(code)
             advice = ""
+            if full := explain_full_disk(self._data_dir, self._run_dir):
+                return f"mongod {how}. {full} Its log: {self.log}"
             if "error while loading shared libraries" in text:
                 advice = "\nIt needs the libraries libcurl4 and libssl3; `docker compose up` works without it."
-            elif "No space left on device" in text:
-                advice = f"\nThere is no space left on the disk of {self._data_dir}."
             elif "Too many open files" in text:
                 advice = "\nIt may open too few files: raise the limit with `ulimit -n 4096`."
             return (
-                f"{self._program} did not start (data folder {self._data_dir}): it {how}. "
+                f"{self._program} does not run (data folder {self._data_dir}): it {how}. "
                 f"The end of its log {self.log}:\n{last}{advice}"
             )
-        return f"{self._program} did not start, and its log {self.log} cannot be read."
+        return f"{self._program} does not run, and its log {self.log} cannot be read."
 
     def stop(self) -> None:
         """Let the server write everything and end.

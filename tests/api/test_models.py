@@ -78,12 +78,13 @@ def test_predictions_go_on_while_the_database_is_down(
     models_dir: Path,
     generated_dataset: Path,
     tmp_path: Path,
+    warm_home: Callable[[Path], Path],
     png: bytes,
     hashes_read: bool,
 ) -> None:
     with embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()) as uri:
         settings = load_settings(
-            home=tmp_path,
+            home=warm_home(tmp_path),
             mongo_uri=uri,
             data_dir=generated_dataset,
             models_dir=models_dir,

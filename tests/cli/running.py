@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,15 +77,26 @@ class Up:
 
 
 @contextmanager
-def running_up(home: Path, data: Path, *options: str, command: str = "up", **variables: str) -> Iterator[Up]:
-    """A `medpix up` that has opened its port; whatever it leaves behind is killed."""
+def running_up(
+    home: Path, data: Path, *options: str, command: str = "up", under: Sequence[str] = (), **variables: str
+) -> Iterator[Up]:
+    """A `medpix up` that has opened its port; whatever it leaves behind is killed.
+
+    Args:
+        home: MEDPIX_HOME.
+        data: the dataset's folder.
+        *options: of the command.
+        command: up or serve.
+        under: a command that replaces itself by the rest of its command line, such as taskset.
+        **variables: of the environment.
+    """
     port = free_port()
     log = home.parent / "up.log"
     former = log.stat().st_size if log.exists() else 0
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it; a terminal's do not
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app.main", command, "--data", str(data), *options],
+            [*under, sys.executable, "-m", "app.main", command, "--data", str(data), *options],
             env=environment(home, port, **variables),
             stdout=output,
             stderr=output,

@@ -23,21 +23,14 @@ def test_odd_paths_and_little_of_everything_will_do(
     monkeypatch.delenv("HOME")
     for name in ("LANG", "LC_ALL"):
         monkeypatch.setenv(name, "tr_TR.UTF-8")
-    files, cores, mask = resource.getrlimit(resource.RLIMIT_NOFILE), os.sched_getaffinity(0), os.umask(0o077)
-    # This process needs some too, and may hold more than 128 by now.
-    few = max(128, 32 + max(int(path.name) for path in Path("/proc/self/fd").iterdir()))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (few, files[1]))
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        with running_up(folder / "Häuschen", data, "--no-train") as up:
-            assert up.client.get("/cases/MPX1001").json()["u_id"] == "MPX1001"
-            image = up.client.get("/images", params={"limit": 1}).json()["items"][0]["image"]
-            assert up.client.get(f"/images/{image}/thumbnail").status_code == 200
-            up.stop()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, files)
-        os.sched_setaffinity(0, cores)
-        os.umask(mask)
+    core = str(min(os.sched_getaffinity(0)))
+    little = ("sh", "-c", 'umask 077; ulimit -n 128; exec taskset --cpu-list "$0" "$@"', core)
+    with running_up(folder / "Häuschen", data, "--no-train", under=little) as up:
+        assert up.client.get("/cases/MPX1001").json()["u_id"] == "MPX1001"
+        image = up.client.get("/images", params={"limit": 1}).json()["items"][0]["image"]
+        assert up.client.get(f"/images/{image}/thumbnail").status_code == 200
+        assert resource.prlimit(up.process.pid, resource.RLIMIT_NOFILE) == (128, 128)
+        up.stop()
     assert not [path for path in (folder / "Häuschen").rglob("*") if path.lstat().st_mode & 0o077]
 
 

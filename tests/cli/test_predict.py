@@ -243,12 +243,13 @@ def test_a_ray_worker_that_is_killed_is_replaced_and_loses_nothing(
     archive: Path, tmp_path: Path, cards: dict[str, ModelCard], predict_settings: Settings
 ) -> None:
     """In a process of its own: Ray leaves threads and sockets behind that this one would warn of."""
-    for number in range(4):
-        shutil.copytree(archive, archive / f"again{number}")
+    source = tmp_path / "five archives"
+    for number in range(5):
+        shutil.copytree(archive, source / str(number))
     job = tmp_path / "job.json"
     described = {task: card.model_dump(mode="json") for task, card in cards.items()}
     settings = predict_settings.model_dump(mode="json", exclude={"api_keys", "mongo_uri"})
-    job.write_text(json.dumps({"source": str(archive), "cards": described, "settings": settings}))
+    job.write_text(json.dumps({"source": str(source), "cards": described, "settings": settings}))
     own = environment(tmp_path / "home", 1, RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=str(REPOSITORY))
     done = subprocess.run(
         [sys.executable, "-m", "tests.cli.ray_job", str(job), str(tmp_path / "r.parquet")],
@@ -261,7 +262,7 @@ def test_a_ray_worker_that_is_killed_is_replaced_and_loses_nothing(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "killed worker" in done.stdout
     rows = rows_of(tmp_path / "r.parquet")
-    assert len(rows) == len({(row["file"], row["task"]) for row in rows}) == 2 * len(find_images(archive))
+    assert len(rows) == len({(row["file"], row["task"]) for row in rows}) == 2 * 5 * len(find_images(archive))
 
 
 def test_without_ray_it_says_what_to_install(

@@ -1,3 +1,4 @@
+import resource
 from pathlib import Path
 
 from app.core.files import make_private, rotate
@@ -24,3 +25,16 @@ def test_a_log_is_rotated_while_a_process_appends_to_it(tmp_path: Path) -> None:
         assert (tmp_path / "train.log.1").read_bytes() == b"first"
         rotate(log, max_bytes=4)
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"", b"second"]
+
+
+def test_a_log_is_cut_where_the_disk_has_no_room_for_its_copy(tmp_path: Path) -> None:
+    """No file may be larger than 5 bytes: the system refuses the copy, as a full disk would."""
+    log = tmp_path / "mongod.log"
+    log.write_bytes(b"0123456789")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, hard))
+    try:
+        rotate(log, max_bytes=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("mongod.log", b"")]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pymongo import MongoClient
 from pymongo.errors import ConnectionFailure
+from pymongo.write_concern import WriteConcern
 
 from app.core.settings import load_settings
 from app.data.mongod import EmbeddedMongodError, database_uri, embedded_mongod, find_mongod
@@ -39,7 +40,8 @@ def _server_of(home: Path) -> int:
 
 def _insert(uri: str, key: int) -> None:
     with MongoClient[dict[str, int]](uri, serverSelectionTimeoutMS=2000) as client:
-        client.medpix.kept.insert_one({"_id": key})
+        # In the journal when it is acknowledged: a server that is killed then has it.
+        client.medpix.get_collection("kept", write_concern=WriteConcern(j=True)).insert_one({"_id": key})
 
 
 def _count(uri: str) -> int:
@@ -115,7 +117,6 @@ def test_a_server_that_was_killed_is_started_on_the_same_data(tmp_path: Path) ->
     process, first = _hold(tmp_path)
     with process:
         _insert(first, 1)
-        time.sleep(0.3)  # past the journal's flush
         os.kill(_server_of(tmp_path), signal.SIGKILL)
         process.kill()
     with embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()) as uri:
@@ -127,6 +128,7 @@ def test_a_server_of_somebody_else_is_named_and_left_alone(tmp_path: Path) -> No
     command = [str(find_mongod()), "--dbpath", str(tmp_path / "db"), "--bind_ip", str(tmp_path / "own.sock")]
     with subprocess.Popen([*command, "--nounixsocket"], stdout=subprocess.DEVNULL) as other:
         while not (tmp_path / "own.sock").exists():
+            assert other.poll() is None
             time.sleep(0.05)
         with (
             pytest.raises(EmbeddedMongodError, match=rf"Another mongod \(process {other.pid}\).* `kill {other.pid}`"),
@@ -139,7 +141,7 @@ def test_a_server_of_somebody_else_is_named_and_left_alone(tmp_path: Path) -> No
 
 def test_a_program_that_is_no_mongod_is_named(tmp_path: Path) -> None:
     with (
-        pytest.raises(EmbeddedMongodError, match="did not start"),
+        pytest.raises(EmbeddedMongodError, match="does not run"),
         embedded_mongod(tmp_path / "db", tmp_path / "run", Path("/bin/false")),
     ):
         pass
