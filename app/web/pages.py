@@ -28,10 +28,9 @@ _TEMPLATES: Final = Environment(
 )
 # The modules that a page's own script imports, so that the browser asks for all of them at once.
 _COMMON: Final = ("address", "api", "dom")
-_RESULT: Final = (*_COMMON, "state", "catalogue", "result")
 _MODULES: Final[Mapping[str, tuple[str, ...]]] = {
-    "browse": (*_RESULT, "facets", "filters", "tiles", "menu"),
-    "case": (*_RESULT, "viewer", "casetext", "flags", "bookmarks", "copy"),
+    "browse": (*_COMMON, "state", "catalogue", "result", "walk", "facets", "filters", "tiles", "menu"),
+    "case": (*_COMMON, "state", "catalogue", "walk", "viewer", "casetext", "flags", "bookmarks"),
     "predict": (
         *_COMMON,
         "state",

@@ -338,6 +338,34 @@ def test_the_way_back_from_a_case_leads_to_its_place(page: Page, way: str) -> No
         expect(page.locator(".tile").nth(37)).to_be_focused()
 
 
+def test_filters_chosen_before_the_counts_come_add_up(page: Page) -> None:
+    page.goto("/")
+    group = page.get_by_role("group", name="Modality", exact=True)
+    expect(group).to_be_visible()
+    hold(page, re.compile(r"/facets\?"))
+    group.get_by_role("checkbox", name=re.compile("^CT")).check()
+    expect(page.locator("#chips")).to_contain_text("Modality: CT")
+    page.get_by_role("group", name="Location category").get_by_role("checkbox", name=re.compile("^Head")).check()
+    expect(page.locator("#chips")).to_contain_text("Location category: Head")
+    expect(page.locator("#chips")).to_contain_text("Modality: CT")
+
+
+def test_any_range_of_ages_can_be_typed(page: Page, predict_api: httpx.Client) -> None:
+    page.goto("/?modality=CT")
+    page.get_by_role("spinbutton", name="Age from").fill("30")
+    page.get_by_role("spinbutton", name="Age to").fill("61")
+    page.keyboard.press("Enter")
+    expect(page.locator("#chips")).to_contain_text("Age ≥ 30")
+    expect(page.locator("#chips")).to_contain_text("Age ≤ 61")
+    counts = predict_api.get("/facets", params={"modality": "CT", "age__gte": 30, "age__lte": 61}).json()
+    _found(page, counts["total"])
+    expect(page.get_by_role("spinbutton", name="Age to")).to_have_value("61")
+    # A band of ages takes its place, and so does none.
+    page.get_by_role("radio", name="Any").check()
+    expect(page.locator("#chips")).not_to_contain_text("Age")
+    expect(page.get_by_role("spinbutton", name="Age to")).to_have_value("")
+
+
 def _export(page: Page, tmp_path: Path, **choices: str) -> Path:
     page.get_by_text("Export", exact=True).click()
     for group, choice in choices.items():
@@ -354,6 +382,16 @@ def _export(page: Page, tmp_path: Path, **choices: str) -> Path:
 def _column(file: Path, name: str) -> list[str]:
     with file.open(encoding="utf-8-sig", newline="") as rows:
         return [row[name] for row in csv.DictReader(rows)]
+
+
+def test_on_a_phone_all_actions_stand_in_one_row(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto("/")
+    expect(page.locator(".case-tile").first).to_be_visible()
+    buttons = page.locator(".actions").locator("button, summary")
+    assert buttons.count() == 4
+    assert len(set(buttons.evaluate_all("all => all.map((each) => each.getBoundingClientRect().top)"))) == 1
+    assert is_inside(page, buttons.last)
 
 
 @pytest.mark.parametrize("query", ["q=ureter&modality=CT", "modality=CT&sort=-age"])
@@ -414,7 +452,7 @@ def test_choices_of_an_export_that_exclude_each_other_cannot_be_made(page: Page)
 
 def test_an_empty_result_says_what_to_do(page: Page) -> None:
     page.goto('/?q="nothing+like+this"&modality=CT')
-    expect(page.locator("#status")).to_have_text("Nothing found.")
+    expect(page.locator("#status")).to_have_text("No results.")
     for hint in ("No cases match.", "Use fewer or other words", "Leave out the quotation marks", "Remove one of"):
         expect(page.locator("#results")).to_contain_text(hint)
     expect(page.locator("#export")).to_be_hidden()
@@ -428,13 +466,13 @@ def test_an_empty_result_says_what_to_do(page: Page) -> None:
 def test_a_search_without_a_word_to_look_for_is_explained(page: Page, query: str, hint: str) -> None:
     page.goto(f"/?q={query}")
     expect(page.get_by_role("alert")).to_contain_text(hint)
-    expect(page.get_by_role("button", name="Start again without filters")).to_be_visible()
+    expect(page.get_by_role("button", name="Clear the search and the filters")).to_be_visible()
 
 
 @pytest.mark.parametrize("address", ["/?sort=nothing", "/?age__gte=old&modality=CT"])
 def test_what_cannot_be_asked_can_be_left(page: Page, address: str) -> None:
     page.goto(address)
-    page.get_by_role("button", name="Start again without filters").click()
+    page.get_by_role("button", name="Clear the search and the filters").click()
     expect(page.locator(".tile")).to_have_count(30)
     assert page.url.endswith("/")
 
@@ -442,7 +480,7 @@ def test_what_cannot_be_asked_can_be_left(page: Page, address: str) -> None:
 def test_a_condition_that_cannot_be_used_is_explained(page: Page) -> None:
     page.goto("/?age__gte=old")
     expect(page.get_by_role("alert")).to_contain_text("age__gte")
-    page.get_by_role("button", name="Start again without filters").click()
+    page.get_by_role("button", name="Clear the search and the filters").click()
     expect(page.locator(".tile")).to_have_count(30)
 
 
@@ -458,7 +496,7 @@ def test_a_failing_api_is_said_and_can_be_asked_again(page: Page, fault: str) ->
 
     page.route("**/images?*", answer)
     page.goto("/")
-    words = {"broken": "fault (status 500)", "unreachable": "cannot be reached", "not JSON": "cut off"}[fault]
+    words = {"broken": "failed (status 500)", "unreachable": "cannot be reached", "not JSON": "incomplete"}[fault]
     expect(page.get_by_role("alert")).to_contain_text(words)
     page.unroute("**/images?*")
     page.get_by_role("button", name="Try again").click()

@@ -33,7 +33,7 @@ def test_after_a_failure_nothing_of_the_last_result_is_left(page: Page, predict_
     expect(page.locator(".tile")).to_have_count(30)
     page.route(api("images"), _broken)
     page.get_by_role("checkbox", name=re.compile("^CT ")).check()
-    expect(page.get_by_role("alert")).to_contain_text("fault (status 500)")
+    expect(page.get_by_role("alert")).to_contain_text("failed (status 500)")
     expect(page.locator(".tile")).to_have_count(0)
     expect(page.locator("#export")).to_be_hidden()
     expect(page.locator("#status")).to_be_empty()
@@ -53,7 +53,7 @@ def test_more_images_that_fail_can_be_asked_for_again(page: Page, query: str) ->
     before = page.locator(".tile").count()
     page.route(api("images"), _broken)
     more.click()
-    sentence = page.get_by_text("The service has a fault (status 500)")
+    sentence = page.get_by_text("The service failed (status 500)")
     expect(sentence).to_be_in_viewport()
     expect(more).to_be_in_viewport()
     expect(page.locator(".tile")).to_have_count(before)
@@ -146,7 +146,7 @@ def test_what_is_not_ready_on_a_case_is_asked_for_again(page: Page) -> None:
     expect(page.locator("#similar .tile").first).to_be_visible()
 
 
-@pytest.mark.parametrize(("fault", "words"), [("broken", "fault (status 500)"), ("unreachable", "cannot be reached")])
+@pytest.mark.parametrize(("fault", "words"), [("broken", "failed (status 500)"), ("unreachable", "cannot be reached")])
 def test_models_that_cannot_be_listed_are_asked_for_again(page: Page, fault: str, words: str) -> None:
     page.route(api("models"), _broken if fault == "broken" else lambda route: route.abort())
     page.goto("/pages/models")

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import FilePayload, Page, Route, expect
+from playwright.sync_api import FilePayload, Page, expect
 
 from tests.api.predict_client import ask
 from tests.serving.decode.dicom_files import dicom
@@ -67,8 +67,8 @@ def test_an_uploaded_image_is_judged_with_all_that_qualifies_it(
         expect(view.locator(".bars .count").first).to_have_text(share)
         view.locator("summary", has_text="ms by").click()
         expect(view).to_contain_text(expected["model"]["sha256"])
-        expect(view).to_contain_text(re.compile(r"Time.*\d+ ms in all"))
-    expect(page.locator("[data-task=location] .region")).to_contain_text("Body region")
+        expect(view).to_contain_text(re.compile(r"Time.*\d+ ms in total"))
+    expect(page.locator("[data-task=location] .region")).to_contain_text("Location category")
     # Said once for the image, not once for each question.
     expect(page.get_by_text("This image is in the training split of the dataset")).to_have_count(1)
     expect(page.get_by_role("link", name=image["image"])).to_have_count(1)
@@ -77,7 +77,7 @@ def test_an_uploaded_image_is_judged_with_all_that_qualifies_it(
     _judged(page, "1 image analysed.")
     modality = page.locator(".prediction[data-task=modality]")
     modality.locator("summary", has_text="ms by").click()
-    expect(modality).to_contain_text("looking up an earlier answer")
+    expect(modality).to_contain_text("cache")
     shoot("predict")
 
 
@@ -354,21 +354,22 @@ def test_a_dicom_file_is_shown_as_it_was_analysed(page: Page) -> None:
     expect(page.locator(".heat")).to_be_visible(timeout=20_000)
 
 
-def test_the_modality_of_the_header_is_said(page: Page) -> None:
-    """As the API answers it for a DICOM file of another kind."""
+@pytest.mark.parametrize("modality", ["CT", "MR", "CR"])
+def test_the_modality_of_the_header_is_said(page: Page, predict_api: httpx.Client, modality: str) -> None:
     pixels = np.zeros((64, 64), np.uint16)
     pixels[16:48, 16:48] = 900
-
-    def answer(route: Route) -> None:
-        body = route.fetch().json() | {"header_modality": "CR", "decision": "uncertain"}
-        route.fulfill(json=body, status=200)
-
-    page.route("**/predict/modality", answer)
+    file = dicom(pixels, Modality=modality)
+    answer = ask(predict_api, "/predict/modality", file).json()
     page.goto("/pages/predict")
-    _choose(page, _file("scan.dcm", dicom(pixels), "application/dicom"))
+    _choose(page, _file("scan.dcm", file, "application/dicom"))
+    _judged(page, "1 image analysed.")
     verdict = page.locator(".verdict-slot[data-task=modality]")
-    expect(verdict).to_contain_text("Modality in the DICOM header: CR.")
-    expect(verdict.locator(".doubt")).to_have_text("Uncertain: the file's header says CR.")
+    expect(verdict).to_contain_text(f"Modality in the DICOM header: {modality}.")
+    is_contradicted = modality != answer["label"]
+    assert answer["decision"] == "uncertain" or not is_contradicted
+    expect(verdict.locator(".doubt", has_text=f"the DICOM header says {modality}")).to_have_count(int(is_contradicted))
+    location = page.locator(".verdict-slot[data-task=location] .doubt", has_text="trained on CT and MR images only")
+    expect(location).to_have_count(int(modality == "CR"))
 
 
 @pytest.mark.parametrize("name", refused())
@@ -430,7 +431,7 @@ def test_a_failing_api_is_said_and_can_be_asked_again(page: Page, png: bytes) ->
     page.route("**/predict/location", lambda route: route.abort())
     page.goto("/pages/predict")
     _choose(page, _file("scan.png", png))
-    expect(page.locator(".verdict-slot[data-task=modality]")).to_contain_text("fault (status 500)")
+    expect(page.locator(".verdict-slot[data-task=modality]")).to_contain_text("failed (status 500)")
     expect(page.locator(".verdict-slot[data-task=location]")).to_contain_text("cannot be reached")
     page.unroute_all()
     for _ in range(2):

@@ -103,7 +103,7 @@ def test_an_answer_stands_beside_the_label_and_the_model(page: Page, predict_api
         expect(cells.nth(0)).to_have_text(image[task])
         expect(cells.nth(1)).to_have_text(f"{own} {verdict}")
         expect(cells.nth(2)).to_contain_text(model[task]["prediction"]["label"])
-    expect(page.locator(".score")).to_contain_text("You: modality 1 of 1, location 0 of 1.")
+    expect(page.locator(".score")).to_contain_text("Your score: modality 1 of 1, location 0 of 1.")
     right = {task: int(model[task]["prediction"]["label"] == image[task]) for task in ("modality", "location")}
     expect(page.locator(".score")).to_contain_text(
         f"The model on the same images: modality {right['modality']} of 1, location {right['location']} of 1."
@@ -113,10 +113,10 @@ def test_an_answer_stands_beside_the_label_and_the_model(page: Page, predict_api
     # A case counts once, and the score is of this browser alone.
     page.reload()
     _answer(page, image["modality"], image["location"])
-    expect(page.locator(".quiz")).to_contain_text("it does not count again")
+    expect(page.locator(".quiz")).to_contain_text("it is not counted again")
     expect(page.locator(".score")).to_contain_text("location 0 of 1")
-    page.get_by_role("button", name="Reset the score").click()
-    expect(page.locator(".quiz")).to_contain_text("No case answered yet")
+    page.get_by_role("button", name="Reset score").click()
+    expect(page.locator(".quiz")).to_contain_text("No cases answered yet")
 
 
 def test_the_next_case_is_unknown_from_the_first_moment(page: Page, predict_api: httpx.Client, case: Document) -> None:
@@ -149,6 +149,17 @@ def test_one_click_and_one_key_turn_it_on_and_off(page: Page, case: Document) ->
     expect(page.get_by_role("heading", level=1)).to_have_text(case["title"])
     expect(page.locator(".quiz")).to_have_count(0)
     assert "quiz" not in page.url
+
+
+def test_similar_cases_come_back_with_the_answer(page: Page, case: Document) -> None:
+    page.goto(f"/pages/case/{case['u_id']}")
+    page.locator("#similar").scroll_into_view_if_needed()
+    expect(page.locator("#similar .tile").first).to_be_visible(timeout=20_000)
+    page.keyboard.press("q")
+    expect(page.locator("#similar .tile")).to_have_count(0)
+    page.keyboard.press("q")
+    page.locator("#similar").scroll_into_view_if_needed()
+    expect(page.locator("#similar .tile").first).to_be_visible(timeout=20_000)
 
 
 def test_the_browse_page_hides_it_too(page: Page, predict_api: httpx.Client) -> None:

@@ -35,7 +35,7 @@ function effectOf(answer, alone) {
   const before = alone.probabilities.find((entry) => entry.label === answer.label)?.probability ?? 0;
   const [from, to] = [percent(before), percent(best(answer))];
   if (alone.label !== answer.label) return `The caption changed the location from ${alone.label} (${percent(best(alone))}) to ${answer.label} (${to}).`;
-  if (from === to) return `The caption changed nothing: ${answer.label} has ${to} without it too.`;
+  if (from === to) return `The caption made no difference: ${answer.label} has ${to} with and without it.`;
   return `The caption ${best(answer) > before ? "raised" : "lowered"} ${answer.label} from ${from} to ${to}.`;
 }
 
@@ -103,9 +103,9 @@ export class Item {
     });
     const head = el("div", { class: "item-head" }, el("h2", { id: `${id}-name`, class: "grow name", text: this.file.name }), el("span", { class: "muted small", text: size(this.file.size) }), remove);
     const verdicts = el("div", { class: "verdicts", "aria-live": "polite" }, Object.values(this._verdicts));
-    const body = el("div", { class: "item-body" }, this._overlay, el("div", { class: "summary" }, this._problem, verdicts, ask));
-    this._answers = el("div", { class: "answers" }, Object.values(this._slots));
-    this.node = el("article", { class: "card item", id, tabindex: -1, "aria-labelledby": `${id}-name` }, head, body, this._known, this._answers, this._similar());
+    const answers = el("div", { class: "answers" }, Object.values(this._slots));
+    const body = el("div", { class: "item-body" }, this._overlay, el("div", { class: "summary" }, this._problem, verdicts, ask, this._known, answers));
+    this.node = el("article", { class: "card item", id, tabindex: -1, "aria-labelledby": `${id}-name` }, head, body, this._similar());
   }
 
   /** The image of a file that the browser cannot show, such as DICOM: the service's own. */
