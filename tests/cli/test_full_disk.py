@@ -67,7 +67,7 @@ def test_the_service_waits_for_room_and_loses_nothing(disk: Path, generated_data
     with running_up(home, generated_dataset, "--no-train") as up:
         image = up.client.get("/images", params={"limit": 1}).json()["items"][0]["image"]
         make_room = _fill(disk)
-        accepted = []
+        accepted: list[str] = []
         while len(accepted) < 1000:
             note = {"location": "Spine", "comment": str(len(accepted)) + "x" * 1000}
             answer = up.client.post(f"/images/{image}/annotations", json=note)

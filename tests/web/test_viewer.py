@@ -127,7 +127,7 @@ def test_brightness_and_contrast_by_sliders_and_keys(page: Page, stack: Document
     page.mouse.wheel(0, 100)
     _stack(page, 2, stack)
     expect(picture).to_have_css("filter", "invert(1) brightness(1.5) contrast(0.8)")
-    expect(page.locator("#tone")).to_contain_text("8-bit picture")
+    expect(page.locator("#tone")).to_contain_text("8-bit image")
     page.get_by_role("button", name="Reset").click()
     expect(picture).to_have_css("filter", "none")
     expect(page.get_by_role("slider", name="Brightness")).to_have_value("100")
