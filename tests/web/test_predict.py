@@ -31,7 +31,7 @@ def training_image(predict_api: httpx.Client) -> tuple[Document, bytes]:
     return image, predict_api.get(image["links"]["file"]).content
 
 
-def test_an_uploaded_image_is_judged_with_all_that_qualifies_it(
+def test_an_uploaded_image_is_predicted_with_all_that_qualifies_it(
     page: Page, predict_api: httpx.Client, training_image: tuple[Document, bytes], shoot: Callable[[str], None]
 ) -> None:
     image, data = training_image
@@ -62,7 +62,9 @@ def test_an_uploaded_image_is_judged_with_all_that_qualifies_it(
     shoot("predict")
 
 
-def test_a_caption_changes_what_the_location_is_judged_by(page: Page, predict_api: httpx.Client, png: bytes) -> None:
+def test_a_caption_changes_what_the_location_is_predicted_from(
+    page: Page, predict_api: httpx.Client, png: bytes
+) -> None:
     caption = "Axial CT shows a stone in the left ureter with hydronephrosis of the kidney."
     page.goto("/pages/predict")
     choose(page, png_file("scan.png", png))

@@ -180,12 +180,12 @@ export class Item {
 
   _show(task, answer, { timing, asked, caption }) {
     const { signal } = this.stop;
-    const judged = this._judge(task, answer);
+    const labelled = this._labelled(task, answer);
     const explained = { formOf: () => asked, address: this._shown ?? this._addresses[0], signal, keep: (address) => this._addresses.push(address) };
-    const view = predictionView(answer, { timing, judged, isBrief: true });
+    const view = predictionView(answer, { timing, labelled, isBrief: true });
     view.append(explainer(task, answer, explained), snippetsView(task, this.file.name, caption));
     this._slots[task].replaceChildren(view);
-    this._verdicts[task].replaceChildren(el("h3", { text: spoken(task) }), ...verdictView(answer, judged));
+    this._verdicts[task].replaceChildren(el("h3", { text: spoken(task) }), ...verdictView(answer, labelled));
     this.answered.add(task);
     this._known.replaceChildren(answer.in_dataset ? whereabouts(answer.in_dataset) : "");
     const found = answer.in_dataset;
@@ -240,7 +240,7 @@ export class Item {
     return el("p", { class: "notice", text: `${reason} This page retries automatically.` });
   }
 
-  _judge(task, { label, probabilities }) {
+  _labelled(task, { label, probabilities }) {
     if (!this.example) return null;
     const truth = this.example[task];
     const isClass = probabilities.some((entry) => entry.label === truth);
