@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 # Of routes that take an upload, and of those that predict for an image of the dataset.
 UPLOAD_ERRORS: Final = documented(400, 413, 415, 422, 429, 500, 503, 504)
-DATASET_IMAGE_ERRORS: Final = documented(404, 422, 500, 503, 504)
+DATASET_IMAGE_ERRORS: Final = documented(404, 422, 429, 500, 503, 504)
 _STAGES: Final = "Milliseconds per stage: wait (for a thread), decode, queue (for the model), run, postprocess"
 _TIMING: Final = {"description": f"{_STAGES}; or wait and cache", "schema": {"type": "string"}}
 TIMED: Final[Responses] = {

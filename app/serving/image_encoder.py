@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from app.core.settings import Settings
 from app.core.telemetry import Metrics
 from app.serving.admission import LatencyEstimator
-from app.serving.autotune import autotune
+from app.serving.autotune import tune
 from app.serving.backends.base import Backend
 from app.serving.batch_tuning import CPU_SIZES, CUDA_SIZES, noise, warm_up
 from app.serving.decode.image import decode
@@ -66,11 +66,11 @@ class ImageEncoder:
         shape = (preprocess.channels, preprocess.size, preprocess.size)
         if not self._model.has_network:
             run: Callable[[Array], Mapping[str, Array]] = self._run_without_network
+            plan = warm_up(run, shape, self._batch_sizes())
         else:
             self.backend, self.precision = select_backend(self._model, self._settings, self._weights_key(), dev)
-            self.backend = autotune(self.backend, shape)
+            self.backend, plan = tune(self.backend, shape, self._batch_sizes())
             run = self.backend.run
-        plan = warm_up(run, shape, self._batch_sizes())
         return Engine(
             name,
             run,

@@ -105,12 +105,17 @@ CORRUPTIONS: Final[Mapping[str, Mapping[str, Edit]]] = MappingProxyType(
 )
 
 
-def corruptions(outputs: ModelOutputs, is_ood: OodRule | None = None) -> dict[str, list[dict[str, Any]]]:
+def corruptions(
+    outputs: ModelOutputs,
+    is_ood: OodRule | None = None,
+    on_progress: Callable[[float], None] = lambda _: None,
+) -> dict[str, list[dict[str, Any]]]:
     """What a network answers about changed images.
 
     Args:
         outputs: of the model for the images as they are.
         is_ood: the out-of-distribution rule of the service.
+        on_progress: called with the finished share, since the network runs on every image many times.
 
     Returns:
         Per task, for each kind and severity: n, cases, accuracy and interval, how much better the image as it is does
@@ -125,16 +130,19 @@ def corruptions(outputs: ModelOutputs, is_ood: OodRule | None = None) -> dict[st
     unchanged = outputs.predictions()
     rows: dict[str, list[dict[str, Any]]] = {task: [] for task in unchanged}
     images = np.array([record.image for record in outputs.records])
-    for kind, severities in CORRUPTIONS.items():
-        for severity, edit in severities.items():
-            changed = run_images(model, load_images(outputs.records, preprocess, edit=edit))
-            assert changed is not None
-            ood = images[is_ood(changed)] if is_ood is not None else images[:0]
-            for task, own in ModelOutputs(model, outputs.records, changed, None).predictions().items():
-                sure = confident(own, model.card.threshold(task, with_caption=False), np.isin(own.images, ood))
-                rows[task].append(
-                    {"kind": kind, "severity": severity}
-                    | short(own)
-                    | {"whole_is_better_by": compare(unchanged[task], own), "confident": sure}
-                )
+    edits = [
+        (kind, severity, edit) for kind, severities in CORRUPTIONS.items() for severity, edit in severities.items()
+    ]
+    for number, (kind, severity, edit) in enumerate(edits, start=1):
+        changed = run_images(model, load_images(outputs.records, preprocess, edit=edit))
+        assert changed is not None
+        ood = images[is_ood(changed)] if is_ood is not None else images[:0]
+        for task, own in ModelOutputs(model, outputs.records, changed, None).predictions().items():
+            sure = confident(own, model.card.threshold(task, with_caption=False), np.isin(own.images, ood))
+            rows[task].append(
+                {"kind": kind, "severity": severity}
+                | short(own)
+                | {"whole_is_better_by": compare(unchanged[task], own), "confident": sure}
+            )
+        on_progress(number / len(edits))
     return rows

@@ -107,12 +107,19 @@ def evaluate(
         results["models"] = {}
         image_cache = ImageCache()
         for index, (card, model) in enumerate(models):
-            run.update(0.15 + 0.75 * index / len(cards), f"predicting with {card.name}")
-            outputs = ModelOutputs.compute(model.to(torch_device), records, image_cache)
-            predictions[card.name] = outputs.predictions()
-            results["models"][card.name] = model_row(
-                card, outputs, predictions[card.name], image_cache, suspects, load_reference(card, models_dir)
-            )
+            with run.stage(0.15 + 0.75 * index / len(cards), 0.15 + 0.75 * (index + 1) / len(cards)):
+                run.update(0.0, f"predicting with {card.name}")
+                outputs = ModelOutputs.compute(model.to(torch_device), records, image_cache)
+                predictions[card.name] = outputs.predictions()
+                results["models"][card.name] = model_row(
+                    card,
+                    outputs,
+                    predictions[card.name],
+                    image_cache,
+                    suspects,
+                    load_reference(card, models_dir),
+                    run.update,
+                )
         run.update(0.9, "comparing")
         registered = {card.name: card for card in registry.list()}
         results["tasks"] = _tasks(cards, predictions, records, registered, exact=results["split"]["exact"])

@@ -1,6 +1,6 @@
 """The rows of the leaderboard: evaluated models, the majority class, and models that are not trained."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -47,6 +47,7 @@ def model_row(
     image_cache: ImageCache,
     suspects: Sequence[str],
     reference: Reference | None,
+    on_progress: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Everything about one model, as JSON values.
 
@@ -57,6 +58,7 @@ def model_row(
         image_cache: the images decoded so far.
         suspects: cases to leave out for the figures without them.
         reference: the embeddings registered with the model, for the out-of-distribution rule of the service.
+        on_progress: called with the finished share.
     """
     is_ood = ood_rule(card, reference)
     ood = []
@@ -70,7 +72,7 @@ def model_row(
         robustness.ablations(outputs),
         robustness.mirror(outputs, image_cache),
     )
-    changed = corruptions.corruptions(outputs, is_ood)
+    changed = corruptions.corruptions(outputs, is_ood, on_progress)
     shortcut, modes = robustness.shortcuts(outputs, image_cache), robustness.file_modes(outputs, image_cache)
     return card.model_dump(mode="json", include=_FACTS) | {
         "sha256": card.sha256,

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from ml.dataset.records import Record
 from ml.models.base import Floats, Outputs, ServedModel
 
-_BATCH = 64
+# Larger ones make feature maps so large that their memory goes back to the kernel after each layer.
+_BATCH = 16
 
 
 def run_images(model: ServedModel, pixels: NDArray[np.uint8]) -> Outputs | None:

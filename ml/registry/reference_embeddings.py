@@ -1,7 +1,7 @@
 """The embeddings of the dataset's images: nearest neighbours, and distances for the out-of-distribution rule."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -73,7 +73,7 @@ class Density:
         return np.asarray(np.sqrt((along**2 / self.variances).sum(axis=1) + residual / self.least), dtype=np.float32)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Reference:
     """Embeddings of all images of the dataset, each of length 1.
 
@@ -88,6 +88,7 @@ class Reference:
     training: NDArray[np.bool_]
     embeddings: Floats
     stages: Floats | None = None
+    _distances: dict[str, Callable[[Outputs], Floats]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
@@ -120,11 +121,20 @@ class Reference:
         return np.asarray(1.0 - (normalise(embeddings) @ training.T).max(axis=1), dtype=np.float32)
 
     def distance_by(self, kind: Literal["nearest", "mahalanobis", "stages"]) -> Callable[[Outputs], Floats]:
-        """The distance that a model card names: from what a network gave for M images, to the training images, (M,)."""
-        if kind == "stages":
-            return self._stage_distance()
-        distance = self.density().distance if kind == "mahalanobis" else self.distance
-        return lambda outputs: distance(outputs[EMBEDDING])
+        """The distance that a model card names: from what a network gave for M images, to the training images, (M,).
+
+        A density is fitted at the first call, which takes a second.
+
+        Raises:
+            DamagedFileError: the statistics that it needs are not there.
+        """
+        if kind not in self._distances:
+            if kind == "stages":
+                self._distances[kind] = self._stage_distance()
+            else:
+                distance = self.density().distance if kind == "mahalanobis" else self.distance
+                self._distances[kind] = lambda outputs: distance(outputs[EMBEDDING])
+        return self._distances[kind]
 
     def _stage_distance(self) -> Callable[[Outputs], Floats]:
         """Mahalanobis distance over the standardised means and deviations of the channels of all stages.

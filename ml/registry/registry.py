@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 from pymongo.database import Database
@@ -21,6 +22,7 @@ from ml.registry.reference_embeddings import REFERENCE_FILE, Reference
 _LOG = logging.getLogger(__name__)
 _CARD_FILE: Final = "card.json"
 _KEPT_VERSIONS: Final = 2
+_REFERENCES: Final[WeakValueDictionary[str, Reference]] = WeakValueDictionary()
 
 
 class RegistryError(UserError):
@@ -242,12 +244,18 @@ def load_reference(card: ModelCard, models_dir: Path) -> Reference | None:
     Raises:
         RegistryError: the file is missing or damaged.
     """
-    if all(file.name != REFERENCE_FILE for file in card.files):
+    sha256 = next((file.sha256 for file in card.files if file.name == REFERENCE_FILE), None)
+    if sha256 is None:
         return None
-    try:
-        return Reference.load(model_folder(card, models_dir))
-    except DamagedFileError as error:
-        raise RegistryError(f"{card.name}: {error}") from error
+    # A fusion and its image half have the same embeddings, which are held once.
+    loaded = _REFERENCES.get(sha256)
+    if loaded is None:
+        try:
+            loaded = Reference.load(model_folder(card, models_dir))
+        except DamagedFileError as error:
+            raise RegistryError(f"{card.name}: {error}") from error
+        _REFERENCES[sha256] = loaded
+    return loaded
 
 
 def model_folder(card: ModelCard, models_dir: Path) -> Path:

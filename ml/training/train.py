@@ -21,7 +21,7 @@ from ml.models.predict_records import captions_of, run_captions, run_images
 from ml.registry.artifacts import exclusive_lock
 from ml.registry.model_card import ModelCard, now
 from ml.registry.reference_embeddings import Reference
-from ml.registry.registry import Registry, UnknownModelError, is_complete
+from ml.registry.registry import Registry, UnknownModelError, is_complete, load_reference
 from ml.training.calibration import TARGET_ACCURACY, choose_tau, decision_threshold, fit_temperature
 from ml.training.context import Context, Options
 from ml.training.device import DeviceName, pick_device, team
@@ -191,7 +191,7 @@ def _finish(model: ServedModel, context: Context, registry: Registry, test_recor
     reference = None
     if dev_outputs is not None and EMBEDDING in dev_outputs:
         context.run.update(0.5, "embedding the dataset for similar-image search")
-        reference = _reference(model, context, test_records)
+        reference = _reference(model, context, registry, test_records)
         distances = reference.distance_by(model.card.ood_distance)(dev_outputs)
         model.card.ood_threshold = float(np.quantile(distances, OOD_QUANTILE))
     model.card.parameters = model.count_parameters()
@@ -264,10 +264,20 @@ def score_on_dev(model: ServedModel, outputs: Outputs | None, encoded: Floats | 
         model.card.metrics.setdefault("dev", {})[task] = scores(probabilities, targets(dev, task), groups(dev))
 
 
-def _reference(model: ServedModel, context: Context, test_records: Sequence[Record]) -> Reference:
+def _reference(model: ServedModel, context: Context, registry: Registry, test_records: Sequence[Record]) -> Reference:
+    """The embeddings of all images; those of a fusion are the ones that its image half was registered with."""
     records = [*context.train, *context.dev, *test_records]
+    images = [record.image for record in records]
+    versions = {card.name: card for card in registry.list()}
+    for part in model.parts:
+        card = versions.get(part.card.name)
+        if card is None or card.version != part.card.version or part.network is not model.network:
+            continue
+        known = load_reference(card, registry.models_dir)
+        if known is not None and known.images == tuple(images):
+            return known
     assert model.preprocess is not None
     outputs = run_images(model, context.images(records, model.preprocess))
     assert outputs is not None
     training = np.array([record.split == "train" for record in records], dtype=np.bool_)
-    return Reference.build([record.image for record in records], training, outputs[EMBEDDING], outputs.get(STAGES))
+    return Reference.build(images, training, outputs[EMBEDDING], outputs.get(STAGES))

@@ -1,11 +1,13 @@
 """Which requests count against the limits; the application behind them always answers."""
 
 import asyncio
+import re
 
 import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
+from app.api.factory import create_app
 from app.api.ratelimit import RateLimit
 from app.core.settings import load_settings
 
@@ -47,3 +49,19 @@ def test_cheap_reads_are_not_limited(address: str) -> None:
 def test_writes_and_predictions_have_a_limit_of_their_own(method: str) -> None:
     assert _statuses(method, "/predict/modality", rate_limit_per_minute=2) == [200, 200, 429]
     assert _statuses(method, "/predict/modality", rate_limit_reads_per_minute=2) == [200] * 3
+
+
+def test_what_any_address_can_answer_is_documented() -> None:
+    for path, methods in create_app(load_settings()).openapi()["paths"].items():
+        address = re.sub(r"\{.*?\}", "x", path)
+        for method, operation in methods.items():
+            documented = set(operation["responses"])
+            assert "422" in documented, f"{method} {path} refuses unknown parameters"
+            if "requestBody" in operation:
+                assert {"413", "415"} <= documented, f"{method} {path} refuses bodies"
+            names = [each["name"] for each in operation.get("parameters", []) if each["in"] == "query"]
+            limits = {"rate_limit_per_minute": 1, "rate_limit_reads_per_minute": 1}
+            for query in ("", *(f"?{name}=1" for name in names if "__" in name or name in ("q", "sample"))):
+                if 429 in _statuses(method.upper(), address + query, **limits):
+                    assert "429" in documented, f"{method} {path}"
+                    break

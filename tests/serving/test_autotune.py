@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from app.core.settings import load_settings
-from app.serving.autotune import autotune, choose
+from app.serving.autotune import autotune, choose, tune
 from app.serving.backends.base import Backend, Floats, Pixels, Precision
 from app.serving.backends.cuda_graphs import CudaGraphBackend
 from app.serving.backends.devices import make_backend
@@ -131,6 +131,27 @@ def test_without_a_kept_graph_the_plain_way_serves(tmp_path: Path, monkeypatch: 
     assert plain.threads == 2
     shutil.rmtree(tmp_path / "cache")
     assert autotune(plain, SHAPE) is plain
+
+
+def test_models_of_one_network_are_compiled_and_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.serving.backends.devices.usable_cpus", lambda: 2)
+    sizes = (1, 2, 4)
+    first, plan = tune(_openvino(tmp_path), SHAPE, sizes)
+
+    def measured(*_: object) -> None:
+        raise AssertionError("it is measured again")
+
+    monkeypatch.setattr("app.serving.autotune.warm_up", measured)
+    monkeypatch.setattr("app.serving.autotune.autotune", measured)
+    second, same = tune(_openvino(tmp_path), SHAPE, sizes)
+    assert same == plan
+    assert type(second) is type(first)
+    assert second is not first, "each has requests of its own"
+    pixels = np.random.default_rng(1).integers(0, 256, (4, *SHAPE), dtype=np.uint8)
+    for name, expected in first.run(pixels).items():
+        np.testing.assert_allclose(second.run(pixels)[name], expected, atol=1e-5)
+    with pytest.raises(AssertionError, match="measured again"):
+        tune(_openvino(tmp_path / "other"), SHAPE, sizes)
 
 
 def test_streams_share_the_threads_and_one_thread_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ class ImagesFound(_Found):
 @router.post(
     "/cases/bulk",
     response_model=CasesFound,
-    responses=documented(400, 413, 422, 429, 503, 504),
+    responses=documented(400, 413, 415, 422, 429, 503, 504),
     tags=["cases"],
     summary="Read many cases",
     operation_id="get_cases",
@@ -77,7 +77,7 @@ async def read_cases(
 @router.post(
     "/images/bulk",
     response_model=ImagesFound,
-    responses=documented(400, 413, 422, 429, 503, 504),
+    responses=documented(400, 413, 415, 422, 429, 503, 504),
     tags=["images"],
     summary="Read many images",
     operation_id="get_images",

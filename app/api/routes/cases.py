@@ -21,7 +21,7 @@ router = APIRouter(tags=["cases"])
 @router.get(
     "/cases",
     response_model=CasePage,
-    responses=documented(422, 503, 504),
+    responses=documented(422, 429, 503, 504),
     openapi_extra=filters(CASE_FIELDS),
     summary="List cases",
     operation_id="list_cases",

@@ -38,7 +38,10 @@ class EvaluationView(BaseModel):
 
 
 @router.get(
-    "/evaluation", response_model=EvaluationView, responses=documented(404, 503), summary="Read the last evaluation"
+    "/evaluation",
+    response_model=EvaluationView,
+    responses=documented(404, 422, 503),
+    summary="Read the last evaluation",
 )
 async def read_evaluation(request: Request, settings: Annotated[Settings, Depends(get_settings)]) -> Response:
     """The last evaluation of all models on the test split: the same content as its results.json."""
@@ -55,7 +58,7 @@ async def read_evaluation(request: Request, settings: Annotated[Settings, Depend
 @router.get(
     "/evaluation/report",
     response_class=HTMLResponse,
-    responses=documented(404, 503),
+    responses=documented(404, 422, 503),
     summary="Read the last evaluation as a page",
 )
 async def read_evaluation_page(settings: Annotated[Settings, Depends(get_settings)]) -> Response:

@@ -96,7 +96,7 @@ Sizes stand before each entry, so that it can be unpacked while it arrives."""
 @router.get(
     "/export",
     response_class=StreamingResponse,
-    responses={**_FILES, **documented(404, 422, 503, 504)},
+    responses={**_FILES, **documented(404, 422, 429, 503, 504)},
     openapi_extra=_FILTERS,
     summary="Export",
     operation_id="export",
@@ -274,7 +274,7 @@ async def _after(first: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[b
 @router.get(
     "/export/croissant",
     response_model=dict[str, Any],
-    responses=documented(404, 503, 504),
+    responses=documented(404, 422, 429, 503, 504),
     summary="Croissant metadata",
 )
 async def read_croissant(request: Request, repository: RepositoryDep) -> Response:

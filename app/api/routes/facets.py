@@ -112,7 +112,7 @@ async def _describe(repository: RepositoryDep, collection: Collection) -> list[d
 @router.get(
     "/facets",
     response_model=Facets,
-    responses=documented(422, 503, 504),
+    responses=documented(422, 429, 503, 504),
     openapi_extra=filters(catalogue.IMAGE_FIELDS),
     summary="Count by value",
     operation_id="get_facets",
@@ -125,7 +125,7 @@ async def read_facets(request: Request, repository: RepositoryDep, selection: Im
 @router.get(
     "/statistics",
     response_model=Statistics,
-    responses=documented(422, 503, 504),
+    responses=documented(422, 429, 503, 504),
     openapi_extra=filters({**catalogue.CASE_FIELDS, **catalogue.IMAGE_FIELDS}),
     summary="Describe all fields",
     operation_id="get_statistics",

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from pymongo.errors import PyMongoError
 
 from app.api.deps import ModelsDep, RepositoryDep
+from app.api.errors import documented
 from app.core.exceptions import RETRY_AFTER_S
 
 router = APIRouter(tags=["health"], prefix="/health")
@@ -47,7 +48,10 @@ class Readiness(BaseModel):
     "/live",
     response_model=Liveness,
     response_model_exclude_none=True,
-    responses={503: {"model": Liveness, "description": "The GPU failed for good; the process ends by itself"}},
+    responses={
+        **documented(422),
+        503: {"model": Liveness, "description": "The GPU failed for good; the process ends by itself"},
+    },
     summary="Is the process alive",
 )
 async def live(models: ModelsDep) -> Response:
@@ -60,7 +64,7 @@ async def live(models: ModelsDep) -> Response:
 @router.get(
     "/ready",
     response_model=Readiness,
-    responses={503: {"model": Readiness, "description": "Not ready; the body says why"}},
+    responses={**documented(422), 503: {"model": Readiness, "description": "Not ready; the body says why"}},
     summary="Can the service do its work",
 )
 async def ready(repository: RepositoryDep, models: ModelsDep) -> Response:

@@ -48,7 +48,7 @@ _JPEG: Responses = {
 @router.get(
     "/images",
     response_model=ImagePage,
-    responses=documented(422, 503, 504),
+    responses=documented(422, 429, 503, 504),
     openapi_extra=filters(IMAGE_FIELDS),
     summary="List images",
     operation_id="list_images",

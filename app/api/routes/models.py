@@ -55,7 +55,7 @@ class ModelList(BaseModel):
     training: TrainingChoiceView | None = Field(description="What the last start trains; null before the first")
 
 
-@router.get("/models", response_model=ModelList, summary="List models")
+@router.get("/models", response_model=ModelList, responses=documented(422), summary="List models")
 async def list_models(models: ModelsDep) -> Response:
     """Every registered model with its card."""
     items = [_view(card, models) for card in models.cards]
@@ -64,7 +64,7 @@ async def list_models(models: ModelsDep) -> Response:
     return JSONResponse({"items": items, "tasks": models.status(), "training": training})
 
 
-@router.get("/models/{name}", response_model=ModelView, responses=documented(404), summary="Read a model card")
+@router.get("/models/{name}", response_model=ModelView, responses=documented(404, 422), summary="Read a model card")
 async def read_model(name: str, models: ModelsDep) -> Response:
     """One model: classes, preprocessing, metrics with intervals, files with their hashes, limits."""
     for card in models.cards:

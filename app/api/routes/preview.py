@@ -27,7 +27,7 @@ _PNG: Responses = {200: {"content": {"image/png": BINARY}, "description": "The i
 @router.post(
     "/preview",
     response_class=Response,
-    responses={**_PNG, **documented(400, 413, 415, 422, 503, 504)},
+    responses={**_PNG, **documented(400, 413, 415, 422, 429, 503, 504)},
     openapi_extra=upload_schema(with_caption=False),
     summary="Show the image that is analysed",
 )

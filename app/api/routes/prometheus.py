@@ -6,6 +6,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pymongo.errors import PyMongoError
 
 from app.api.deps import RepositoryDep
+from app.api.errors import documented
 from app.core.telemetry import Metrics
 
 router = APIRouter(tags=["health"])
@@ -14,6 +15,7 @@ router = APIRouter(tags=["health"])
 @router.get(
     "/metrics",
     response_class=PlainTextResponse,
+    responses=documented(422),
     summary="Metrics for Prometheus",
 )
 async def metrics(request: Request, repository: RepositoryDep) -> Response:

@@ -70,7 +70,7 @@ class SearchPage(BaseModel):
 @router.get(
     "/search",
     response_model=SearchPage,
-    responses=documented(422, 503, 504),
+    responses=documented(422, 429, 503, 504),
     openapi_extra=filters(CASE_FIELDS),
     summary="Search",
     operation_id="search",

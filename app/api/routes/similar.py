@@ -125,7 +125,7 @@ def _similar_schema() -> dict[str, Any]:
 @router.get(
     "/search/images",
     response_model=FoundImages,
-    responses=documented(422, 503, 504),
+    responses=documented(422, 429, 503, 504),
     openapi_extra=filters(IMAGE_FIELDS),
     summary="Find images by words",
 )

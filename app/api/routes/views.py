@@ -102,7 +102,7 @@ def _view(document: dict[str, Any]) -> dict[str, Any]:
     "/views",
     status_code=201,
     response_model=ViewOut,
-    responses=documented(400, 401, 403, 409, 413, 422, 429, 503, 504),
+    responses=documented(400, 401, 403, 409, 413, 415, 422, 429, 503, 504),
     dependencies=KEY_HEADERS,
     summary="Save a view",
     operation_id="save_view",
@@ -136,7 +136,7 @@ async def save_view(
 @router.get(
     "/views",
     response_model=ViewPage,
-    responses=documented(422, 503, 504),
+    responses=documented(422, 429, 503, 504),
     openapi_extra=filters(VIEW_FIELDS),
     summary="List views",
     operation_id="list_views",

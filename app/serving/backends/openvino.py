@@ -26,7 +26,7 @@ _GRAPH_FILE: Final = "graph.xml"
 # Names the outputs in a graph's runtime information: to run the PyTorch network for them would take seconds.
 _OUTPUTS: Final = "medpix_outputs"
 _MAX_STREAMS: Final = 4
-_COMPILED: Final[WeakValueDictionary[tuple[str, str, int], ov.CompiledModel]] = WeakValueDictionary()
+_COMPILED: Final[WeakValueDictionary[tuple[str, str, int, int], ov.CompiledModel]] = WeakValueDictionary()
 _COMPILING: Final = Lock()
 
 
@@ -65,11 +65,7 @@ class OpenVinoBackend:
         self.has_maps = MAPS in names
         self.outputs = tuple(name for name in names if name != MAPS)
         self._maps: ov.CompiledModel | None = None
-        # Models of one network, as a fusion and its image half, share what was compiled; requests are their own.
-        with _COMPILING:
-            key = (str(cache), precision, threads)
-            self._compiled = _COMPILED.get(key) or self._compile(_part(graph, self.outputs), streams=1)
-            _COMPILED[key] = self._compiled
+        self._compiled = self.compile(1, graph)
         self._request = self._compiled.create_infer_request()
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
@@ -90,13 +86,26 @@ class OpenVinoBackend:
             self._maps = self._compile(_part(self._kept_graph(), (MAPS,)), streams=1, precision="fp32")
         return np.array(self._maps([pixels])[0][0])
 
-    def compile(self, streams: int) -> ov.CompiledModel:
-        """Compile the same network for some concurrent requests, each with its share of the threads.
+    @property
+    def graph_key(self) -> tuple[str, str, int]:
+        """Names what is run: models of one network, as a fusion and its image half, have the same."""
+        return str(self._cache), self.precision, self.threads
+
+    def compile(self, streams: int, graph: ov.Model | None = None) -> ov.CompiledModel:
+        """The network for some concurrent requests, each with its share of the threads; compiled once for all models.
+
+        Args:
+            streams: number of requests.
+            graph: the converted network; None to read the one that is kept.
 
         Raises:
             RuntimeError: the converted graph is not kept.
         """
-        return self._compile(_part(self._kept_graph(), self.outputs), streams)
+        with _COMPILING:
+            key = (*self.graph_key, streams)
+            compiled = _COMPILED.get(key) or self._compile(_part(graph or self._kept_graph(), self.outputs), streams)
+            _COMPILED[key] = compiled
+        return compiled
 
     def _kept_graph(self) -> ov.Model:
         graph = _cached_graph(self._cache)

@@ -40,29 +40,37 @@ def two_classes(confidence: NDArray[np.float64]) -> Probabilities:
 
 
 def test_threshold_is_the_lowest_whose_answers_are_right_at_the_lower_bound() -> None:
-    # 100 cases, all right down to a confidence of 0.8, every second wrong below it.
-    confidence = np.linspace(0.99, 0.6, 100)
-    targets = np.where(confidence >= 0.8, 0, np.arange(100) % 2)
-    cases = np.arange(100).astype(np.str_)
+    # 200 cases, all right down to a confidence of 0.95, every second wrong below it.
+    confidence = np.linspace(0.99, 0.91, 200)
+    targets = np.where(confidence >= 0.95, 0, np.arange(200) % 2)
+    cases = np.arange(200).astype(np.str_)
     threshold = decision_threshold(two_classes(confidence), targets, cases, 0.9)
     sure = confidence >= threshold - 1e-6
     accuracy, count = float((targets[sure] == 0).mean()), int(sure.sum())
-    assert threshold < 0.8, "some wrong answers are allowed"
+    assert threshold < 0.95, "some wrong answers are allowed"
     deviation = np.sqrt(accuracy * (1.0 - accuracy) / count)
     assert accuracy - 1.645 * deviation == pytest.approx(0.9, abs=0.02), "the mean alone would allow more"
     stricter = decision_threshold(two_classes(confidence), targets, cases, 0.97)
     assert stricter > threshold
     assert decision_threshold(two_classes(confidence), 1 - targets, cases, 0.97) > 0.99, "nothing is confident"
-    assert decision_threshold(two_classes(confidence), np.full(100, IGNORED), cases, 0.9) == 0.5
+    assert decision_threshold(two_classes(confidence), np.full(200, IGNORED), cases, 0.9) == 0.5
 
 
 def test_images_of_one_case_do_not_make_a_threshold_certain() -> None:
-    confidence = np.linspace(0.99, 0.6, 200)
+    confidence = np.linspace(0.99, 0.93, 200)
     targets = np.where(np.arange(200) % 20 == 19, 1, 0)  # 95 % right everywhere
     single = np.arange(200).astype(np.str_)
     grouped = np.where(targets == 1, "wrong", (np.arange(200) // 5).astype(np.str_))
-    assert decision_threshold(two_classes(confidence), targets, single, 0.92) == pytest.approx(0.6, abs=1e-6)
-    assert decision_threshold(two_classes(confidence), targets, grouped, 0.92) > 0.9
+    assert decision_threshold(two_classes(confidence), targets, single, 0.92) == pytest.approx(0.93, abs=1e-6)
+    assert decision_threshold(two_classes(confidence), targets, grouped, 0.92) > 0.97
+
+
+def test_an_answer_less_probable_than_the_target_is_never_confident() -> None:
+    confidence = np.linspace(0.999, 0.51, 200)
+    right, cases = np.zeros(200, dtype=np.int64), np.arange(200).astype(np.str_)
+    found = decision_threshold(two_classes(confidence), right, cases, 0.97)
+    assert confidence[confidence >= found - 1e-6].min() >= 0.97, "all answers are right, but half may have been luck"
+    assert found == pytest.approx(0.97, abs=0.003)
 
 
 def test_answers_of_the_same_confidence_are_confident_together() -> None:

@@ -13,7 +13,7 @@ from ml.models import dual_encoder_train
 from ml.models.model_specs import MODEL_SPECS
 from ml.models.predict_records import captions_of, run_captions, run_images
 from ml.registry.artifacts import BusyError, exclusive_lock
-from ml.registry.registry import Registry, UnknownModelError, load_model
+from ml.registry.registry import Registry, UnknownModelError, load_model, load_reference
 from ml.training.context import Options
 from ml.training.device import amp_dtype, format_name
 from ml.training.train import models_to_train, queue, queued, train_model
@@ -44,6 +44,9 @@ def test_captions_of_the_generated_cases_are_learned(models_dir: Path, ml_databa
     fused = registry.get("fused-location")
     assert (fused.score("location_category") or 0) > 0.7
     assert fused.inputs == ["image", "caption"]
+    half = load_reference(registry.get("compact"), models_dir)
+    assert half is not None
+    assert load_reference(fused, models_dir) is half, "one network, one set of embeddings, held once"
 
 
 def test_training_runs_end_as_done(models_dir: Path, ml_database: Database[Document]) -> None:
