@@ -53,7 +53,10 @@ def _explain(settings: Settings, reason: str) -> str:
 
 
 def port_holder(port: int) -> tuple[int, str] | None:
-    """Process id and command line of who listens on a port; None where the system does not tell (Linux only)."""
+    """Process id and command line of who listens on a port; None where the system does not tell (Linux only).
+
+    Of a service that runs under a supervisor it is the supervisor, which would start the service again.
+    """
     sockets = set()
     for table in ("tcp", "tcp6"):
         with suppress(OSError):
@@ -64,6 +67,19 @@ def port_holder(port: int) -> tuple[int, str] | None:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if any(str(file.readlink()) in sockets for file in (process / "fd").iterdir()):
-                words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                return int(process.name), " ".join(words).strip()[:100]
+                holder = _supervisor(process)
+                return int(holder.name), " ".join(_command(holder))[:100]
     return None
+
+
+def _supervisor(process: Path) -> Path:
+    """The folder in /proc of a service's supervisor, or of the process itself where it has none."""
+    with suppress(OSError):
+        parent = process.parent / (process / "stat").read_text().rpartition(")")[2].split()[1]
+        if all({"medpix", "app.main"} & {Path(word).name for word in _command(each)[:4]} for each in (process, parent)):
+            return parent
+    return process
+
+
+def _command(process: Path) -> list[str]:
+    return (process / "cmdline").read_bytes().decode(errors="replace").strip("\0").split("\0")

@@ -152,9 +152,10 @@ def test_a_second_service_on_the_same_home_is_refused(tmp_path: Path, generated_
         for command in ("up", "serve"):
             message = fails(home, command, "--data", str(generated_dataset), port=free_port())
             assert f"{home} is in use by the service on port {up.port}, process {up.process.pid}" in message
-        holder = child(up.process.pid, "app.main serve")
+        # Not the API's process, which would be started again.
         message = fails(home, "up", "--data", str(generated_dataset), port=up.port)
-        assert f"Port {up.port} of 127.0.0.1 is used by process {holder} (" in message
+        assert f"Port {up.port} of 127.0.0.1 is used by process {up.process.pid} (" in message
+        assert f"`kill {up.process.pid}`" in message
         up.stop()
 
 
