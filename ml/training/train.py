@@ -273,9 +273,9 @@ def _reference(model: ServedModel, context: Context, registry: Registry, test_re
         card = versions.get(part.card.name)
         if card is None or card.version != part.card.version or part.network is not model.network:
             continue
-        known = load_reference(card, registry.models_dir)
-        if known is not None and known.images == tuple(images):
-            return known
+        registered = load_reference(card, registry.models_dir)
+        if registered is not None and registered.images == tuple(images):
+            return registered
     assert model.preprocess is not None
     outputs = run_images(model, context.images(records, model.preprocess))
     assert outputs is not None

@@ -27,7 +27,7 @@ from tests.conftest import database_address
 from tests.service import wait_for
 from tests.serving.decode.dicom_files import PATIENT, dicom
 from tests.serving.hostile_files import accepted, refused
-from tests.serving.ood_images import unlike
+from tests.serving.ood_images import ood_images
 
 Document = dict[str, Any]
 Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]
@@ -153,7 +153,7 @@ def test_every_readable_file_is_answered(predict_api: httpx.Client, task: str, n
 
 @pytest.mark.parametrize("name", ["chart", "white", "black", "photo"])
 def test_an_image_that_is_no_scan_is_uncertain_whatever_the_model_says(predict_api: httpx.Client, name: str) -> None:
-    body = ask(predict_api, "/predict/modality", unlike()[name]).json()
+    body = ask(predict_api, "/predict/modality", ood_images()[name]).json()
     assert body["decision"] == "uncertain"
     assert any("unlike every image" in note for note in body["notes"])
 

@@ -10,7 +10,7 @@ from PIL import Image
 from app.serving.input_heuristics import is_colourful, is_plausible
 from ml.dataset.preprocess import Preprocess
 from tests.serving.hostile_files import accepted
-from tests.serving.ood_images import unlike
+from tests.serving.ood_images import ood_images
 
 # Photographs that come with scikit-image.
 PHOTOGRAPHS = (
@@ -32,7 +32,7 @@ def _images(folder: Path) -> Iterator[tuple[str, Image.Image]]:
 
 @pytest.mark.parametrize("name", ["chart", "white", "black"])
 def test_paper_and_empty_frames_are_no_scans(name: str) -> None:
-    picture = Image.open(io.BytesIO(unlike()[name]))
+    picture = Image.open(io.BytesIO(ood_images()[name]))
     assert not is_plausible(Preprocess(size=128).apply(picture))
 
 

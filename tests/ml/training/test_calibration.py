@@ -68,9 +68,11 @@ def test_images_of_one_case_do_not_make_a_threshold_certain() -> None:
 def test_an_answer_less_probable_than_the_target_is_never_confident() -> None:
     confidence = np.linspace(0.999, 0.51, 200)
     right, cases = np.zeros(200, dtype=np.int64), np.arange(200).astype(np.str_)
-    found = decision_threshold(two_classes(confidence), right, cases, 0.97)
-    assert confidence[confidence >= found - 1e-6].min() >= 0.97, "all answers are right, but half may have been luck"
-    assert found == pytest.approx(0.97, abs=0.003)
+    threshold = decision_threshold(two_classes(confidence), right, cases, 0.97)
+    assert confidence[confidence >= threshold - 1e-6].min() >= 0.97, (
+        "all answers are right, but half may have been luck"
+    )
+    assert threshold == pytest.approx(0.97, abs=0.003)
 
 
 def test_answers_of_the_same_confidence_are_confident_together() -> None:
