@@ -22,17 +22,17 @@ def check_port(settings: Settings) -> None:
         PortInUseError: names the process that has the port, or what is wrong with MEDPIX_HOST.
     """
     try:
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise PortInUseError(
             f"MEDPIX_HOST={settings.host} is not an address of this machine ({error.strerror}). "
             "Use 127.0.0.1, 0.0.0.0, ::1 or :: instead."
         ) from error
-    for family, kind, protocol, _, place in found:
+    for family, kind, protocol, _, address in addresses:
         try:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(place)
+                probe.bind(address)
         except OSError as error:
             reason = error.strerror or str(error)
             raise PortInUseError(_explain(settings, reason)) from error

@@ -39,7 +39,7 @@ def tune(backend: Backend, shape: Shape, sizes: Sequence[int]) -> tuple[Backend,
     key = (*backend.graph_key, *sizes) if isinstance(backend, OpenVinoBackend) else ()
     if isinstance(backend, OpenVinoBackend) and key in _TUNED:
         streams, plan = _TUNED[key]
-        chosen = AsyncOpenVinoBackend(backend, streams) if streams > 1 else backend
+        chosen: Backend = AsyncOpenVinoBackend(backend, streams) if streams > 1 else backend
         for size in range(1, plan.size + 1):  # its own requests have not run yet
             chosen.run(noise(size, shape))
         return chosen, plan
@@ -85,8 +85,8 @@ def choose(plain: Backend, make: Callable[[], Backend], shape: Shape, sizes: Seq
         seconds: list[tuple[float, float]] = []
         for size in sizes:
             pixels = noise(size, shape)
-            expected, got = plain.run(pixels), other.run(pixels)
-            if not all(np.allclose(got[name], value, atol=_TOLERANCE) for name, value in expected.items()):
+            expected, actual = plain.run(pixels), other.run(pixels)
+            if not all(np.allclose(actual[name], value, atol=_TOLERANCE) for name, value in expected.items()):
                 logger.warning("%s gives other outputs than the plain backend, which serves", type(other).__name__)
                 return plain
             seconds.append(_seconds(plain, other, pixels))

@@ -21,7 +21,7 @@ from app.data.repository import CASES, NotFoundError, Repository
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
-# A copy may be kept, but is asked for again: after an update no old script meets a new page.
+# A copy may be kept, but is asked for again: after an update no old script runs in a new page.
 _CACHE_CONTROL: Final = "no-cache"
 _TEMPLATES: Final = Environment(
     loader=PackageLoader("app.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -61,9 +61,9 @@ def prefix_of(request: Request) -> str:
 
 def render(request: Request, page: str, **values: Any) -> str:
     """The HTML of a page."""
-    known = {"page": page, "modules": _MODULES[page], "prefix": prefix_of(request)}
+    context = {"page": page, "modules": _MODULES[page], "prefix": prefix_of(request)}
     scripts = ["shell"] if page in ("missing", "docs") else [page, "shell"]
-    return _TEMPLATES.get_template(f"{page}.html").render(scripts=scripts, **known, **values)
+    return _TEMPLATES.get_template(f"{page}.html").render(scripts=scripts, **context, **values)
 
 
 def _page(request: Request, name: str, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> HTMLResponse:

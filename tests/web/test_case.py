@@ -201,7 +201,7 @@ def test_zoom_and_full_screen_by_keys_and_buttons(page: Page, many: Document) ->
     box = page.locator("#viewer").bounding_box()
     assert box
     assert (box["width"], box["height"]) == tuple(page.evaluate("[innerWidth, innerHeight]"))
-    # The caption goes with the picture.
+    # The caption goes with the image.
     expect(page.locator("#caption")).to_be_in_viewport()
     page.keyboard.press("ArrowDown")
     expect(page.locator("#strip a").nth(1)).to_have_attribute("aria-current", "true")
@@ -304,13 +304,13 @@ def test_missing_files_and_models_leave_the_texts(page: Page, many: Document) ->
 
 
 def test_on_a_slow_network_the_last_image_wins(page: Page, many: Document) -> None:
-    held = hold(page, "**/images/*/predict?*")
+    predictions = hold(page, "**/images/*/predict?*")
     page.goto(f"/pages/case/{many['u_id']}")
     page.get_by_role("button", name="Predict this image").click()
     expect(page.locator("#prediction")).to_contain_text("Predicting")
     page.locator("#strip a").nth(1).click()
     expect(page.locator("#prediction")).to_be_empty()
-    for route in held:
+    for route in predictions:
         route.continue_()
     page.get_by_role("button", name="Predict this image").focus()
     expect(page.locator("#prediction")).to_be_empty()

@@ -12,7 +12,7 @@ import { caseCard, emptyView, hitView, imageTile, nameCase, searchNotes, skeleto
 import { rememberWalk } from "./walk.js";
 
 const SIZES = { cases: 30, images: 40 };
-const EAGER = 18; // pictures that are asked for at once
+const EAGER = 18; // images that are asked for at once
 const SORTS = [
   ["", "Case id"],
   ["-image_count", "Most images first"],
@@ -173,7 +173,7 @@ async function recordsOf(result, found) {
   return new Map(pages.flatMap((page) => page.items).map((record) => [record.u_id, record]));
 }
 
-/** The titles come with the records of the cases; the pictures do not wait for them. */
+/** The titles come with the records of the cases; the images do not wait for them. */
 async function nameCases({ result, signal }, found) {
   const records = await recordsOf(result, found).catch(() => new Map());
   if (signal.aborted) return;

@@ -127,7 +127,7 @@ const indexOf = (one) => shown.images.indexOf(one);
 const pane = () => (viewer.active === 1 ? second : image);
 const position = (one) => `Image ${number(indexOf(one) + 1)} of ${number(shown.images.length)}`;
 
-/** What the corner of a picture says. */
+/** What the corner of an image says. */
 function labelOf(one) {
   const words = level() > 0 ? [one.modality, one.plane].filter(Boolean).join(", ") : "";
   return [position(one), words].filter(Boolean).join(" · ");

@@ -22,9 +22,9 @@ function problemOf(error, again, isShown) {
 /** Predict an image of the dataset. `isShown()`: whether the reader still looks at it. */
 export async function showPredictions(target, image, { withCaption, signal, isShown, again }) {
   if (!target.querySelector(".notice:not(.error)")) target.replaceChildren(el("p", { class: "muted", text: "Predicting …" }));
-  const taskView = (task, judged) => {
-    if (judged.prediction) return predictionView(judged.prediction, { judged, withSplit: true });
-    const problem = new Problem(judged.problem.detail, judged.status, judged.problem);
+  const taskView = (task, labelled) => {
+    if (labelled.prediction) return predictionView(labelled.prediction, { labelled, withSplit: true });
+    const problem = new Problem(labelled.problem.detail, labelled.status, labelled.problem);
     return el("section", { class: "prediction" }, el("h3", { text: spoken(task) }), problemOf(problem, again, isShown));
   };
   try {

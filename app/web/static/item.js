@@ -1,4 +1,4 @@
-// One image on the predict page: its picture, its caption and what the models predict for it.
+// One file on the predict page: its image, its caption and what the models predict for it.
 
 import { at } from "./address.js";
 import { el, percent, problemBox, spoken } from "./dom.js";
@@ -108,10 +108,10 @@ export class Item {
     this.node = el("article", { class: "card item", id, tabindex: -1, "aria-labelledby": `${id}-name` }, head, body, this._similar());
   }
 
-  /** The picture of a file that the browser cannot show, such as DICOM: the service's own. */
+  /** The image of a file that the browser cannot show, such as DICOM: the service's own. */
   async _showAnalysed() {
     this._picture.remove();
-    const words = el("p", { text: "Loading the picture …" });
+    const words = el("p", { text: "Loading the image …" });
     this._overlay.append(words);
     try {
       const form = new FormData();
@@ -120,7 +120,7 @@ export class Item {
       const address = URL.createObjectURL(answer);
       this._addresses.push(address);
       this._shown = address;
-      this._picture = el("img", { src: address, alt: `The picture of ${this.file.name} that was analysed` });
+      this._picture = el("img", { src: address, alt: `The image of ${this.file.name} that was analysed` });
       this._overlay.replaceChildren(this._picture);
     } catch (error) {
       if (error.name !== "AbortError") words.textContent = "The browser cannot show this file.";
@@ -180,12 +180,12 @@ export class Item {
 
   _show(task, answer, { timing, asked, caption }) {
     const { signal } = this.stop;
-    const judged = this._judge(task, answer);
+    const labelled = this._labelled(task, answer);
     const explained = { formOf: () => asked, address: this._shown ?? this._addresses[0], signal, keep: (address) => this._addresses.push(address) };
-    const view = predictionView(answer, { timing, judged, isBrief: true });
+    const view = predictionView(answer, { timing, labelled, isBrief: true });
     view.append(explainer(task, answer, explained), snippetsView(task, this.file.name, caption));
     this._slots[task].replaceChildren(view);
-    this._verdicts[task].replaceChildren(el("h3", { text: spoken(task) }), ...verdictView(answer, judged));
+    this._verdicts[task].replaceChildren(el("h3", { text: spoken(task) }), ...verdictView(answer, labelled));
     this.answered.add(task);
     this._known.replaceChildren(answer.in_dataset ? whereabouts(answer.in_dataset) : "");
     const found = answer.in_dataset;
@@ -240,7 +240,7 @@ export class Item {
     return el("p", { class: "notice", text: `${reason} This page retries automatically.` });
   }
 
-  _judge(task, { label, probabilities }) {
+  _labelled(task, { label, probabilities }) {
     if (!this.example) return null;
     const truth = this.example[task];
     const isClass = probabilities.some((entry) => entry.label === truth);

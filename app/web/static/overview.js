@@ -22,7 +22,7 @@ function csvField(value) {
   return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
-export const toCsv = (rows) => `${[CSV, ...rows.map((row) => CSV.map((name) => row[name]))].map((row) => row.map(csvField).join(",")).join("\r\n")}\r\n`;
+const toCsv = (rows) => `${[CSV, ...rows.map((row) => CSV.map((name) => row[name]))].map((row) => row.map(csvField).join(",")).join("\r\n")}\r\n`;
 
 function compare(a, b) {
   if (a === b) return 0;

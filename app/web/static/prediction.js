@@ -31,14 +31,14 @@ function doubt(prediction) {
 }
 
 /** The answer in a line, with what the dataset says of it and why it is uncertain. */
-export function verdictView(prediction, judged = null) {
+export function verdictView(prediction, labelled = null) {
   const tag = el("span", { class: `tag ${prediction.decision === "confident" ? "good" : "warn"}`, text: prediction.decision });
   const line = el("p", { class: "verdict" }, el("strong", { text: prediction.label }), ` ${percent(prediction.probabilities[0].probability)} `, tag);
   const header = prediction.task === "modality" && prediction.image.header_modality;
   const reason = doubt(prediction);
   return [
     line,
-    judged && comparison(prediction, judged.truth, judged.correct),
+    labelled && comparison(prediction, labelled.truth, labelled.correct),
     header && el("p", { class: "header-modality small", text: `Modality in the DICOM header: ${header}.` }),
     reason && el("p", { class: "doubt", text: reason }),
   ].filter(Boolean);
@@ -70,10 +70,10 @@ function comparison(prediction, truth, correct) {
 }
 
 /**
- * A prediction. `judged`: `truth` and `correct` where the dataset knows; `timing`: of postForm; `withSplit`: whether to
+ * A prediction. `labelled`: `truth` and `correct` where the dataset knows; `timing`: of postForm; `withSplit`: whether to
  * repeat what the API notes of images of the training and dev splits; `isBrief`: the verdict stands elsewhere.
  */
-export function predictionView(prediction, { judged = null, timing = null, withSplit = false, isBrief = false } = {}) {
+export function predictionView(prediction, { labelled = null, timing = null, withSplit = false, isBrief = false } = {}) {
   const known = prediction.in_dataset;
   const notes = prediction.notes.filter((note) => withSplit || !(known && note.includes(known.image)));
   const region = prediction.location_category;
@@ -81,8 +81,8 @@ export function predictionView(prediction, { judged = null, timing = null, withS
     "section",
     { class: "prediction", "aria-label": spoken(prediction.task), data: { task: prediction.task } },
     el("h3", { text: spoken(prediction.task) }),
-    !isBrief && verdictView(prediction, judged),
-    bars(prediction.probabilities, judged?.truth),
+    !isBrief && verdictView(prediction, labelled),
+    bars(prediction.probabilities, labelled?.truth),
     region && el("p", { class: "region" }, "Location category: ", el("strong", { text: region.label }), ` ${percent(region.probabilities[0].probability)}`),
     notes.length > 0 && el("ul", { class: "notes small" }, notes.map((note) => el("li", { text: note }))),
     facts(prediction, timing),

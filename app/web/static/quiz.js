@@ -10,7 +10,7 @@ const TASKS = ["modality", "location"];
 const TRIES = 8;
 
 /** The score and the cases that were answered; of this browser alone. */
-export function readScore() {
+function readScore() {
   const none = { asked: 0, modality: 0, location: 0, model: { asked: 0, modality: 0, location: 0 }, cases: [] };
   try {
     return { ...none, ...JSON.parse(localStorage.getItem(STORED) ?? "{}") };
