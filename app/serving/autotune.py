@@ -39,7 +39,7 @@ def tune(backend: Backend, shape: Shape, sizes: Sequence[int]) -> tuple[Backend,
     key = (*backend.graph_key, *sizes) if isinstance(backend, OpenVinoBackend) else ()
     if isinstance(backend, OpenVinoBackend) and key in _TUNED:
         streams, plan = _TUNED[key]
-        chosen = AsyncOpenVinoBackend(backend, streams) if streams > 1 else backend
+        chosen: Backend = AsyncOpenVinoBackend(backend, streams) if streams > 1 else backend
         for size in range(1, plan.size + 1):  # its own requests have not run yet
             chosen.run(noise(size, shape))
         return chosen, plan
