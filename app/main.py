@@ -82,7 +82,7 @@ def main() -> None:
 def _explain_database_error(error: Exception) -> str | None:
     from pymongo.errors import ConnectionFailure, PyMongoError  # noqa: PLC0415 - `medpix --help` needs no driver
 
-    from app.data.client import explain_refusal  # noqa: PLC0415
+    from app.data.client import explain_refusal  # noqa: PLC0415 - it imports the driver
 
     match error:
         case ConnectionFailure():

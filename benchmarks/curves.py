@@ -70,10 +70,10 @@ class Curve:
     def exponent(self) -> float:
         """How the values grow with the sizes: 0 does not, 1 in proportion; NaN with fewer than two values."""
         sizes, values = (np.array(numbers) for numbers in (self.sizes, self.values))
-        known = np.isfinite(values)
-        if known.sum() < 2:
+        finite = np.isfinite(values)
+        if finite.sum() < 2:
             return float("nan")
-        return float(np.polyfit(np.log(sizes[known]), np.log(values[known]), 1)[0])
+        return float(np.polyfit(np.log(sizes[finite]), np.log(values[finite]), 1)[0])
 
     def describe(self) -> str:
         """One line for people."""

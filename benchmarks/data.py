@@ -165,14 +165,14 @@ def measure(
     gunicorn = [peers, "-m", "gunicorn", "-w", "1", "--threads", str(CONNECTIONS), "--log-level", "error"]
     pairs = [(field, value) for field, values in lists.items() for value in values if value is not None]
     ours = {"case": cases, "list": [f"/images?{field}={quote(value)}&limit=50" for field, value in pairs]}
-    wanted = [quote(json.dumps({f"norm.{field}": value})) for field, value in pairs]
-    theirs = {"case": cases, "list": [f"/images?where={where}&max_results=50&sort=_id" for where in wanted]}
-    found: dict[str, list[float]] = {}
+    conditions = [quote(json.dumps({f"norm.{field}": value})) for field, value in pairs]
+    theirs = {"case": cases, "list": [f"/images?where={condition}&max_results=50&sort=_id" for condition in conditions]}
+    rates: dict[str, list[float]] = {}
     for _ in range(rounds):
         port = free_port()
         command = [sys.executable, "-m", "uvicorn", "empty_app:app", "--port", str(port), "--no-access-log"]
         with running(command, port, folder, "/empty") as address:
-            found.setdefault("empty", []).append(rate(address, ["/empty"], folder))
+            rates.setdefault("empty", []).append(rate(address, ["/empty"], folder))
         port = free_port()
         command = [sys.executable, "-m", "app.main", "serve"]
         settings = {"MEDPIX_MONGO_URI": uri, "MEDPIX_PORT": str(port), "MEDPIX_HOME": str(folder / "home")}
@@ -181,16 +181,16 @@ def measure(
         with running(command, port, folder, "/health/live", **settings, **source, **quiet) as address:
             wait_until_idle(address)
             for name, paths in ours.items():
-                found.setdefault(f"ours {name}", []).append(rate(address, paths, folder))
+                rates.setdefault(f"ours {name}", []).append(rate(address, paths, folder))
             with urllib.request.urlopen(address + cases[0]) as answer:
                 etag = answer.headers["ETag"]
-            found.setdefault("ours 304", []).append(rate(address, cases[:1], folder, etag))
+            rates.setdefault("ours 304", []).append(rate(address, cases[:1], folder, etag))
         port = free_port()
         command = [*gunicorn, "-b", f"127.0.0.1:{port}", "eve_app:app"]
         with running(command, port, folder, cases[0], MONGO_URI=eve_uri) as address:
             for name, paths in theirs.items():
-                found.setdefault(f"eve {name}", []).append(rate(address, paths, folder))
-    middle = {name: statistics.median(values) for name, values in found.items()}
+                rates.setdefault(f"eve {name}", []).append(rate(address, paths, folder))
+    middle = {name: statistics.median(values) for name, values in rates.items()}
     print(f"requests per second, {CONNECTIONS} connections, one core each for server and wrk, median of {rounds}")
     for name, value in middle.items():
         print(f"  {name:13} {value:8.0f}")

@@ -48,7 +48,7 @@ def dicom_kinds(settings: Settings) -> dict[str, Images]:
             image = decode(path.read_bytes(), settings).image
         except (ApiError, InvalidDicomError, OSError, ValueError, KeyError):
             continue
-        # The same picture is there in many encodings.
+        # The same image is there in many encodings.
         key = hashlib.sha256(image.convert("L").resize((8, 8)).quantize(16).tobytes()).hexdigest()
         if min(image.size) >= 32 and key not in seen:
             seen.add(key)
@@ -79,7 +79,7 @@ def _views(image: Image.Image) -> Images:
 
 
 def photographs() -> dict[str, Images]:
-    """Photographs and pictures of a microscope or telescope, in colour and in grey."""
+    """Photographs and images of a microscope or telescope, in colour and in grey."""
     skimage_data, sklearn_data = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets"
     paths = [
         *sorted(skimage_data.glob("*.png")),

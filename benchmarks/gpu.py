@@ -82,7 +82,7 @@ class Check:
             device="cuda" if self.device == "cuda" else "cpu",
             options=Options(epochs=1, members=1),
         )
-        accuracy = ", ".join(f"{task} {found['accuracy']:.2f}" for task, found in card.metrics["dev"].items())
+        accuracy = ", ".join(f"{task} {figures['accuracy']:.2f}" for task, figures in card.metrics["dev"].items())
         return f"{card.environment.device}, {card.environment.precision}, {card.init}; dev accuracy: {accuracy}"
 
     def compare(self, name: str) -> str:
@@ -96,7 +96,7 @@ class Check:
         exact = self.settings.model_copy(update={"device": "cpu", "precision": "fp32"})
         on_cpu = make_backend(model, model.preprocess, exact, weights)
         expected = _run(on_cpu.run, pixels)
-        dev = lambda: load_records(self.database, self.data / IMAGE_FOLDER, ("dev",))  # noqa: E731
+        dev = lambda: load_records(self.database, self.data / IMAGE_FOLDER, ("dev",))  # noqa: E731 - one expression
         # Loaded again: a backend moves the network that it is given.
         other = registry.load(name)
         plain, choice = select_backend(other, self.settings, weights, dev)
@@ -112,7 +112,7 @@ class Check:
         )
 
     def serve(self, seconds: float) -> str:
-        """The benchmark of the server for a short time; its own goals are judged elsewhere."""
+        """The benchmark of the server for a short time; its own goals are checked by `benchmarks.serve`."""
         command = [sys.executable, "-m", "benchmarks.serve", "--data", str(self.data), "--device", self.device]
         command += ["--models", "resnet50-modality", "--servers", "service", "--seconds", str(seconds), "--soak", "0"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -125,12 +125,12 @@ class Check:
         family = MODEL_SPECS[name].module
         if family == "efficientnet":
             return "auto"  # of a package, or none
-        found: list[Path] = []
+        paths: list[Path] = []
         if self.weights is not None and family == "resnet":
-            found = [path for path in sorted(self.weights.glob("resnet50*")) if path.suffix in (".pth", ".safetensors")]
+            paths = [path for path in sorted(self.weights.glob("resnet50*")) if path.suffix in (".pth", ".safetensors")]
         elif self.weights is not None and family == "clip_train":
-            found = [path.parent for path in sorted(self.weights.glob("*/model.safetensors"))]
-        return str(found[0]) if found else "scratch"
+            paths = [path.parent for path in sorted(self.weights.glob("*/model.safetensors"))]
+        return str(paths[0]) if paths else "scratch"
 
 
 def _run(run: Callable[[Any], Any], pixels: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -162,9 +162,9 @@ def check(todo: Check, families: Sequence[str], seconds: float) -> bool:
     print(_HEADER, flush=True)
     good = []
     for name in families:
-        good.append(step(f"train {name}", lambda name=name: todo.train(name)))  # type: ignore[misc]
+        good.append(step(f"train {name}", lambda name=name: todo.train(name)))  # type: ignore[misc]  # bound now
         if good[-1]:
-            good.append(step(f"compare {name}", lambda name=name: todo.compare(name)))  # type: ignore[misc]
+            good.append(step(f"compare {name}", lambda name=name: todo.compare(name)))  # type: ignore[misc]  # bound now
     if seconds:
         good.append(step("serve resnet50-modality", lambda: todo.serve(seconds)))
     return all(good)

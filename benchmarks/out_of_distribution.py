@@ -31,7 +31,7 @@ from benchmarks.foreign_images import foreign_images, spoiled_images
 from ml.dataset.labels import MODALITY
 from ml.dataset.records import Record, load_records, targets
 from ml.models.base import EMBEDDING, STAGES, softmax
-from ml.models.image import ImageModel
+from ml.models.image_model import ImageModel
 from ml.models.network import MultiTaskNetwork
 from ml.registry.reference_embeddings import Density, normalise
 from ml.registry.registry import Registry
@@ -69,16 +69,16 @@ def encode(model: ImageModel, images: Sequence[Image.Image | Path]) -> Outputs:
         pixels = np.stack([preprocess.apply(image) for image in some])
         with torch.inference_mode():
             x = model.network.normalise(torch.from_numpy(pixels))
-            found, mirrored = network(x, stages=network.has_stages), network(x.flip(3))
+            plain, mirrored = network(x, stages=network.has_stages), network(x.flip(3))
         plausible = [is_plausible(p) and not is_colourful(i) for p, i in zip(pixels, some, strict=True)]
         parts.append(
             {
-                _LOGITS: found[MODALITY].numpy(),
+                _LOGITS: plain[MODALITY].numpy(),
                 _MIRRORED: mirrored[MODALITY].numpy(),
-                EMBEDDING: found[EMBEDDING].numpy(),
+                EMBEDDING: plain[EMBEDDING].numpy(),
                 _PLAUSIBLE: np.array(plausible, dtype=np.float32),
             }
-            | ({STAGES: found[STAGES].numpy()} if STAGES in found else {})
+            | ({STAGES: plain[STAGES].numpy()} if STAGES in plain else {})
         )
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -136,14 +136,20 @@ def measure(
     rule: Rule, model: ImageModel, dev: Outputs, kinds: Mapping[str, Outputs], names: Sequence[str]
 ) -> tuple[float, float]:
     """AUROC of a rule for images of some kinds, and the share of them that it leaves confident."""
-    known = rule(dev)
-    limit = np.quantile(known, PASSING)
+    dev_distances = rule(dev)
+    limit = np.quantile(dev_distances, PASSING)
     # Colour and white paper are seen before the network, under every rule.
-    found = np.concatenate([np.where(kinds[name][_PLAUSIBLE] > 0, rule(kinds[name]), np.inf) for name in names])
+    distances = np.concatenate([np.where(kinds[name][_PLAUSIBLE] > 0, rule(kinds[name]), np.inf) for name in names])
     sure = np.concatenate([confidence(model, kinds[name]) for name in names])
-    finite = np.where(np.isinf(found), max(known.max(), found[np.isfinite(found)].max(initial=0.0)) + 1.0, found)
-    truth = np.concatenate([np.zeros(len(known)), np.ones(len(found))])
-    return float(roc_auc_score(truth, np.concatenate([known, finite]))), float((sure & (found <= limit)).mean())
+    finite = np.where(
+        np.isinf(distances),
+        max(dev_distances.max(), distances[np.isfinite(distances)].max(initial=0.0)) + 1.0,
+        distances,
+    )
+    is_foreign = np.concatenate([np.zeros(len(dev_distances)), np.ones(len(distances))])
+    return float(roc_auc_score(is_foreign, np.concatenate([dev_distances, finite]))), float(
+        (sure & (distances <= limit)).mean()
+    )
 
 
 def report(
@@ -174,9 +180,9 @@ def report(
 
 def right_on_spoiled(dev: Sequence[Record], spoiled: Mapping[str, Outputs]) -> None:
     """Print how often the modality is right about spoiled images of the dataset."""
-    wanted = targets(dev, MODALITY)
+    classes = targets(dev, MODALITY)
     for kind, outputs in spoiled.items():
-        print(f"{kind:<24} modality right {float((outputs[_LOGITS].argmax(axis=1) == wanted).mean()):.3f}")
+        print(f"{kind:<24} modality right {float((outputs[_LOGITS].argmax(axis=1) == classes).mean()):.3f}")
 
 
 def run(settings: Settings, name: str) -> bool:
@@ -190,8 +196,8 @@ def run(settings: Settings, name: str) -> bool:
     train = encode(model, [record.path for record in records["train"]])
     images = [_open(record.path) for record in records["dev"]]
     dev = encode(model, images)
-    foreign = {kind: encode(model, found) for kind, found in foreign_images(settings).items() if found}
-    spoiled = {kind: encode(model, found) for kind, found in spoiled_images(images).items()}
+    foreign = {kind: encode(model, paths) for kind, paths in foreign_images(settings).items() if paths}
+    spoiled = {kind: encode(model, paths) for kind, paths in spoiled_images(images).items()}
     reached = report(model, train, dev, foreign | spoiled, list(foreign))
     right_on_spoiled(records["dev"], spoiled)
     return reached
@@ -203,9 +209,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of MedPix 2.0; default: MEDPIX_DATA_DIR")
     parser.add_argument("--home", type=Path, help="folder of database and models; default: MEDPIX_HOME")
     parser.add_argument("--model", default="efficientnet", help="a registered image model")
-    given = parser.parse_args()
-    overrides = {name: value for name, value in (("data_dir", given.data), ("home", given.home)) if value}
-    sys.exit(0 if run(load_settings(**overrides), given.model) else 1)
+    arguments = parser.parse_args()
+    overrides = {name: value for name, value in (("data_dir", arguments.data), ("home", arguments.home)) if value}
+    sys.exit(0 if run(load_settings(**overrides), arguments.model) else 1)
 
 
 if __name__ == "__main__":

@@ -79,23 +79,23 @@ async def measure(running: Running, case: str, image: bytes, seconds: float) -> 
     print(f"{'phase':24}{'MiB':>6}{'threads':>9}{'files':>7}" + "".join(f"{f'{n} p50/p99 ms':>22}" for n in good))
     for name, phase in phases.items():
         async with phase(running.port, upload):
-            found = await _good_client(running.port, good, seconds)
+            loads = await _good_client(running.port, good, seconds)
             row = f"{name:24}{running.memory.now_mb():6.0f}{_threads(running):9}{_files(running):7}"
-        cells = [f"{found[kind].quantile(50):.1f} / {found[kind].quantile(99):.1f}" for kind in good]
-        failed = {kind: found[kind].statuses for kind in good if set(found[kind].statuses) != {200}}
+        cells = [f"{loads[kind].quantile(50):.1f} / {loads[kind].quantile(99):.1f}" for kind in good]
+        failed = {kind: loads[kind].statuses for kind in good if set(loads[kind].statuses) != {200}}
         print(row + "".join(f"{cell:>22}" for cell in cells), failed or "", flush=True)
 
 
 async def _good_client(port: int, requests: dict[str, bytes], seconds: float) -> dict[str, Load]:
-    found = {kind: Load() for kind in requests}
+    loads = {kind: Load() for kind in requests}
     end = time.perf_counter() + seconds
     with closing(Connection(port)) as connection:
         for kind in cycle(requests):
             if (began := time.perf_counter()) > end:
-                return found
-            found[kind].add(await connection.ask(requests[kind]), time.perf_counter() - began)
+                return loads
+            loads[kind].add(await connection.ask(requests[kind]), time.perf_counter() - began)
             await asyncio.sleep(_PAUSE_S)
-    return found
+    return loads
 
 
 @asynccontextmanager
@@ -116,13 +116,13 @@ async def _running(clients: Sequence[Coroutine[None, None, None]]) -> AsyncItera
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _drip(port: int, start: bytes, rest: bytes) -> None:
+async def _drip(port: int, start: bytes, remainder: bytes) -> None:
     """Send a part, and then a byte every half second until the server hangs up."""
     with suppress(OSError):
         _, writer = await asyncio.open_connection(_HOST, port)
         try:
             writer.write(start)
-            for byte in rest:
+            for byte in remainder:
                 writer.write(bytes([byte]))
                 await writer.drain()
                 await asyncio.sleep(0.5)

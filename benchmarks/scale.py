@@ -76,14 +76,14 @@ def enlarge(source: Database[Document], target: Database[Document], images: int)
 
 def p99(ask: Callable[[int], str], client: httpx.Client) -> float:
     """The 99th percentile of the answers' times in milliseconds."""
-    taken = []
+    times = []
     for number in range(REQUESTS):
         address = ask(number)
         started = time.perf_counter()
         answer = client.get(address)
-        taken.append(1000 * (time.perf_counter() - started))
+        times.append(1000 * (time.perf_counter() - started))
         answer.raise_for_status()
-    return statistics.quantiles(taken, n=100)[98]
+    return statistics.quantiles(times, n=100)[98]
 
 
 def deep_page(client: httpx.Client, pages: int) -> str:
@@ -101,27 +101,27 @@ def measure(client: httpx.Client) -> dict[str, float]:
     images = [item["image"] for item in client.get("/images?limit=100").json()["items"]]
     late = deep_page(client, 1000)
     words = ("ureter", "pilocytic astrocytoma", '"left kidney"', "malrotation", "septal thickening")
-    asked: dict[str, Callable[[int], str]] = {
+    addresses: dict[str, Callable[[int], str]] = {
         "case": lambda number: f"/cases/{images[number % len(images)].partition('_')[0]}",
         "first page": lambda _: "/images?modality=CT&limit=20",
         "late page": lambda _: late,
         "search": lambda number: f"/search?q={words[number % len(words)]}",
         "facets": lambda _: "/facets?location_category=Thorax&split=dev",
     }
-    found = {}
-    for name, ask in asked.items():
-        found[name] = p99(ask, client) if name in ("case", "first page", "late page") else slow(ask, client)
-    return found
+    percentiles = {}
+    for name, ask in addresses.items():
+        percentiles[name] = p99(ask, client) if name in ("case", "first page", "late page") else slow(ask, client)
+    return percentiles
 
 
 def slow(ask: Callable[[int], str], client: httpx.Client) -> float:
     """The slowest of ten answers in milliseconds; one that takes too long counts as its limit."""
-    taken = []
+    times = []
     for number in range(10):
         started = time.perf_counter()
         client.get(ask(number))
-        taken.append(1000 * (time.perf_counter() - started))
-    return max(taken)
+        times.append(1000 * (time.perf_counter() - started))
+    return max(times)
 
 
 def main() -> None:
@@ -153,19 +153,19 @@ def export(client: httpx.Client, query: str) -> str:
 
 
 def report(uri: str, client: MongoClient[Document], folder: Path, home: Path) -> None:
-    found = {}
+    percentiles = {}
     for name in (DATABASE, "large"):
         # Without the memory of answers: every request reaches the database.
         settings = load_settings(home=home / name, mongo_uri=uri.replace(f"/{DATABASE}?", f"/{name}?"), data_dir=folder)
         with running_service(settings) as api:
             wait_for(api, "/health/ready", is_ok)
-            found[name] = measure(api)
+            percentiles[name] = measure(api)
             for query in EXPORTS:
                 print(f"  export?{query:25} {export(api, query)}", flush=True)
         count = client[name][IMAGES].estimated_document_count()
         print(f"{name}: {count} images")
-    for request, small in found[DATABASE].items():
-        large = found["large"][request]
+    for request, small in percentiles[DATABASE].items():
+        large = percentiles["large"][request]
         print(f"  {request:10} {small:8.1f} ms  {large:8.1f} ms  {large / small:6.2f} x")
 
 

@@ -40,7 +40,8 @@ from tests.service import is_ok, running_service, wait_for
 
 Document = dict[str, Any]
 
-Order = Callable[[dict[str, Any], frozenset[str]], list[str]]
+# From a page of results and the right ids to the ids in order.
+Order = Callable[[Document, frozenset[str]], list[str]]
 MODES: Final = ("words", "meaning", "hybrid")
 HELD_OUT: Final = "held_out"
 MAX_CHARS: Final = 300
@@ -49,7 +50,7 @@ SHOWN: Final = 20
 
 
 @dataclass(frozen=True)
-class Known:
+class LabelledQuery:
     """A query, and the ids of what it should find."""
 
     query: str
@@ -59,19 +60,19 @@ class Known:
 def plain(text: str) -> str:
     """A text as a query of words: without quotation marks, and with no hyphen that excludes."""
     words = re.sub(r'["“”]', " ", text).split()
-    kept = " ".join(word.lstrip("-–−") for word in words)
-    return kept if len(kept) <= MAX_CHARS else kept[:MAX_CHARS].rpartition(" ")[0]
+    query = " ".join(word.lstrip("-–−") for word in words)
+    return query if len(query) <= MAX_CHARS else query[:MAX_CHARS].rpartition(" ")[0]
 
 
-def titles(cases: list[Document], every: int) -> Iterator[Known]:
+def titles(cases: list[Document], every: int) -> Iterator[LabelledQuery]:
     same = defaultdict(set)
     for case in cases:
         same[case["norm"]["title"].casefold()].add(case["_id"])
     for case in cases[::every]:
-        yield Known(plain(case["norm"]["title"]), frozenset(same[case["norm"]["title"].casefold()]))
+        yield LabelledQuery(plain(case["norm"]["title"]), frozenset(same[case["norm"]["title"].casefold()]))
 
 
-def captions(images: list[Document], every: int) -> Iterator[Known]:
+def captions(images: list[Document], every: int) -> Iterator[LabelledQuery]:
     rng = random.Random(0)
     same = defaultdict(set)
     for image in images:
@@ -79,16 +80,16 @@ def captions(images: list[Document], every: int) -> Iterator[Known]:
             same[image["norm"]["caption"]].add(image["_id"])
     for caption in sorted(same)[:: 2 * every]:
         words = caption.split()
-        kept = sorted(rng.sample(range(len(words)), len(words) - len(words) // 3))
-        yield Known(plain(" ".join(words[index] for index in kept)), frozenset(same[caption]))
+        chosen = sorted(rng.sample(range(len(words)), len(words) - len(words) // 3))
+        yield LabelledQuery(plain(" ".join(words[index] for index in chosen)), frozenset(same[caption]))
 
 
-def histories(cases: list[Document], every: int) -> Iterator[Known]:
+def histories(cases: list[Document], every: int) -> Iterator[LabelledQuery]:
     for case in [case for case in cases if case["norm"]["history"]][::every]:
-        yield Known(plain(case["norm"]["history"]), frozenset([case["_id"]]))
+        yield LabelledQuery(plain(case["norm"]["history"]), frozenset([case["_id"]]))
 
 
-def lay_terms(cases: list[Document]) -> Iterator[Known]:
+def lay_terms(cases: list[Document]) -> Iterator[LabelledQuery]:
     for query, medical in LAY_TERMS:
         names = {
             case["_id"]: f"{case['norm']['title']}\n{case['norm']['diagnosis']}\n{case['norm']['topic']['title']}"
@@ -96,7 +97,7 @@ def lay_terms(cases: list[Document]) -> Iterator[Known]:
         }
         right = {key for key, text in names.items() if re.search(medical, text, re.IGNORECASE)}
         if right:
-            yield Known(query, frozenset(right))
+            yield LabelledQuery(query, frozenset(right))
         else:
             print(f"no case for {query!r}")
 
@@ -114,26 +115,29 @@ def found_images(page: Document, right: frozenset[str]) -> list[str]:
 
 
 def measure(
-    client: httpx.Client, name: str, known: list[Known], order: Callable[[Document, frozenset[str]], list[str]]
+    client: httpx.Client,
+    name: str,
+    queries: list[LabelledQuery],
+    order: Order,
 ) -> None:
     """Ask every query in every mode and print recall, rank and time."""
     for mode in MODES:
         recalls, ranks, times = [], [], []
-        for item in known:
+        for item in queries:
             started = time.perf_counter()
             answer = client.get("/search", params={"q": item.query, "mode": mode, "limit": SHOWN})
             times.append(1000 * (time.perf_counter() - started))
             answer.raise_for_status()
             page = answer.json()
             assert page["mode"] == mode or page["exact_id"], page["mode"]
-            places = [place for place, key in enumerate(order(page, item.right), start=1) if key in item.right]
+            positions = [rank for rank, key in enumerate(order(page, item.right), start=1) if key in item.right]
             # Images with one caption are of one case: to find any of them is to find it.
-            wanted = 1 if order is found_images else min(10, len(item.right))
-            recalls.append(min(1.0, sum(place <= 10 for place in places) / wanted))
-            ranks.append(1 / places[0] if places else 0.0)
+            relevant = 1 if order is found_images else min(10, len(item.right))
+            recalls.append(min(1.0, sum(rank <= 10 for rank in positions) / relevant))
+            ranks.append(1 / positions[0] if positions else 0.0)
         p95 = statistics.quantiles(times, n=20)[18]
         print(
-            f"{name:8} {mode:8} {len(known):4} queries  R@10 {statistics.mean(recalls):.3f}  "
+            f"{name:8} {mode:8} {len(queries):4} queries  R@10 {statistics.mean(recalls):.3f}  "
             f"MRR {statistics.mean(ranks):.3f}  median {statistics.median(times):5.1f} ms  p95 {p95:5.1f} ms",
             flush=True,
         )
@@ -162,7 +166,7 @@ def run(uri: str, client: MongoClient[Document], folder: Path, home: Path, every
     cases = list(client[DATABASE][CASES].find().sort("_id"))
     images = list(client[DATABASE][IMAGES].find().sort("_id"))
     client[HELD_OUT][CASES].update_many({}, {"$set": {"norm.history": None}})
-    asked = {
+    query_sets = {
         DATABASE: (
             ("title", list(titles(cases, every)), by_case),
             ("caption", list(captions(images, every)), found_images),
@@ -170,14 +174,14 @@ def run(uri: str, client: MongoClient[Document], folder: Path, home: Path, every
         ),
         HELD_OUT: (("history", list(histories(cases, every)), by_case),),
     }
-    for name, sets in asked.items():
+    for name, sets in query_sets.items():
         settings = load_settings(home=home / name, mongo_uri=uri.replace(f"/{DATABASE}?", f"/{name}?"), data_dir=folder)
         with running_service(settings) as api:
             started = time.perf_counter()
             wait_for(api, "/search?q=stone&mode=meaning", is_ok, seconds=1800)
             print(f"embeddings of {name}: {time.perf_counter() - started:.0f} s")
-            for kind, known, order in sets:
-                measure(api, kind, known, order)
+            for kind, queries, order in sets:
+                measure(api, kind, queries, order)
 
 
 if __name__ == "__main__":

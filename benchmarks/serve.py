@@ -31,7 +31,7 @@ from benchmarks.serve_goals import AT, Measured, goals
 from benchmarks.serve_models import MODELS, Bare, bare_loop, build
 from benchmarks.servers import SERVERS, Running, path_of, server
 from ml.dataset.records import load_records
-from ml.models.image import ImageModel
+from ml.models.image_model import ImageModel
 from ml.registry.registry import Registry
 
 CLIENTS: Final = (1, 4, 16, 64)
@@ -68,25 +68,25 @@ def measure(bench: Bench, kind: str, running: Running) -> Measured:
     requests = [request_bytes(path_of(kind), image) for image in bench.images]
     first = asyncio.run(closed_loop(running.port, requests, 1, 60.0, count=1))
     asyncio.run(closed_loop(running.port, requests, 8, 2.0))  # warm
-    found = Measured(first_ms=first.quantile(50))
+    measured = Measured(first_ms=first.quantile(50))
     for clients in CLIENTS:
-        found.closed[clients] = load = asyncio.run(closed_loop(running.port, requests, clients, bench.seconds))
+        measured.closed[clients] = load = asyncio.run(closed_loop(running.port, requests, clients, bench.seconds))
         bench.say(kind, f"{clients:>3} clients {load.describe()}")
     bench.say(
         kind,
-        f"first request {found.first_ms:.1f} ms, {found.first_ms / found.alone_ms:.2f} of the median; "
-        f"one request alone takes {found.alone_ms - bench.bare.median_ms:+.1f} ms more than the bare call",
+        f"first request {measured.first_ms:.1f} ms, {measured.first_ms / measured.alone_ms:.2f} of the median; "
+        f"one request alone takes {measured.alone_ms - bench.bare.median_ms:+.1f} ms more than the bare call",
     )
-    capacity = max(load.rate for load in found.closed.values())
+    capacity = max(load.rate for load in measured.closed.values())
     patient = [request_bytes(path_of(kind), image, _PATIENCE) for image in bench.images]
     for share in SHARES:
-        found.overload = load = asyncio.run(open_loop(running.port, patient, share * capacity, 3 * bench.seconds))
+        measured.overload = load = asyncio.run(open_loop(running.port, patient, share * capacity, 3 * bench.seconds))
         bench.say(
             kind,
             f"{share:4.0%} open   {load.describe()}   503 p99 {load.quantile(99, 503):.1f} ms   "
             f"/health/live p99 {quantile(load.live, 99):.1f} ms",
         )
-    return found
+    return measured
 
 
 def soak(bench: Bench, kind: str, running: Running, count: int) -> float:
@@ -104,15 +104,15 @@ def soak(bench: Bench, kind: str, running: Running, count: int) -> float:
     return growth
 
 
-def compare(bench: Bench, found: dict[str, Measured]) -> bool:
+def compare(bench: Bench, measured: dict[str, Measured]) -> bool:
     """Print the ratios and the goals; returns whether all of these were reached."""
-    for kind, measured in found.items():
-        shares = "  ".join(f"{clients}: {load.rate / bench.bare.rate:.2f}" for clients, load in measured.closed.items())
+    for kind, result in measured.items():
+        shares = "  ".join(f"{clients}: {load.rate / bench.bare.rate:.2f}" for clients, load in result.closed.items())
         bench.say(kind, f"/ bare loop   {shares}")
-    for kind in [kind for kind in found if kind != "service" and "service" in found]:
-        pairs = ((n, found["service"].closed[n].rate / found[kind].closed[n].rate) for n in CLIENTS)
+    for kind in [kind for kind in measured if kind != "service" and "service" in measured]:
+        pairs = ((n, measured["service"].closed[n].rate / measured[kind].closed[n].rate) for n in CLIENTS)
         bench.say("service", f"/ {kind:<9}   " + "  ".join(f"{n}: {ratio:.2f}" for n, ratio in pairs))
-    reached = goals(bench.model, bench.bare, found)
+    reached = goals(bench.model, bench.bare, measured)
     for goal in reached:
         bench.say("goal", goal.describe())
     return all(goal.is_met for goal in reached)
@@ -131,14 +131,14 @@ def run(options: argparse.Namespace, settings: Settings, data: Path, uri: str) -
             Registry(database, settings.model_files_dir).register(model)
             bench = Bench(name, bare_loop(model, settings, dev, images, options.seconds), images, options.seconds)
             bench.say("bare loop", bench.bare.describe())
-            found = {}
+            measured = {}
             for kind in options.servers:
                 with server(kind, name, uri, settings, bench.bare.precision) as running:
-                    found[kind] = measure(bench, kind, running)
+                    measured[kind] = measure(bench, kind, running)
                     if options.soak and kind == "service":
-                        found[kind].growth = soak(bench, kind, running, options.soak)
+                        measured[kind].growth = soak(bench, kind, running, options.soak)
                     bench.say(kind, f"peak memory {running.memory.peak_mb:.0f} MiB")
-            reached &= compare(bench, found)
+            reached &= compare(bench, measured)
     return reached
 
 

@@ -65,30 +65,30 @@ class Goal:
         return f"{'pass' if self.is_met else 'FAIL'}   {self.words}: {self.value:.2f}, {limit}"
 
 
-def goals(model: str, bare: Bare, found: Mapping[str, Measured]) -> list[Goal]:
+def goals(model: str, bare: Bare, measured: Mapping[str, Measured]) -> list[Goal]:
     """The goals for one model, as far as they were measured.
 
     Args:
         model: name.
         bare: its bare loop.
-        found: what each server did.
+        measured: what each server did.
     """
-    service = found.get(_SERVICE)
-    return [] if service is None else list(_goals(model, bare, service, found))
+    service = measured.get(_SERVICE)
+    return [] if service is None else list(_goals(model, bare, service, measured))
 
 
-def _goals(model: str, bare: Bare, service: Measured, found: Mapping[str, Measured]) -> Iterator[Goal]:
+def _goals(model: str, bare: Bare, service: Measured, measured: Mapping[str, Measured]) -> Iterator[Goal]:
     if service.closed:
         rate = service.closed[AT].rate
         if model == _RESNET:
-            for kind, peer in found.items():
+            for kind, peer in measured.items():
                 if kind in _EAGER and peer.closed:
                     yield Goal(f"times {kind}, {AT} clients", rate / peer.closed[AT].rate, least=3.0)
             yield Goal(f"times the bare loop, {AT} clients", rate / bare.rate, least=0.85)
             yield Goal("ms more than the bare call, one client", service.alone_ms - bare.median_ms, most=5.0)
         else:
             yield Goal(f"times the bare loop, {AT} clients", rate / bare.rate, least=0.6)
-        if (same := found.get("litserve-openvino")) is not None:
+        if (same := measured.get("litserve-openvino")) is not None:
             for clients, load in same.closed.items():
                 least = 1.3 if clients == AT else 1.0
                 ratio = service.closed[clients].rate / load.rate

@@ -13,7 +13,7 @@ from benchmarks.serve_plain import answer, prepare
 from ml.dataset.preprocess import Pixels
 
 
-class Api(litserve.LitAPI):  # type: ignore[misc]
+class Api(litserve.LitAPI):  # type: ignore[misc]  # litserve has no types
     """Answers with a model; at the top of a module, because LitServe sends it to a process."""
 
     def __init__(self, name: str, backend: str) -> None:
@@ -28,7 +28,7 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
 
     def decode_request(self, request: Request) -> Pixels:
         """An upload as the model takes it; LitServe gives the form of a request that is declared as such."""
-        return prepare(self.model, request["image"].file.read())  # type: ignore[index]
+        return prepare(self.model, request["image"].file.read())  # type: ignore[index]  # litserve has no types
 
     def batch(self, inputs: list[Pixels]) -> Pixels:
         """Images to one array."""

@@ -27,7 +27,7 @@ from ml.dataset.records import Record
 from ml.models.base import Floats
 from ml.models.compact import CompactModel, CompactSettings
 from ml.models.efficientnet import EfficientNetModel, EfficientNetSettings
-from ml.models.image import ImageModel
+from ml.models.image_model import ImageModel
 from ml.models.resnet import ResNetModel, ResNetSettings
 from ml.registry.model_card import DataSource, ModelCard, environment, now
 

@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.serve_models import build, peer_run
 from ml.dataset.preprocess import Pixels
 from ml.models.base import softmax
-from ml.models.image import ImageModel
+from ml.models.image_model import ImageModel
 
 
 def prepare(model: ImageModel, data: bytes) -> Pixels:

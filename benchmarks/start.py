@@ -56,7 +56,7 @@ def serving_process(supervisor: int) -> int:
 
 def memory(pid: int) -> tuple[float, dict[str, float]]:
     """Resident MiB of a process, and of which libraries' files and what kind of memory."""
-    held: dict[str, float] = defaultdict(float)
+    mib_by_kind: dict[str, float] = defaultdict(float)
     owner = ""
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         words = line.split()
@@ -65,8 +65,8 @@ def memory(pid: int) -> tuple[float, dict[str, float]]:
             owner = next((f"files of {name}" for name in _OWNERS if name in path), "other files")
             owner = "anonymous (heap, arrays, compiled graphs)" if not path or path.startswith("[") else owner
         elif words[0] == "Rss:":
-            held[owner] += int(words[1]) / 1024
-    return sum(held.values()), dict(sorted(held.items(), key=lambda item: -item[1]))
+            mib_by_kind[owner] += int(words[1]) / 1024
+    return sum(mib_by_kind.values()), dict(sorted(mib_by_kind.items(), key=lambda item: -item[1]))
 
 
 def cpu_seconds(pid: int) -> float:
@@ -94,7 +94,7 @@ def start(options: argparse.Namespace, image: bytes) -> None:
             location = until(lambda: client.post("/predict/location", files=files, data=caption), started)
             pid = serving_process(process.pid)
             spent = cpu_seconds(pid)
-            resident, held = memory(pid)
+            resident, kinds = memory(pid)
             heat = time.perf_counter()
             client.post("/explain/modality", files=files).raise_for_status()
             explained = time.perf_counter() - heat
@@ -108,7 +108,7 @@ def start(options: argparse.Namespace, image: bytes) -> None:
         f"{resident:.0f} MiB resident; first explanation {explained:.1f} s, then {after:.0f} MiB",
         flush=True,
     )
-    print("   " + ", ".join(f"{name} {size:.0f}" for name, size in held.items() if size >= 5), flush=True)
+    print("   " + ", ".join(f"{name} {size:.0f}" for name, size in kinds.items() if size >= 5), flush=True)
 
 
 def main() -> None:

@@ -78,12 +78,12 @@ def read_files(data: Path, splits: tuple[str, ...]) -> list[tuple[Document, Docu
 
 def seconds(work: Callable[[], object], rounds: int = 7) -> float:
     """The median time of a call."""
-    taken = []
+    times = []
     for _ in range(rounds):
         started = time.perf_counter()
         work()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
 
 class Taken(NamedTuple):
@@ -117,17 +117,17 @@ def our_epochs(model: Subject, examples: Examples, epochs: int, folder: Path) ->
         checkpoint=folder / "state.safetensors",
         on_epoch=lambda *_: marks.append(Taken.now()),
     )
-    (folder / "state.safetensors").unlink()  # the next round begins anew
+    (folder / "state.safetensors").unlink()  # the next round starts from the beginning
     return [after.since(before) for before, after in itertools.pairwise(marks)]
 
 
 def bare_epochs(model: Subject, examples: Examples, ready: torch.Tensor, epochs: int) -> list[Taken]:
     """What each epoch takes of the same network and optimiser on images that are ready."""
     recipe = model.recipe
-    network = model.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = model.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    found = []
+    durations = []
     for _ in range(epochs):
         started = Taken.now()
         order = torch.randperm(len(examples))
@@ -135,8 +135,8 @@ def bare_epochs(model: Subject, examples: Examples, ready: torch.Tensor, epochs:
             index = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
             targets = {task: examples.targets[task][index] for task in recipe.task_weights}
             _step(network, optimizer, ready[index], targets, mixed=recipe.amp)
-        found.append(Taken.now().since(started))
-    return found
+        durations.append(Taken.now().since(started))
+    return durations
 
 
 def _step(
@@ -182,9 +182,9 @@ def measure_loop(name: str, database: Database[Document], data: Path, rounds: in
     first: list[Taken] = []
     bare: list[Taken] = []
     for _ in range(rounds):
-        head, *rest = our_epochs(model, examples, epochs, folder)
+        head, *later = our_epochs(model, examples, epochs, folder)
         first.append(head)
-        ours += rest
+        ours += later
         bare += bare_epochs(model, examples, ready, epochs)[1:]
     used = len(records) // batch * batch
     (own, own_processor), (plain, plain_processor), (head_clock, _) = (

@@ -174,6 +174,21 @@ def models_dir(
     return trained_once("models", tmp_path_factory, ml_database, train)
 
 
+@pytest.fixture
+def own_models(
+    database: Database[Document],
+    ml_database: Database[Document],
+    generated_dataset: Path,
+    models_dir: Path,
+    tmp_path: Path,
+) -> Path:
+    """Copies of the trained models, registered in a seeded database of the test's own."""
+    seed(database, generated_dataset)
+    names = {"$in": ["compact", "caption-location", "fused-location"]}
+    database[MODELS].insert_many(list(ml_database[MODELS].find({"_id": names})))
+    return Path(shutil.copytree(models_dir, tmp_path / "models"))
+
+
 def small_dual_encoder() -> DualEncoderSettings:
     """Of images of 32 pixels."""
     return DualEncoderSettings(preprocess=replace(DualEncoderSettings().preprocess, size=32))

@@ -70,12 +70,12 @@ def _deepcopy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
 
 def _backward(loss: Tensor) -> None:
     """Give every weight that a loss depends on a gradient; PyTorch's engine would ask the driver for a stream."""
-    known, todo = set(), [loss.grad_fn]
+    visited, todo = set(), [loss.grad_fn]
     while todo:
         node = todo.pop()
-        if node is None or node in known:
+        if node is None or node in visited:
             continue
-        known.add(node)
+        visited.add(node)
         if (weight := getattr(node, "variable", None)) is not None:
             weight.grad = torch.empty_like(weight)
         todo += [following for following, _ in node.next_functions]

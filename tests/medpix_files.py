@@ -59,7 +59,7 @@ def _case(rng: random.Random, number: int, index: int) -> tuple[Document, list[D
     age, sex = str(rng.randint(1, 90)), rng.choice(("male", "female"))
     images = []
     for position in range(1 + index % 4):
-        # One case in five has pictures of both modalities.
+        # One case in five has images of both modalities.
         kind = modality if index % 5 or position % 2 == 0 else {"CT": "MR", "MR": "CT"}[modality]
         images.append(
             {

@@ -11,9 +11,9 @@ from tests.conftest import REPOSITORY
 
 def run_benchmark(name: str, *options: str) -> str:
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=REPOSITORY)
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+    completed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=REPOSITORY)
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
 
 
 def test_seeding_is_measured(generated_dataset: Path) -> None:

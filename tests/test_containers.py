@@ -218,12 +218,12 @@ def test_make_installs_what_the_machine_can_use(tmp_path: Path, gpu: str, missin
 
 
 def test_settings_of_the_containers_are_settings_of_the_service() -> None:
-    known = {f"MEDPIX_{name}".upper() for name in Settings.model_fields}
+    settings = {f"MEDPIX_{name}".upper() for name in Settings.model_fields}
     for service in _compose()["services"].values():
         if "build" in service:
-            assert set(service["environment"]) <= known
+            assert set(service["environment"]) <= settings
     written = {name for kind, value in _instructions() if kind == "ENV" for name in re.findall(r"(MEDPIX_\w+)=", value)}
-    assert written <= known
+    assert written <= settings
 
 
 def test_only_what_the_dockerfile_copies_is_sent_to_the_engine() -> None:

@@ -47,9 +47,9 @@ def test_every_command_exists(page: Path) -> None:
             assert words[0] in ("--help", "--version"), words
             continue
         assert names[0] in group.commands, words
-        known = {option for parameter in group.commands[names[0]].params for option in parameter.opts}
+        options = {option for parameter in group.commands[names[0]].params for option in parameter.opts}
         for option in (word.partition("=")[0] for word in words if word.startswith("--")):
-            assert option in known | {"--help"}, words
+            assert option in options | {"--help"}, words
 
 
 def test_every_make_target_exists(page: Path) -> None:
@@ -68,8 +68,8 @@ def test_every_module_exists(page: Path) -> None:
 def test_every_setting_exists(page: Path) -> None:
     # Read by docker-compose.yml, not by the service.
     compose = set(re.findall(r"MEDPIX_\w+", (REPOSITORY / "docker-compose.yml").read_text()))
-    known = {f"MEDPIX_{name.upper()}" for name in Settings.model_fields} | compose
-    assert set(re.findall(r"MEDPIX_[A-Z_]+[A-Z]", page.read_text())) <= known
+    settings = {f"MEDPIX_{name.upper()}" for name in Settings.model_fields} | compose
+    assert set(re.findall(r"MEDPIX_[A-Z_]+[A-Z]", page.read_text())) <= settings
 
 
 def test_every_address_exists(page: Path) -> None:

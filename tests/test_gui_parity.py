@@ -128,7 +128,7 @@ def test_fault_1_one_set_of_names_and_the_view_exists(medpix_database: Database[
     assert medpix_database[schema.IMAGE_REPORTS].count_documents({}) == 2050
 
 
-def test_fault_2_pictures_are_found(medpix_api: httpx.Client) -> None:
+def test_fault_2_images_are_found(medpix_api: httpx.Client) -> None:
     for item in medpix_api.get("/images", params={"limit": "20", "sort": "-image"}).json()["items"]:
         assert medpix_api.head(item["links"]["file"]).status_code == 200
 

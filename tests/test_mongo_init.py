@@ -77,8 +77,8 @@ def _initialise(server: str, **environment: str) -> subprocess.CompletedProcess[
                 reply = {"ok": 0, "errmsg": str(error)}
             shell.stdin.write(json_util.dumps(reply) + "\n")
             shell.stdin.flush()
-        said = shell.stderr.read()
-    return subprocess.CompletedProcess(shell.args, shell.returncode, "", said)
+        errors = shell.stderr.read()
+    return subprocess.CompletedProcess(shell.args, shell.returncode, "", errors)
 
 
 @dataclass(frozen=True)
@@ -204,14 +204,14 @@ def test_the_api_user_serves_everything(
         for path in paths:
             address = path.format(**keys, name="no-such-model")
             answer = client.get(address, params={"q": "brain"} if path.startswith("/search") else {})
-            wanted = (
+            expected = (
                 404
                 if "{name}" in path or path.startswith("/evaluation")
                 else 503
                 if path.endswith(_ASKS_A_MODEL)
                 else 200
             )
-            assert answer.status_code == wanted, (address, answer.text)
+            assert answer.status_code == expected, (address, answer.text)
         assert client.get("/health/ready").json()["database"]["cases"] == as_api[schema.CASES].count_documents({})
 
 

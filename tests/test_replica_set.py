@@ -30,7 +30,7 @@ Members = dict[int, subprocess.Popen[bytes]]
 @pytest.fixture
 def members(tmp_path: Path) -> Iterator[Members]:
     """Port to process of a replica set of three."""
-    found: Members = {}
+    members: Members = {}
     for number in range(3):
         folder = tmp_path / f"member{number}"
         folder.mkdir()
@@ -38,12 +38,12 @@ def members(tmp_path: Path) -> Iterator[Members]:
         options = ["--replSet", "rs", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "50"]
         command = [str(find_mongod()), "--dbpath", str(folder), "--port", str(port), "--bind_ip", "127.0.0.1", *options]
         with (tmp_path / f"member{number}.log").open("w") as log:
-            found[port] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            members[port] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
-        _initiate(list(found))
-        yield found
+        _initiate(list(members))
+        yield members
     finally:
-        for process in found.values():
+        for process in members.values():
             process.kill()
             process.wait()
 
@@ -140,7 +140,7 @@ def test_the_primary_is_killed_under_load(members: Members, generated_dataset: P
     with connect(uri, settings) as client:
         kept = {row["_id"] for row in client.get_default_database()[ANNOTATIONS].find({}, {"_id": 1})}
     assert set(load.acknowledged) <= kept
-    print(f"no write was acknowledged for {gap_s:.1f} s; answers: {dict(counts)}")  # noqa: T201  # -s shows it
+    print(f"no write was acknowledged for {gap_s:.1f} s; answers: {dict(counts)}")
     with warnings.catch_warnings():
         # PyMongo leaves the socket of a member that is gone to the garbage collector.
         warnings.simplefilter("ignore", ResourceWarning)

@@ -129,7 +129,7 @@ def test_replicas_learn_the_same_and_one_that_is_killed_loses_no_answer(
         seed(database, data)
         started = time.monotonic()
         until(lambda: len(versions()) == 1 and before not in versions(), "the new seeding at every replica", 5)
-        print(f"new seeding at all replicas after {time.monotonic() - started:.1f} s")  # noqa: T201
+        print(f"new seeding at all replicas after {time.monotonic() - started:.1f} s")
 
         # Registered by another process, as `medpix train` does.
         trained = Registry(ml_database, models_dir).get("caption-location")
@@ -137,7 +137,7 @@ def test_replicas_learn_the_same_and_one_that_is_killed_loses_no_answer(
         database[MODELS].insert_one(ml_database[MODELS].find_one({"_id": trained.name}) or {})
         started = time.monotonic()
         until(lambda: all(names(client) == [trained.name] for client in direct), "the new model at every replica")
-        print(f"new model at all replicas after {time.monotonic() - started:.1f} s")  # noqa: T201
+        print(f"new model at all replicas after {time.monotonic() - started:.1f} s")
 
         answers = load_while(lambda: replicas[1].send_signal(signal.SIGKILL), proxy)
         assert replicas[1].wait(5) == -signal.SIGKILL
@@ -145,7 +145,7 @@ def test_replicas_learn_the_same_and_one_that_is_killed_loses_no_answer(
         # A request that could not be sent is repeated, whatever its method.
         for _ in range(6):
             assert proxy.post("/predict/location", files={"image": b"x"}).status_code in (415, 503)
-        print(f"{len(answers)} answers, slowest {max(seconds for _, seconds in answers):.2f} s")  # noqa: T201
+        print(f"{len(answers)} answers, slowest {max(seconds for _, seconds in answers):.2f} s")
 
 
 def load_while(event: Callable[[], None], client: httpx.Client) -> list[tuple[int, float]]:
@@ -153,16 +153,16 @@ def load_while(event: Callable[[], None], client: httpx.Client) -> list[tuple[in
     end = time.monotonic() + 3.0
 
     def ask(number: int) -> list[tuple[int, float]]:
-        found = []
+        answers = []
         with httpx.Client(base_url=client.base_url, timeout=30) as own:
             while time.monotonic() < end:
                 started = time.monotonic()
                 path = ("/cases/MPX1001", "/images?limit=5", "/facets")[number % 3]
-                found.append((status_of(own, path), time.monotonic() - started))
-        return found
+                answers.append((status_of(own, path), time.monotonic() - started))
+        return answers
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(ask, number) for number in range(8)]
+        jobs = [pool.submit(ask, number) for number in range(8)]
         time.sleep(1)
         event()
-        return [each for future in asked for each in future.result()]
+        return [each for job in jobs for each in job.result()]

@@ -20,29 +20,31 @@ def _measured(rate: float, alone_ms: float = 22.0) -> Measured:
     return Measured({1: _load(rate / 2, alone_ms), AT: _load(rate, 16_000 / rate)}, first_ms=30.0)
 
 
-def _found(found: dict[str, Measured], model: str = "resnet50-modality") -> dict[str, bool]:
-    return {goal.words: goal.is_met for goal in goals(model, BARE, found)}
+def _reached(measured: dict[str, Measured], model: str = "resnet50-modality") -> dict[str, bool]:
+    return {goal.words: goal.is_met for goal in goals(model, BARE, measured)}
 
 
-def test_every_goal_is_judged() -> None:
+def test_every_goal_is_checked() -> None:
     service = _measured(45.0)
     service.overload, service.growth = _load(40.0, 300.0, refused_ms=8.0), 0.01
-    found = _found({"service": service, "plain": _measured(14.0), "litserve": _measured(16.0)})
-    assert len(found) == 9
-    assert [words for words, met in found.items() if not met] == ["times litserve, 16 clients"]
+    reached = _reached({"service": service, "plain": _measured(14.0), "litserve": _measured(16.0)})
+    assert len(reached) == 9
+    assert [words for words, met in reached.items() if not met] == ["times litserve, 16 clients"]
 
 
 def test_the_compact_model_has_a_goal_of_its_own() -> None:
-    assert _found({"service": _measured(31.0), "plain": _measured(30.0)}, "compact")["times the bare loop, 16 clients"]
-    assert not _found({"service": _measured(29.0)}, "compact")["times the bare loop, 16 clients"]
+    assert _reached({"service": _measured(31.0), "plain": _measured(30.0)}, "compact")[
+        "times the bare loop, 16 clients"
+    ]
+    assert not _reached({"service": _measured(29.0)}, "compact")["times the bare loop, 16 clients"]
 
 
 def test_what_went_wrong_under_load_is_no_pass() -> None:
     service = Measured(overload=_load(40.0, 300.0, refused_ms=80.0), growth=0.06)
     assert service.overload is not None
     service.overload.add(504, 4.0)
-    assert set(_found({"service": service}).values()) == {False, True}
-    assert [words for words, met in _found({"service": service}).items() if met] == [
+    assert set(_reached({"service": service}).values()) == {False, True}
+    assert [words for words, met in _reached({"service": service}).items() if met] == [
         "ms of /health/live, p99, 120 % load"
     ]
 

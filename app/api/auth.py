@@ -26,13 +26,13 @@ def offered_key(request: Request) -> str:
 def key_name(settings: Settings, offered: str) -> str | None:
     """The name that goes with a key, None for no key of ours.
 
-    Every key is compared, each in constant time, so that the time tells nothing.
+    Every key is compared, each in constant time, so that the time reveals nothing.
     """
-    found = None
+    match = None
     for name, key in settings.api_keys.items():
         if hmac.compare_digest(key.get_secret_value().encode(), offered.encode()):
-            found = name
-    return found
+            match = name
+    return match
 
 
 async def writer(request: Request, settings: SettingsDep) -> str:

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from app.api.filter_parameters import takes_filters
 from app.core.settings import Settings
+from app.data.annotations import Annotations
 from app.data.fields import CASE_ALIASES, CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS
 from app.data.filters import Filter, ParameterError, ParameterProblem, parse_filter
 from app.data.image_store import ImageStore
@@ -80,6 +81,12 @@ async def get_saved_views(request: Request) -> SavedViews:
     return saved_views
 
 
+async def get_annotations(request: Request) -> Annotations:
+    """The annotations of this application."""
+    annotations: Annotations = request.app.state.annotations
+    return annotations
+
+
 async def get_models(request: Request) -> ModelManager:
     """The models of this application."""
     models: ModelManager = request.app.state.models
@@ -135,9 +142,11 @@ async def check_parameters(request: Request) -> None:
         if name in declared and count > 1
     ]
     if not takes_filters(route):
-        taken = f"takes {', '.join(sorted(declared))}" if declared else "takes none"
+        accepted = f"takes {', '.join(sorted(declared))}" if declared else "takes none"
         unknown = [name for name in counts if name not in declared]
-        problems += [ParameterProblem(name[:60], f"is no parameter of {route.path}, which {taken}") for name in unknown]
+        problems += [
+            ParameterProblem(name[:60], f"is no parameter of {route.path}, which {accepted}") for name in unknown
+        ]
     if problems:
         raise ParameterError(problems)
 
@@ -233,7 +242,7 @@ async def parse_selection(text: str, repository: Repository, collection: Collect
     if twice:
         raise ParameterError(twice)
     try:
-        given = _Parameters.model_validate({name: value for name, value in pairs if name in counts})
+        parameters = _Parameters.model_validate({name: value for name, value in pairs if name in counts})
     except ValidationError as error:
         raise ParameterError(
             ParameterProblem(str(each["loc"][0]), each["msg"]) for each in error.errors(include_url=False)
@@ -241,8 +250,10 @@ async def parse_selection(text: str, repository: Repository, collection: Collect
     aliases = IMAGE_ALIASES if collection is IMAGES else CASE_ALIASES
     filters = [pair for pair in pairs if pair[0] not in counts]
     selection = parse_filter(filters, collection.fields, aliases, await repository.vocabulary(collection))
-    narrowed = await narrowing(given.q, given.sample, given.seed, given.sample_by)
-    return Selection(await narrowed.apply(repository, collection, selection), parse_sort(given.sort, collection.fields))
+    narrowed = await narrowing(parameters.q, parameters.sample, parameters.seed, parameters.sample_by)
+    return Selection(
+        await narrowed.apply(repository, collection, selection), parse_sort(parameters.sort, collection.fields)
+    )
 
 
 async def case_selection(
@@ -282,6 +293,7 @@ SettingsDep = Annotated[Settings, Depends(get_settings)]
 RepositoryDep = Annotated[Repository, Depends(get_repository)]
 ImageStoreDep = Annotated[ImageStore, Depends(get_image_store)]
 ExportFilesDep = Annotated[ExportFiles, Depends(get_export_files)]
+AnnotationsDep = Annotated[Annotations, Depends(get_annotations)]
 SavedViewsDep = Annotated[SavedViews, Depends(get_saved_views)]
 ModelsDep = Annotated[ModelManager, Depends(get_models)]
 CaseIdDep = Annotated[str, Depends(case_id)]

@@ -58,10 +58,10 @@ def problem_response(request: Request, error: ApiError) -> JSONResponse:
 
 def problem_of(request: Request, error: Exception) -> dict[str, Any]:
     """The problem document of an exception, as a part of an answer; what nobody expected is logged."""
-    known = translate(error)
-    if known.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+    translated = translate(error)
+    if translated.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("a part of a request failed", exc_info=error)
-    return _content(request, known)
+    return _content(request, translated)
 
 
 def _content(request: Request, error: ApiError) -> dict[str, Any]:
@@ -119,8 +119,8 @@ def _with_status(
 def _invalid_request(error: RequestValidationError) -> ApiError:
     items = []
     for problem in error.errors():
-        place = [str(part) for part in problem["loc"] if part not in ("query", "path", "body")]
-        items.append(ProblemItem(parameter=".".join(place), message=problem["msg"].removeprefix("Value error, ")))
+        location = [str(part) for part in problem["loc"] if part not in ("query", "path", "body")]
+        items.append(ProblemItem(parameter=".".join(location), message=problem["msg"].removeprefix("Value error, ")))
     detail = "; ".join(f"{item.parameter}: {item.message}" if item.parameter else item.message for item in items)
     return UnprocessableError(f"The request cannot be used: {detail}", errors=items)
 
@@ -130,7 +130,7 @@ def _http_error(error: HTTPException) -> ApiError:
     slug = phrase.lower().replace(" ", "-")
     detail = str(error.detail)
     if error.status_code == HTTPStatus.NOT_FOUND and detail == phrase:
-        detail = "There is nothing at this address. /docs lists what there is."
+        detail = "No endpoint has this path. /docs lists all."
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         detail = f"This address does not take this method; it takes {(error.headers or {}).get('Allow', 'others')}."
     return _with_status(error.status_code, slug, detail, headers=error.headers)

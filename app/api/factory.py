@@ -1,4 +1,4 @@
-"""Puts the service together: settings, lifespan, routers, error handlers."""
+"""Creates the FastAPI application: settings, lifespan, routers, error handlers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,12 +25,12 @@ from app.api.routes import (
     facets,
     health,
     images,
-    metrics,
     models,
     predict,
     predict_batch,
     predict_image,
     preview,
+    prometheus,
     search,
     similar,
     views,
@@ -41,6 +41,7 @@ from app.core.disk_cache import DiskCache
 from app.core.exceptions import ApiError
 from app.core.settings import Settings, get_settings
 from app.core.telemetry import Metrics
+from app.data.annotations import Annotations
 from app.data.client import connect, connect_async
 from app.data.image_store import ImageStore
 from app.data.repository import Repository
@@ -69,7 +70,7 @@ ROUTERS = (
     models,
     evaluation,
     health,
-    metrics,
+    prometheus,
     docs,
 )
 _TRIM_EVERY_S: Final = 300.0
@@ -93,7 +94,7 @@ For research and teaching; **not for diagnosis**."""
 
 async def _prepare_search(repository: Repository) -> None:
     """Build the search index at start, so that the first query does not wait for it."""
-    with suppress(PyMongoError, ApiError):  # the first query tries again, and knows how to answer each fault
+    with suppress(PyMongoError, ApiError):  # the first query tries again, and answers each fault
         await repository.prepare_search()
 
 
@@ -118,6 +119,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         uri = settings.mongo_uri or "mongodb://127.0.0.1:27017"
         async with connect_async(uri, settings) as client:
             repository = app.state.repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
+            app.state.annotations = Annotations(client.get_default_database(DATABASE))
             app.state.saved_views = SavedViews(client.get_default_database(DATABASE))
             cache = DiskCache(settings.cache_dir, settings.cache_max_mb * 1024**2)
             app.state.export_files = ExportFiles(cache)

@@ -175,8 +175,8 @@ class PredictionRequest:
     async def view(self, context: PredictionContext) -> dict[str, Any]:
         """A prediction as a ``PredictionView``, with what the dataset knows of its image."""
         in_dataset, notes = await self.find_in_dataset(context.info.sha256)
-        found = {"in_dataset": in_dataset, "notes": [*context.notes, *notes], "request_id": self.request_id}
-        return prediction_view(context) | found
+        members = {"in_dataset": in_dataset, "notes": [*context.notes, *notes], "request_id": self.request_id}
+        return prediction_view(context) | members
 
     async def find_in_dataset(self, sha256: str) -> tuple[dict[str, Any] | None, list[str]]:
         """The image of the dataset with a content hash, and notes about it."""
@@ -186,13 +186,13 @@ class PredictionRequest:
     async def _find_in_dataset(self, sha256: str) -> tuple[dict[str, Any] | None, list[str]]:
         try:
             with pymongo.timeout(_LOOKUP_S):
-                found = await self.repository.image_with_content(sha256)
+                image = await self.repository.image_with_content(sha256)
         except PyMongoError:
             return None, ["The database could not be asked whether this image is in the dataset."]
-        if found is None or found["split"] == "test":
-            return found, []
-        use = "trained" if found["split"] == "train" else "chosen"
-        return found, [f"The model was {use} on this image ({found['image']}), so a correct answer means little."]
+        if image is None or image["split"] == "test":
+            return image, []
+        use = "trained" if image["split"] == "train" else "chosen"
+        return image, [f"The model was {use} on this image ({image['image']}), so a correct answer means little."]
 
     def _seconds_left(self) -> float:
         return self.deadline - time.perf_counter()

@@ -47,12 +47,12 @@ def parse_fields(text: str | None, catalogue: Mapping[str, Field], identifier: s
     """
     if text is None:
         return Projection(None)
-    known = dict.fromkeys([*catalogue, *(name.partition(".")[0] for name in catalogue if "." in name), "links"])
+    allowed = dict.fromkeys([*catalogue, *(name.partition(".")[0] for name in catalogue if "." in name), "links"])
     names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in allowed]
     if unknown or not names:
         problem = f"{unknown[0][:60]!r} is not a field" if unknown else "names no field"
-        raise ParameterError([ParameterProblem("fields", f"{problem}. Fields: {', '.join(known)}")])
+        raise ParameterError([ParameterProblem("fields", f"{problem}. Fields: {', '.join(allowed)}")])
     whole = {name for name in names if "." not in name}
     kept = [name for name in names if name in whole or name.partition(".")[0] not in whole]
     return Projection(tuple(dict.fromkeys([identifier, *kept])))

@@ -1,4 +1,4 @@
-"""JSON answers of the data endpoints: an ETag over the content, 304 for who has it, the dataset's version."""
+"""JSON responses of the data endpoints: ETag over the content, conditional requests, the dataset's version."""
 
 import asyncio
 import gzip
@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from fastapi import Request, Response
 
-from app.api.files import etag_matches
+from app.api.file_responses import etag_matches
 from app.api.negotiation import accepts
 from app.data.repository import Page, Repository
 from app.data.serializers import encode, etag_of
@@ -58,7 +58,7 @@ async def not_modified(
 
 async def _headers(repository: Repository, etag: str, further: Mapping[str, str] | None) -> dict[str, str]:
     sent = {"ETag": etag, "Cache-Control": _CACHE_CONTROL, "Vary": "Accept-Encoding", **(further or {})}
-    version = await repository.dataset_version()
+    version = await repository.seed_runs.dataset_version()
     return {**sent, "X-Dataset-Version": version} if version else sent
 
 
@@ -89,21 +89,21 @@ async def page_response(
     """
     prefix = prefix_of(request)
     address = prefix + request.scope["path"].removeprefix(prefix)
-    others = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
-    links = [f'<{address}?{urlencode(others)}>; rel="first"']
+    parameters = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+    links = [f'<{address}?{urlencode(parameters)}>; rel="first"']
     if page.next_cursor:
-        following = urlencode([*others, ("cursor", page.next_cursor)])
+        following = urlencode([*parameters, ("cursor", page.next_cursor)])
         links.append(f'<{address}?{following}>; rel="next"')
-    rest = {
+    members = {
         "total": page.total,
         "total_is_exact": page.total_is_exact,
         "limit": limit,
         "next_cursor": page.next_cursor,
     }
-    body = await asyncio.to_thread(_list_body, items, rest)
+    body = await asyncio.to_thread(_list_body, items, members)
     return await data_response(request, repository, body, headers={"Link": ", ".join(links)})
 
 
-def _list_body(items: Sequence[Any], rest: dict[str, Any]) -> bytes:
+def _list_body(items: Sequence[Any], members: dict[str, Any]) -> bytes:
     encoded = b",".join(item if isinstance(item, bytes) else encode(item) for item in items)
-    return b'{"items":[%s],%s' % (encoded, encode(rest)[1:])
+    return b'{"items":[%s],%s' % (encoded, encode(members)[1:])

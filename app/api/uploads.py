@@ -98,11 +98,11 @@ async def read_batch(request: Request, settings: Settings, *, with_captions: boo
                 "same order, empty where there is none; or no caption at all."
             )
         uploads: list[BatchUpload] = []
-        for place, image in enumerate(images):
-            data = await _file(image, f"The field images[{place}]")
+        for index, image in enumerate(images):
+            data = await _file(image, f"The field images[{index}]")
             context: PredictionContext | ApiError
             try:
-                caption = _caption(captions[place], f"captions[{place}]", settings) if captions else None
+                caption = _caption(captions[index], f"captions[{index}]", settings) if captions else None
                 context = PredictionContext(data, caption)
             except ApiError as error:
                 context = error
@@ -193,11 +193,11 @@ def _check_fields(form: FormData, *taken: str) -> None:
         )
 
 
-def _check_media_type(request: Request, wanted: str) -> None:
+def _check_media_type(request: Request, expected: str) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
-        given = f"not {media_type}" if media_type else "and name it in Content-Type"
-        raise UnsupportedMediaTypeError(f"Send {wanted}, {given}.")
+        actual = f"not {media_type}" if media_type else "and name it in Content-Type"
+        raise UnsupportedMediaTypeError(f"Send {expected}, {actual}.")
 
 
 def _caption(caption: UploadFile | str, field: str, settings: Settings) -> str | None:

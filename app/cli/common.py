@@ -40,8 +40,8 @@ def load_settings(data: Path | None = None, **overrides: Any) -> "Settings":
     from app.core import settings as core
     from app.core.logs import configure_logging
 
-    given = {name: value for name, value in {"data_dir": data, **overrides}.items() if value is not None}
-    settings = core.load_settings(**given)
+    values = {name: value for name, value in {"data_dir": data, **overrides}.items() if value is not None}
+    settings = core.load_settings(**values)
     configure_logging(settings)
     for line in core.unknown_variables():
         errors.print("[bold yellow]warning:[/]", line, highlight=False, soft_wrap=True)

@@ -38,13 +38,13 @@ class Finding:
     Attributes:
         subject: what was looked at.
         state: ok, warning, or error where the service cannot run so.
-        found: what is there.
+        detail: what is there.
         remedy: what to do; empty where nothing is.
     """
 
     subject: str
     state: Literal["ok", "warning", "error"]
-    found: str
+    detail: str
     remedy: str = ""
 
 
@@ -56,7 +56,7 @@ def doctor(data: DataOption = None) -> None:
         colour = _COLOURS[finding.state]
         console.print(
             f"[{colour}]{finding.state:8}[/] [bold]{finding.subject:9}[/]",
-            finding.found,
+            finding.detail,
             highlight=False,
             soft_wrap=True,
         )
@@ -93,8 +93,8 @@ def _system(_settings: "Settings") -> Finding:
     from importlib.metadata import version
 
     name = platform.freedesktop_os_release().get("PRETTY_NAME", "") if Path("/etc/os-release").exists() else ""
-    found = f"medpix {version('medpix-service')}, Python {platform.python_version()}, {name or platform.platform()}"
-    return Finding("system", "ok", found)
+    detail = f"medpix {version('medpix-service')}, Python {platform.python_version()}, {name or platform.platform()}"
+    return Finding("system", "ok", detail)
 
 
 def _existing(folder: Path) -> Path:
@@ -103,16 +103,16 @@ def _existing(folder: Path) -> Path:
 
 def _disk(settings: "Settings") -> Finding:
     # With a database elsewhere, serving writes caches alone: the rest may be read-only, as in the container.
-    folder = settings.home if settings.mongo_uri is None else settings.cache_dir
-    place = _existing(folder)
-    free = shutil.disk_usage(place).free
-    found = f"{_size(free)} free for {folder}"
-    if not os.access(place, os.W_OK):
-        return Finding("disk", "error", f"{place} cannot be written", "Set MEDPIX_HOME to a folder of your own.")
+    target = settings.home if settings.mongo_uri is None else settings.cache_dir
+    folder = _existing(target)
+    free = shutil.disk_usage(folder).free
+    detail = f"{_size(free)} free for {target}"
+    if not os.access(folder, os.W_OK):
+        return Finding("disk", "error", f"{folder} cannot be written", "Set MEDPIX_HOME to a folder of your own.")
     if free < _DISK_NEEDED or (free < _DISK_WANTED and not settings.home.exists()):
         state: Literal["warning", "error"] = "error" if free < _DISK_NEEDED else "warning"
-        return Finding("disk", state, found, f"A first start needs {_size(_DISK_WANTED)}. Set MEDPIX_HOME elsewhere.")
-    return Finding("disk", "ok", found)
+        return Finding("disk", state, detail, f"A first start needs {_size(_DISK_WANTED)}. Set MEDPIX_HOME elsewhere.")
+    return Finding("disk", "ok", detail)
 
 
 def _cache(settings: "Settings") -> Finding:
@@ -120,21 +120,21 @@ def _cache(settings: "Settings") -> Finding:
 
     sizes = DiskCache(settings.cache_dir, settings.cache_max_mb * 1024**2).sizes()
     parts = "".join(f", {name} {size / _MIB:.0f} MiB" for name, size in sorted(sizes.items()))
-    found = f"{sum(sizes.values()) / _MIB:.0f} of {settings.cache_max_mb} MiB used (MEDPIX_CACHE_MAX_MB){parts}"
-    return Finding("cache", "ok", found)
+    detail = f"{sum(sizes.values()) / _MIB:.0f} of {settings.cache_max_mb} MiB used (MEDPIX_CACHE_MAX_MB){parts}"
+    return Finding("cache", "ok", detail)
 
 
 def _memory(_settings: "Settings") -> Finding:
     available = _available_memory()
-    found = f"{_size(available)} available"
+    detail = f"{_size(available)} available"
     if available < _MEMORY_NEEDED:
-        return Finding("memory", "error", found, f"Serving needs {_size(_MEMORY_NEEDED)}.")
+        return Finding("memory", "error", detail, f"Serving needs {_size(_MEMORY_NEEDED)}.")
     if available < _MEMORY_WANTED:
         advice = (
             f"Training needs {_size(_MEMORY_WANTED)}: train on another machine, and start with `medpix up --no-train`."
         )
-        return Finding("memory", "warning", found, advice)
-    return Finding("memory", "ok", found)
+        return Finding("memory", "warning", detail, advice)
+    return Finding("memory", "ok", detail)
 
 
 def _available_memory() -> int:
@@ -170,15 +170,15 @@ def _open_files(_settings: "Settings") -> Finding:
 def _port(settings: "Settings") -> Finding:
     from app.cli.port import PortInUseError, check_port
 
-    place = f"{settings.host} port {settings.port}"
+    address = f"{settings.host} port {settings.port}"
     try:
         check_port(settings)
     except PortInUseError as error:
         return Finding("port", "warning", str(error))
     open_to_all = not settings.is_local and not settings.api_keys
     if open_to_all and settings.anonymous_writes:
-        return Finding("port", "warning", f"{place}: every machine that reaches it may write", "Set MEDPIX_API_KEYS.")
-    return Finding("port", "ok", f"{place} is free")
+        return Finding("port", "warning", f"{address}: every machine that reaches it may write", "Set MEDPIX_API_KEYS.")
+    return Finding("port", "ok", f"{address} is free")
 
 
 def _data(settings: "Settings") -> Finding:
@@ -233,10 +233,10 @@ def _database(settings: "Settings") -> Finding:
     except PyMongoError as error:
         reason = str(error).partition(" (configured timeouts")[0]
         return Finding("database", "error", reason, "Is MongoDB running, and is MEDPIX_MONGO_URI its address?")
-    found = f"MongoDB {version} with {counts[0]} cases and {counts[1]} images"
+    detail = f"MongoDB {version} with {counts[0]} cases and {counts[1]} images"
     if not all(counts):
-        return Finding("database", "warning", found, "Load the dataset with `medpix seed`.")
-    return Finding("database", "ok", found)
+        return Finding("database", "warning", detail, "Load the dataset with `medpix seed`.")
+    return Finding("database", "ok", detail)
 
 
 def _models(settings: "Settings") -> Finding:
@@ -259,10 +259,10 @@ def _device(settings: "Settings") -> Finding:
     packages = f"packages for {'an NVIDIA GPU' if has_all else 'a CPU'}"
     if torch.cuda.is_available():
         properties: Any = torch.cuda.get_device_properties(0)
-        found = f"{properties.name}, {_size(properties.total_memory)}, CUDA {torch.version.cuda}, {packages}"
+        detail = f"{properties.name}, {_size(properties.total_memory)}, CUDA {torch.version.cuda}, {packages}"
         if not has_all:
-            return Finding("device", "warning", found, "Install what a GPU needs: `make install GPU=1`.")
-        return Finding("device", "ok", found)
+            return Finding("device", "warning", detail, "Install what a GPU needs: `make install GPU=1`.")
+        return Finding("device", "ok", detail)
     fault = cuda_fault()
     if fault is None:
         state: Literal["ok", "error"] = "error" if settings.device == "cuda" else "ok"

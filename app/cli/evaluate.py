@@ -120,9 +120,11 @@ def run_evaluation(
 
     signal.signal(signal.SIGTERM, _stop)
     registry = Registry(database, settings.model_files_dir)
-    whole = split == "test" and {c.name for c in chosen_cards(names, registry)} == {c.name for c in registry.list()}
-    shown = settings.home / FOLDER
-    folder = out or (shown if whole else shown / f"{split}-{'+'.join(sorted(set(names)))}")
+    is_complete = split == "test" and {c.name for c in chosen_cards(names, registry)} == {
+        c.name for c in registry.list()
+    }
+    served = settings.home / FOLDER
+    folder = out or (served if is_complete else served / f"{split}-{'+'.join(sorted(set(names)))}")
     make_folder(folder)
     scratch = Scratch(settings.model_files_dir / ".training")
     try:
@@ -146,7 +148,7 @@ def run_evaluation(
         raise EvaluationError(f"the evaluation could not be finished: {error}{advice}") from error
     report = write_report(results, folder)
     scratch.clear()  # only now: the trainings took hours, and the disk may have been full
-    _show(results, report, is_shown=folder.resolve() == shown.resolve(), shown=shown)
+    _show(results, report, is_served=folder.resolve() == served.resolve(), served=served)
 
 
 def evaluate_if_due(
@@ -191,7 +193,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
     sys.exit("The evaluation was stopped; the report that was there is as it was, and checkpoints of trainings stay.")
 
 
-def _show(results: "Results", report: Path, *, is_shown: bool, shown: Path) -> None:
+def _show(results: "Results", report: Path, *, is_served: bool, served: Path) -> None:
     from rich.console import Console
 
     from ml.evaluation.console_tables import remarks, tables
@@ -205,9 +207,9 @@ def _show(results: "Results", report: Path, *, is_shown: bool, shown: Path) -> N
     for remark in remarks(results):
         console.print(remark, highlight=False, soft_wrap=True)
     console.print(f"Report: {report}", highlight=False, soft_wrap=True)
-    if not is_shown:
+    if not is_served:
         console.print(
-            f"The report of all models in {shown}, which the service shows, is as it was; "
+            f"The report of all models in {served}, which the service shows, is as it was; "
             "`medpix evaluate` writes it again.",
             highlight=False,
             soft_wrap=True,

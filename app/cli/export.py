@@ -40,7 +40,7 @@ def export(
 
     file_format = target.suffix.lstrip(".").lower()
     if file_format not in FORMATS:
-        raise typer.BadParameter(f"the file must end in {', '.join('.' + known for known in FORMATS)}")
+        raise typer.BadParameter(f"the file must end in {', '.join('.' + suffix for suffix in FORMATS)}")
     settings = load_settings(data)
     with database_uri(settings) as uri:
         size = run_export(
@@ -87,13 +87,13 @@ def run_export(
     }[of]
     pairs = [(name, value) for name, _, value in (condition.partition("=") for condition in conditions)]
     try:
-        wanted = Export(of, file_format, raw, bom)
+        requested = Export(of, file_format, raw, bom)
         selection = parse_filter(pairs, catalogue, aliases)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         unfinished = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                asyncio.run(_write(settings, uri, file, selection, wanted))
+                asyncio.run(_write(settings, uri, file, selection, requested))
             unfinished.chmod(0o644)
             return unfinished.replace(target).stat().st_size
         finally:
@@ -102,7 +102,7 @@ def run_export(
         raise ExportFailedError(f"Nothing was exported: {error}") from error
 
 
-async def _write(settings: "Settings", uri: str, file: BinaryIO, selection: "Filter", wanted: "Export") -> None:
+async def _write(settings: "Settings", uri: str, file: BinaryIO, selection: "Filter", requested: "Export") -> None:
     from app.data.client import connect_async
     from app.data.image_store import ImageStore
     from app.data.repository import Repository
@@ -112,5 +112,5 @@ async def _write(settings: "Settings", uri: str, file: BinaryIO, selection: "Fil
     image_store = ImageStore(settings.dataset_dir, settings.cache_dir / "thumbnails")
     async with connect_async(uri, settings) as client:
         repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
-        async for part in export_parts(repository, image_store, selection, wanted):
+        async for part in export_parts(repository, image_store, selection, requested):
             file.write(part)

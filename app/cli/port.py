@@ -23,14 +23,14 @@ def check_port(settings: Settings) -> None:
         PortInUseError: names the process that has the port, or what is wrong with MEDPIX_HOST.
     """
     try:
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise PortInUseError(_not_ours(settings, error)) from error
-    for family, kind, protocol, _, place in found:
+    for family, kind, protocol, _, address in addresses:
         try:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(place)
+                probe.bind(address)
         except OSError as error:
             explain = _not_ours if error.errno == errno.EADDRNOTAVAIL else _explain
             raise PortInUseError(explain(settings, error)) from error

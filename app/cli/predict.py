@@ -83,11 +83,11 @@ def predict(
         def dev() -> Any:
             return load_records(database, find_dataset(settings.dataset_dir) / IMAGE_FOLDER, ("dev",))
 
-        def run(left: "Sequence[ImageFile]") -> "Iterator[pa.Table]":
+        def run(remaining: "Sequence[ImageFile]") -> "Iterator[pa.Table]":
             if ray is None:
-                return predict_files(left, cards, settings, dev=dev, part_files=_PART_FILES)
-            part_files = max(1, min(_PART_FILES, len(left) // (2 * workers)))
-            return predict_files_on_ray(left, cards, settings, address=ray, workers=workers, part_files=part_files)
+                return predict_files(remaining, cards, settings, dev=dev, part_files=_PART_FILES)
+            part_files = max(1, min(_PART_FILES, len(remaining) // (2 * workers)))
+            return predict_files_on_ray(remaining, cards, settings, address=ray, workers=workers, part_files=part_files)
 
         failed = write_predictions(images, cards, out, run)
     console.print(
@@ -127,12 +127,14 @@ def write_predictions(
     try:
         _claim(folder, _fingerprint(images, cards))
         done = {name for part in _parts(folder) for name in pq.read_table(part, columns=["file"])["file"].to_pylist()}
-        left = [image for image in images if image.name not in done]
+        remaining = [image for image in images if image.name not in done]
         if done:
-            console.print(f"{len(images) - len(left)} of {len(images)} files were predicted before", highlight=False)
+            console.print(
+                f"{len(images) - len(remaining)} of {len(images)} files were predicted before", highlight=False
+            )
         number = len(_parts(folder))
-        with _progress(len(images), len(images) - len(left)) as advance:
-            for table in run(left) if left else ():
+        with _progress(len(images), len(images) - len(remaining)) as advance:
+            for table in run(remaining) if remaining else ():
                 with atomic_write(folder / f"part-{number:06}.parquet") as path:
                     pq.write_table(table, path)
                 number += 1
@@ -175,8 +177,8 @@ def _claim(folder: Path, fingerprint: Mapping[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
     path = folder / _RUN_FILE
     if path.exists():
-        found = read_json(path)
-        differing = [name for name in fingerprint if found.get(name) != fingerprint[name]]
+        recorded = read_json(path)
+        differing = [name for name in fingerprint if recorded.get(name) != fingerprint[name]]
         if differing:
             what = {"models": "other models", "files": "other files or captions"}[differing[0]]
             raise PredictError(
@@ -197,7 +199,7 @@ def _combine(folder: Path, images: "Sequence[ImageFile]", out: Path) -> int:
     from ml.registry.artifacts import atomic_write
 
     table = pa.concat_tables([pq.read_table(part) for part in _parts(folder)])
-    order = {image.name: place for place, image in enumerate(images)}
+    order = {image.name: index for index, image in enumerate(images)}
     places = pa.table({"place": [order[name] for name in table["file"].to_pylist()], "task": table["task"]})
     table = table.take(pc.sort_indices(places, [("place", "ascending"), ("task", "descending")]))
     with atomic_write(out) as path:
@@ -212,10 +214,10 @@ def _without_formulas(table: "pa.Table") -> "pa.Table":
     """A leading sign would make a spreadsheet read a file name as a formula."""
     import pyarrow.compute as pc
 
-    for place, field in enumerate(table.schema):
+    for index, field in enumerate(table.schema):
         if field.type == "string":
             safe = pc.replace_substring_regex(table[field.name], r"^([=+\-@\t\r])", r"'\1")
-            table = table.set_column(place, field, safe)
+            table = table.set_column(index, field, safe)
     return table
 
 
@@ -247,9 +249,9 @@ def read_captions(path: Path, file_column: str, caption_column: str) -> dict[str
     return {str(name): str(caption).strip() for name, caption in pairs if name and caption and str(caption).strip()}
 
 
-def _check_columns(path: Path, columns: Sequence[str], *wanted: str) -> None:
-    if missing := [name for name in wanted if name not in columns]:
-        option = "--file-column" if missing[0] == wanted[0] else "--caption-column"
+def _check_columns(path: Path, columns: Sequence[str], *required: str) -> None:
+    if missing := [name for name in required if name not in columns]:
+        option = "--file-column" if missing[0] == required[0] else "--caption-column"
         raise PredictError(
             f"--captions {path}: there is no column {missing[0]!r}; name one with {option}. "
             f"There is: {', '.join(columns) or 'none'}"
@@ -258,18 +260,18 @@ def _check_columns(path: Path, columns: Sequence[str], *wanted: str) -> None:
 
 def _with_captions(images: "Sequence[ImageFile]", captions: Mapping[str, str]) -> "list[ImageFile]":
     """Give each image the caption under its path, its file name or its name without suffix."""
-    found = []
+    captioned = []
     for image in images:
         path = Path(image.name)
         names = (image.name, path.name, path.stem)
-        found.append(replace(image, caption=next((captions[name] for name in names if name in captions), None)))
-    count = sum(image.caption is not None for image in found)
+        captioned.append(replace(image, caption=next((captions[name] for name in names if name in captions), None)))
+    count = sum(image.caption is not None for image in captioned)
     if not count:
         raise PredictError(
             f"--captions: none of its {len(captions)} file names is that of one of the {len(images)} images"
         )
     console.print(f"{count} of {len(images)} images have a caption", highlight=False)
-    return found
+    return captioned
 
 
 @contextmanager

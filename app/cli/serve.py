@@ -78,9 +78,9 @@ def check_selected_models(settings: "Settings") -> None:
     from ml.models.model_specs import MODEL_SPECS
 
     for task, name in selected.items():
-        known = [each for each, spec in MODEL_SPECS.items() if task in spec.tasks]
-        if name is not None and name not in known:
+        names = [each for each, spec in MODEL_SPECS.items() if task in spec.tasks]
+        if name is not None and name not in names:
             raise ConfigurationError(
                 f"MEDPIX_MODEL_{task.upper()}={name[:80]!r}: no model of this name answers {task}. "
-                f"Use one of {', '.join(known)}, or leave it unset for the best on dev."
+                f"Use one of {', '.join(names)}, or leave it unset for the best on dev."
             )

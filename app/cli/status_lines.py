@@ -29,7 +29,7 @@ _STEPS: Final = 10  # lines per training
 
 def address(settings: Settings) -> str:
     """The address to open in a browser on this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - is compared
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - asked, not bound - is compared
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{settings.root_path}"
 
 
@@ -85,10 +85,10 @@ class StatusLines:
             logger.info("Open %s in a browser: cases and images can be browsed now.", address(self._settings))
 
     def _say_ready(self) -> None:
-        found = self._get("/health/ready")
-        if found is not None and found.get("not_serving") == []:
+        status = self._get("/health/ready")
+        if status is not None and status.get("not_serving") == []:
             self._ready = True
-            models = ", ".join(f"{task} by {state['model']}" for task, state in found["models"].items())
+            models = ", ".join(f"{task} by {state['model']}" for task, state in status["models"].items())
             logger.info("Predictions are ready: %s.", models)
 
     def _say_training(self) -> None:
@@ -123,19 +123,19 @@ class StatusLines:
 
     def _get(self, path: str, *, timeout_s: float = 3.0) -> Document | None:
         """The JSON of an answer; None where there is none, or a status of 500 or more for /health/live."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._settings.host, self._settings.host)  # noqa: S104
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._settings.host, self._settings.host)  # noqa: S104 - asked, not bound
         connection = HTTPConnection(host, self._settings.port, timeout=timeout_s)
         try:
             connection.request("GET", path, headers={"Host": "localhost", "User-Agent": "medpix-up"})
             answer = connection.getresponse()
-            found = json.loads(answer.read())
+            content = json.loads(answer.read())
         except (OSError, HTTPException, ValueError):
             return None
         finally:
             connection.close()
         if path == "/health/live" and answer.status >= 400:
             return None
-        return dict(found)
+        return dict(content)
 
 
 def _sentence(run: Progress) -> str:

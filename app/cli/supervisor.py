@@ -258,16 +258,16 @@ class Supervisor:
         """
         what = f"{worker.name[0].upper()}{worker.name[1:]} {how}"
         again, full = worker.failed(what), self._full_disk()
-        where = f"{full}Its log: {worker.log}" if worker.log else f"{full}The lines above say why."
+        log = f"{full}Its log: {worker.log}" if worker.log else f"{full}The lines above say why."
         if worker.essential and (hopeless or worker.failures >= _MAX_FAILURES):
-            raise SupervisorError(f"{what}. {where}")
+            raise SupervisorError(f"{what}. {log}")
         # A training waits for space on a full disk: it goes on from its checkpoints.
         if not full and (hopeless or worker.failures >= _MAX_FAILURES):
             worker.done = True
-            logger.error("%s and is not started again. %s", what, where)
-            self.trainer_failed(worker.pid, f"{what[0].lower()}{what[1:]}. {where}", False)
+            logger.error("%s and is not started again. %s", what, log)
+            self.trainer_failed(worker.pid, f"{what[0].lower()}{what[1:]}. {log}", False)
             return
-        logger.error("%s %s", again, where if worker.log else full)
+        logger.error("%s %s", again, log if worker.log else full)
         if not worker.essential:
             self.trainer_failed(worker.pid, f"{again} {full}".rstrip(), True)
 
@@ -315,16 +315,16 @@ class Supervisor:
             yield
             return
         who = f"the service on port {self._settings.port}"
-        told = False
+        is_logged = False
         while not mongod.acquire(who):
             owner = mongod.owner()
             if owner.startswith("the service"):
                 raise EmbeddedMongodError(
                     f"{self._settings.home} is in use by {owner}. Stop it, or set MEDPIX_HOME to another folder."
                 )
-            if not told:
+            if not is_logged:
                 logger.info("Waiting for %s, which uses the database.", owner)
-                told = True
+                is_logged = True
             self._wait(0.2)
             if self._signals:
                 yield

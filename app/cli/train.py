@@ -117,11 +117,11 @@ def run_training(
     try:
         with team(pick_device(device)) as workers, _reporter(workers) as reporter:
             choice = _choose(settings, database, workers, device) if missing else None
-            wanted = models_to_train(names, database, models_dir, missing=choice.models if choice else ())
-            _check(options, wanted)
+            selected = models_to_train(names, database, models_dir, missing=choice.models if choice else ())
+            _check(options, selected)
             workers.wait()  # all must have asked before one registers anything
-            with queued(wanted, database) if workers.is_main_process else nullcontext():
-                for step, name in enumerate(wanted, start=1):
+            with queued(selected, database) if workers.is_main_process else nullcontext():
+                for step, name in enumerate(selected, start=1):
                     try:
                         train_model(
                             name,
@@ -134,7 +134,7 @@ def run_training(
                             resume=options.resume,
                             reporter=reporter,
                             options=options,
-                            step=(step, len(wanted)),
+                            step=(step, len(selected)),
                         )
                     except WeightsError as error:
                         if choice is None or name in names:
@@ -226,7 +226,7 @@ def _choose(
     return choice if workers.is_main_process else TrainingChoice.load(database)
 
 
-def _check(options: "Options", wanted: Sequence[str]) -> None:
+def _check(options: "Options", selected: Sequence[str]) -> None:
     """An option that changes nothing is a mistake; one that changes some of the models is not.
 
     Raises:
@@ -237,12 +237,12 @@ def _check(options: "Options", wanted: Sequence[str]) -> None:
 
     plain = Options()
     for option in ("weights", "epochs"):
-        idle = [name for name in wanted if option not in MODEL_SPECS[name].options]
+        idle = [name for name in selected if option not in MODEL_SPECS[name].options]
         if getattr(options, option) == getattr(plain, option) or not idle:
             continue
-        if idle == list(wanted):
-            known = ", ".join(name for name, spec in MODEL_SPECS.items() if option in spec.options)
-            raise TrainingError(f"--{option} changes nothing for {', '.join(wanted)}; it is for {known}")
+        if idle == list(selected):
+            applicable = ", ".join(name for name, spec in MODEL_SPECS.items() if option in spec.options)
+            raise TrainingError(f"--{option} changes nothing for {', '.join(selected)}; it is for {applicable}")
         _LOG.warning("--%s changes nothing for %s.", option, ", ".join(idle))
     if options.weights not in ("auto", "pretrained", "scratch") and not Path(options.weights).exists():
         raise TrainingError(f"--weights {options.weights}: there is no such file or folder")

@@ -33,15 +33,15 @@ class DiskCache:
         """
         entries = sorted(self._entries())
         excess = sum(entry.size for entry in entries) - self.max_bytes
-        left = []
+        remaining = []
         for entry in entries:
             if excess > 0:
                 with suppress(OSError):
                     entry.path.unlink()
                     excess -= entry.size
                     continue
-            left.append(entry)
-        return self._by_subfolder(left)
+            remaining.append(entry)
+        return self._by_subfolder(remaining)
 
     def sizes(self) -> dict[str, int]:
         """Bytes by subfolder."""

@@ -65,8 +65,8 @@ class Progress:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """The state in a document; a field that an earlier version did not write has its default."""
-        known = {field.name: document[field.name] for field in fields(cls) if document.get(field.name) is not None}
-        return cls(**known | {"name": document["_id"], "tasks": tuple(document.get("tasks") or ())})
+        values = {field.name: document[field.name] for field in fields(cls) if document.get(field.name) is not None}
+        return cls(**values | {"name": document["_id"], "tasks": tuple(document.get("tasks") or ())})
 
     @property
     def is_stale(self) -> bool:

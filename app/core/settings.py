@@ -228,8 +228,8 @@ def load_settings(**overrides: Any) -> Settings:
         lines = []
         for problem in error.errors(include_url=False):
             name = "MEDPIX_" + "_".join(str(part) for part in problem["loc"]).upper()
-            shown = "***" if name in _SECRET else repr(problem["input"])
-            lines.append(f"{name}={shown}: {problem['msg']}")
+            value = "***" if name in _SECRET else repr(problem["input"])
+            lines.append(f"{name}={value}: {problem['msg']}")
         raise ConfigurationError("\n".join(lines)) from error
 
 
@@ -241,17 +241,17 @@ def get_settings() -> Settings:
 
 def unknown_names() -> set[str]:
     """The MEDPIX_* variables, of the environment or the .env file, that are no settings."""
-    known = {f"MEDPIX_{name.upper()}" for name in Settings.model_fields} | _COMPOSE
-    given = (*os.environ, *dotenv_values(".env"))
-    return {name for name in given if name.upper().startswith("MEDPIX_") and name.upper() not in known}
+    setting_names = {f"MEDPIX_{name.upper()}" for name in Settings.model_fields} | _COMPOSE
+    names = (*os.environ, *dotenv_values(".env"))
+    return {name for name in names if name.upper().startswith("MEDPIX_") and name.upper() not in setting_names}
 
 
 def unknown_variables() -> list[str]:
     """A sentence for each MEDPIX_* variable that is no setting, with the setting that may be meant."""
-    known = [f"MEDPIX_{name.upper()}" for name in Settings.model_fields]
+    setting_names = [f"MEDPIX_{name.upper()}" for name in Settings.model_fields]
     sentences = []
     for name in sorted(unknown_names()):
-        close = difflib.get_close_matches(name.upper(), known, n=1)
+        close = difflib.get_close_matches(name.upper(), setting_names, n=1)
         meant = f" Did you mean {close[0]}?" if close else ""
         sentences.append(f"{name} is not a setting and is ignored.{meant}")
     return sentences

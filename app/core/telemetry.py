@@ -75,7 +75,7 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def stages(self, model: str, timings_s: Mapping[str, float]) -> None:
-        """Take in how long each stage of an answer took, in seconds."""
+        """Record how long each stage of an answer took, in seconds."""
         for stage, seconds in timings_s.items():
             self._stages.labels(model, stage).observe(seconds)
 
@@ -90,7 +90,7 @@ class Metrics:
         self._confidence.labels(task).observe(probability)
 
     def watch_queue(self, model: str, depth: Callable[[], int]) -> Callable[[], None]:
-        """Ask for the depth of a queue whenever the metrics are read.
+        """Register a callback that gives the depth of a queue whenever the metrics are read.
 
         Returns:
             What ends that, unless another queue has taken the name by then.
@@ -106,13 +106,13 @@ class Metrics:
         return end
 
     def serving(self, models: Mapping[str, tuple[str, str, str]]) -> None:
-        """Say which model serves each task: name, version, sha256."""
+        """Set which model serves each task: name, version, sha256."""
         self._models.clear()
         for task, described in models.items():
             self._models.labels(task, *described).set(1)
 
     def database(self, *, cases: int | None, images: int | None, seeded_at: datetime | None) -> None:
-        """Say what the database holds; None where it does not answer, or was never seeded."""
+        """Set the counts of the database; None where it does not answer, or was never seeded."""
         self._database_up.set(0 if cases is None else 1)
         for kind, count in (("cases", cases), ("images", images)):
             if count is not None:
@@ -121,19 +121,19 @@ class Metrics:
             self._seeded_at.set(seeded_at.timestamp())
 
     def training(self, runs: Iterable[Progress]) -> None:
-        """Say how far each training run is."""
+        """Set the progress of each training run."""
         self._training.clear()
         for run in runs:
             self._training.labels(run.name, run.state).set(run.fraction)
 
     def disk_cache(self, sizes: Mapping[str, int]) -> None:
-        """Say how many bytes each part of the cache folder has."""
+        """Set the bytes of each part of the cache folder."""
         self._cache_bytes.clear()
         for name, size in sizes.items():
             self._cache_bytes.labels(name).set(size)
 
     def watch_cached_predictions(self, count: Callable[[], int]) -> None:
-        """Ask for the number of cached predictions whenever the metrics are read."""
+        """Register a callback that gives the number of cached predictions whenever the metrics are read."""
         self._cached_predictions.set_function(count)
 
     def text(self) -> bytes:

@@ -63,12 +63,12 @@ def _of_record(source: type[BaseModel], public: type[BaseModel], key: str) -> Do
 def _norm(public: type[BaseModel]) -> Document:
     """The ``norm`` sub-document: the fields that are stored nowhere else."""
     raw = public.model_json_schema()
-    whole = _converted(raw, raw.get("$defs", {}))
+    converted = _converted(raw, raw.get("$defs", {}))
     elsewhere = {
         name for name, info in public.model_fields.items() if any(getattr(each, "path", "") for each in info.metadata)
     }
-    properties = {name: each for name, each in whole["properties"].items() if name not in elsewhere}
-    return {**whole, "properties": properties, "required": list(properties)}
+    properties = {name: each for name, each in converted["properties"].items() if name not in elsewhere}
+    return {**converted, "properties": properties, "required": list(properties)}
 
 
 def _converted(schema: Document, definitions: Document) -> Document:

@@ -1,12 +1,12 @@
-"""The last report of `medpix evaluate`, as it lies in the service's folder."""
+"""The last report of `medpix evaluate`, in the folder of the service."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from app.data.repository import NotFoundError
+from app.data.serializers import etag_of
 
 FOLDER: Final = "evaluation"
 _FILE: Final = "results.json"
@@ -40,21 +40,14 @@ def read_report(home: Path) -> Report:
         NotFoundError: nothing was evaluated here yet.
         FaultyReportError: the file is cut or unreadable.
     """
+    body = _read(home / FOLDER / _FILE)
     try:
-        body = (home / FOLDER / _FILE).read_bytes()
-    except FileNotFoundError as error:
-        raise NotFoundError("No evaluation has been run here. Run `medpix evaluate` first.") from error
-    except OSError as error:
-        raise FaultyReportError(
-            f"The report cannot be read ({error.strerror}). Run `medpix evaluate` again."
-        ) from error
-    try:
-        whole = isinstance(json.loads(body), dict)
+        is_report = isinstance(json.loads(body), dict)
     except ValueError:
-        whole = False
-    if not whole:
+        is_report = False
+    if not is_report:
         raise FaultyReportError(f"{_FILE} is cut or damaged. Run `medpix evaluate` again.")
-    return Report(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+    return Report(body, etag_of(body))
 
 
 def read_page(home: Path) -> bytes:
@@ -67,8 +60,12 @@ def read_page(home: Path) -> bytes:
         NotFoundError: nothing was evaluated here yet.
         FaultyReportError: the file cannot be read.
     """
+    return _read(home / FOLDER / _PAGE)
+
+
+def _read(file: Path) -> bytes:
     try:
-        return (home / FOLDER / _PAGE).read_bytes()
+        return file.read_bytes()
     except FileNotFoundError as error:
         raise NotFoundError("No evaluation has been run here. Run `medpix evaluate` first.") from error
     except OSError as error:

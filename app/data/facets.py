@@ -52,8 +52,8 @@ async def facets(database: AsyncDatabase[Document], selection: Filter, counted: 
         cases = [{"$group": {"_id": "$U_id"}}, {"$count": "count"}]
 
     async def ask(*stages: Document) -> list[Document]:
-        found = await target.aggregate([{"$match": match}, *stages], maxTimeMS=MAX_TIME_MS)
-        rows: list[Document] = await found.to_list()
+        cursor = await target.aggregate([{"$match": match}, *stages], maxTimeMS=MAX_TIME_MS)
+        rows: list[Document] = await cursor.to_list()
         return rows
 
     def by(key: Any) -> Document:
@@ -69,13 +69,13 @@ async def facets(database: AsyncDatabase[Document], selection: Filter, counted: 
         ask(*cases),
     )
     *fields, ages, by_topic, total, case_count = rows
-    found: Document = {
+    by_field: Document = {
         name: [_value(name, row["_id"], row["count"]) for row in counts]
         for name, counts in zip(FACETS, fields, strict=True)
     }
-    found[AGE_BAND] = [_age_value(row["_id"], row["count"]) for row in sorted(ages, key=_youngest_first)]
-    found[TOPIC_CATEGORY] = [_value(None, row["_id"], row["count"]) for row in by_topic]
-    return {"total": _only(total), "cases": _only(case_count), "facets": found}
+    by_field[AGE_BAND] = [_age_value(row["_id"], row["count"]) for row in sorted(ages, key=_youngest_first)]
+    by_field[TOPIC_CATEGORY] = [_value(None, row["_id"], row["count"]) for row in by_topic]
+    return {"total": _only(total), "cases": _only(case_count), "facets": by_field}
 
 
 def _only(rows: list[Document]) -> int:
@@ -121,8 +121,8 @@ async def _describe(target: Any, field: Field, selection: Filter) -> Document:
     path = f"${field.path}"
 
     async def ask(*stages: Document) -> list[Document]:
-        found = await target.aggregate([{"$match": selection.query}, *stages], maxTimeMS=MAX_TIME_MS)
-        rows: list[Document] = await found.to_list()
+        cursor = await target.aggregate([{"$match": selection.query}, *stages], maxTimeMS=MAX_TIME_MS)
+        rows: list[Document] = await cursor.to_list()
         return rows
 
     missing: Document = {"$sum": {"$cond": [{"$in": [{"$ifNull": [path, None]}, [None, []]]}, 1, 0]}}

@@ -74,14 +74,14 @@ def _declared(model: type[BaseModel], prefix: str = "") -> Iterator[Field]:
 def _type_of(annotation: Any) -> tuple[Kind, tuple[str, ...], bool]:
     """Kind, closed set of values and whether null is one of them, of a field's type."""
     alternatives = get_args(annotation) if NoneType in get_args(annotation) else (annotation,)
-    [kept] = [each for each in alternatives if each is not NoneType]
+    [inner] = [each for each in alternatives if each is not NoneType]
     nullable = len(alternatives) > 1
-    if get_origin(kept) is list:
-        _, values, _ = _type_of(get_args(kept)[0])
+    if get_origin(inner) is list:
+        _, values, _ = _type_of(get_args(inner)[0])
         return "list", values, nullable
-    if get_origin(kept) is Literal:
-        return "keyword", get_args(kept), nullable
-    return ("integer" if kept is int else "keyword"), (), nullable
+    if get_origin(inner) is Literal:
+        return "keyword", get_args(inner), nullable
+    return ("integer" if inner is int else "keyword"), (), nullable
 
 
 def catalogue_of(model: type[BaseModel]) -> Mapping[str, Field]:
@@ -130,9 +130,9 @@ _plans: dict[int, tuple[Mapping[str, Field], tuple[_Step, ...]]] = {}
 
 def _plan(catalogue: Mapping[str, Field]) -> tuple[_Step, ...]:
     """Where each field comes from and goes to, taken apart once: a page has a thousand of them."""
-    known = _plans.get(id(catalogue))
-    if known is None:
+    plan = _plans.get(id(catalogue))
+    if plan is None:
         names = ((name.split("."), tuple(item.path.split("."))) for name, item in catalogue.items())
-        known = catalogue, tuple((tuple(parents), leaf, path) for (*parents, leaf), path in names)
-        _plans[id(catalogue)] = known
-    return known[1]
+        plan = catalogue, tuple((tuple(parents), leaf, path) for (*parents, leaf), path in names)
+        _plans[id(catalogue)] = plan
+    return plan[1]

@@ -70,6 +70,16 @@ class Filter:
         """Whether every document passes."""
         return not self.query
 
+    def narrowed(self, condition: Document, canonical: str) -> "Filter":
+        """This filter and one more condition.
+
+        Args:
+            condition: as MongoDB takes it.
+            canonical: the condition in one spelling.
+        """
+        query = {"$and": [self.query, condition]} if self.query else condition
+        return Filter(query, f"{self.canonical}&{canonical}", self.scans)
+
 
 EVERYTHING: Final = Filter({}, "", scans=False)
 
@@ -111,8 +121,8 @@ def parse_filter(
         parameter = f"{name}__{operator}" if operator else name
         try:
             field = _field(name, catalogue, aliases)
-            known = field.values or tuple((vocabulary or {}).get(name, ()))
-            conditions.append(_condition(field, operator, values, known))
+            allowed = field.values or tuple((vocabulary or {}).get(name, ()))
+            conditions.append(_condition(field, operator, values, allowed))
             scans = scans or operator in ("contains", "startswith", "regex") or field.kind == "text"
         except ValueError as error:
             problems.append(ParameterProblem(parameter, str(error)))
@@ -131,40 +141,40 @@ def _field(name: str, catalogue: Mapping[str, Field], aliases: Mapping[str, str]
     raise ValueError(f"there is no field of this name.{hint} Fields: {', '.join(catalogue)}")
 
 
-def _condition(field: Field, operator: str, values: list[str], known: tuple[str, ...]) -> Document:
+def _condition(field: Field, operator: str, values: list[str], allowed: tuple[str, ...]) -> Document:
     if operator and operator not in operators_of(field):
-        taken = ", ".join(f"{field.name}__{each}" for each in operators_of(field))
-        raise ValueError(f"unknown operator {operator!r}. This field takes {field.name} (exact), {taken}")
+        operators = ", ".join(f"{field.name}__{each}" for each in operators_of(field))
+        raise ValueError(f"unknown operator {operator!r}. This field takes {field.name} (exact), {operators}")
     for value in values:
         if len(value) > MAX_VALUE_CHARS:
             raise ValueError(f"longer than {MAX_VALUE_CHARS} characters")
         if "\0" in value:
             raise ValueError("holds a NUL character")
     if operator in _SEVERAL:
-        items = [item for value in values for item in _items(field, value, known, repeated=len(values) > 1)]
-        each = [_exact(field, item, known) for item in items]
+        items = [item for value in values for item in _items(field, value, allowed, repeated=len(values) > 1)]
+        each = [_exact(field, item, allowed) for item in items]
         return {{"in": "$or", "nin": "$nor", "all": "$and"}[operator]: each}
     if len(values) > 1:
         raise ValueError(f"given {len(values)} times; for one of several values use {field.name}__in")
-    return _BUILDERS[operator](field, values[0], known)
+    return _BUILDERS[operator](field, values[0], allowed)
 
 
-def _items(field: Field, value: str, known: tuple[str, ...], *, repeated: bool) -> list[str]:
+def _items(field: Field, value: str, allowed: tuple[str, ...], *, repeated: bool) -> list[str]:
     """Several values of one parameter: separated by a bar, or by a comma where every part is a possible value.
 
     Where the possible values are not known, a repeated parameter has one value each time.
     """
-    is_open = not known and field.pattern is None and field.kind != "integer"
+    is_open = not allowed and field.pattern is None and field.kind != "integer"
     if "|" in value or "," not in value or (repeated and is_open):
         items = [item.strip() for item in value.split("|")]
     else:
-        items = _split_at_commas(field, [part.strip() for part in value.split(",")], known)
+        items = _split_at_commas(field, [part.strip() for part in value.split(",")], allowed)
     if not any(items):
         raise ValueError("names no value; separate values with |, or repeat the parameter")
     return [item for item in items if item]
 
 
-def _split_at_commas(field: Field, parts: list[str], known: tuple[str, ...]) -> list[str]:
+def _split_at_commas(field: Field, parts: list[str], allowed: tuple[str, ...]) -> list[str]:
     """Join parts again where a value holds a comma itself, as ``Chest, Pulmonary`` does.
 
     Raises:
@@ -172,7 +182,7 @@ def _split_at_commas(field: Field, parts: list[str], known: tuple[str, ...]) -> 
     """
     if not any(parts):
         return []
-    possible = {_folded(each) for each in (*known, *map(str, field.recorded_as_null))}
+    possible = {_folded(each) for each in (*allowed, *map(str, field.recorded_as_null))}
     items: list[str] = []
     start = 0
     while start < len(parts):
@@ -200,11 +210,11 @@ def _folded(text: str) -> str:
     return " ".join(text.replace(",", ", ").split()).replace(" ,", ",").casefold()
 
 
-def _exact(field: Field, value: str, known: tuple[str, ...]) -> Document:
+def _exact(field: Field, value: str, allowed: tuple[str, ...]) -> Document:
     if field.kind == "time":
         start, end = _interval(value)
         return {field.path: {"$gte": start, "$lt": end}}
-    stored = _stored_values(field, value, known)
+    stored = _stored_values(field, value, allowed)
     if stored[0] in field.recorded_as_null:
         return dict(field.recorded_as_null[stored[0]])
     if field.kind == "text":
@@ -213,7 +223,7 @@ def _exact(field: Field, value: str, known: tuple[str, ...]) -> Document:
     return {field.path: stored[0] if len(stored) == 1 else {"$in": stored}}
 
 
-def _stored_values(field: Field, value: str, known: tuple[str, ...]) -> list[str | int]:
+def _stored_values(field: Field, value: str, allowed: tuple[str, ...]) -> list[str | int]:
     """A value as it is stored; several where they differ in letter case alone, such as A and a.
 
     Raises:
@@ -227,9 +237,9 @@ def _stored_values(field: Field, value: str, known: tuple[str, ...]) -> list[str
             example = f" such as {field.examples[0]}" if field.examples else f" of the form {field.pattern}"
             raise ValueError(f"expected a value{example}, got {value[:60]!r}")
         return [formed]
-    if not known:
+    if not allowed:
         return [value]
-    possible = [*known, *map(str, field.recorded_as_null)]
+    possible = [*allowed, *map(str, field.recorded_as_null)]
     stored: list[str | int] = [each for each in possible if _folded(each) == _folded(value)]
     if not stored:
         raise ValueError(_not_a_value(field, value, possible))
@@ -306,12 +316,12 @@ def _regex(field: Field, value: str, _: tuple[str, ...]) -> Document:
 
 
 def _is_null(field: Field, value: str, _: tuple[str, ...]) -> Document:
-    wanted = {"true": True, "1": True, "false": False, "0": False}.get(value.casefold())
-    if wanted is None:
+    expected = {"true": True, "1": True, "false": False, "0": False}.get(value.casefold())
+    if expected is None:
         raise ValueError(f"expected true or false, got {value[:60]!r}")
     # An empty list is how a list field says that there is nothing.
     empty: list[Any] = [None, []] if field.kind == "list" else [None]
-    return {field.path: {"$in" if wanted else "$nin": empty}}
+    return {field.path: {"$in" if expected else "$nin": empty}}
 
 
 def _at_least(field: Field, value: str, _: tuple[str, ...]) -> Document:
@@ -328,7 +338,7 @@ def _at_most(field: Field, value: str, _: tuple[str, ...]) -> Document:
 
 _BUILDERS: Final[Mapping[str, Callable[[Field, str, tuple[str, ...]], Document]]] = {
     "": _exact,
-    "ne": lambda field, value, known: {"$nor": [_exact(field, value, known)]},
+    "ne": lambda field, value, allowed: {"$nor": [_exact(field, value, allowed)]},
     "contains": _contains,
     "startswith": _starts_with,
     "regex": _regex,

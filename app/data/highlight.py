@@ -40,13 +40,13 @@ class Highlighter:
 
     def find_matches(self, document: Mapping[str, Any], fields: Sequence[Field]) -> list[Match]:
         """The fields of a stored document that hold a term, in the given order."""
-        found = []
+        matches = []
         for field in fields:
             text = pick(document, field.path)
             ranges = self._ranges(text) if isinstance(text, str) else []
             if ranges:
-                found.append(_match(field.name, str(text), ranges))
-        return found
+                matches.append(_match(field.name, str(text), ranges))
+        return matches
 
     def _ranges(self, text: str) -> list[tuple[int, int]]:
         """Start and end of each word of a text that belongs to a term."""
@@ -58,8 +58,8 @@ class Highlighter:
                 if len(part) == len(stems) and all(a.stem == b for a, b in zip(part, stems, strict=True)):
                     marked.update((word.start, word) for word in part)
         ranges = {(token.start, token.end) for token in marked.values()}
-        for first, last, whole in compounds(tokens, text):
-            if (whole,) in self._sequences.get(whole, ()):
+        for first, last, compound in compounds(tokens, text):
+            if (compound,) in self._sequences.get(compound, ()):
                 ranges -= {span for span in ranges if first.start <= span[0] < last.end}
                 ranges.add((first.start, last.end))
         return sorted(ranges)
@@ -77,5 +77,5 @@ def _match(name: str, text: str, ranges: Sequence[tuple[int, int]]) -> Match:
         end = max((space.start() for space in _SPACE.finditer(text, first_end, end + 1)), default=end)
     before = _ELLIPSIS if start else ""
     shift = len(before) - start
-    shown = tuple((a + shift, b + shift) for a, b in ranges if b <= end)
-    return Match(name, before + text[start:end] + (_ELLIPSIS if end < len(text) else ""), shown)
+    marked = tuple((a + shift, b + shift) for a, b in ranges if b <= end)
+    return Match(name, before + text[start:end] + (_ELLIPSIS if end < len(text) else ""), marked)

@@ -43,7 +43,7 @@ def write_image_counts(database: Database[Document], run: str) -> int:
     Returns:
         The number of rows.
     """
-    found = database[schema.IMAGES].aggregate(
+    groups = database[schema.IMAGES].aggregate(
         [
             {"$group": {"_id": "$U_id", "images": {"$push": _nested(PATHS)}}},
             {"$set": {"images": {"$sortArray": {"input": "$images", "sortBy": 1}}}},
@@ -69,7 +69,7 @@ def write_image_counts(database: Database[Document], run: str) -> int:
     counts.delete_many({"run": run})
     written = 0
     batch: list[Document] = []
-    for number, group in enumerate(found):
+    for number, group in enumerate(groups):
         batch += _rows(run, number, group)
         if len(batch) >= _BATCH:
             written += len(counts.insert_many(batch, ordered=False).inserted_ids)

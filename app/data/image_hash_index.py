@@ -46,19 +46,19 @@ class ImageHashIndex:
             await self._read(seed_run_id)
         if self._known is not None and seed_run_id == self.seed_run_id:
             return self._known.get(sha256)
-        found = await self._images.find_one({"file.sha256": sha256}, _FIELDS, max_time_ms=self._max_time_ms)
-        return found and _described(found)
+        document = await self._images.find_one({"file.sha256": sha256}, _FIELDS, max_time_ms=self._max_time_ms)
+        return document and _described(document)
 
     async def _read(self, seed_run_id: str) -> None:
         """Read all hashes; whoever asks meanwhile asks the database."""
         self._reading = True
         try:
-            found = await self._images.find({}, _FIELDS, max_time_ms=self._max_time_ms).limit(_MOST + 1).to_list()
+            documents = await self._images.find({}, _FIELDS, max_time_ms=self._max_time_ms).limit(_MOST + 1).to_list()
         finally:
             self._reading = False
         self._known = None
-        if len(found) <= _MOST:
-            self._known = {document["file"]["sha256"]: _described(document) for document in reversed(found)}
+        if len(documents) <= _MOST:
+            self._known = {document["file"]["sha256"]: _described(document) for document in reversed(documents)}
         self.seed_run_id = seed_run_id
 
 

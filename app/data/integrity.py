@@ -1,4 +1,4 @@
-"""What is missing in a database that was seeded: documents and indexes that something else removed."""
+"""What is missing in a database that was seeded: documents and indexes that something else removed, cases of images."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -6,6 +6,7 @@ from typing import Any, Final
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
+from app.core.exceptions import UnavailableError
 from app.data import schema
 
 Document = dict[str, Any]
@@ -22,24 +23,24 @@ async def missing_documents(database: AsyncDatabase[Document], run: Mapping[str,
     Args:
         database: the seeded database.
         run: the last complete seeding run.
-        limit: up to which documents are counted; a larger collection is not judged.
+        limit: up to which documents are counted; a larger collection is not checked.
     """
     faults = []
     for name, member in _COUNTS.items():
         expected = sum(run.get(member, {}).values())
         if not 0 < expected < limit:
             continue
-        held = await database[name].count_documents({}, limit=expected + 1, maxTimeMS=_MAX_TIME_MS)
-        if held != expected:
-            more = " or more" if held > expected else ""
-            faults.append(f"{name} holds {held}{more} documents, its seeding left {expected}. Run `medpix seed`.")
+        count = await database[name].count_documents({}, limit=expected + 1, maxTimeMS=_MAX_TIME_MS)
+        if count != expected:
+            more = " or more" if count > expected else ""
+            faults.append(f"{name} holds {count}{more} documents, its seeding left {expected}. Run `medpix seed`.")
     return faults
 
 
 async def missing_indexes(database: AsyncDatabase[Document]) -> list[str]:
     """A sentence for each index that is not there; none for those that this user may not list."""
     faults = []
-    for name, wanted in schema.index_names().items():
+    for name, expected in schema.index_names().items():
         try:
             present = await database[name].index_information()
         except OperationFailure as error:
@@ -49,6 +50,23 @@ async def missing_indexes(database: AsyncDatabase[Document]) -> list[str]:
                 raise
             present = {}
         faults += [
-            f"The index {index} of {name} is missing. Run `medpix seed`." for index in wanted if index not in present
+            f"The index {index} of {name} is missing. Run `medpix seed`." for index in expected if index not in present
         ]
     return faults
+
+
+def case_of(image: Mapping[str, Any], cases: Mapping[str, Document]) -> Document:
+    """The case of an image.
+
+    Raises:
+        UnavailableError: the database does not have it, as while it is seeded.
+    """
+    case = cases.get(image["U_id"])
+    if case is None:
+        raise missing_case(image["U_id"], image["_id"])
+    return case
+
+
+def missing_case(u_id: str, image: str) -> UnavailableError:
+    """The error that an image of the dataset has no case, as while it is seeded."""
+    return UnavailableError(f"Case {u_id} of image {image} is not in the database. Run `medpix seed`, or try later.")

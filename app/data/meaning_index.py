@@ -69,7 +69,7 @@ class MeaningIndex:
         self._cases, inverse = np.unique(np.array(cases, object), return_inverse=True)
         self._case_of: npt.NDArray[np.int64] = inverse.astype(np.int64)
         self._images = images
-        self._places = np.array([place for place, image in enumerate(images) if image is not None], np.int64)
+        self._places = np.array([row for row, image in enumerate(images) if image is not None], np.int64)
         self._embeddings = embeddings
 
     def rank(self, query: Embeddings) -> tuple[list[tuple[str, float]], Mapping[str, tuple[str, float]]]:
@@ -86,8 +86,7 @@ class MeaningIndex:
         by_case = self._places[np.lexsort((-near[self._places], self._case_of[self._places]))]
         _, first = np.unique(self._case_of[by_case], return_index=True)
         images = {
-            str(self._cases[self._case_of[place]]): (str(self._images[place]), float(near[place]))
-            for place in by_case[first]
+            str(self._cases[self._case_of[row]]): (str(self._images[row]), float(near[row])) for row in by_case[first]
         }
         return ranking, images
 

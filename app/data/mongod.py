@@ -299,7 +299,7 @@ class Mongod:
         program may have the number by now.
         """
         started = time.monotonic()
-        told = False
+        signalled = False
         while (pid := self._holder()) is not None:
             waited = time.monotonic() - started
             if waited > STOP_TIMEOUT_S:
@@ -312,10 +312,10 @@ class Mongod:
                     f"Another mongod (process {pid}) uses the data folder {self._data_dir}. "
                     f"Stop it with `kill {pid}` and try again."
                 )
-            if ours and not told and waited > _LEFTOVER_S:
+            if ours and not signalled and waited > _LEFTOVER_S:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
-                told = True
+                signalled = True
             time.sleep(0.05)
 
     def _holder(self) -> int | None:

@@ -22,7 +22,7 @@ CASE_TEXT_FIELDS: Final = _texts("Case.")
 TOPIC_TEXT_FIELDS: Final = _texts("Topic.")
 # Values of Location that name no part of the body; "Left Blank" is no value at all.
 NOT_ANATOMICAL: Final = frozenset({"Bethesda, MD", "Generalized", "Pathology"})
-# Values of Plane that describe a kind of picture, not a section through the body.
+# Values of Plane that describe a kind of image, not a section through the body.
 NOT_A_PLANE: Final = frozenset({"Photograph", "Gross Pathology", "Drawing", "Other View", "NOS", "Multiple or Montage"})
 
 _PLACEHOLDER = re.compile(
@@ -30,7 +30,7 @@ _PLACEHOLDER = re.compile(
     r"|hx not provided|non[- ]?contributory|(?:please )?see (?:factoid|factiod|topic|discussion)|some discussion"
     r"|test case for ts|left blank|in progress|-1\.-1|replace this - .*"
 )
-# Captions that only repeat the acquisition, never what the picture shows.
+# Captions that only repeat the acquisition, never what the image shows.
 _UNINFORMATIVE_CAPTION = re.compile(
     r"(?:(?:axial|coronal|sagitt?al|contrast enhanced|subsequent|post injury|follow-up|slice|ct|mri?|t1|t2|t2\*|flair"
     r"|fgre|fat sat|images?|figure|scan|\d+)[ ,()-]*)+"
@@ -72,8 +72,8 @@ def normalize_links(text: str | None) -> list[str]:
     """The http(s) addresses in a text; an address without a scheme gets ``https://``."""
     unbroken = _BROKEN_LINK.sub("/", html.unescape(text or ""))
     return [
-        f"{scheme.lower() or 'https'}://{rest.rstrip('.,;')}"
-        for scheme, rest in _LINK.findall(unbroken)
+        f"{scheme.lower() or 'https'}://{address.rstrip('.,;')}"
+        for scheme, address in _LINK.findall(unbroken)
         if scheme.lower() in ("", "http", "https")
     ]
 
@@ -116,7 +116,7 @@ def _image_flags(raw: Mapping[str, Any], *, has_source: bool) -> list[str]:
     description = raw["Description"]
     caption = _caption(description["Caption"])
     folded = (caption or "").casefold().rstrip(" .")
-    found = {
+    flags = {
         "caption_placeholder": caption is None,
         "caption_uninformative": bool(folded) and _UNINFORMATIVE_CAPTION.fullmatch(folded) is not None,
         "caption_whitespace": re.search(r"[\n\r\t]", description["Caption"]) is not None,
@@ -130,7 +130,7 @@ def _image_flags(raw: Mapping[str, Any], *, has_source: bool) -> list[str]:
         "modality_detail_whitespace": description["Modality"] != description["Modality"].strip(),
         "source_url_missing": not has_source,
     }
-    return [flag for flag, present in found.items() if present]
+    return [flag for flag, present in flags.items() if present]
 
 
 def normalize_case(raw: Mapping[str, Any], images: list[Document]) -> Document:
@@ -161,7 +161,7 @@ def normalize_case(raw: Mapping[str, Any], images: list[Document]) -> Document:
 def _case_flags(raw: Mapping[str, Any], norm: Document, *, disagree: bool) -> list[str]:
     case, topic = raw["Case"], raw["Topic"]
     texts = [text for text in (*case.values(), *topic.values()) if text]
-    found = {
+    flags = {
         **{f"{name}_placeholder": bool(case[key]) and norm[name] is None for name, key in CASE_TEXT_FIELDS.items()},
         "acr_unknown": topic["ACR Code"] == UNKNOWN_ACR_CODE,
         "keywords_run_together": _GLUED_KEYWORDS.search(topic["Keywords"] or "") is not None,
@@ -172,4 +172,4 @@ def _case_flags(raw: Mapping[str, Any], norm: Document, *, disagree: bool) -> li
         "private_use_characters": any(_PRIVATE_USE.search(text) for text in texts),
         "images_disagree": disagree,
     }
-    return [flag for flag, present in found.items() if present]
+    return [flag for flag, present in flags.items() if present]

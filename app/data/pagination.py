@@ -52,7 +52,7 @@ def parse_sort(text: str | None, catalogue: Mapping[str, Field]) -> SortOrder:
         name, direction = (item[1:], -1) if item.startswith("-") else (item, 1)
         field = catalogue.get(name)
         if field is None or field.kind not in SORTABLE:
-            sortable = ", ".join(known.name for known in catalogue.values() if known.kind in SORTABLE)
+            sortable = ", ".join(each.name for each in catalogue.values() if each.kind in SORTABLE)
             raise ParameterError([ParameterProblem("sort", f"cannot sort by {name!r}. Sortable: {sortable}")])
         if any(key.path == field.path for key in keys):
             raise ParameterError([ParameterProblem("sort", f"{name} is named twice")])

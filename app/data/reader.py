@@ -109,11 +109,11 @@ def read_source(folder: Path) -> Source:
 
 
 def _unknown_splits(folder: Path) -> Iterator[Problem]:
-    known = {*dataset.SPLITS, *dataset.SUBSPLITS}
+    expected = {*dataset.SPLITS, *dataset.SUBSPLITS}
     for path in sorted((folder / dataset.JSONL_FOLDER).glob("*.jsonl")):
         prefix, _, split = path.stem.partition("_")
-        if prefix in ("data", "descriptions") and split not in known:
-            yield Problem(path.name, 0, f"unknown split {split!r}; known are {', '.join(sorted(known))}")
+        if prefix in ("data", "descriptions") and split not in expected:
+            yield Problem(path.name, 0, f"unknown split {split!r}; known are {', '.join(sorted(expected))}")
 
 
 def _read_text(source: Source, path: Path, rows: int | None = None) -> str:
@@ -148,8 +148,8 @@ def _read_jsonl(
             continue
         except ValidationError as error:
             for problem in error.errors(include_url=False, include_input=False):
-                place = ".".join(map(str, problem["loc"])) or "record"
-                yield Problem(name, number, f"{place}: {problem['msg']}")
+                field_path = ".".join(map(str, problem["loc"])) or "record"
+                yield Problem(name, number, f"{field_path}: {problem['msg']}")
             continue
         record = SourceRecord(raw, split, name, number)
         first = records.setdefault(raw[key], record)
@@ -230,9 +230,9 @@ def _check_references(source: Source) -> Iterator[Problem]:
 
 def _read_image_files(source: Source) -> list[Problem]:
     with ThreadPoolExecutor(max_workers=4) as pool:
-        found = pool.map(_read_image_file, [source.folder / dataset.IMAGE_FOLDER] * len(source.images), source.images)
+        results = pool.map(_read_image_file, [source.folder / dataset.IMAGE_FOLDER] * len(source.images), source.images)
         problems = []
-        for (image, record), result in zip(source.images.items(), found, strict=True):
+        for (image, record), result in zip(source.images.items(), results, strict=True):
             if isinstance(result, str):
                 problems.append(record.problem(f"image {image}: {result}"))
             else:
@@ -244,9 +244,9 @@ def _read_image_file(folder: Path, image: str) -> Document | str:
     path = folder / f"{image}.png"
     try:
         data = path.read_bytes()
-        with Image.open(path, formats=["PNG"]) as picture:
-            width, height, mode = *picture.size, picture.mode
-            picture.verify()  # reads every chunk and its checksum
+        with Image.open(path, formats=["PNG"]) as opened:
+            width, height, mode = *opened.size, opened.mode
+            opened.verify()  # reads every chunk and its checksum
     except FileNotFoundError:
         return f"the file {path.name} is missing from {folder}"
     except (OSError, SyntaxError, ValueError) as error:

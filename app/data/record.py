@@ -153,7 +153,7 @@ class Image(BaseModel):
         description="Sequence or protocol", examples=["CT - noncontrast"]
     )
     plane: Annotated[str | None, Stored(source="Description.Plane")] = Field(
-        description="Plane of section, or kind of picture", examples=["Axial"]
+        description="Plane of section, or kind of image", examples=["Axial"]
     )
     location: Annotated[str | None, _LOCATION] = Field(
         description="Anatomical location, one of 21", examples=["Brain and Neuro"]
@@ -163,7 +163,7 @@ class Image(BaseModel):
     )
     age: Annotated[int | None, _AGE] = Field(description="Age in years; 0 was recorded for unknown", examples=[63])
     sex: Annotated[Sex | None, _SEX] = Field(description="Sex; N/A was recorded for unknown", examples=["female"])
-    caption: Annotated[str | None, _text("Description.Caption")] = Field(description="What the picture shows")
+    caption: Annotated[str | None, _text("Description.Caption")] = Field(description="What the image shows")
     figure_part: Annotated[str | None, Stored(source="Description.Figure Part")] = Field(description="Part of a figure")
     acr_codes: Annotated[
         str | None,

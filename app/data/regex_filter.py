@@ -62,20 +62,20 @@ async def resolve(collection: AsyncCollection[Document], query: Document) -> Doc
         DeadlineExceededError: reading and matching took longer than ``MAX_TIME_S``.
     """
     parts = _parts(query)
-    others = [part for part in parts if CONDITION not in part]
-    wanted = [part[CONDITION] for part in parts if CONDITION in part]
+    conditions = [part for part in parts if CONDITION not in part]
+    regexes = [part[CONDITION] for part in parts if CONDITION in part]
     keys: list[Any] = []
     ends = time.monotonic() + MAX_TIME_S
-    projection = {"_id": 1, **{regex["path"]: 1 for regex in wanted}}
-    found = collection.find(
-        {"$and": others} if others else {}, projection, batch_size=_BATCH, max_time_ms=int(1000 * MAX_TIME_S)
+    projection = {"_id": 1, **{regex["path"]: 1 for regex in regexes}}
+    candidates = collection.find(
+        {"$and": conditions} if conditions else {}, projection, batch_size=_BATCH, max_time_ms=int(1000 * MAX_TIME_S)
     ).limit(MAX_CANDIDATES + 1)
-    seen = 0
-    tests = [(regex["path"].split("."), _compile(regex["pattern"]).search) for regex in wanted]
-    async with found:
-        while batch := await found.to_list(_BATCH):
-            seen += len(batch)
-            if seen > MAX_CANDIDATES:
+    count = 0
+    tests = [(regex["path"].split("."), _compile(regex["pattern"]).search) for regex in regexes]
+    async with candidates:
+        while batch := await candidates.to_list(_BATCH):
+            count += len(batch)
+            if count > MAX_CANDIDATES:
                 raise UnprocessableError(
                     f"A regular expression is matched against at most {MAX_CANDIDATES} documents. "
                     "Add conditions that leave fewer."

@@ -1,19 +1,15 @@
 """Every question that the API asks of the data collections."""
 
 import asyncio
-import hashlib
-import heapq
-import time
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 
-from app.core.exceptions import ConflictError, UnavailableError
+from app.core.exceptions import UnavailableError
 from app.data import integrity, regex_filter, schema
 from app.data import pagination as cursor
 from app.data.facets import facets, statistics
@@ -21,11 +17,13 @@ from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, VIEW_F
 from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem, Vocabulary
 from app.data.image_hash_index import ImageHashIndex
 from app.data.pagination import SortOrder
+from app.data.sampling import sample
 from app.data.search import MAX_HITS, Mode, Search, SearchResult
+from app.data.search_index import SearchIndex
+from app.data.seed_runs import SeedRuns
 from app.data.serializers import ANSWER, case_answer, case_view, encode, image_answer, image_view
 
 Document = dict[str, Any]
-_Measured = TypeVar("_Measured")
 
 # A contains or regex condition reads every document; MongoDB stops it after this time.
 MAX_TIME_MS: Final = 2_000
@@ -33,9 +31,7 @@ MAX_TIME_MS: Final = 2_000
 MAX_TOTAL: Final = 10_000
 _MAX_TOTALS: Final = 1_000
 _MAX_RESOLVED: Final = 32
-_LATEST_S: Final = 1.0
 _STREAM_BATCH: Final = 200
-_DRAW_BATCH: Final = 1_000
 _UNAUTHORIZED: Final = 13
 # MongoDB's own work on a whole export, without the time that the client takes.
 _STREAM_TIME_MS: Final = 60_000
@@ -91,42 +87,12 @@ def _summary(collection: Collection, document: Document) -> bytes:
     return encode(image_view(document) if collection is IMAGES else case_view(document))
 
 
-def case_of(image: Mapping[str, Any], cases: Mapping[str, Document]) -> Document:
-    """The case of an image.
-
-    Raises:
-        UnavailableError: the database does not have it, as while it is seeded.
-    """
-    found = cases.get(image["U_id"])
-    if found is None:
-        raise missing_case(image["U_id"], image["_id"])
-    return found
-
-
-def missing_case(u_id: str, image: str) -> UnavailableError:
-    """The error that an image of the dataset has no case, as while it is seeded."""
-    return UnavailableError(f"Case {u_id} of image {image} is not in the database. Run `medpix seed`, or try later.")
-
-
-def _annotation_id(by: str, key: str) -> str:
-    return hashlib.sha256(f"{by}\0{key}".encode()).hexdigest()[:32]
-
-
-def _narrowed(selection: Filter, condition: Document, canonical: str) -> Filter:
-    query = {"$and": [selection.query, condition]} if selection.query else condition
-    return Filter(query, f"{selection.canonical}&{canonical}", selection.scans)
-
-
-def _draw(batch: Sequence[Document], seed: int, drawn: dict[str, tuple[bytes, str]], group_by: str) -> None:
-    """Keep of each group the document whose hash with the seed is the smallest."""
-    for document in batch:
-        key = document["_id"]
-        rank = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=16).digest(), key
-        drawn[document[group_by]] = min(rank, drawn.get(document[group_by], rank))
-
-
 class Repository:
-    """Reads cases and images."""
+    """Reads cases and images.
+
+    Attributes:
+        seed_runs: which seeding wrote them.
+    """
 
     def __init__(self, database: AsyncDatabase[Document], cache: Path) -> None:
         """Nothing is read yet.
@@ -136,38 +102,11 @@ class Repository:
             cache: folder for what can be computed again, such as the embeddings of the search.
         """
         self._database = database
-        self._latest: Document | None = None
-        self._latest_expires = 0.0
-        # Whether no seeding runs or was killed: while one does, what is read may change under the same run.
-        self._settled = False
-        self._measured: dict[str, tuple[str | None, Any]] = {}
-        self._measuring = asyncio.Lock()
+        self.seed_runs = SeedRuns(database)
         self._totals: dict[tuple[str, str, str], int] = {}
         self._hash_index = ImageHashIndex(database, MAX_TIME_MS)
         self._resolved: dict[tuple[str, str, str], Document] = {}
-        self._search = Search(database, cache / "search")
-
-    async def _latest_run(self) -> Document | None:
-        """The last complete seeding run; at most a second old."""
-        now = time.monotonic()
-        if now >= self._latest_expires:
-            newest = await self._database[schema.SEED_RUNS].find_one(
-                {}, sort=schema.LATEST_RUN_FIRST, max_time_ms=MAX_TIME_MS
-            )
-            self._settled = newest is not None and newest["state"] == "complete"
-            self._latest = newest if self._settled else await self.latest_seed()
-            self._latest_expires = now + _LATEST_S
-        return self._latest
-
-    async def dataset_version(self) -> str | None:
-        """The version of the seeded dataset, None before the first seeding."""
-        run = await self._latest_run()
-        return run["dataset_version"] if run else None
-
-    async def seed_run_id(self) -> str | None:
-        """Names the last complete seeding run: while it is the same, the cases and images are."""
-        run = await self._latest_run()
-        return str(run["_id"]) if run else None
+        self._search = Search(database, SearchIndex(database, cache / "search"))
 
     async def revision(self, collection: Collection) -> str:
         """Names the content of a collection: while it is the same, every selection of it is the same.
@@ -178,8 +117,8 @@ class Repository:
         if collection is ANNOTATIONS:  # none ever changes or goes
             target = self._database[ANNOTATIONS.name]
             return f"{await target.count_documents({}, maxTimeMS=MAX_TIME_MS)} annotations"
-        run = await self._latest_run()
-        if run is None or not self._settled:
+        run = await self.seed_runs.latest()
+        if run is None or not self.seed_runs.settled:
             raise UnavailableError(
                 "The dataset is being loaded, or its loading broke off. Try again shortly, or run `medpix seed`."
             )
@@ -209,18 +148,18 @@ class Repository:
         if document is None:
             raise NotFoundError(f"There is no {collection.noun} {key}.")
         if _has_answer(collection, document):
-            return document[ANSWER]  # type: ignore[no-any-return]
+            return document[ANSWER]  # type: ignore[no-any-return]  # seeding wrote it
         return await self._made_answer(collection, await self.get(collection, key))
 
     async def answers(self, collection: Collection, keys: Sequence[str], member: str) -> dict[str, bytes]:
         """A member of the stored answers of some cases or images, by id; those that are not there are left out."""
         fields = {f"{ANSWER}.{member}": 1, f"{ANSWER}.summary": 1}
-        found = self._database[collection.name].find({"_id": {"$in": list(keys)}}, fields, max_time_ms=MAX_TIME_MS)
+        documents = self._database[collection.name].find({"_id": {"$in": list(keys)}}, fields, max_time_ms=MAX_TIME_MS)
         return {
             document["_id"]: document[ANSWER][member]
             if _has_answer(collection, document)
             else (await self.answer(collection, document["_id"], member))[member]
-            async for document in found
+            async for document in documents
         }
 
     async def _made_answer(self, collection: Collection, document: Document) -> Document:
@@ -246,13 +185,13 @@ class Repository:
     async def keys(self, collection: Collection, selection: Filter) -> set[str]:
         """The ids of all documents that pass a filter."""
         selection = await self.resolve(collection, selection)
-        found = self._database[collection.name].find(selection.query, {"_id": 1}, max_time_ms=MAX_TIME_MS)
-        return {document["_id"] async for document in found}
+        documents = self._database[collection.name].find(selection.query, {"_id": 1}, max_time_ms=MAX_TIME_MS)
+        return {document["_id"] async for document in documents}
 
     async def image_with_content(self, sha256: str) -> Document | None:
         """The image whose file has a content hash: its id, case and split; None if it is not of the dataset."""
         try:
-            seeded = await self.seed_run_id()
+            seeded = await self.seed_runs.latest_id()
         except PyMongoError:
             if self._hash_index.seed_run_id is None:
                 raise
@@ -276,7 +215,7 @@ class Repository:
         """
         if not regex_filter.has_regex(selection.query):
             return selection
-        seeded = await self.seed_run_id() if collection is not ANNOTATIONS else None
+        seeded = await self.seed_runs.latest_id() if collection is not ANNOTATIONS else None
         key = (seeded or "", collection.name, selection.canonical)
         query = self._resolved.get(key)
         if query is None:
@@ -298,11 +237,11 @@ class Repository:
         """Every document that passes a filter, by id or in another order; a batch at a time is held in memory."""
         selection = await self.resolve(collection, selection)
         target = self._database[collection.name]
-        found = target.find(selection.query, _WITHOUT_ANSWER, batch_size=batch_size, max_time_ms=_STREAM_TIME_MS)
+        documents = target.find(selection.query, _WITHOUT_ANSWER, batch_size=batch_size, max_time_ms=_STREAM_TIME_MS)
         # A large selection in an order without an index is sorted on the server's disk.
-        found = found.sort(order.mongo).allow_disk_use(True) if order else found.sort("_id")
-        async with found:
-            async for document in found:
+        documents = documents.sort(order.mongo).allow_disk_use(True) if order else documents.sort("_id")
+        async with documents:
+            async for document in documents:
                 yield document
 
     async def page(
@@ -329,8 +268,8 @@ class Repository:
         # A cursor needs the keys of the order.
         keys: Document = {key.path: 1 for key in order.keys}
         fields: Document = {f"{ANSWER}.summary": 1, **keys} if summaries else _WITHOUT_ANSWER
-        found = target.find(query, fields, max_time_ms=MAX_TIME_MS).sort(order.mongo).limit(limit + 1)
-        documents, total = await asyncio.gather(found.to_list(), self._count(collection, selection))
+        matching = target.find(query, fields, max_time_ms=MAX_TIME_MS).sort(order.mongo).limit(limit + 1)
+        documents, total = await asyncio.gather(matching.to_list(), self._count(collection, selection))
         more = len(documents) > limit
         documents = documents[:limit]
         following = cursor.encode_cursor(documents[-1], order, selection.canonical) if more else None
@@ -354,10 +293,10 @@ class Repository:
         The count that MongoDB keeps (`estimated_document_count`) is wrong after the server was killed.
         """
         target = self._database[collection.name]
-        run_id = await self.seed_run_id()
+        run_id = await self.seed_runs.latest_id()
         key = (run_id or "", collection.name, selection.canonical)
         # Cases and images change with a seeding alone: walking through pages counts once.
-        is_fixed = run_id is not None and self._settled and collection in (CASES, IMAGES)
+        is_fixed = run_id is not None and self.seed_runs.settled and collection in (CASES, IMAGES)
         if is_fixed and key in self._totals:
             return self._totals[key]
         total = await target.count_documents(selection.query, maxTimeMS=MAX_TIME_MS, limit=MAX_TOTAL)
@@ -367,27 +306,9 @@ class Repository:
                 del self._totals[next(iter(self._totals))]
         return total
 
-    async def once_per_seeding(self, name: str, measure: Callable[[], Awaitable[_Measured]]) -> _Measured:
-        """What is derived from all documents: measured again only after a seeding.
-
-        Args:
-            name: of what is measured; there are few of them.
-            measure: makes it.
-        """
-        async with self._measuring:
-            before = await self.seed_run_id()
-            run_id, value = self._measured.get(name, (None, None))
-            if run_id is None or run_id != before:
-                value = await measure()
-                # A value that was measured while a seeding ran is answered once and not kept.
-                await self._latest_run()
-                if self._settled and await self.seed_run_id() == before:
-                    self._measured[name] = before, value
-            return cast("_Measured", value)
-
     async def vocabulary(self, collection: Collection) -> Vocabulary:
         """All values of the keyword and list fields that have few of them, as the last seeding found them."""
-        run = await self._latest_run()
+        run = await self.seed_runs.latest()
         values = (run or {}).get("values", {}).get(collection.name, [])
         return {each["field"]: each["values"] for each in values}
 
@@ -397,12 +318,12 @@ class Repository:
         Raises:
             ParameterError: the search finds more cases than it ranks, so the selection would not be whole.
         """
-        keys = await self._search.ids(text, seed_run_id=await self.seed_run_id())
+        keys = await self._search.ids(text, seed_run_id=await self.seed_runs.latest_id())
         if len(keys) >= MAX_HITS:
             message = f"finds {MAX_HITS} cases or more; use more words"
             raise ParameterError([ParameterProblem("q", message)])
         path = "_id" if collection is CASES else "U_id"
-        return _narrowed(selection, {path: {"$in": keys}}, f"q={text!r}")
+        return selection.narrowed({path: {"$in": keys}}, f"q={text!r}")
 
     async def sampled(
         self, collection: Collection, selection: Filter, size: int, seed: int, *, per_case: bool
@@ -417,116 +338,36 @@ class Repository:
             per_case: at most one document of each case.
         """
         selection = await self.resolve(collection, selection)
-        target = self._database[collection.name]
-        fields = {"_id": 1} if collection is ANNOTATIONS else {"_id": 1, "U_id": 1}
-        drawn: dict[str, tuple[bytes, str]] = {}
-        async with target.find(selection.query, fields, batch_size=_DRAW_BATCH, max_time_ms=MAX_TIME_MS) as found:
-            while batch := await found.to_list(_DRAW_BATCH):
-                await asyncio.to_thread(_draw, batch, seed, drawn, "U_id" if per_case else "_id")
-        chosen = [key for _, key in heapq.nsmallest(size, drawn.values())]
-        return _narrowed(selection, {"_id": {"$in": chosen}}, f"sample={size},{seed},{per_case}")
-
-    async def annotate(
-        self, image: Document, values: Document, by: str, *, amends: Document | None = None, key: str | None = None
-    ) -> tuple[Document, bool]:
-        """Store an annotation on an image; returns it once a majority of the members have it.
-
-        Nothing that is stored ever changes: a correction is an annotation that names the one it replaces.
-
-        Args:
-            image: the stored image that was seen.
-            values: modality, location, location_category and comment, each may be None; all None with
-                ``amends`` takes that one back.
-            by: who wrote it.
-            amends: the annotation that this one replaces.
-            key: idempotency key; the same writer and key store one annotation.
-
-        Returns:
-            The annotation, and whether this call stored it rather than an earlier one with the same key.
-
-        Raises:
-            ConflictError: ``amends`` was replaced already, or the key belongs to another request.
-        """
-        is_retraction = amends is not None and not any(values.values())
-        action = "create" if amends is None else "retract" if is_retraction else "amend"
-        identifier = _annotation_id(by, key) if key else uuid.uuid4().hex
-        content = {"image": image["_id"], **values, "action": action, "amends": amends and amends["_id"]}
-        document = {
-            "_id": identifier,
-            "U_id": image["U_id"],
-            **content,
-            "by": by,
-            "created_at": schema.now(),
-            "image_sha256": image["file"]["sha256"],
-            "dataset_version": await self.dataset_version(),
-        }
-        target = self._database.get_collection(schema.ANNOTATIONS, write_concern=schema.MAJORITY)
-        try:
-            await target.insert_one(document)
-        except DuplicateKeyError:
-            earlier = await target.find_one({"_id": identifier}, max_time_ms=MAX_TIME_MS)
-            if earlier is None:
-                raise ConflictError("This annotation was changed meanwhile. Read it again.") from None
-            if any(earlier[name] != value for name, value in content.items()):
-                raise ConflictError("This Idempotency-Key was used for another annotation. Use a new one.") from None
-            return earlier, False
-        return document, True
-
-    async def has_annotation(self, by: str, key: str) -> bool:
-        """Whether a request of this writer with this idempotency key was stored."""
-        query = {"_id": _annotation_id(by, key)}
-        return await self._database[schema.ANNOTATIONS].find_one(query, {"_id": 1}, max_time_ms=MAX_TIME_MS) is not None
-
-    async def current_annotations(self, selection: Filter) -> Filter:
-        """Narrow a filter to the annotations that were neither replaced nor taken back."""
-        replaced = await self._database[schema.ANNOTATIONS].distinct(
-            "amends", {"amends": {"$type": "string"}}, maxTimeMS=MAX_TIME_MS
+        group_by = "U_id" if per_case else "_id"
+        chosen = await sample(
+            self._database[collection.name], selection.query, size, seed, group_by=group_by, max_time_ms=MAX_TIME_MS
         )
-        return _narrowed(selection, {"_id": {"$nin": replaced}, "action": {"$ne": "retract"}}, "current")
-
-    async def annotation_history(self, document: Document) -> list[Document]:
-        """An annotation with all that it replaces and that replaced it, oldest first."""
-        about = self._database[schema.ANNOTATIONS].find({"image": document["image"]}, max_time_ms=MAX_TIME_MS)
-        all_of_image = {each["_id"]: each for each in await about.to_list()}
-        later = {each["amends"]: each for each in all_of_image.values() if each.get("amends")}
-        first = document
-        while first.get("amends"):
-            first = all_of_image[first["amends"]]
-        history = [first]
-        while history[-1]["_id"] in later:
-            history.append(later[history[-1]["_id"]])
-        return history
-
-    async def annotations_of(self, image: str) -> list[Document]:
-        """The current annotations on an image, newest first; at most 100."""
-        selection = await self.current_annotations(Filter({"image": image}, f"image={image}", scans=False))
-        found = self._database[schema.ANNOTATIONS].find(selection.query, max_time_ms=MAX_TIME_MS)
-        return await found.sort([("created_at", -1), ("_id", 1)]).to_list(100)
+        return selection.narrowed({"_id": {"$in": chosen}}, f"sample={size},{seed},{per_case}")
 
     async def search(self, text: str, selection: Filter, *, mode: Mode, limit: int, offset: int) -> SearchResult:
         """Cases by their texts and the captions of their images, best first."""
         selection = await self.resolve(CASES, selection)
-        seed_run_id = await self.seed_run_id()
+        seed_run_id = await self.seed_runs.latest_id()
         return await self._search.search(
             text, selection, mode=mode, seed_run_id=seed_run_id, limit=limit, offset=offset
         )
 
     async def prepare_search(self) -> None:
         """Build the index of the search, so that the first query does not wait for it."""
-        seed_run_id = await self.seed_run_id()
+        seed_run_id = await self.seed_runs.latest_id()
         if seed_run_id is not None:
-            await self._search.prepare(seed_run_id)
+            await self._search.index.prepare(seed_run_id)
 
     async def close(self) -> None:
         """End the thread of the search; the database stays open."""
-        await self._search.close()
+        await self._search.index.close()
 
     async def facets(self, selection: Filter) -> Document:
         """Counts of the images under a filter, per value of a few fields."""
         selection = await self.resolve(IMAGES, selection)
-        run = await self._latest_run()
+        run = await self.seed_runs.latest()
         # While a seeding runs, the images may already be others than those that were counted.
-        counted = str(run["_id"]) if run is not None and self._settled and run.get("facets_counted") else None
+        counted = str(run["_id"]) if run is not None and self.seed_runs.settled and run.get("facets_counted") else None
         try:
             return await facets(self._database, selection, counted)
         except OperationFailure as error:
@@ -540,15 +381,9 @@ class Repository:
         selection = await self.resolve(collection, selection)
         return await statistics(self._database, collection.name, collection.fields, selection)
 
-    async def latest_seed(self) -> Document | None:
-        """The last complete seeding run, None if there has been none."""
-        return await self._database[schema.SEED_RUNS].find_one(
-            {"state": "complete"}, sort=schema.LATEST_RUN_FIRST, max_time_ms=MAX_TIME_MS
-        )
-
     async def faults(self) -> tuple[list[str], list[str]]:
         """What was removed since the last complete seeding: documents, and indexes; a sentence for each."""
-        run = await self.latest_seed()
+        run = await self.seed_runs.read_latest()
         if run is None:
             return [], []
         documents = await integrity.missing_documents(self._database, run, MAX_TOTAL)

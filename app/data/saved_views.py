@@ -45,9 +45,9 @@ class SavedViews:
         try:
             await self._views.insert_one(document)
         except DuplicateKeyError:
-            known = await self._views.find_one({"by": by, "name": name}, {"_id": 1}, max_time_ms=MAX_TIME_MS)
-            where = f": /views/{known['_id']}" if known else ""
-            raise ConflictError(f"{by} has a view of this name{where}. Choose another name, or delete it.") from None
+            existing = await self._views.find_one({"by": by, "name": name}, {"_id": 1}, max_time_ms=MAX_TIME_MS)
+            location = f": /views/{existing['_id']}" if existing else ""
+            raise ConflictError(f"{by} has a view of this name{location}. Choose another name, or delete it.") from None
         return document
 
     async def delete(self, key: str) -> None:

@@ -76,7 +76,11 @@ def now() -> str:
 
 
 def validator(collection: str) -> Document:
-    """The validator of a collection, as MongoDB takes it."""
+    """The validator of a collection, as MongoDB takes it.
+
+    Raises:
+        KeyError: there is no such collection.
+    """
     for definition in _definitions().collections:
         if definition["name"] == collection:
             return dict(definition["validator"])
@@ -122,14 +126,14 @@ def _change(database: Database[Document], name: str, options: Document) -> None:
 
 
 def _ensure_indexes(database: Database[Document], definition: Document) -> None:
-    wanted = {index["name"]: _index_model(index) for index in definition["indexes"]}
-    if not wanted:
+    expected = {index["name"]: _index_model(index) for index in definition["indexes"]}
+    if not expected:
         return
     present = database[definition["name"]].index_information()
-    for name in present.keys() & (wanted.keys() | _FORMER_INDEXES):
-        if name not in wanted or not _same_index(present[name], wanted[name]):
+    for name in present.keys() & (expected.keys() | _FORMER_INDEXES):
+        if name not in expected or not _same_index(present[name], expected[name]):
             database[definition["name"]].drop_index(name)
-    database[definition["name"]].create_indexes(list(wanted.values()))
+    database[definition["name"]].create_indexes(list(expected.values()))
 
 
 def _index_model(index: Document) -> IndexModel:

@@ -119,8 +119,8 @@ def compounds(tokens: list[Token], text: str) -> Iterator[tuple[Token, Token, st
         while last + 1 < len(tokens) and tokens[last + 1].joined:
             last += 1
         if last > index:
-            whole = "".join(fold(text[token.start : token.end]) for token in tokens[index : last + 1])
-            yield tokens[index], tokens[last], stem(whole)
+            compound = "".join(fold(text[token.start : token.end]) for token in tokens[index : last + 1])
+            yield tokens[index], tokens[last], stem(compound)
         index = last + 1
 
 
@@ -148,14 +148,14 @@ def parse_query(text: str) -> ParsedQuery:
 def _words(text: str, offset: int) -> Iterator[Term]:
     """The terms of a piece without white space; a hyphenated compound is one term with two spellings."""
     tokens = list(tokenize(text))
-    wholes = {first.start: (last, whole) for first, last, whole in compounds(tokens, text)}
+    joined_words = {first.start: (last, compound) for first, last, compound in compounds(tokens, text)}
     end = -1
     for token in tokens:
         if token.start < end:
             continue
-        last, whole = wholes.get(token.start, (token, ""))
+        last, compound = joined_words.get(token.start, (token, ""))
         end = last.end
         stems = tuple(part.stem for part in tokens if token.start <= part.start < end)
-        alternatives = (stems, (whole,)) if whole else (stems,)
-        is_prefix = not whole and text[end : end + 1] == "*"
+        alternatives = (stems, (compound,)) if compound else (stems,)
+        is_prefix = not compound and text[end : end + 1] == "*"
         yield Term(alternatives, text[token.start : end], offset + token.start, is_prefix=is_prefix)

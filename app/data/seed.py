@@ -157,7 +157,7 @@ def _records_sha256(documents: Sequence[Document]) -> str:
 
 
 def dataset_version(source: Source) -> str:
-    """A short hash of every source file, pictures included: 16 hexadecimal digits."""
+    """A short hash of every source file, images included: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for file in sorted(source.files, key=lambda file: file.name):
         digest.update(f"{file.name}\0{file.sha256}\0".encode())
@@ -168,15 +168,15 @@ def dataset_version(source: Source) -> str:
 
 def _vocabulary(documents: Sequence[Document], catalogue: Mapping[str, Field]) -> list[Document]:
     """The values that occur in each keyword or list field with few of them; filters are checked against these."""
-    found = []
+    vocabulary = []
     for field in catalogue.values():
         if field.kind not in ("keyword", "list") or field.pattern is not None:
             continue
         present = (pick(document, field.path) for document in documents)
         values = {item for value in present for item in (value if isinstance(value, list) else [value])} - {None}
         if len(values) <= _MAX_VOCABULARY:
-            found.append({"field": field.name, "values": sorted(values)})
-    return found
+            vocabulary.append({"field": field.name, "values": sorted(values)})
+    return vocabulary
 
 
 def _validate_collections(database: Database[Document]) -> None:
@@ -215,8 +215,8 @@ def _preflight(
     for batch in _batches(documents):
         stages: list[Document] = [{"$documents": {"$literal": batch}}, refused, {"$project": {"_id": 1}}]
         problems = [
-            places[found["_id"]].problem(f"{found['_id']} does not pass the validator of {collection}")
-            for found in database.aggregate(stages)
+            places[document["_id"]].problem(f"{document['_id']} does not pass the validator of {collection}")
+            for document in database.aggregate(stages)
         ]
         if problems:
             raise SourceError(problems)
@@ -272,9 +272,9 @@ def _gate(database: Database[Document], source: Source) -> None:
     if source.is_published and [*expected.values()] != [dataset.CASE_COUNTS, dataset.IMAGE_COUNTS]:
         faults.append(f"the published files must hold {dataset.CASE_COUNTS} cases and {dataset.IMAGE_COUNTS} images")
     for name, counts in expected.items():
-        held = {row["_id"]: row["n"] for row in database[name].aggregate([{"$sortByCount": "$split"}, _RENAME])}
-        if held != {split: count for split, count in counts.items() if count}:
-            faults.append(f"{name} holds {held} documents per split, the files {counts}")
+        stored = {row["_id"]: row["n"] for row in database[name].aggregate([{"$sortByCount": "$split"}, _RENAME])}
+        if stored != {split: count for split, count in counts.items() if count}:
+            faults.append(f"{name} holds {stored} documents per split, the files {counts}")
         invalid = database[name].count_documents({"$nor": [schema.validator(name)]})
         if invalid:
             faults.append(f"{invalid} documents of {name} do not pass its validator")

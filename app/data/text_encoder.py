@@ -49,8 +49,8 @@ class TextEncoder:
         Raises:
             EncoderError: the package is missing, or the weights have another hash.
         """
-        import openvino as ov  # noqa: PLC0415  # word search needs neither
-        from tokenizers import Tokenizer  # noqa: PLC0415
+        import openvino as ov  # noqa: PLC0415 - the word search needs neither
+        from tokenizers import Tokenizer  # noqa: PLC0415 - see above
 
         folder = folder or model_folder()
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -74,14 +74,14 @@ class TextEncoder:
         """
         # Texts of one length together: a batch is padded to its longest.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        found = np.empty((len(texts), DIMENSIONS), np.float32)
+        embeddings = np.empty((len(texts), DIMENSIONS), np.float32)
         for start in range(0, len(order), _BATCH):
             indices = order[start : start + _BATCH]
             tokens = self._tokenizer.encode_batch([texts[index] for index in indices])
             ids = np.array([entry.ids for entry in tokens], np.int64)
             mask = np.array([entry.attention_mask for entry in tokens], np.float32)
-            found[indices] = self._infer(ids, mask)
-        return found
+            embeddings[indices] = self._infer(ids, mask)
+        return embeddings
 
     def _infer(self, ids: npt.NDArray[np.int64], mask: Embeddings) -> Embeddings:
         request = getattr(self._local, "request", None)
@@ -104,9 +104,9 @@ def model_folder() -> Path:
 
 def _graph(file: Path) -> Any:
     """The encoder as an OpenVINO model: (token ids, attention mask), both (batch, length), to (batch, 384)."""
-    import openvino as ov  # noqa: PLC0415
-    from openvino import opset13 as op  # noqa: PLC0415
-    from safetensors.numpy import load  # noqa: PLC0415
+    import openvino as ov  # noqa: PLC0415 - as in TextEncoder
+    from openvino import opset13 as op  # noqa: PLC0415 - as in TextEncoder
+    from safetensors.numpy import load  # noqa: PLC0415 - as in TextEncoder
 
     content = file.read_bytes()
     digest = hashlib.sha256(content).hexdigest()

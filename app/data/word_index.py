@@ -80,14 +80,14 @@ class WordIndex:
         named = " ".join(_MODALITY_WORDS.get(name, "") for name in sorted(modalities))
         ids = [_id_words(image["_id"]) for image in images]
         row = [case["_id"], *columns, _BREAK.join(captions), named, _BREAK.join([fold(case["_id"]), *ids])]
-        self._database.execute(f"INSERT INTO cases VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+        self._database.execute(f"INSERT INTO cases VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608 - question marks alone
         self._database.executemany(
             "INSERT INTO captions VALUES (?, ?, ?, ?)",
             zip([image["_id"] for image in images], [case["_id"]] * len(images), captions, ids, strict=True),
         )
-        known = [case["_id"], *(image["_id"] for image in images)]
-        spellings = [(name.casefold(), name) for name in known]
-        spellings += [(name.casefold().partition("_")[2], name) for name in known[1:]]
+        keys = [case["_id"], *(image["_id"] for image in images)]
+        spellings = [(name.casefold(), name) for name in keys]
+        spellings += [(name.casefold().partition("_")[2], name) for name in keys[1:]]
         self._database.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?)", spellings)
 
     def close(self) -> None:
@@ -106,8 +106,8 @@ class WordIndex:
             word = fold(text[token.start : token.end])
             if word not in self._words:
                 self._words[word] = token.stem
-        wholes = [whole for _, _, whole in compounds(tokens, text)]
-        return _BREAK.join([" ".join(token.stem for token in tokens), *wholes])
+        joined_words = [compound for _, _, compound in compounds(tokens, text)]
+        return _BREAK.join([" ".join(token.stem for token in tokens), *joined_words])
 
     def id_of(self, text: str) -> str | None:
         """The case or image that a text names, by its id or its file, in the dataset's spelling; None: none."""
@@ -123,10 +123,10 @@ class WordIndex:
         if len(beginning) < _MIN_PREFIX_CHARS and not term.is_prefix:
             return term
         stems = {self._words[word]: None for word in self._words if word.startswith(beginning)}
-        found = tuple((word,) for word in list(stems)[:_MAX_EXPANSIONS])
+        alternatives = tuple((word,) for word in list(stems)[:_MAX_EXPANSIONS])
         # Ids are no words of the texts, but begin with MPX21 all the same.
-        is_prefix = bool(found) or self._begins(beginning)
-        return Term(found or term.alternatives, term.text, term.start, is_prefix=is_prefix)
+        is_prefix = bool(alternatives) or self._begins(beginning)
+        return Term(alternatives or term.alternatives, term.text, term.start, is_prefix=is_prefix)
 
     def spelling(self, word: str) -> str | None:
         """A word of the texts that was probably meant, None if the word is well known or nothing is near."""
@@ -194,5 +194,5 @@ def _is_substitution(word: str, other: str) -> bool:
 def _id_words(image: str) -> str:
     """What an image is found by: its own part of the id, and the whole."""
     *_, own = tokenize(image)
-    whole = "".join(fold(part) for part in image.split("_"))
-    return f"{own.stem}{_BREAK}{stem(whole)}"
+    joined = "".join(fold(part) for part in image.split("_"))
+    return f"{own.stem}{_BREAK}{stem(joined)}"

@@ -19,7 +19,7 @@ _SPOOL_BYTES: Final = 8 * 1024**2
 class ImageArchive:
     """``SPLIT/NAME.png`` for each image, and ``SPLIT/metadata.jsonl`` with its ``file_name`` and fields.
 
-    ``load_dataset("imagefolder")`` guesses the type of a column in each split anew and refuses
+    ``load_dataset("imagefolder")`` guesses the type of a column in each split separately and refuses
     columns that differ, as one that is null throughout a split does. So a missing text is an empty
     one, a list is joined with semicolons, and a number that a whole split lacks is left out of all.
 
@@ -50,7 +50,7 @@ class ImageArchive:
         split = row["split"]
         entry: Row = {"file_name": file.name}
         for name, value in row.items():
-            # The picture itself becomes the column `image`.
+            # The image file itself becomes the column `image`.
             entry["image_id" if name == "image" else name] = value if name in numbers else _as_text(value)
         if split not in self._lines:
             self._lines[split] = SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  # end() closes it
@@ -76,8 +76,8 @@ class ImageArchive:
     def _without_missing(self, line: bytes) -> bytes:
         if not self._missing:
             return line
-        kept = {name: value for name, value in json.loads(line).items() if name not in self._missing}
-        return json.dumps(kept, ensure_ascii=False).encode() + b"\n"
+        record = {name: value for name, value in json.loads(line).items() if name not in self._missing}
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
 def _as_text(value: Any) -> str:

@@ -37,12 +37,12 @@ def columns(of: str) -> Mapping[str, Field]:
 def _sources(of: str) -> Mapping[str, tuple[Field, bool]]:
     """Column name to field, and whether it is one of the image's case."""
     own = {"annotations": ANNOTATION_FIELDS, "cases": CASE_FIELDS}.get(of, IMAGE_FIELDS)
-    found = {name: (field, False) for name, field in own.items()}
+    sources = {name: (field, False) for name, field in own.items()}
     if of in ("images", "records"):
-        found |= {name: (CASE_FIELDS[name], True) for name in IMAGE_CASE_COLUMNS}
+        sources |= {name: (CASE_FIELDS[name], True) for name in IMAGE_CASE_COLUMNS}
     if of == "records":
-        found |= {CASE_PREFIX + name: (field, True) for name, field in CASE_FIELDS.items() if name not in found}
-    return found
+        sources |= {CASE_PREFIX + name: (field, True) for name, field in CASE_FIELDS.items() if name not in sources}
+    return sources
 
 
 def flat_row(document: Mapping[str, Any], case: Mapping[str, Any] | None, of: str) -> Row:

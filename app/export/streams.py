@@ -10,8 +10,9 @@ from typing import Any, Final, TypeVar
 from app.core.exceptions import UnavailableError
 from app.data.filters import EVERYTHING, Filter
 from app.data.image_store import ImageStore
+from app.data.integrity import case_of
 from app.data.pagination import SortOrder
-from app.data.repository import ANNOTATIONS, CASES, IMAGES, Repository, case_of
+from app.data.repository import ANNOTATIONS, CASES, IMAGES, Repository
 from app.export.archive import ImageArchive
 from app.export.rows import IMAGE_CASE_COLUMNS, columns, flat_row, source_record
 from app.export.tables import Csv, Json, JsonLines, Parquet, Writer
@@ -159,8 +160,8 @@ async def _archive(
     async with aclosing(_batches(repository, selection, export, _ARCHIVE_BATCH)) as batches:
         async for batch in batches:
             yield await _in_thread(_archived, archive, batch, export, numbers, image_store)
-    rest = archive.end()
-    while part := await _in_thread(next, rest, b""):
+    directory = archive.end()
+    while part := await _in_thread(next, directory, b""):
         yield part
 
 

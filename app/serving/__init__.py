@@ -2,5 +2,5 @@
 
 import sys
 
-# OpenVINO tells its maker of each import, unasked; without this module it has a stub in its place.
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+# OpenVINO sends telemetry at its import; where this module cannot be imported it uses a stub.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # None makes the import fail

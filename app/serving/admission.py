@@ -117,7 +117,7 @@ class LatencyEstimator:
         self.seconds = seconds
 
     def add(self, seconds: float) -> None:
-        """Take in how long an image took, in seconds."""
+        """Add the seconds that an image took."""
         before = self.seconds or seconds
         self.seconds = (1 - _WEIGHT) * before + _WEIGHT * min(seconds, _MAX_RATIO * before)
 

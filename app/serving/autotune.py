@@ -85,8 +85,8 @@ def choose(plain: Backend, make: Callable[[], Backend], shape: Shape, sizes: Seq
         seconds: list[tuple[float, float]] = []
         for size in sizes:
             pixels = noise(size, shape)
-            expected, got = plain.run(pixels), other.run(pixels)
-            if not all(np.allclose(got[name], value, atol=_TOLERANCE) for name, value in expected.items()):
+            expected, actual = plain.run(pixels), other.run(pixels)
+            if not all(np.allclose(actual[name], value, atol=_TOLERANCE) for name, value in expected.items()):
                 logger.warning("%s gives other outputs than the plain backend, which serves", type(other).__name__)
                 return plain
             seconds.append(_seconds(plain, other, pixels))

@@ -92,18 +92,18 @@ def find_images(source: Path) -> list[ImageFile]:
     def refuse(error: OSError) -> None:
         raise BatchPredictionError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
-    found = []
+    images = []
     for folder, folders, names in os.walk(source, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(folder, name) for name in names if not name.startswith(".")):
             if path.suffix.lower() in _SUFFIXES or _is_dicom_without_suffix(path):
                 name = os.fsencode(path.relative_to(source).as_posix()).decode(errors="replace")
-                found.append(ImageFile(name, str(path)))
-    if not found:
+                images.append(ImageFile(name, str(path)))
+    if not images:
         raise BatchPredictionError(
             f"{source} holds no image: neither it nor a folder below it has a file in {', '.join(sorted(_SUFFIXES))}."
         )
-    return sorted(found, key=lambda image: image.name)
+    return sorted(images, key=lambda image: image.name)
 
 
 def _is_dicom_without_suffix(path: Path) -> bool:
@@ -249,7 +249,7 @@ class BatchPredictor:
             context = PredictionContext(data, caption, task, deadline)
             try:
                 await predictor.predict(context)
-            except UnavailableError as error:  # of the model or its device: the file must not bear the blame
+            except UnavailableError as error:  # a fault of the model or its device, not of the file
                 if predictor.fatal_error is not None or time.perf_counter() + _RETRY_S > deadline:
                     raise BatchPredictionError(
                         f"{predictor.card.name} stopped: {predictor.fatal_error or error.detail} "
@@ -352,7 +352,7 @@ def predict_files_on_ray(
     """
     try:
         import ray  # noqa: PLC0415 - an optional extra, and it takes seconds
-        import ray.data  # noqa: PLC0415
+        import ray.data  # noqa: PLC0415 - see above
     except ImportError as error:
         raise BatchPredictionError("--ray needs Ray: pip install 'medpix-service[ray]'.") from error
     plain = settings.model_dump(exclude={"api_keys", "mongo_uri", "train"})  # secrets stay here

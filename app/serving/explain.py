@@ -1,4 +1,4 @@
-"""Where a model looked: a map of what speaks for a class, and what each input alone would have said."""
+"""Explanations: a Grad-CAM map of a class, and the prediction from each input alone."""
 
 import asyncio
 import copy
@@ -32,7 +32,7 @@ MAP_SIDE: Final = 32
 _OVERLAY_SIDE: Final = 1024
 _GRID: Final = 7
 _CHUNK: Final = 7
-# Dark blue, cyan, yellow, red: what speaks most for the class is red.
+# Dark blue, cyan, yellow, red: what contributes most to the class is red.
 _COLOURS: Final = np.array([[0, 0, 128], [0, 200, 255], [255, 230, 0], [220, 0, 0]], dtype=np.float32)
 
 
@@ -41,13 +41,13 @@ Inputs = Mapping[str, Mapping[str, float] | None]
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What speaks for a class.
+    """The explanation of one class.
 
     Attributes:
         label: the class.
         method: how the map was made.
-        heat: 0 to 1, (h, w), stretched over the whole picture; the longer side is ``MAP_SIDE``.
-        overlay: the picture with the map on it, as PNG.
+        heat: 0 to 1, (h, w), stretched over the whole image; the longer side is ``MAP_SIDE``.
+        overlay: the image with the map on it, as PNG.
     """
 
     label: str
@@ -75,7 +75,7 @@ class Explainer:
         self._thread = DaemonThreadPool(1, f"explain-{model.card.name}")
 
     async def explain(self, task: str, data: bytes, label: str) -> Explanation:
-        """What in an image speaks for a class.
+        """Explain one class for an image.
 
         Args:
             task: one of the model's tasks.
@@ -160,7 +160,7 @@ def class_activation_map(maps: Floats, weights: Floats, size: int) -> Floats:
         size: side of the result, in pixels.
 
     Returns:
-        float32 (size, size), the sum over members and views; 0 where nothing speaks for the class.
+        float32 (size, size), the sum over members and views; 0 where nothing contributes to the class.
     """
     views = len(maps) // len(weights)
     total = np.zeros((size, size), dtype=np.float32)
@@ -195,7 +195,7 @@ def occlusion(model: ServedModel, pixels: NDArray[np.uint8], task: str, index: i
 
 
 def by_input(model: ServedModel, task: str, outputs: dict[str, Any] | None, caption: str | None) -> Inputs:
-    """What image and caption would each have said alone: class to probability; None where it cannot be asked."""
+    """The predictions from image and from caption alone: class to probability; None where there is none."""
     encoded = None if caption is None else model.encode_captions([caption])
     if encoded is not None and np.isnan(encoded).any():  # the caption has no word that the model knows
         encoded = None
@@ -221,7 +221,7 @@ def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def _cropped(square: NDArray[Any], side: int, size: tuple[int, int]) -> NDArray[Any]:
-    """The part of a padded square (…, side, side) that holds the picture of a size (width, height)."""
+    """The part of a padded square (…, side, side) that holds the image of a size (width, height)."""
     width, height = _fitted(size, side)
     left, top = (side - width) // 2, (side - height) // 2
     return square[..., top : top + height, left : left + width]
@@ -233,18 +233,18 @@ def _resized(heat: Floats, size: tuple[int, int]) -> Floats:
 
 
 def _overlay(image: Image.Image, heat: Floats) -> bytes:
-    """The picture, no longer than 1024 pixels, with a map on it, as PNG."""
+    """The image, no longer than 1024 pixels, with a map on it, as PNG."""
     size = ImageOps.exif_transpose(image).size
     side = max(8, min(_OVERLAY_SIDE, max(size)))
     recipe = replace(Preprocess(), size=side, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
-    picture = _cropped(recipe.apply(image), side, size).transpose(1, 2, 0).astype(np.float32)
-    strength = np.clip(_resized(heat, (picture.shape[1], picture.shape[0])), 0.0, 1.0)
-    place = strength * (len(_COLOURS) - 1)
-    below = np.minimum(place.astype(int), len(_COLOURS) - 2)
-    rest = (place - below)[..., None]
-    colour = _COLOURS[below] * (1 - rest) + _COLOURS[below + 1] * rest
+    pixels = _cropped(recipe.apply(image), side, size).transpose(1, 2, 0).astype(np.float32)
+    strength = np.clip(_resized(heat, (pixels.shape[1], pixels.shape[0])), 0.0, 1.0)
+    position = strength * (len(_COLOURS) - 1)
+    below = np.minimum(position.astype(int), len(_COLOURS) - 2)
+    fraction = (position - below)[..., None]
+    colour = _COLOURS[below] * (1 - fraction) + _COLOURS[below + 1] * fraction
     opacity = 0.6 * strength[..., None]
-    mixed = picture * (1 - opacity) + colour * opacity
+    mixed = pixels * (1 - opacity) + colour * opacity
     buffer = io.BytesIO()
     Image.fromarray(mixed.round().astype(np.uint8)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -21,7 +21,7 @@ def grad_cam(network: ServingNetwork, pixels: NDArray[np.uint8], task: str, inde
         index: of the class.
 
     Returns:
-        float32 (S, S), 0 where nothing speaks for the class.
+        float32 (S, S), 0 where nothing contributes to the class.
     """
     size = pixels.shape[-1]
     normalised = network.normalise(torch.from_numpy(pixels)[None].to(network.mean.device))

@@ -20,7 +20,7 @@ from app.serving.precision import LoadRecords, PrecisionChoice, select_backend
 from app.serving.prediction_context import PredictionContext
 from ml.dataset.preprocess import Preprocess
 from ml.models.base import ServedModel
-from ml.models.image import WEIGHTS_FILE, DeferredImageModel
+from ml.models.image_model import WEIGHTS_FILE, DeferredImageModel
 
 Array = NDArray[Any]
 

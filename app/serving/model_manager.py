@@ -5,23 +5,18 @@ the first second, and the imports take ten times as long as those of the data se
 """
 
 import asyncio
-import ctypes
 import gc
 import logging
 import math
 import signal
-import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 from threadpoolctl import threadpool_limits
 
-from app.core.cpus import usable_cpus
 from app.core.exceptions import UnavailableError, UserError
 from app.core.progress import Progress
 from app.core.settings import Settings
@@ -29,10 +24,11 @@ from app.core.telemetry import Metrics
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.serving.admission import UploadBudget
 from app.serving.daemon_pool import DaemonThreadPool
-from app.serving.model_selection import selection_error, selection_reason, setting_name
+from app.serving.model_memory import freeze_garbage_collector, release_replaced
+from app.serving.model_selection import selection_reason, setting_name
 from app.serving.prediction_cache import PredictionCache
 from app.serving.prediction_context import PredictionContext
-from app.serving.training_status import read_choice, read_progress
+from app.serving.registry_state import RegistryState
 from ml.dataset.records import load_records
 from ml.registry.model_card import ModelCard
 
@@ -57,25 +53,6 @@ _POLL_S: Final = 2.0
 _RETRY_S: Final = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class _RegistryState:
-    """The registry and the training runs when they were last read.
-
-    Attributes:
-        progress: the training runs, newest report first.
-        cards: every registered model, by name.
-        ranked: per task, the models that answer it from an image, the best first.
-        selection_errors: per task, what is wrong with the setting that selects its model; None where nothing is.
-        training_choice: which models the last start trains, and why; None before the first.
-    """
-
-    progress: list[Progress]
-    cards: list[ModelCard]
-    ranked: Mapping[str, list[ModelCard]]
-    selection_errors: Mapping[str, str | None]
-    training_choice: Document | None = None
-
-
 class ModelManager:
     """Serves each task with its best registered model.
 
@@ -93,7 +70,7 @@ class ModelManager:
         self.upload_budget = UploadBudget(_MAX_BODIES * settings.max_body_bytes)
         self._cache: PredictionCache[PredictionContext] = PredictionCache(settings.cache_entries)
         metrics.watch_cached_predictions(lambda: len(self._cache))
-        self._state = _RegistryState([], [], {}, {})
+        self._state = RegistryState([], [], {}, {})
         self._serving: dict[str, Predictor] = {}
         self._text_search: TextSearch | None = None
         self._text_fault: str | None = None
@@ -258,7 +235,7 @@ class ModelManager:
                 last = ""
                 if self._replaced:
                     self._replaced = False
-                    await asyncio.to_thread(_release_replaced)
+                    await asyncio.to_thread(release_replaced)
             except PyMongoError as error:
                 reason = str(error).partition(" (configured timeouts")[0]
                 logger.warning("the model registry cannot be read: %s", reason)
@@ -272,17 +249,12 @@ class ModelManager:
                 return
             await asyncio.sleep(_POLL_S)
 
-    def _read_registry(self) -> _RegistryState:
-        progress = read_progress(self._database)
+    def _read_registry(self) -> RegistryState:
         if self._registry is None:
             from ml.registry.registry import Registry  # noqa: PLC0415 - see above
 
             self._registry = Registry(self._database, self._settings.model_files_dir)
-        registry = self._registry
-        cards = list(registry.list())
-        ranked = {task: registry.ranked(task, cards) for task in TASKS}
-        errors = {task: selection_error(task, cards, self._selected[task]) for task in TASKS}
-        return _RegistryState(progress, cards, ranked, errors, read_choice(self._database))
+        return RegistryState.read(self._registry, self._database, self._selected)
 
     async def _serve_best(self, task: str) -> None:
         """Serve a task with the best model that can be loaded; the current one serves until there is a better one."""
@@ -330,7 +302,7 @@ class ModelManager:
             return
         self._text_fault = None
         logger.info("%s %s finds images by words", card.name, card.version)
-        await asyncio.to_thread(_freeze_garbage_collector)
+        await asyncio.to_thread(freeze_garbage_collector)
         if current is not None:
             current.stop()
             self._replaced = True
@@ -355,16 +327,16 @@ class ModelManager:
         try:
             predictor = await asyncio.to_thread(self._load, card)
         except Exception as error:
-            found = str(error) or repr(error)
-            if found != reason:
+            message = str(error) or repr(error)
+            if message != reason:
                 expected = isinstance(error, (UserError, RuntimeError))
-                logger.exception("the model %s cannot be served: %s", card.name, found, exc_info=not expected)
-            self._unusable[card.version] = (time.monotonic(), found)
-            raise UserError(found) from error
+                logger.exception("the model %s cannot be served: %s", card.name, message, exc_info=not expected)
+            self._unusable[card.version] = (time.monotonic(), message)
+            raise UserError(message) from error
         self._unusable.pop(card.version, None)
         predictor.start()
         await self._warm_up(predictor)
-        await asyncio.to_thread(_freeze_garbage_collector)
+        await asyncio.to_thread(freeze_garbage_collector)
         return predictor
 
     async def _replace(self, task: str, predictor: "Predictor") -> None:
@@ -396,11 +368,12 @@ class ModelManager:
         return TextSearch(model, reference)
 
     def _load(self, card: ModelCard) -> "Predictor":
+        from app.serving.backends.devices import decode_threads  # noqa: PLC0415 - see above
         from app.serving.predictor import Predictor  # noqa: PLC0415 - see above
         from ml.registry.registry import load_model, load_reference  # noqa: PLC0415 - see above
 
         if self._pool is None:
-            self._pool = DaemonThreadPool(self._settings.decode_threads or _decode_threads(self._settings), "decode")
+            self._pool = DaemonThreadPool(decode_threads(self._settings), "decode")
         folder = self._settings.model_files_dir
         model = load_model(card, folder, defer_network=True)
         # BLAS threads spin for milliseconds after each small product and take the cores from the network's own
@@ -417,33 +390,6 @@ class ModelManager:
         )
 
 
-def _decode_threads(settings: Settings) -> int:
-    from app.serving.backends.devices import on_cuda  # noqa: PLC0415 - see above
-
-    return min(64 if on_cuda(settings) else 4, usable_cpus())
-
-
 def _end_process() -> None:
     """Shut down in an orderly way: Compose and systemd start an ended process again, an unhealthy one they leave."""
     signal.raise_signal(signal.SIGTERM)
-
-
-def _release_replaced() -> None:
-    """Give back the memory of a replaced model: it was frozen with the rest when its successor was loaded."""
-    _freeze_garbage_collector()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # a training on the same device may need it
-
-
-def _freeze_garbage_collector() -> None:
-    """Exclude the hundreds of thousands of objects of a loaded model from garbage collection.
-
-    A full collection over them stops every thread for 0.2 s or more.
-    """
-    gc.unfreeze()  # the objects of a replaced model
-    gc.collect()
-    gc.freeze()
-    # Compiling a graph frees hundreds of megabytes in pieces that glibc keeps for itself otherwise.
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)

@@ -51,10 +51,10 @@ def selection_reason(task: str, card: ModelCard, ranked: Sequence[ModelCard], se
     """
     if selected == card.name:
         return f"selected by {setting_name(task)}"
-    others = [other for other in ranked if other.name != card.name]
-    if not others:
+    alternatives = [other for other in ranked if other.name != card.name]
+    if not alternatives:
         return f"the only registered model that answers {task} from an image"
     reason = f"best accuracy on dev, {card.score(task) or 0.0:.3f}"
     if ranked[0].name != card.name:
         return f"{reason}, of the models that can be loaded; {ranked[0].name} cannot"
-    return f"{reason}, before {others[0].name} with {others[0].score(task) or 0.0:.3f}"
+    return f"{reason}, before {alternatives[0].name} with {alternatives[0].score(task) or 0.0:.3f}"

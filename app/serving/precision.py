@@ -80,18 +80,18 @@ def compare(model: ServedModel, full: Outputs, low: Outputs, captions: Sequence[
 
     Args:
         model: combines the outputs; asked with the captions and, since callers may leave them out, without.
-        full: outputs of the network in fp32.
+        full: outputs of the network in fp32, N rows each.
         low: outputs in the lower precision, of the same images.
-        captions: one per image.
+        captions: N, one per image.
     """
     changed, shift = 0, 0.0
     for encoded in _caption_halves(model, captions):
-        expected, got = model.combine(full, encoded), model.combine(low, encoded)
-        for task, wanted in expected.items():
-            chosen = got[task].argmax(axis=1)
-            lost = wanted.max(axis=1) - np.take_along_axis(wanted, chosen[:, None], axis=1)[:, 0]
+        expected, actual = model.combine(full, encoded), model.combine(low, encoded)
+        for task, probabilities in expected.items():
+            chosen = actual[task].argmax(axis=1)
+            lost = probabilities.max(axis=1) - np.take_along_axis(probabilities, chosen[:, None], axis=1)[:, 0]
             changed += int((lost > _TIE).sum())
-            shift = max(shift, float(np.abs(wanted - got[task]).max()))
+            shift = max(shift, float(np.abs(probabilities - actual[task]).max()))
     return Parity(len(captions), changed, shift)
 
 

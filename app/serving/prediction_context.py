@@ -73,17 +73,17 @@ class PredictionContext:
 
     def without_image(self) -> "PredictionContext":
         """A copy without file, pixels and network outputs: what the cache keeps, about 1 KB."""
-        kept = copy(self)
-        kept.data, kept.pixels, kept.outputs = b"", None, None
-        return kept
+        context = copy(self)
+        context.data, context.pixels, context.outputs = b"", None, None
+        return context
 
-    def answer_from(self, known: "PredictionContext") -> None:
+    def answer_from(self, cached: "PredictionContext") -> None:
         """Take over the answer to an equal request."""
-        self.info = known.info
-        self.card = known.card
-        self.probabilities = known.probabilities
-        self.out_of_distribution = known.out_of_distribution
-        self.confident = known.confident
-        self.inputs_used = known.inputs_used
-        self.notes = known.notes
+        self.info = cached.info
+        self.card = cached.card
+        self.probabilities = cached.probabilities
+        self.out_of_distribution = cached.out_of_distribution
+        self.confident = cached.confident
+        self.inputs_used = cached.inputs_used
+        self.notes = cached.notes
         self.cached = True

@@ -195,11 +195,11 @@ class Predictor:
         """Decode the image, unless the cache has the answer; in a decode thread."""
         started = time.perf_counter()
         sha256 = hashlib.sha256(context.data).hexdigest()
-        known = self._cache.get(self._key(context, sha256))
-        if known is None:
+        cached = self._cache.get(self._key(context, sha256))
+        if cached is None:
             self.image_encoder.decode(context, sha256, queued_at)
         else:
-            context.answer_from(known)
+            context.answer_from(cached)
             context.timings_s = {"wait": started - queued_at, "cache": time.perf_counter() - started}
 
     def _key(self, context: PredictionContext, sha256: str) -> tuple[str | None, ...]:
@@ -237,7 +237,7 @@ class Predictor:
         header_note = self._header_note(context)
         context.confident = sure and not context.out_of_distribution and header_note is None
         used = (("image", context.outputs is not None), ("caption", uses_caption))
-        context.inputs_used = tuple(name for name, given in used if given)
+        context.inputs_used = tuple(name for name, is_used in used if is_used)
         context.notes = (*self._notes(context), *([header_note] if header_note else []))
 
     def _notes(self, context: PredictionContext) -> tuple[str, ...]:

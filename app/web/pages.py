@@ -21,17 +21,16 @@ from app.data.repository import CASES, NotFoundError, Repository
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
-# A copy may be kept, but is asked for again: after an update no old script meets a new page.
+# A copy may be kept, but is asked for again: after an update no old script runs in a new page.
 _CACHE_CONTROL: Final = "no-cache"
 _TEMPLATES: Final = Environment(
     loader=PackageLoader("app.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 # The modules that a page's own script imports, so that the browser asks for all of them at once.
 _COMMON: Final = ("address", "api", "dom")
-_RESULT: Final = (*_COMMON, "state", "catalogue", "result")
 _MODULES: Final[Mapping[str, tuple[str, ...]]] = {
-    "browse": (*_RESULT, "facets", "filters", "tiles", "menu"),
-    "case": (*_RESULT, "viewer", "casetext", "flags", "bookmarks", "copy"),
+    "browse": (*_COMMON, "state", "catalogue", "result", "walk", "facets", "filters", "tiles", "menu"),
+    "case": (*_COMMON, "state", "catalogue", "walk", "viewer", "casetext", "flags", "bookmarks"),
     "predict": (
         *_COMMON,
         "state",
@@ -62,9 +61,9 @@ def prefix_of(request: Request) -> str:
 
 def render(request: Request, page: str, **values: Any) -> str:
     """The HTML of a page."""
-    known = {"page": page, "modules": _MODULES[page], "prefix": prefix_of(request)}
+    context = {"page": page, "modules": _MODULES[page], "prefix": prefix_of(request)}
     scripts = ["shell"] if page in ("missing", "docs") else [page, "shell"]
-    return _TEMPLATES.get_template(f"{page}.html").render(scripts=scripts, **known, **values)
+    return _TEMPLATES.get_template(f"{page}.html").render(scripts=scripts, **context, **values)
 
 
 def _page(request: Request, name: str, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> HTMLResponse:

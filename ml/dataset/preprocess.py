@@ -87,7 +87,7 @@ class Preprocess:
         image = image.convert("L" if self.channels == 1 or image.mode in _GREY else "RGB")
         scale = self.size / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
-        # reducing_gap shrinks large images by an integer factor first: faster, same picture.
+        # reducing_gap shrinks large images by an integer factor first: faster, with the same result.
         image = image.resize((width, height), _RESAMPLING[self.interpolation], reducing_gap=3.0)
         square = Image.new(image.mode, (self.size, self.size), self.fill if image.mode == "L" else (self.fill,) * 3)
         square.paste(image, ((self.size - width) // 2, (self.size - height) // 2))
@@ -119,7 +119,7 @@ def _stretched(values: NDArray[Any]) -> Pixels:
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """An image of 8 bits per sample without transparency: what shows through is black."""
+    """An image of 8 bits per sample without transparency: transparent pixels become black."""
     if image.mode in _HIGH_DEPTH:
         return Image.fromarray(_stretched(np.asarray(image)))
     if image.has_transparency_data:

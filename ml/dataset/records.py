@@ -108,10 +108,10 @@ def load_records(
     counts = Counter(document["split"] for document in documents)
     for split in splits:
         if not counts[split]:
-            held = database[schema.IMAGES].estimated_document_count()
+            count = database[schema.IMAGES].estimated_document_count()
             raise RecordsError(
                 f"the database {database.name!r} has no {split} images "
-                f"({schema.IMAGES} holds {held} documents); run `medpix seed` first"
+                f"({schema.IMAGES} holds {count} documents); run `medpix seed` first"
             )
     _check_whole(documents)
     _check_seeded(database, documents, splits)
@@ -124,13 +124,13 @@ def _check_seeded(database: Database[dict[str, Any]], documents: Sequence[Docume
     """Whole cases that are gone leave no trace but in the counts of the last seeding."""
     runs = database[schema.SEED_RUNS]
     latest = runs.find_one(sort=schema.LATEST_RUN_FIRST)
-    whole = runs.find_one({"state": "complete"}, sort=[("finished_at", -1)])
+    complete = runs.find_one({"state": "complete"}, sort=[("finished_at", -1)])
     # A run that broke off while it wrote the same files again left nothing but these.
-    if latest is None or whole is None or latest["dataset_version"] != whole["dataset_version"]:
+    if latest is None or complete is None or latest["dataset_version"] != complete["dataset_version"]:
         raise RecordsError("no seeding of this database was completed; run `medpix seed`, it goes on where it stopped")
     counts = Counter(document["split"] for document in documents)
     for split in splits:
-        seeded = whole.get("image_counts", {}).get(split)
+        seeded = complete.get("image_counts", {}).get(split)
         if counts[split] != seeded:
             raise RecordsError(
                 f"the database is partial: it holds {counts[split]} {split} images, and {seeded} were seeded; "
@@ -139,7 +139,7 @@ def _check_seeded(database: Database[dict[str, Any]], documents: Sequence[Docume
 
 
 def _check_whole(documents: Sequence[Document]) -> None:
-    """A half-seeded database must not train half a model that looks like a whole one."""
+    """Refuse an incomplete database: a model of a part of the data must not pass for one of all."""
     present: defaultdict[str, set[str]] = defaultdict(set)
     listed: dict[str, set[str]] = {}
     for document in documents:

@@ -69,9 +69,9 @@ class CaseBootstrap:
         Where BCa is not defined because all resamples are on one side of the value, the interval is the reflected
         ("basic") one, cut off at the extremes of the resamples.
         """
-        whole = np.atleast_1d(statistic(np.ones((1, self.cases))))[..., 0].reshape(-1)
+        observed = np.atleast_1d(statistic(np.ones((1, self.cases))))[..., 0].reshape(-1)
         if self.cases == 1:
-            return Estimate([Interval(value, value) for value in whole.tolist()], whole[:, None])
+            return Estimate([Interval(value, value) for value in observed.tolist()], observed[:, None])
 
         def on_indices(index: NDArray[np.int64], axis: int = -1) -> Floats:
             del axis  # scipy puts the cases of a resample on the last axis
@@ -89,11 +89,11 @@ class CaseBootstrap:
                 method="BCa",
                 rng=np.random.default_rng(self._seed),
             )
-        samples = np.asarray(result.bootstrap_distribution, dtype=np.float64).reshape(len(whole), -1)
+        samples = np.asarray(result.bootstrap_distribution, dtype=np.float64).reshape(len(observed), -1)
         pairs = zip(np.ravel(result.confidence_interval.low), np.ravel(result.confidence_interval.high), strict=True)
         intervals = [
             Interval(float(low), float(high)) if np.isfinite([low, high]).all() else _reflected(value, row)
-            for (low, high), value, row in zip(pairs, whole.tolist(), samples, strict=True)
+            for (low, high), value, row in zip(pairs, observed.tolist(), samples, strict=True)
         ]
         return Estimate(intervals, samples)
 

@@ -83,31 +83,31 @@ def _details(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     card = row["card"]
     classes = ", ".join(f"{_spoken(task)} ({len(names)} classes)" for task, names in card["tasks"].items())
     return [
-        ("Answers", classes),
-        ("Takes", " and ".join(row["inputs"])),
+        ("Tasks", classes),
+        ("Inputs", " and ".join(row["inputs"])),
         ("Version", row["version"]),
         (
-            "Began from",
-            row["weights_source"] if row["init"] == "pretrained" or row["retrieval"] else "nothing pretrained",
+            "Initial weights",
+            row["weights_source"] if row["init"] == "pretrained" or row["retrieval"] else "random",
         ),
-        ("Trained values", f"{row['parameters']:,}"),
+        ("Parameters", f"{row['parameters']:,}"),
         ("Temperature", _by_task({task: own["temperature"] for task, own in row["tasks"].items()})),
         ("Confident from", _by_task(card["thresholds"])),
         *([("Confident without caption from", _by_task(only))] if (only := card["thresholds_image_only"]) else []),
         ("Temperature and thresholds set on", card["calibrated_on"].replace("out-of-fold", "predictions out of fold")),
-        *_unlike(card["ood_threshold"], card["ood_distance"]),
+        *_ood_threshold(card["ood_threshold"], card["ood_distance"]),
         ("sha256 of the model", row["sha256"]),
         *((f"sha256 of {file['name']}", file["sha256"]) for file in card["files"]),
     ]
 
 
-def _unlike(threshold: float | None, distance: str) -> list[tuple[str, str]]:
+def _ood_threshold(threshold: float | None, distance: str) -> list[tuple[str, str]]:
     if threshold is None:
         return []
     words = "a cosine distance of {:.3f} to the nearest training image"
     if distance != "nearest":
         words = "a Mahalanobis distance of {:.2f} from the training images"
-    return [("Unlike the dataset", f"above {words.format(threshold)}")]
+    return [("Out-of-distribution threshold", f"above {words.format(threshold)}")]
 
 
 def _by_task(values: Mapping[str, float]) -> str:
@@ -167,16 +167,17 @@ def _figures(name: str, results: Mapping[str, Any]) -> Iterator[list[str]]:
 
 def _retrieval(row: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Section]:
     """How well captions find images, of a model that embeds both in one space."""
-    if (found := row["retrieval"]) is None:
+    if (figures := row["retrieval"]) is None:
         return
-    text = f"{found['queries']} captions, {found['images']} images of the {results['split']['split']} split. {RELEVANT}"
+    split = results["split"]["split"]
+    text = f"{figures['queries']} captions, {figures['images']} images of the {split} split. {RELEVANT}"
     cutoffs = [str(k) for k in CUTOFFS]
     rows = [
         [kind]
         + [
-            f"{found[kind]['recall_at'][k]:.3f} [{low:.2f}, {high:.2f}], random {found[kind]['random_at'][k]:.3f}"
+            f"{figures[kind]['recall_at'][k]:.3f} [{low:.2f}, {high:.2f}], random {figures[kind]['random_at'][k]:.3f}"
             for k in cutoffs
-            for low, high in [found[kind]["recall_at_95"][k]]
+            for low, high in [figures[kind]["recall_at_95"][k]]
         ]
         for kind in KINDS
     ]

@@ -66,19 +66,19 @@ def _retrieval_table(results: Mapping[str, Any]) -> Table:
     for name in ("captions", *(column for k in CUTOFFS for column in (f"R@{k}", "95%", "random"))):
         table.add_column(name, justify="right")
     for name, row in results["models"].items():
-        if (found := row["retrieval"]) is None:
+        if (figures := row["retrieval"]) is None:
             continue
         for kind in KINDS:
             cells = [
                 cell
                 for k in map(str, CUTOFFS)
                 for cell in (
-                    f"{found[kind]['recall_at'][k]:.3f}",
-                    span(found[kind]["recall_at_95"][k]),
-                    f"{found[kind]['random_at'][k]:.3f}",
+                    f"{figures[kind]['recall_at'][k]:.3f}",
+                    span(figures[kind]["recall_at_95"][k]),
+                    f"{figures[kind]['random_at'][k]:.3f}",
                 )
             ]
-            table.add_row(name, kind, str(found["queries"]), *cells)
+            table.add_row(name, kind, str(figures["queries"]), *cells)
     return table
 
 

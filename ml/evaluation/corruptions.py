@@ -15,10 +15,10 @@ from ml.evaluation.model_outputs import ModelOutputs
 from ml.evaluation.robustness import blank_bands
 from ml.evaluation.scoring import compare, confident, short
 from ml.models.base import Outputs
-from ml.models.image import ImageModel
+from ml.models.image_model import ImageModel
 from ml.models.predict_records import run_images
 
-IsUnlike = Callable[[Outputs], NDArray[np.bool_]]
+OodRule = Callable[[Outputs], NDArray[np.bool_]]
 
 
 def _grey(image: Image.Image) -> Image.Image:
@@ -36,12 +36,12 @@ def window(low: float, high: float) -> Edit:
 
 
 def framed(share: float, grey: int) -> Edit:
-    """The picture, with a share of its width and height, in the middle of a frame of its own size."""
+    """The image, with a share of its width and height, in the middle of a frame of its own size."""
 
     def edit(image: Image.Image) -> Image.Image:
-        picture = _grey(image)
-        frame = Image.new("L", picture.size, grey)
-        small = picture.resize((max(1, round(share * picture.width)), max(1, round(share * picture.height))))
+        levels = _grey(image)
+        frame = Image.new("L", levels.size, grey)
+        small = levels.resize((max(1, round(share * levels.width)), max(1, round(share * levels.height))))
         frame.paste(small, ((frame.width - small.width) // 2, (frame.height - small.height) // 2))
         return frame
 
@@ -52,11 +52,11 @@ def without_background(share: float) -> Edit:
     """Black outside of an ellipse that spans a share of width and height, as after the removal of the skull."""
 
     def edit(image: Image.Image) -> Image.Image:
-        picture = _grey(image)
-        mask = Image.new("L", picture.size, 0)
-        left, top = (1 - share) / 2 * picture.width, (1 - share) / 2 * picture.height
-        ImageDraw.Draw(mask).ellipse((left, top, picture.width - left, picture.height - top), 255)
-        return Image.composite(picture, Image.new("L", picture.size, 0), mask)
+        levels = _grey(image)
+        mask = Image.new("L", levels.size, 0)
+        left, top = (1 - share) / 2 * levels.width, (1 - share) / 2 * levels.height
+        ImageDraw.Draw(mask).ellipse((left, top, levels.width - left, levels.height - top), 255)
+        return Image.composite(levels, Image.new("L", levels.size, 0), mask)
 
     return edit
 
@@ -107,15 +107,15 @@ CORRUPTIONS: Final[Mapping[str, Mapping[str, Edit]]] = MappingProxyType(
 
 def corruptions(
     outputs: ModelOutputs,
-    is_unlike: IsUnlike | None = None,
+    is_ood: OodRule | None = None,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> dict[str, list[dict[str, Any]]]:
     """What a network answers about changed images.
 
     Args:
         outputs: of the model for the images as they are.
-        is_unlike: the out-of-distribution rule of the service.
-        on_progress: called with the finished share, since this asks the network about every image many times.
+        is_ood: the out-of-distribution rule of the service.
+        on_progress: called with the finished share, since the network runs on every image many times.
 
     Returns:
         Per task, for each kind and severity: n, cases, accuracy and interval, how much better the image as it is does
@@ -127,22 +127,22 @@ def corruptions(
         return {}
     preprocess = model.preprocess
     assert preprocess is not None
-    whole = outputs.predictions()
-    rows: dict[str, list[dict[str, Any]]] = {task: [] for task in whole}
+    unchanged = outputs.predictions()
+    rows: dict[str, list[dict[str, Any]]] = {task: [] for task in unchanged}
     images = np.array([record.image for record in outputs.records])
     edits = [
         (kind, severity, edit) for kind, severities in CORRUPTIONS.items() for severity, edit in severities.items()
     ]
     for number, (kind, severity, edit) in enumerate(edits, start=1):
-        found = run_images(model, load_images(outputs.records, preprocess, edit=edit))
-        assert found is not None
-        unlike = images[is_unlike(found)] if is_unlike is not None else images[:0]
-        for task, own in ModelOutputs(model, outputs.records, found, None).predictions().items():
-            sure = confident(own, model.card.threshold(task, with_caption=False), np.isin(own.images, unlike))
+        changed = run_images(model, load_images(outputs.records, preprocess, edit=edit))
+        assert changed is not None
+        ood = images[is_ood(changed)] if is_ood is not None else images[:0]
+        for task, own in ModelOutputs(model, outputs.records, changed, None).predictions().items():
+            sure = confident(own, model.card.threshold(task, with_caption=False), np.isin(own.images, ood))
             rows[task].append(
                 {"kind": kind, "severity": severity}
                 | short(own)
-                | {"whole_is_better_by": compare(whole[task], own), "confident": sure}
+                | {"whole_is_better_by": compare(unchanged[task], own), "confident": sure}
             )
         on_progress(number / len(edits))
     return rows

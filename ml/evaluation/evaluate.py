@@ -62,11 +62,11 @@ def evaluate(
         split: test or dev.
         device: auto, cpu, cuda or mps.
         register: put the figures of the test split, of the folds and of the seeds on the models' cards.
-        cv: also train every model anew on each of five folds of all cases; takes five trainings.
-        seeds: also train every model anew with so many seeds, counted from that of the options.
+        cv: also retrain every model on each of five folds of all cases; takes five trainings.
+        seeds: also retrain every model with so many seeds, counted from that of the options.
         options: of these trainings; ``weights`` "auto" is what the registered model began from.
         scratch: keeps the checkpoints of these trainings until the caller clears it.
-        reporter: told about progress.
+        reporter: called with the progress.
 
     Returns:
         JSON values: ``split`` (what was scored), ``models`` (figures per model and task), ``tasks``
@@ -75,7 +75,7 @@ def evaluate(
         ``environment``, ``code``, ``created_at``. Thumbnails of the audit are data URIs.
 
     Raises:
-        UnknownModelError: a model is not registered, or is trained anew and has no recipe.
+        UnknownModelError: a model is not registered, or is to be retrained and has no recipe.
         ml.dataset.records.RecordsError: database or images are missing or damaged.
         ml.registry.registry.RegistryError: model files are missing or damaged, or a card could not be written.
         ml.evaluation.metrics.NoLabelsError: no image of the split has a label for a task of the models.
@@ -87,7 +87,7 @@ def evaluate(
     torch_device = pick_device(device)
     with Run(schema.EVALUATION_RUN, (), reporter) as run:
         cards = chosen_cards(names, registry)
-        # All at once: a damaged file must not show after the others were asked.
+        # All at once: a damaged file must not show after the other models were scored.
         models = [(card, registry.load(card.name)) for card in cards]
         run.update(0.0, "reading the records")
         by_split = {name: load_records(database, images_dir, (name,)) for name in _SPLITS}
@@ -108,7 +108,7 @@ def evaluate(
         image_cache = ImageCache()
         for index, (card, model) in enumerate(models):
             with run.stage(0.15 + 0.75 * index / len(cards), 0.15 + 0.75 * (index + 1) / len(cards)):
-                run.update(0.0, f"asking {card.name}")
+                run.update(0.0, f"predicting with {card.name}")
                 outputs = ModelOutputs.compute(model.to(torch_device), records, image_cache)
                 predictions[card.name] = outputs.predictions()
                 results["models"][card.name] = model_row(
@@ -182,12 +182,12 @@ def chosen_cards(names: Sequence[str], registry: Registry) -> list[ModelCard]:
     registered = {card.name: card for card in registry.list()}
     if not registered:
         raise UnknownModelError("no model is registered yet; train the default ones with `medpix train --missing`")
-    wanted: list[str] = []
+    selected: list[str] = []
     for name in registered if "all" in names else names:
         if name in registered:
-            wanted.append(name)
+            selected.append(name)
         elif name in labels.TASKS and (named := [n for n, card in registered.items() if name in card.tasks]):
-            wanted += named
+            selected += named
         elif name in MODEL_SPECS or name in DEFAULTS:
             raise UnknownModelError(
                 f"{name} is not registered; train it with `medpix train {name}`. "
@@ -196,7 +196,7 @@ def chosen_cards(names: Sequence[str], registry: Registry) -> list[ModelCard]:
         else:
             valid = ", ".join([*DEFAULTS, *MODEL_SPECS])
             raise UnknownModelError(f"{name!r} is neither a model nor a task; known are: {valid}")
-    return [registered[name] for name in dict.fromkeys(wanted)]
+    return [registered[name] for name in dict.fromkeys(selected)]
 
 
 def _check_labels(cards: Sequence[ModelCard], records: Sequence[Record], split: str) -> None:

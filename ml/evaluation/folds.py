@@ -45,16 +45,16 @@ def make_folds(records: Sequence[Record], count: int = FOLDS, seed: int = 0) -> 
     cases = patients(records)
     if len(np.unique(cases)) < 2 * count:
         raise FoldError(f"{count} folds need at least {2 * count} cases, there are {len(np.unique(cases))}")
-    places = np.array([record.location or "" for record in records], dtype=np.str_)
-    _, strata = np.unique(places, return_inverse=True)
+    locations = np.array([record.location or "" for record in records], dtype=np.str_)
+    _, strata = np.unique(locations, return_inverse=True)
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    for rest, held_out in _without_warnings(splitter, strata, cases):
-        names = np.unique(cases[rest])
+    for training, held_out in _without_warnings(splitter, strata, cases):
+        names = np.unique(cases[training])
         chosen = np.random.default_rng(seed).permutation(names)[: max(1, round(DEV_SHARE * len(names)))]
         is_dev = np.isin(cases, chosen)
         yield Fold(
-            train=[records[row] for row in rest if not is_dev[row]],
-            dev=[records[row] for row in rest if is_dev[row]],
+            train=[records[row] for row in training if not is_dev[row]],
+            dev=[records[row] for row in training if is_dev[row]],
             held_out=[records[row] for row in held_out],
         )
 

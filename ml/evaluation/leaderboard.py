@@ -1,4 +1,4 @@
-"""The rows of the leaderboard: models that were asked, the majority class, and models that are not trained."""
+"""The rows of the leaderboard: evaluated models, the majority class, and models that are not trained."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
@@ -60,19 +60,19 @@ def model_row(
         reference: the embeddings registered with the model, for the out-of-distribution rule of the service.
         on_progress: called with the finished share.
     """
-    is_unlike = unlike_rule(card, reference)
-    unlike = []
-    if is_unlike is not None and outputs.image_out is not None:
-        far = is_unlike(outputs.image_out)
-        unlike = [record.image for record, is_far in zip(outputs.records, far, strict=True) if is_far]
-    given = has_caption(outputs.caption_out, len(outputs.records))
-    without_caption = [record.image for record, known in zip(outputs.records, given, strict=True) if not known]
+    is_ood = ood_rule(card, reference)
+    ood = []
+    if is_ood is not None and outputs.image_out is not None:
+        far = is_ood(outputs.image_out)
+        ood = [record.image for record, is_far in zip(outputs.records, far, strict=True) if is_far]
+    has_text = has_caption(outputs.caption_out, len(outputs.records))
+    without_caption = [record.image for record, is_given in zip(outputs.records, has_text, strict=True) if not is_given]
     before, ablated, mirrored = (
         outputs.uncalibrated(),
         robustness.ablations(outputs),
         robustness.mirror(outputs, image_cache),
     )
-    changed = corruptions.corruptions(outputs, is_unlike, on_progress)
+    changed = corruptions.corruptions(outputs, is_ood, on_progress)
     shortcut, modes = robustness.shortcuts(outputs, image_cache), robustness.file_modes(outputs, image_cache)
     return card.model_dump(mode="json", include=_FACTS) | {
         "sha256": card.sha256,
@@ -90,7 +90,7 @@ def model_row(
                 "confident": confident(
                     own,
                     card.thresholds[task],
-                    np.isin(own.images, unlike),
+                    np.isin(own.images, ood),
                     image_only=np.isin(own.images, without_caption),
                     threshold_image_only=card.thresholds_image_only.get(task),
                 ),
@@ -109,7 +109,7 @@ def model_row(
     }
 
 
-def unlike_rule(card: ModelCard, reference: Reference | None) -> corruptions.IsUnlike | None:
+def ood_rule(card: ModelCard, reference: Reference | None) -> corruptions.OodRule | None:
     """The out-of-distribution rule of the service: which images no answer is confident about; None without one."""
     limit = card.ood_threshold
     if reference is None or limit is None:
@@ -140,7 +140,7 @@ def remarks(card: ModelCard) -> list[str]:
     if card.family == DUAL_ENCODER:
         return [f"{start(card)}: not comparable with the original, which was fine-tuned from {original}"]
     if card.init == "scratch":
-        return [f"trained from nothing: not comparable with the original, which was fine-tuned from {original}"]
+        return [f"trained from scratch: not comparable with the original, which was fine-tuned from {original}"]
     return []
 
 

@@ -21,7 +21,7 @@ class NoLabelsError(UserError):
 
 
 def labelled(probabilities: Probabilities, targets: Targets, *more: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """The arguments without the rows that have no label."""
+    """The arguments without the rows that have no label: (N, classes), (N,) and any number of (N, ...)."""
     keep = targets != IGNORED
     return (probabilities[keep], targets[keep], *(other[keep] for other in more))
 
@@ -67,25 +67,25 @@ def scores(probabilities: Probabilities, targets: Targets, groups: NDArray[np.st
 
 
 def balanced_accuracy(predicted: Targets, targets: Targets) -> float:
-    """The mean recall of the classes present in ``targets``."""
+    """The mean recall, 0 to 1, of the classes present in ``targets``; class indices (N,) both."""
     recalls = [float((predicted[targets == label] == label).mean()) for label in np.unique(targets)]
     return float(np.mean(recalls))
 
 
 def negative_log_likelihood(probabilities: Probabilities, targets: Targets) -> float:
-    """The mean of -log of the probability of the true class, in nats."""
+    """The mean of -log of the probability of the true class, in nats, from (N, classes) and (N,)."""
     chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
     return float(-np.log(np.clip(chosen, 1e-9, 1.0)).mean()) + 0.0  # never -0.0
 
 
 def brier(probabilities: Probabilities, targets: Targets) -> float:
-    """The mean squared distance between probabilities and the one-hot truth, 0 to 2."""
-    truth = np.eye(probabilities.shape[1])[targets]
-    return float(((probabilities - truth) ** 2).sum(axis=1).mean())
+    """The mean squared distance, 0 to 2, between probabilities (N, classes) and one-hot targets (N,)."""
+    one_hot = np.eye(probabilities.shape[1])[targets]
+    return float(((probabilities - one_hot) ** 2).sum(axis=1).mean())
 
 
 def reliability(probabilities: Probabilities, targets: Targets, bins: int = BINS) -> list[tuple[float, float, int]]:
-    """Mean confidence, accuracy and count of each bin of confidence that is not empty."""
+    """Mean confidence, accuracy and count of each bin of confidence that is not empty, from (N, classes) and (N,)."""
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == targets
     which = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -97,7 +97,13 @@ def reliability(probabilities: Probabilities, targets: Targets, bins: int = BINS
 
 
 def expected_calibration_error(probabilities: Probabilities, targets: Targets, bins: int = BINS) -> float:
-    """The mean gap between confidence and accuracy over equal bins (Guo et al. 2017, arXiv 1706.04599)."""
+    """The mean gap between confidence and accuracy over equal bins (Guo et al. 2017, arXiv 1706.04599), 0 to 1.
+
+    Args:
+        probabilities: (N, classes).
+        targets: (N,).
+        bins: of equal width, over confidences from 0 to 1.
+    """
     parts = reliability(probabilities, targets, bins)
     total = sum(count for _, _, count in parts)
     return float(sum(abs(confidence - accuracy) * count for confidence, accuracy, count in parts) / total)

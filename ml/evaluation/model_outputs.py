@@ -1,4 +1,4 @@
-"""Asks models about records: decoded images are shared between models, halves between questions."""
+"""Runs models on records: decoded images are shared between models, outputs between analyses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ class ModelOutputs:
     """A model and what its halves made of some records.
 
     Attributes:
-        model: that was asked.
+        model: that was run.
         records: N records.
         image_out: of the image half, None where the model has none.
         caption_out: of the caption half, None where the model has none.

@@ -51,14 +51,14 @@ class Pooled:
     Attributes:
         records: N records.
         fold: of each record, (N,).
-        unlike: which are out of distribution for the model of their fold, (N,).
+        ood: which are out of distribution for the model of their fold, (N,).
         outputs: of the image half; None for a model without image.
         encoded: of the caption half; None for a model without captions.
     """
 
     records: list[Record] = field(default_factory=list)
     fold: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    unlike: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+    ood: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     outputs: Outputs | None = None
     encoded: Floats | None = None
 
@@ -74,7 +74,7 @@ class Pooled:
         first = not self.records
         self.records += records
         self.fold = np.append(self.fold, np.full(len(records), number))
-        self.unlike = np.append(self.unlike, far)
+        self.ood = np.append(self.ood, far)
         if outputs is not None:
             before = {} if first or self.outputs is None else self.outputs
             self.outputs = {
@@ -88,7 +88,7 @@ class Pooled:
         return Pooled(
             [record for record, chosen in zip(self.records, rows, strict=True) if chosen],
             self.fold[rows],
-            self.unlike[rows],
+            self.ood[rows],
             None if self.outputs is None else {name: values[rows] for name, values in self.outputs.items()},
             None if self.encoded is None else self.encoded[rows],
         )
@@ -127,10 +127,10 @@ def calibrate_out_of_fold(
         device: auto, cpu, cuda or mps.
         seed: of the division into folds.
         epochs: instead of the recipe's, for quick tries.
-        reporter: told about progress.
+        reporter: called with the progress.
 
     Returns:
-        The cards as registered; a model that was trained anew meanwhile is left out.
+        The cards as registered; a model that was retrained meanwhile is left out.
 
     Raises:
         ml.dataset.records.RecordsError: database or images are missing or damaged.
@@ -157,7 +157,7 @@ def calibrate_out_of_fold(
             outputs = None if model.preprocess is None else run_images(model, load_images(dev, model.preprocess))
             score_on_dev(model, outputs, run_captions(model, captions_of(dev)), dev)
             if registry.get(name).version != card.version:
-                _LOG.warning("%s was trained anew meanwhile; it is calibrated by the next run", name)
+                _LOG.warning("%s was retrained meanwhile; it is calibrated by the next run", name)
                 continue
             reference = load_reference(card, models_dir)
             model.card.version = new_version(now())
@@ -182,31 +182,31 @@ def predict_folds(
         options: of each model.
         device: to compute on.
         folder: for checkpoints.
-        reporter: told about progress.
+        reporter: called with the progress.
     """
     pooled: dict[str, Pooled] = {name: Pooled() for name in order}
     images: dict[str, dict[str, NDArray[np.uint8]]] = {}
     for number, fold in enumerate(folds, start=1):
-        trained, rest = TrainedModels(), [*fold.train, *fold.dev]
-        known: dict[int, tuple[Outputs, NDArray[np.bool_]]] = {}
+        trained, learned = TrainedModels(), [*fold.train, *fold.dev]
+        computed: dict[int, tuple[Outputs, NDArray[np.bool_]]] = {}
         for name in order:
             with Run(f"{name}, calibration {number} of {len(folds)}", MODEL_SPECS[name].tasks, reporter) as run:
                 checkpoints = folder / f"fold-{number}" / name
-                context = Context(rest, fold.dev, trained, device, Team(), run, options[name], checkpoints, images)
+                context = Context(learned, fold.dev, trained, device, Team(), run, options[name], checkpoints, images)
                 trained.models[name] = model = MODEL_SPECS[name].train(context)
                 outputs, far = None, np.zeros(len(fold.held_out), dtype=np.bool_)
                 if model.preprocess is not None:
                     # Models that share a network, as a fused one and its half, share its outputs.
-                    if id(model.network) not in known:
-                        known[id(model.network)] = _outputs(model, context, fold)
-                    outputs, far = known[id(model.network)]
+                    if id(model.network) not in computed:
+                        computed[id(model.network)] = _outputs(model, context, fold)
+                    outputs, far = computed[id(model.network)]
                 encoded = run_captions(model, captions_of(fold.held_out))
                 pooled[name].add(number, fold.held_out, outputs, encoded, far)
     return pooled
 
 
 def _outputs(model: ServedModel, context: Context, fold: Fold) -> tuple[Outputs, NDArray[np.bool_]]:
-    """What the image half gives for the images held out, and which are unlike those that it learned from.
+    """What the image half gives for the images held out, and which are out of distribution.
 
     The rule is that of the service: as many of the images held out are beyond it as of dev are beyond the threshold of
     a registered model.
@@ -237,14 +237,14 @@ def recalibrate(model: ServedModel, pooled: Pooled) -> None:
     for number in numbers if len(numbers) > 1 else ():
         # A threshold is not measured on the images that it was chosen on.
         _set(model, pooled.only(pooled.fold != number))
-        held = pooled.only(pooled.fold == number)
-        given = has_caption(held.encoded, len(held.records))
-        for task, own in label_predictions(model.combine(held.outputs, held.encoded), held.records).items():
+        held_out = pooled.only(pooled.fold == number)
+        has_text = has_caption(held_out.encoded, len(held_out.records))
+        for task, own in label_predictions(model.combine(held_out.outputs, held_out.encoded), held_out.records).items():
             figures[task].append(own)
-            labelled = np.array([record.label(task) is not None for record in held.records])
-            limits = np.array([card.threshold(task, with_caption=bool(row)) for row in given])
+            labelled = np.array([record.label(task) is not None for record in held_out.records])
+            limits = np.array([card.threshold(task, with_caption=bool(row)) for row in has_text])
             answered = own.probabilities.max(axis=1) >= limits[labelled]
-            sure[task].append(answered & ~held.unlike[labelled])
+            sure[task].append(answered & ~held_out.ood[labelled])
     _set(model, pooled)
     card.calibrated_on = "out-of-fold"
     card.metrics[METRICS] = {
@@ -256,9 +256,9 @@ def _set(model: ServedModel, pooled: Pooled) -> None:
     for part in model.parts:
         outputs = pooled.outputs if "image" in part.inputs else None
         encoded = pooled.encoded if "caption" in part.inputs else None
-        set_calibration(part, outputs, encoded, pooled.records, pooled.unlike)
+        set_calibration(part, outputs, encoded, pooled.records, pooled.ood)
     outputs = pooled.outputs if "image" in model.inputs else None
-    set_calibration(model, outputs, pooled.encoded, pooled.records, pooled.unlike)
+    set_calibration(model, outputs, pooled.encoded, pooled.records, pooled.ood)
 
 
 def _together(parts: Sequence[LabelledPredictions]) -> LabelledPredictions:
@@ -268,6 +268,6 @@ def _together(parts: Sequence[LabelledPredictions]) -> LabelledPredictions:
 
 def _figures(predictions: LabelledPredictions, sure: NDArray[np.bool_]) -> dict[str, Any]:
     """Scores, and coverage and accuracy of the confident answers."""
-    found = {"coverage": float(sure.mean())} | short(predictions.only(sure))
+    confident = {"coverage": float(sure.mean())} | short(predictions.only(sure))
     measured = scores(predictions.probabilities, predictions.targets, predictions.groups)
-    return measured | {"folds": FOLDS, "confident": found}
+    return measured | {"folds": FOLDS, "confident": confident}

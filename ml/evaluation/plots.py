@@ -44,12 +44,12 @@ def accuracy_plot(
     names = [name for name, _ in rows] + [f"{row['name']} (quoted)" for row in comparable]
     figure = Figure(figsize=(7.5, 1.1 + 0.36 * len(names)), layout="constrained")
     axes = figure.subplots()
-    for place, (_, scores) in enumerate(rows):
+    for position, (_, scores) in enumerate(rows):
         low, high = scores["accuracy_95"]
-        axes.plot([low, high], [place, place], color=_BLUE, linewidth=2)
-        axes.plot(scores["accuracy"], place, "o", color=_BLUE)
-    for place, row in enumerate(comparable, start=len(rows)):
-        axes.plot(row["accuracy"], place, "o", markerfacecolor="white", color=_GREY)
+        axes.plot([low, high], [position, position], color=_BLUE, linewidth=2)
+        axes.plot(scores["accuracy"], position, "o", color=_BLUE)
+    for position, row in enumerate(comparable, start=len(rows)):
+        axes.plot(row["accuracy"], position, "o", markerfacecolor="white", color=_GREY)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
@@ -95,9 +95,9 @@ def coverage_plot(curve: Sequence[Sequence[float]], confident: Mapping[str, Any]
 def confusion_plot(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> bytes:
     """The confusion matrix of the classes that occur as truth or as answer; colours are row shares."""
     counts = np.array(matrix)
-    shown = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
-    counts = counts[np.ix_(shown, shown)]
-    names = [classes[k] for k in shown.tolist()]
+    occurring = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
+    counts = counts[np.ix_(occurring, occurring)]
+    names = [classes[k] for k in occurring.tolist()]
     side = 1.6 + 0.42 * len(names)
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     axes = figure.subplots()

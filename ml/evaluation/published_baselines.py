@@ -22,7 +22,7 @@ class PublishedBaseline:
         comparable: whether it was measured on the 200 test images and the same classes.
         source: where it stands.
         note: what to know before comparing.
-        weights: the pretrained weights that it began from, None where it began from nothing.
+        weights: the pretrained weights that it began from, None where it was trained from scratch.
     """
 
     task: str

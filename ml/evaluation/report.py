@@ -142,7 +142,7 @@ def render(results: Results, plots: Mapping[str, bytes]) -> str:
 
 
 def without_thumbnails(results: Results) -> Results:
-    """The results without the pictures, which would be most of the file."""
+    """The results without the thumbnails, which would be most of the file."""
     content = copy.deepcopy(results)
     for task in content["tasks"].values():
         for item in task["audit"]["items"]:

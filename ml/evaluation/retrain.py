@@ -90,7 +90,7 @@ class RetrainSettings:
     Attributes:
         device: where to train.
         scratch: folder for checkpoints.
-        reporter: told about progress.
+        reporter: called with the progress.
         options: of each model.
         images: decoded so far, see ``ml.training.context.Context``.
     """
@@ -110,7 +110,7 @@ def with_needs(names: Sequence[str]) -> list[str]:
     """
     unknown = [name for name in names if name not in MODEL_SPECS]
     if unknown:
-        raise UnknownModelError(f"{', '.join(unknown)} cannot be trained anew; known are: {', '.join(MODEL_SPECS)}")
+        raise UnknownModelError(f"{', '.join(unknown)} cannot be retrained; known are: {', '.join(MODEL_SPECS)}")
     return list(dict.fromkeys(step for name in names for step in (*MODEL_SPECS[name].needs, name)))
 
 
@@ -136,7 +136,7 @@ class Part:
 def retrain(
     names: Sequence[str], parts: Sequence[Part], settings: RetrainSettings
 ) -> dict[str, tuple[ModelCard, dict[str, list[LabelledPredictions]]]]:
-    """Train models anew for every part with their own recipes, calibrate them on its dev records, and score them.
+    """Retrain models for every part with their own recipes, calibrate them on its dev records, and score them.
 
     A run that was stopped resumes from the checkpoints in the scratch folder, which is left there.
 
@@ -181,7 +181,7 @@ def _train(name: str, part: Part, trained: TrainedModels, settings: RetrainSetti
 
 
 class Retrainer:
-    """Trains models anew in folds or with other seeds and scores them; never registers them.
+    """Retrains models in folds or with other seeds and scores them; never registers them.
 
     Args:
         by_split: all records by split.

@@ -53,10 +53,10 @@ def retrieval(captions: Floats, images: Floats, records: Sequence[Record]) -> di
         best = np.where(matches, similarity, -np.inf).max(axis=1, keepdims=True)
         rank = ((similarity >= best) & ~matches).sum(axis=1)
         counts = matches.sum(axis=1)
-        found = {k: (rank < k).astype(np.float64) for k in CUTOFFS}
+        hits_at = {k: (rank < k).astype(np.float64) for k in CUTOFFS}
         figures[kind] = {
-            "recall_at": {str(k): float(hits.mean()) for k, hits in found.items()},
-            "recall_at_95": {str(k): list(bootstrap.estimate_mean(hits).intervals[0]) for k, hits in found.items()},
+            "recall_at": {str(k): float(hits.mean()) for k, hits in hits_at.items()},
+            "recall_at_95": {str(k): list(bootstrap.estimate_mean(hits).intervals[0]) for k, hits in hits_at.items()},
             "random_at": {str(k): float(_chance(counts, len(records), k).mean()) for k in CUTOFFS},
             "median_rank": float(np.median(rank) + 1),
         }
@@ -66,7 +66,7 @@ def retrieval(captions: Floats, images: Floats, records: Sequence[Record]) -> di
 def _chance(relevant: NDArray[np.int64], total: int, k: int) -> NDArray[np.float64]:
     """The probability that k of ``total`` images drawn at random hold at least one of the relevant ones."""
     k = min(k, total)
-    rest = total - relevant
-    missed = gammaln(rest + 1.0) - gammaln(np.maximum(rest - k, 0) + 1.0) + gammaln(total - k + 1.0)
+    irrelevant = total - relevant
+    missed = gammaln(irrelevant + 1.0) - gammaln(np.maximum(irrelevant - k, 0) + 1.0) + gammaln(total - k + 1.0)
     missed -= gammaln(total + 1.0)
-    return np.asarray(np.where(rest >= k, 1.0 - np.exp(missed), 1.0), dtype=np.float64)
+    return np.asarray(np.where(irrelevant >= k, 1.0 - np.exp(missed), 1.0), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Where answers come from: inputs taken away, burned-in text blanked, files changed, subgroups apart."""
+"""Robustness: ablated inputs, blanked text bands, other file modes, mirrored views, subgroups."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -27,22 +27,22 @@ SHUFFLE_SEED: Final = 0
 
 def blank_bands(image: Image.Image) -> Image.Image:
     """An 8-bit image whose bands with burned-in text are black."""
-    whole, top, bottom = _bands(image)
-    whole.paste((0, 0, 0, 255), (0, 0, whole.width, top))
-    whole.paste((0, 0, 0, 255), (0, bottom, whole.width, whole.height))
-    return whole
+    rgba, top, bottom = _bands(image)
+    rgba.paste((0, 0, 0, 255), (0, 0, rgba.width, top))
+    rgba.paste((0, 0, 0, 255), (0, bottom, rgba.width, rgba.height))
+    return rgba
 
 
 def only_bands(image: Image.Image) -> Image.Image:
     """An 8-bit image that is black but for the bands with burned-in text."""
-    whole, top, bottom = _bands(image)
-    whole.paste((0, 0, 0, 255), (0, top, whole.width, bottom))
-    return whole
+    rgba, top, bottom = _bands(image)
+    rgba.paste((0, 0, 0, 255), (0, top, rgba.width, bottom))
+    return rgba
 
 
 def _bands(image: Image.Image) -> tuple[Image.Image, int, int]:
-    whole = image.convert("RGBA")
-    return whole, round(TOP_BAND * whole.height), round((1 - BOTTOM_BAND) * whole.height)
+    rgba = image.convert("RGBA")
+    return rgba, round(TOP_BAND * rgba.height), round((1 - BOTTOM_BAND) * rgba.height)
 
 
 EDITS: Final[Mapping[str, Edit]] = MappingProxyType({"text bands blanked": blank_bands, "text bands alone": only_bands})
@@ -63,7 +63,7 @@ def with_alpha(image: Image.Image) -> Image.Image:
     return image.convert("RGBA")
 
 
-# Ways to save the same picture: CT and MR images of MedPix come in different ones, which is no anatomy.
+# Modes to save the same pixels in: CT and MR images of MedPix come in different ones, which is no anatomy.
 FILE_MODES: Final[Mapping[str, Edit]] = MappingProxyType(
     {"all as RGB": as_rgb, "all as grey": as_grey, "all with an alpha channel": with_alpha}
 )
@@ -121,7 +121,7 @@ def _from_captions(
     model: ServedModel, caption_out: Floats, records: Sequence[Record]
 ) -> dict[str, LabelledPredictions]:
     has_text = has_caption(caption_out, len(records))
-    with_caption = [record for record, given in zip(records, has_text, strict=True) if given]
+    with_caption = [record for record, is_given in zip(records, has_text, strict=True) if is_given]
     half = model.caption_model if isinstance(model, FusedModel) else model
     return label_predictions(half.combine(None, caption_out[has_text]), with_caption)
 
@@ -135,17 +135,17 @@ def shortcuts(outputs: ModelOutputs, image_cache: ImageCache) -> dict[str, dict[
     """
     if outputs.image_out is None:
         return {}
-    whole = outputs.predictions()
-    by_task: dict[str, dict[str, Any]] = {task: {} for task in whole}
+    unchanged = outputs.predictions()
+    by_task: dict[str, dict[str, Any]] = {task: {} for task in unchanged}
     for name, edit in EDITS.items():
         edited = ModelOutputs.compute(outputs.model, outputs.records, image_cache, edit).predictions()
         for task, predictions in edited.items():
-            by_task[task][name] = short(predictions) | {"whole_is_better_by": compare(whole[task], predictions)}
+            by_task[task][name] = short(predictions) | {"whole_is_better_by": compare(unchanged[task], predictions)}
     return by_task
 
 
 def file_modes(outputs: ModelOutputs, image_cache: ImageCache) -> dict[str, dict[str, Any]]:
-    """What a model answers when the same pictures are saved in another mode: RGB, grey, with alpha.
+    """What a model answers when the same images are saved in another mode: RGB, grey, with alpha.
 
     Returns:
         Per task and mode: n, cases, accuracy and interval, changed_inputs (images that reach the
@@ -155,8 +155,8 @@ def file_modes(outputs: ModelOutputs, image_cache: ImageCache) -> dict[str, dict
     if outputs.image_out is None or outputs.model.preprocess is None:
         return {}
     plain = image_cache.of(outputs.records, outputs.model.preprocess)
-    whole = outputs.predictions()
-    by_task: dict[str, dict[str, Any]] = {task: {} for task in whole}
+    unchanged = outputs.predictions()
+    by_task: dict[str, dict[str, Any]] = {task: {} for task in unchanged}
     for name, edit in FILE_MODES.items():
         pixels = image_cache.of(outputs.records, outputs.model.preprocess, edit)
         changed = np.flatnonzero((pixels != plain).any(axis=(1, 2, 3)))
@@ -169,7 +169,7 @@ def file_modes(outputs: ModelOutputs, image_cache: ImageCache) -> dict[str, dict
                 image_out[key][changed] = values
         predictions = label_predictions(outputs.model.combine(image_out, outputs.caption_out), outputs.records)
         for task, now in predictions.items():
-            before = whole[task]
+            before = unchanged[task]
             by_task[task][name] = short(now) | {
                 "changed_inputs": len(changed),
                 "changed_answers": int(np.sum(now.predicted != before.predicted)),
@@ -205,7 +205,7 @@ def mirror(outputs: ModelOutputs, image_cache: ImageCache) -> dict[str, dict[str
 
 
 def _viewer(model: ServedModel) -> ServingNetwork | None:
-    """The part of a model that decides how often it looks at an image."""
+    """The network of a model that averages over test-time views."""
     owner = model.image_model if isinstance(model, FusedModel | CnnSvmFusion) else model
     return owner.network if isinstance(owner.network, ServingNetwork) else None
 

@@ -41,7 +41,7 @@ class LabelledPredictions:
     def of(
         cls, probabilities: Probabilities, targets: Targets, groups: NDArray[np.str_], images: NDArray[np.str_]
     ) -> "LabelledPredictions":
-        """The answers to the rows that have a label."""
+        """The answers to the rows that have a label, from (N, classes) and three arrays (N,)."""
         return cls(*labelled(probabilities, targets, groups, images))
 
     def only(self, chosen: NDArray[np.bool_]) -> "LabelledPredictions":
@@ -144,7 +144,7 @@ def short(predictions: LabelledPredictions) -> dict[str, Any]:
 def confident(
     predictions: LabelledPredictions,
     threshold: float,
-    unlike_training: NDArray[np.bool_] | None = None,
+    out_of_distribution: NDArray[np.bool_] | None = None,
     *,
     image_only: NDArray[np.bool_] | None = None,
     threshold_image_only: float | None = None,
@@ -154,7 +154,7 @@ def confident(
     Args:
         predictions: calibrated.
         threshold: of confidence, from the model's card.
-        unlike_training: which rows are out of distribution by the card's threshold, (N,), and so never confident;
+        out_of_distribution: which rows are out of distribution by the card's threshold, (N,), and so never confident;
             None for a model without this rule.
         image_only: which rows were answered without a caption, (N,).
         threshold_image_only: threshold of these rows, where it is another.
@@ -167,13 +167,13 @@ def confident(
     if image_only is not None and threshold_image_only is not None:
         thresholds[image_only] = threshold_image_only
     sure = predictions.probabilities.max(axis=1) >= thresholds
-    kept = sure if unlike_training is None else sure & ~unlike_training
+    confident_rows = sure if out_of_distribution is None else sure & ~out_of_distribution
     return {
         "threshold": threshold,
         "threshold_image_only": threshold_image_only,
-        "out_of_distribution": int(sure.sum() - kept.sum()),
-        "coverage": float(kept.mean()),
-    } | short(predictions.only(kept))
+        "out_of_distribution": int(sure.sum() - confident_rows.sum()),
+        "coverage": float(confident_rows.mean()),
+    } | short(predictions.only(confident_rows))
 
 
 def calibration(before: LabelledPredictions, after: LabelledPredictions) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def identity(database: Database[dict[str, Any]], split: str, records: Sequence[R
 
 
 def leakage(splits: Mapping[str, Sequence[Record]], evaluated: str) -> dict[str, Any]:
-    """Cases, files, pictures and patients that are in more than one split.
+    """Cases, files, images and patients that are in more than one split.
 
     Args:
         splits: records of every split.
@@ -152,16 +152,16 @@ def _name(record: Record) -> dict[str, str]:
 
 
 def _fingerprints(records: Sequence[Record]) -> list[tuple[str, NDArray[np.float32]]]:
-    """Hash of the pixels and a small picture of mean 0 and length 1 of each image file."""
+    """Hash of the pixels and a thumbnail of mean 0 and length 1 of each image file."""
     with ThreadPoolExecutor(max_workers=4) as pool:
         return list(pool.map(_fingerprint, records))
 
 
 def _fingerprint(record: Record) -> tuple[str, NDArray[np.float32]]:
     with Image.open(record.path) as image:
-        whole = image.convert("RGB")
-    digest = hashlib.sha256(f"{whole.size}".encode() + whole.tobytes()).hexdigest()
-    small = np.asarray(whole.convert("L").resize((_THUMBNAIL, _THUMBNAIL), reducing_gap=2.0), dtype=np.float32).ravel()
+        rgb = image.convert("RGB")
+    digest = hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
+    small = np.asarray(rgb.convert("L").resize((_THUMBNAIL, _THUMBNAIL), reducing_gap=2.0), dtype=np.float32).ravel()
     small -= small.mean()
     return digest, small / max(float(np.linalg.norm(small)), 1e-6)
 

@@ -197,7 +197,7 @@ class ServedModel(ABC):
 
 
 def softmax(log_probabilities: NDArray[np.floating], temperature: float = 1.0) -> Floats:
-    """Softmax over the last axis of logits divided by a temperature."""
+    """Softmax over the last axis of logits (..., classes) divided by a temperature."""
     scaled = log_probabilities.astype(np.float64) / temperature
     scaled -= scaled.max(axis=-1, keepdims=True)
     exponent = np.exp(scaled)

@@ -71,7 +71,11 @@ class CaptionModel(ServedModel):
         return np.asarray(encoded, dtype=np.float32)
 
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
-        """Calibrated probabilities from the captions; images are ignored."""
+        """Calibrated probabilities from the captions; images are ignored.
+
+        Raises:
+            InputError: there are no captions.
+        """
         del image_out
         if caption_out is None:
             raise InputError(f"{self.card.name} needs a caption")
@@ -154,8 +158,8 @@ def training_texts(
                 texts.append(clean(text))
                 rows.append(row)
                 extra.append(settings.report_weight)
-    wanted = {task: targets(records, task)[rows] for task in TASKS}
-    return texts, wanted, np.concatenate([weights / weights.mean(), np.array(extra)])
+    task_targets = {task: targets(records, task)[rows] for task in TASKS}
+    return texts, task_targets, np.concatenate([weights / weights.mean(), np.array(extra)])
 
 
 def fit_text_model(
@@ -166,7 +170,7 @@ def fit_text_model(
     Raises:
         RecordsError: they have no words.
     """
-    texts, wanted, weights = training_texts(records, settings)
+    texts, task_targets, weights = training_texts(records, settings)
     try:
         features = TextFeatures.fit(texts, settings.min_count if len(texts) > 100 else 1)
     except ValueError as error:
@@ -178,7 +182,7 @@ def fit_text_model(
     classifiers = {
         task: LinearClassifier.fit(
             encoded,
-            wanted[task],
+            task_targets[task],
             weights,
             len(labels.TASKS[task]),
             strength=settings.strength,

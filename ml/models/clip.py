@@ -160,8 +160,8 @@ class ClipModel(ServedModel):
         some = next((part for part in (image, caption) if part is not None), None)
         # A model of captions alone has learned what to say without one.
         if some is None or (image is None and "image" in self.inputs and np.isnan(some).any()):
-            wanted = " or ".join({"image": "an image", "caption": "a caption"}[name] for name in self.card.inputs)
-            raise InputError(f"{self.card.name} needs {wanted} for every item")
+            inputs = " or ".join({"image": "an image", "caption": "a caption"}[name] for name in self.card.inputs)
+            raise InputError(f"{self.card.name} needs {inputs} for every item")
         parts = [np.zeros_like(some) if part is None else np.nan_to_num(part) for part in (image, caption)]
         with torch.inference_mode():
             logits = self.head(*(torch.from_numpy(part).float().to(self.device) for part in parts))

@@ -29,7 +29,7 @@ class ClipExamples:
         pixels: uint8 tensor (N, 3, size, size).
         texts: N captions, "" where there is none.
         has_text: whether there is one, float tensor (N,).
-        wanted: per task int64 tensor (N,).
+        targets: per task int64 tensor (N,).
         weights: float32 tensor (N,), mean 1.
 
     All tensors are on the device of the run.
@@ -38,7 +38,7 @@ class ClipExamples:
     pixels: Tensor
     texts: list[str]
     has_text: Tensor
-    wanted: Mapping[str, Tensor]
+    targets: Mapping[str, Tensor]
     weights: Tensor
 
     @classmethod
@@ -50,9 +50,9 @@ class ClipExamples:
             start: the towers, which know how to prepare an image.
             case_weight: exponent, see ``ml.training.loop.Recipe``.
         """
-        wanted = {task: targets(context.train, task) for task in TASKS}
+        task_targets = {task: targets(context.train, task) for task in TASKS}
         empty = np.zeros((len(context.train), 1, 1, 1), dtype=np.uint8)
-        plain = make_examples(empty, wanted, groups(context.train), case_weight).to(context.device)
+        plain = make_examples(empty, task_targets, groups(context.train), case_weight).to(context.device)
         pixels = torch.from_numpy(context.images(context.train, start.preprocess)).to(context.device)
         texts = [record.caption for record in context.train]
         has_text = torch.tensor([float(bool(text)) for text in texts], device=context.device)
@@ -63,7 +63,7 @@ class ClipExamples:
         return {
             "images": digest([self.pixels]),
             "captions": self.texts,
-            "labels": digest([*self.wanted.values(), self.weights]),
+            "labels": digest([*self.targets.values(), self.weights]),
             "starting weights": digest(network.state_dict().values()),
         }
 
@@ -77,7 +77,7 @@ class ClipExamples:
         """
         weights = self.weights[rows]
         total = torch.zeros((), device=weights.device)
-        for task, targets_of_all in self.wanted.items():
+        for task, targets_of_all in self.targets.items():
             target = targets_of_all[rows]
             losses = functional.cross_entropy(
                 logits[task].float(),
@@ -96,7 +96,7 @@ def embed(
     """Embeddings of images and captions, each (N, size) on the run's device.
 
     Args:
-        context: images, device and whom to tell.
+        context: images, device and reporter.
         network: the towers.
         start: which prepares the images and cuts captions into tokens.
         records: N records.
@@ -143,6 +143,6 @@ def show(head: HeadSettings, has_text: Tensor, generator: torch.Generator) -> Te
         return only.expand(len(has_text), 2)
     draw = torch.rand(len(has_text), generator=generator, device=has_text.device)
     caption = has_text * (draw <= 1.0 - head.modality_dropout)
-    # Without caption the image must show, whatever the dice say.
+    # Without a caption the image is kept, whatever was drawn.
     image = torch.where(caption > 0, (draw >= head.modality_dropout).float(), 1.0)
     return torch.stack([image, caption], dim=1)

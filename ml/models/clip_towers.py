@@ -55,7 +55,7 @@ def start_from(folder: Path, source: str) -> Start:
 
 
 def _read_towers(folder: Path) -> CLIPModel:
-    """The towers in a folder; transformers alone would make up the weights that are not there.
+    """The towers in a folder; transformers alone would initialise missing weights at random.
 
     Raises:
         DamagedFileError: weights are missing.

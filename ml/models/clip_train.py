@@ -123,8 +123,8 @@ def _head_epoch(
     network.head.train()
     losses = []
     for index in torch.randperm(len(image), generator=generator, device=context.device).split(settings.batch_size):
-        shown = show(settings, examples.has_text[index], generator)
-        logits = network.head(image[index] * shown[:, :1], caption[index] * shown[:, 1:])
+        kept = show(settings, examples.has_text[index], generator)
+        logits = network.head(image[index] * kept[:, :1], caption[index] * kept[:, 1:])
         loss = examples.loss(logits, index, settings.smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import Record, groups, targets
-from ml.models.image import ImageModel
+from ml.models.image_model import ImageModel
 from ml.models.network import CompactBackbone, MultiTaskNetwork
 from ml.training.context import Context
 from ml.training.loop import Examples, Recipe, fit, make_examples
@@ -21,7 +21,7 @@ FAMILY: Final = "compact"
 PLANE: Final = "plane"
 # Share of a run's time that goes into reading the images.
 READING: Final = 0.02
-# Learned beside the tasks because it shapes better features; never answered.
+# An auxiliary task: it improves the features, and is never answered.
 PLANES: Final = ("Axial", "Coronal", "Sagittal")
 
 
@@ -78,9 +78,9 @@ def plane_targets(records: list[Record]) -> NDArray[np.int64]:
 
 
 def examples_of(records: list[Record], pixels: NDArray[np.uint8], recipe: Recipe) -> Examples:
-    """Images and targets of the recipe's tasks."""
-    wanted = {task: targets(records, task) for task in labels.TASKS} | {PLANE: plane_targets(records)}
-    chosen = {task: wanted[task] for task in recipe.task_weights}
+    """Images, uint8 (N, channels, size, size), with the targets (N,) of the recipe's tasks."""
+    task_targets = {task: targets(records, task) for task in labels.TASKS} | {PLANE: plane_targets(records)}
+    chosen = {task: task_targets[task] for task in recipe.task_weights}
     return make_examples(pixels, chosen, groups(records), recipe.case_weight)
 
 
@@ -88,7 +88,7 @@ def train(context: Context, settings: CompactSettings | None = None) -> CompactM
     """Train the ensemble, one member after the other.
 
     Args:
-        context: records, device and whom to tell.
+        context: records, device and reporter.
         settings: architecture and recipe; the chosen ones by default.
 
     Raises:

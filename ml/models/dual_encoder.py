@@ -88,7 +88,7 @@ class CaptionTower(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where its weights are: a service may move the image tower alone."""
-        return self.heads[TASKS[0]].weight.device  # type: ignore[return-value]
+        return self.heads[TASKS[0]].weight.device  # type: ignore[return-value]  # of an nn.Linear
 
     def embed(self, sentences: Tensor) -> Tensor:
         """Sentence embeddings (N, 384) to embeddings (N, size) of length 1."""
@@ -151,15 +151,15 @@ def contrastive_loss(logits: Tensor, captions: Tensor, cases: Tensor, case_posit
         cases: images of one case have one number, int64 (N,).
         case_positive: 0 to 1.
     """
-    known = (captions >= 0).float()
+    has_caption = (captions >= 0).float()
     positives = torch.maximum(
         (captions[:, None] == captions[None]).float(), case_positive * (cases[:, None] == cases[None]).float()
     )
-    positives = positives * known[:, None] * known[None]
+    positives = positives * has_caption[:, None] * has_caption[None]
     positives = positives / positives.sum(dim=1, keepdim=True).clamp_min(1e-6)
-    logits = logits.masked_fill(known[:, None] * known[None] == 0, _HIDDEN_LOGIT)
+    logits = logits.masked_fill(has_caption[:, None] * has_caption[None] == 0, _HIDDEN_LOGIT)
     losses = -(positives * (logits.log_softmax(dim=1) + logits.T.log_softmax(dim=1))).sum(dim=1)
-    return 0.5 * (losses * known).sum() / known.sum().clamp_min(1.0)
+    return 0.5 * (losses * has_caption).sum() / has_caption.sum().clamp_min(1.0)
 
 
 class DualEncoderModel(ServedModel):
@@ -218,12 +218,12 @@ class DualEncoderModel(ServedModel):
     def embed_captions(self, captions: Sequence[str | None]) -> Floats:
         """Caption embeddings (N, size) of length 1, NaN where there is no caption; 128 tokens of each are read."""
         texts = [clean(caption) for caption in captions]
-        known = [index for index, text in enumerate(texts) if text]
+        rows = [index for index, text in enumerate(texts) if text]
         encoded = np.full((len(texts), self.towers.image.visual_projection.out_features), np.nan, dtype=np.float32)
-        if known:
-            sentences = torch.from_numpy(sentence_encoder().encode([texts[index] for index in known]))
+        if rows:
+            sentences = torch.from_numpy(sentence_encoder().encode([texts[index] for index in rows]))
             with torch.inference_mode():
-                encoded[known] = self.towers.caption.embed(sentences.to(self.towers.caption.device)).cpu().numpy()
+                encoded[rows] = self.towers.caption.embed(sentences.to(self.towers.caption.device)).cpu().numpy()
         return encoded
 
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
@@ -235,36 +235,36 @@ class DualEncoderModel(ServedModel):
         image = image_out if "image" in self.inputs else None
         caption = caption_out if "caption" in self.inputs else None
         count = next((len(part) for part in (caption, *(image or {}).values()) if part is not None), 0)
-        known = has_caption(caption, count)
-        if image is None and ("image" in self.inputs or caption is None) and not (count and known.all()):
-            wanted = " or ".join({"image": "an image", "caption": "a caption"}[name] for name in self.card.inputs)
-            raise InputError(f"{self.card.name} needs {wanted} for every item")
+        has_text = has_caption(caption, count)
+        if image is None and ("image" in self.inputs or caption is None) and not (count and has_text.all()):
+            inputs = " or ".join({"image": "an image", "caption": "a caption"}[name] for name in self.card.inputs)
+            raise InputError(f"{self.card.name} needs {inputs} for every item")
         from_caption = {} if caption is None else self.classify_captions(caption)
         return {
-            task: self._combine(task, None if image is None else image[task], from_caption.get(task), known)
+            task: self._combine(task, None if image is None else image[task], from_caption.get(task), has_text)
             for task in self.card.tasks
         }
 
     def _combine(
-        self, task: str, image: Floats | None, caption: NDArray[np.float32] | None, known: NDArray[np.bool_]
+        self, task: str, image: Floats | None, caption: NDArray[np.float32] | None, has_text: NDArray[np.bool_]
     ) -> Floats:
-        """Of one task, from log-probabilities of the image and of the captions where there are ``known`` ones."""
+        """Of one task, from log-probabilities of the image and of the captions where ``has_text`` is true."""
         settings, temperature = self.card.settings, self.card.temperature[task]
         prior = np.array(settings["log_prior"][task])
         if image is None:
             assert caption is not None
             alone = temperature if "image" not in self.inputs else settings["temperature_alone"]["caption"][task]
-            return softmax(np.where(known[:, None], caption, prior), alone)
+            return softmax(np.where(has_text[:, None], caption, prior), alone)
         alone = temperature if "caption" not in self.inputs else settings["temperature_alone"]["image"][task]
         answer = softmax(image, alone)
-        if caption is not None and known.any():
+        if caption is not None and has_text.any():
             weights = FusionWeights(**settings["fusion"][task])
-            fused = fuse(softmax(image[known]), caption[known], prior, weights)
-            answer[known] = softmax(fused, temperature)
+            fused = fuse(softmax(image[has_text]), caption[has_text], prior, weights)
+            answer[has_text] = softmax(fused, temperature)
         return answer
 
     def classify_captions(self, encoded: Floats) -> dict[str, Floats]:
-        """Log-probabilities per task, not normalised, from what ``encode_captions`` gives."""
+        """Log-probabilities (N, classes) per task, not normalised, from what ``encode_captions`` gives."""
         caption = self.towers.caption
         size = self.towers.image.visual_projection.out_features
         by_words = split_tasks(encoded[:, size:])
@@ -310,7 +310,7 @@ class DualEncoderModel(ServedModel):
 
 @cache
 def sentence_encoder() -> TextEncoder:
-    """The encoder that the caption tower stands on, one for all models of the process.
+    """The encoder whose embeddings the caption tower projects, one for all models of the process.
 
     Raises:
         app.data.text_encoder.EncoderError: it is not installed, or not the one that is known.

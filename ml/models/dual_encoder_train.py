@@ -103,7 +103,7 @@ def train(
     """Train both towers, from ImageNet weights and sentence embeddings; for "scratch" from a random image tower.
 
     Args:
-        context: records, device and whom to tell.
+        context: records, device and reporter.
         name: of the model.
         inputs: what it answers from; it is trained on both.
         settings: the chosen ones by default.
@@ -147,7 +147,7 @@ def train(
             "fit": asdict(settings.caption),
             "sentence_weight": dict.fromkeys(TASKS, 0.0),
             "log_prior": {task: log_prior(context.train, task).tolist() for task in TASKS},
-            # What `medpix evaluate --cv` trains it from anew.
+            # What `medpix evaluate --cv` retrains it with.
             "weights": context.options.weights,
         },
         init="scratch" if state is None else "pretrained",
@@ -204,23 +204,25 @@ def _choose_on_dev(context: Context, model: DualEncoderModel) -> None:
     image_out = run_images(model, context.images(dev, model.preprocess))
     assert image_out is not None
     caption_out = model.encode_captions(captions_of(dev))
-    known = has_caption(caption_out, len(dev))
-    wanted = {task: targets(dev, task) for task in TASKS}
+    has_text = has_caption(caption_out, len(dev))
+    task_targets = {task: targets(dev, task) for task in TASKS}
     card.settings["sentence_weight"] = {
-        task: _sentence_weight(model, caption_out[known], task, wanted[task][known]) for task in TASKS
+        task: _sentence_weight(model, caption_out[has_text], task, task_targets[task][has_text]) for task in TASKS
     }
     from_caption = model.classify_captions(caption_out)
     card.settings["temperature_alone"] = {
-        "image": {task: fit_temperature(image_out[task], wanted[task]) for task in TASKS},
-        "caption": {task: fit_temperature(from_caption[task][known], wanted[task][known]) for task in TASKS},
+        "image": {task: fit_temperature(image_out[task], task_targets[task]) for task in TASKS},
+        "caption": {
+            task: fit_temperature(from_caption[task][has_text], task_targets[task][has_text]) for task in TASKS
+        },
     }
     card.settings["fusion"] = {
         task: asdict(
             choose_weights(
-                softmax(image_out[task][known]),
-                from_caption[task][known],
+                softmax(image_out[task][has_text]),
+                from_caption[task][has_text],
                 np.array(card.settings["log_prior"][task]),
-                wanted[task][known],
+                task_targets[task][has_text],
             )
         )
         for task in TASKS
@@ -230,15 +232,15 @@ def _choose_on_dev(context: Context, model: DualEncoderModel) -> None:
         card.retrieval["dev"] = figures
 
 
-def _sentence_weight(model: DualEncoderModel, encoded: Floats, task: str, wanted: Targets) -> float:
+def _sentence_weight(model: DualEncoderModel, encoded: Floats, task: str, dev_targets: Targets) -> float:
     """The weight of the caption tower's head beside the regression with the least negative log-likelihood on dev."""
-    keep = wanted != labels.IGNORED
+    keep = dev_targets != labels.IGNORED
     if not keep.any():
         return 0.0
     losses = {}
     for weight in _SENTENCE_WEIGHTS:
         model.card.settings["sentence_weight"][task] = weight
         logits = model.classify_captions(encoded[keep])[task]
-        temperature = fit_temperature(logits, wanted[keep])
-        losses[weight] = negative_log_likelihood(softmax(logits, temperature), wanted[keep])
+        temperature = fit_temperature(logits, dev_targets[keep])
+        losses[weight] = negative_log_likelihood(softmax(logits, temperature), dev_targets[keep])
     return min(losses, key=losses.__getitem__)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
 from ml.models.compact import PLANE, PLANES, READING, examples_of, member_span
-from ml.models.image import ImageModel
+from ml.models.image_model import ImageModel
 from ml.models.network import MultiTaskNetwork
 from ml.training.context import Context
 from ml.training.loop import Examples, Recipe
@@ -139,17 +139,17 @@ def to_timm(state: Mapping[str, Tensor], stages: list[int]) -> dict[str, Tensor]
         KeyError: a name is not one of such a network.
         IndexError: there are more blocks than the stages hold.
     """
-    places = [f"blocks.{stage}.{index}" for stage, count in enumerate(stages) for index in range(count)]
+    prefixes = [f"blocks.{stage}.{index}" for stage, count in enumerate(stages) for index in range(count)]
     renamed = {}
     for name, value in state.items():
-        found = _BLOCK.fullmatch(name)
-        if found is None:
+        match = _BLOCK.fullmatch(name)
+        if match is None:
             part, _, parameter = name.rpartition(".")
             renamed[f"{_OUTSIDE[part]}.{parameter}"] = value
             continue
-        block, part, parameter = found.groups()
+        block, part, parameter = match.groups()
         names = _EXPANDING if f"_blocks.{block}._expand_conv.weight" in state else _SEPARABLE
-        renamed[f"{places[int(block)]}.{names[part]}.{parameter}"] = value
+        renamed[f"{prefixes[int(block)]}.{names[part]}.{parameter}"] = value
     return renamed
 
 

@@ -13,7 +13,7 @@ from ml.dataset.records import targets
 from ml.models import caption
 from ml.models.base import Floats, Outputs, ServedModel, adjust, has_caption, log, need_image, softmax
 from ml.models.caption import CaptionModel
-from ml.models.image import DeferredImageModel, ImageModel
+from ml.models.image_model import DeferredImageModel, ImageModel
 from ml.models.model_specs import deferred_class
 from ml.models.predict_records import captions_of, run_images
 from ml.registry.model_card import ModelCard
@@ -72,7 +72,7 @@ class FusedModel(ServedModel):
         self.image_model, self.caption_model, self.prior = image_model, caption_model, prior
 
     @property
-    def network(self) -> "nn.Module":  # type: ignore[override]
+    def network(self) -> "nn.Module":  # type: ignore[override]  # computed here, an attribute of the base class
         """That of the image half."""
         return self.image_model.network
 
@@ -108,16 +108,16 @@ class FusedModel(ServedModel):
         """Calibrated probabilities from image and caption, per item from the image where it has none."""
         image_out = need_image(image_out, self.card.name)
         image_only = self.image_model.combine(image_out, None)
-        known = has_caption(caption_out, len(image_only[TASKS[0]]))
-        if caption_out is None or not known.any():
+        has_text = has_caption(caption_out, len(image_only[TASKS[0]]))
+        if caption_out is None or not has_text.any():
             return {task: image_only[task] for task in self.card.tasks}
-        from_caption = caption.split_tasks(caption_out[known])
+        from_caption = caption.split_tasks(caption_out[has_text])
         combined = {}
         for task in self.card.tasks:
             weights = FusionWeights(**self.card.settings["fusion"][task])
-            total = fuse(image_only[task][known], from_caption[task], self.prior[task], weights)
+            total = fuse(image_only[task][has_text], from_caption[task], self.prior[task], weights)
             answer = image_only[task].copy()
-            answer[known] = softmax(total, self.card.temperature[task])
+            answer[has_text] = softmax(total, self.card.temperature[task])
             combined[task] = answer
         return combined
 
@@ -162,16 +162,22 @@ def choose_weights(
     image: NDArray[np.floating],
     caption_log: NDArray[np.floating],
     prior: NDArray[np.float64],
-    wanted: "Targets",
+    dev_targets: "Targets",
 ) -> FusionWeights:
     """The weights with the least negative log-likelihood on dev, out of a coarse grid.
+
+    Args:
+        image: probabilities of the image half, (N, classes).
+        caption_log: log-probabilities of the caption half, (N, classes).
+        prior: log frequency of the classes in training, (classes,).
+        dev_targets: (N,).
 
     Likelihood rather than accuracy: 197 dev images of 67 cases make accuracy a staircase on which
     every choice is noise.
     """
     from ml.evaluation.metrics import negative_log_likelihood  # noqa: PLC0415 - a service needs no metrics
 
-    keep = wanted != labels.IGNORED
+    keep = dev_targets != labels.IGNORED
     best, best_loss = FusionWeights(), np.inf
     if not keep.any():  # no dev image has both a caption and a label
         return best
@@ -180,7 +186,7 @@ def choose_weights(
             for tau in (0.0, 0.15, 0.3):
                 weights = FusionWeights(image_weight, caption_weight, tau)
                 logits = fuse(image[keep], caption_log[keep], prior, weights)
-                loss = negative_log_likelihood(softmax(logits), wanted[keep])
+                loss = negative_log_likelihood(softmax(logits), dev_targets[keep])
                 if loss < best_loss:
                     best, best_loss = weights, loss
     return best
@@ -212,15 +218,15 @@ def _choose_on_dev(
     pixels = context.images(context.dev, image_model.preprocess)
     image = image_model.combine(run_images(image_model, pixels), None)
     encoded = caption_model.encode_captions(captions_of(context.dev))
-    known = has_caption(encoded, len(context.dev))
-    from_caption = caption.split_tasks(encoded[known])
+    has_text = has_caption(encoded, len(context.dev))
+    from_caption = caption.split_tasks(encoded[has_text])
     return {
         task: asdict(
             choose_weights(
-                image[task][known],
+                image[task][has_text],
                 from_caption[task],
                 prior[task],
-                targets(context.dev, task)[known],
+                targets(context.dev, task)[has_text],
             )
         )
         for task in TASKS

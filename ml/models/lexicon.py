@@ -290,7 +290,6 @@ LEXICON: Final[Mapping[str, str]] = {
         pheochromocyt aldosteronom graves-dis hyperpar
     """,
 }
-REGIONS: Final = tuple(LEXICON)
 
 
 def _pattern(stems: str) -> re.Pattern[str]:

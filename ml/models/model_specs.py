@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ml.dataset import labels
 from ml.models.base import ServedModel
-from ml.models.image import DeferredImageModel
+from ml.models.image_model import DeferredImageModel
 
 if TYPE_CHECKING:
     from ml.training.context import Context
@@ -30,7 +30,7 @@ _FAMILIES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
 )
 
 
-# Subclasses of ``ml.models.image.ImageModel``.
+# Subclasses of ``ml.models.image_model.ImageModel``.
 _IMAGE_FAMILIES: Final = frozenset({"compact", "efficientnet", "resnet"})
 
 

@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-        # Every block starts as the identity, which lets a deep net train from nothing.
+        # Every block starts as the identity, which lets a deep network train from scratch.
         nn.init.zeros_(self.norm2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,8 +135,8 @@ class MultiTaskNetwork(nn.Module):
         if stages:
             assert isinstance(self.backbone, StagedBackbone)
             features, maps = self.backbone.forward_stages(x)
-            given = {STAGES: torch.cat([_statistics(each) for each in maps], dim=1)}
-            return self.classify(features) | given, features
+            statistics = {STAGES: torch.cat([_statistics(each) for each in maps], dim=1)}
+            return self.classify(features) | statistics, features
         features = self.backbone(x)
         return self.classify(features), features
 
@@ -228,12 +228,12 @@ class ServingNetwork(PixelNetwork):
         """
         views = self._views(pixels)
         members = [member for member in self.members if isinstance(member, MultiTaskNetwork)]
-        found = [
+        answers = [
             [member.forward_with_maps(view, **self._asked(index)) for index, view in enumerate(views)]
             for member in members
         ]
-        maps = [each for own in found for _, each in own]
-        return self._average([[outputs for outputs, _ in own] for own in found]) | {MAPS: torch.stack(maps, dim=1)}
+        maps = [each for own in answers for _, each in own]
+        return self._average([[outputs for outputs, _ in own] for own in answers]) | {MAPS: torch.stack(maps, dim=1)}
 
     def _asked(self, view: int) -> dict[str, bool]:
         """Arguments of a member: the statistics of the stages are those of the unchanged image."""
@@ -257,5 +257,5 @@ class ServingNetwork(PixelNetwork):
                     sums[task] = sums[task] + probabilities if task in sums else probabilities
         count = len(self.members) * (2 if self.flip else 1)
         logits = {task: (total / count).clamp_min(1e-8).log() for task, total in sums.items()}
-        found = logits | {EMBEDDING: torch.cat(embeddings, dim=1)}
-        return found | {STAGES: torch.cat(stages, dim=1)} if self.stages else found
+        outputs = logits | {EMBEDDING: torch.cat(embeddings, dim=1)}
+        return outputs | {STAGES: torch.cat(stages, dim=1)} if self.stages else outputs

@@ -23,10 +23,10 @@ def run_images(model: ServedModel, pixels: NDArray[np.uint8]) -> Outputs | None:
         Arrays per output, None for a model without image.
     """
     parts = [model.encode_images(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)]
-    found = [part for part in parts if part is not None]
-    if not found:
+    outputs = [part for part in parts if part is not None]
+    if not outputs:
         return None
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    return {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
 
 
 def run_captions(model: ServedModel, captions: Sequence[str | None]) -> Floats | None:

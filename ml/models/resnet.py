@@ -1,4 +1,4 @@
-"""ResNet50 of torchvision: fine-tuned from ImageNet where its weights can be had, else from nothing."""
+"""ResNet50 of torchvision: fine-tuned from ImageNet where its weights can be had, else trained from scratch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import groups, targets
 from ml.models.compact import READING
-from ml.models.image import ImageModel
+from ml.models.image_model import ImageModel
 from ml.models.network import MultiTaskNetwork
 from ml.training.augment import Augment
 from ml.training.context import Context, adjustment
@@ -74,8 +74,8 @@ class ResNetBackbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        whole = resnet50(weights=None)
-        for name, child in whole.named_children():
+        resnet = resnet50(weights=None)
+        for name, child in resnet.named_children():
             if name not in ("avgpool", "fc"):
                 self.add_module(name, child)
 
@@ -121,8 +121,8 @@ def _train(context: Context, task: str, settings: ResNetSettings) -> ResNetModel
     phases = [phase._replace(recipe=_shaped(phase.recipe, task, context)) for phase in phases]
     with context.run.stage(0.0, READING):
         pixels = context.images(context.train, preprocess)
-    wanted = {task: targets(context.train, task)}
-    examples = make_examples(pixels, wanted, groups(context.train), phases[0].recipe.case_weight)
+    task_targets = {task: targets(context.train, task)}
+    examples = make_examples(pixels, task_targets, groups(context.train), phases[0].recipe.case_weight)
     with context.run.stage(READING, 1.0):
         train_phases(context, network, examples, phases, preprocess, seed=context.options.seed)
     card = context.draft_card(
@@ -148,8 +148,8 @@ def _shaped(recipe: Recipe, task: str, context: Context) -> Recipe:
 
 
 def _load_backbone(network: MultiTaskNetwork, state: Mapping[str, Tensor]) -> None:
-    kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    backbone = {name: value for name, value in state.items() if not name.startswith("fc.")}
     try:
-        network.backbone.load_state_dict(dict(kept))
+        network.backbone.load_state_dict(dict(backbone))
     except RuntimeError as error:
         raise WeightsError(f"the weights are not those of a torchvision ResNet50: {error}") from error

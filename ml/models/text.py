@@ -38,14 +38,14 @@ def has_usable_word(
         vocabulary: the words that a model knows; None for a model that reads any word of the Latin alphabet. Such a
             model takes a sentence in another language for a caption.
     """
-    found = np.zeros(len(texts), dtype=np.bool_)
+    usable = np.zeros(len(texts), dtype=np.bool_)
     for row, text in enumerate(texts):
         words = set(_WORD.findall(text.lower())) - _GENERIC
         if vocabulary is None:
-            found[row] = any(word.isascii() for word in words)
+            usable[row] = any(word.isascii() for word in words)
         else:
-            found[row] = not vocabulary.isdisjoint(words)
-    return np.asarray(found | ((regions or _REGIONS).transform(texts).sum(axis=1) > 0))
+            usable[row] = not vocabulary.isdisjoint(words)
+    return np.asarray(usable | ((regions or _REGIONS).transform(texts).sum(axis=1) > 0))
 
 
 class TextFeatures:
@@ -94,7 +94,7 @@ class TextFeatures:
         }
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """The inverse document frequencies."""
+        """The inverse document frequencies, (terms,) each."""
         return {
             "words.idf": self._words.idf_.astype(np.float32),
             "letters.idf": self._letters.idf_.astype(np.float32),

@@ -127,7 +127,7 @@ class TextureModel(ServedModel):
         self.neighbours = neighbours
 
     def encode_images(self, pixels: NDArray[np.uint8]) -> dict[str, Floats]:
-        """Log of the neighbours' votes, and the scaled descriptor as embedding."""
+        """Log of the neighbours' votes (N, 2), and the scaled descriptor (N, D) as embedding."""
         scaled = self.neighbours.scale(describe(pixels, self.card.settings["descriptors"]))
         classes = len(self.card.tasks[labels.MODALITY])
         votes = self.neighbours.vote(scaled, self.card.settings["neighbours"], classes)
@@ -148,7 +148,11 @@ class TextureModel(ServedModel):
 
     @classmethod
     def load(cls, folder: Path, card: ModelCard) -> Self:
-        """The model that ``save`` wrote."""
+        """The model that ``save`` wrote.
+
+        Raises:
+            DamagedFileError: the file is missing, cut, or lacks a part.
+        """
         tensors, _ = read_tensors(folder / WEIGHTS_FILE)
         try:
             arrays: dict[str, Any] = {name: tensors[name].numpy() for name in ("descriptors", "targets", "mean", "std")}
@@ -216,13 +220,13 @@ def _train(context: Context, name: str, names: list[str]) -> TextureModel:
     return TextureModel(card, neighbours)
 
 
-def _choose_neighbours(neighbours: Neighbours, dev: Floats, wanted: NDArray[np.int64]) -> int:
+def _choose_neighbours(neighbours: Neighbours, dev: Floats, dev_targets: NDArray[np.int64]) -> int:
     """The number of neighbours with the best accuracy on dev, likelihood breaking ties."""
     classes = len(labels.MODALITIES)
     ranked = []
     for count in _NEIGHBOURS:
         if count <= len(neighbours.targets):
             votes = neighbours.vote(dev, count, classes)
-            accuracy = float((votes.argmax(axis=1) == wanted).mean())
-            ranked.append((accuracy, -negative_log_likelihood(votes, wanted), count))
+            accuracy = float((votes.argmax(axis=1) == dev_targets).mean())
+            ranked.append((accuracy, -negative_log_likelihood(votes, dev_targets), count))
     return max(ranked)[2]

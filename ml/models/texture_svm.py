@@ -51,11 +51,11 @@ class RbfSvm:
     std: Floats
 
     @classmethod
-    def fit(cls, raw: NDArray[np.float64], wanted: NDArray[np.int64]) -> Self:
+    def fit(cls, raw: NDArray[np.float64], classes: NDArray[np.int64]) -> Self:
         """The machine for descriptors (N, D) and classes 0 or 1, (N,)."""
         mean, std = raw.mean(axis=0), np.maximum(raw.std(axis=0), 1e-9)
         gamma = 1.0 / raw.shape[1]  # the features have variance 1
-        svm = SVC(C=_COST, gamma=gamma).fit((raw - mean) / std, wanted)
+        svm = SVC(C=_COST, gamma=gamma).fit((raw - mean) / std, classes)
         vectors, weights = (np.asarray(a, np.float32) for a in (svm.support_vectors_, svm.dual_coef_[0]))
         return cls(vectors, weights, float(svm.intercept_[0]), gamma, mean.astype(np.float32), std.astype(np.float32))
 
@@ -86,7 +86,7 @@ class CnnSvmFusion(ServedModel):
     Args:
         card: what is known about the model; ``settings["sum"]`` has the weights.
         image_model: the network.
-        machine: the support vector machine.
+        svm: the support vector machine.
     """
 
     def __init__(self, card: ModelCard, image_model: CompactModel, svm: RbfSvm) -> None:
@@ -100,8 +100,8 @@ class CnnSvmFusion(ServedModel):
 
     def encode_images(self, pixels: NDArray[np.uint8]) -> dict[str, Floats]:
         """Log-odds of network and texture, (N, 2), and the network's embedding."""
-        found = parts(self.image_model, self.svm, pixels)
-        return {labels.MODALITY: found.odds, EMBEDDING: found.embedding}
+        image_parts = parts(self.image_model, self.svm, pixels)
+        return {labels.MODALITY: image_parts.odds, EMBEDDING: image_parts.embedding}
 
     def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
         """Calibrated probabilities from the image; captions are ignored."""
@@ -111,7 +111,7 @@ class CnnSvmFusion(ServedModel):
         return {labels.MODALITY: softmax(logits, self.card.temperature[labels.MODALITY])}
 
     def save(self, folder: Path) -> list[str]:
-        """Write the network and the machine."""
+        """Write the network and the support vector machine."""
         own = self.svm
         arrays = {"vectors": own.vectors, "weights": own.weights, "mean": own.mean, "std": own.std}
         numbers = {"bias": np.float64(own.bias), "gamma": np.float64(own.gamma)}
@@ -121,7 +121,11 @@ class CnnSvmFusion(ServedModel):
 
     @classmethod
     def load(cls, folder: Path, card: ModelCard) -> Self:
-        """The model that ``save`` wrote."""
+        """The model that ``save`` wrote.
+
+        Raises:
+            DamagedFileError: a file is missing, cut, or lacks a part.
+        """
         half: dict[str, Any] = card.settings["image"]
         image_model = CompactModel.load(folder, card.model_copy(update=half))
         tensors, _ = read_tensors(folder / WEIGHTS_FILE)
@@ -133,7 +137,7 @@ class CnnSvmFusion(ServedModel):
         return cls(card, image_model, svm)
 
     def count_parameters(self) -> int:
-        """The number of trained values of the network and the machine."""
+        """The number of trained values of the network and the support vector machine."""
         return self.image_model.count_parameters() + int(self.svm.vectors.size)
 
 
@@ -144,7 +148,7 @@ class _Parts:
 
 
 def parts(image_model: CompactModel, svm: RbfSvm, pixels: NDArray[np.uint8]) -> _Parts:
-    """What the network and the machine say of images (N, 1, S, S), S a multiple of the network's own side."""
+    """Log-odds of network and SVM, and the embeddings, of images (N, 1, S, S), S a multiple of the network's side."""
     assert image_model.preprocess is not None
     outputs = image_model.encode_images(shrink(pixels, image_model.preprocess.size))
     assert outputs is not None
@@ -166,15 +170,15 @@ def add(odds: Floats, weights: SumWeights) -> NDArray[np.float64]:
     return np.stack([-total / 2.0, total / 2.0], axis=1)
 
 
-def choose_weights(odds: Floats, wanted: Targets) -> SumWeights:
-    """The weights with the least negative log-likelihood on dev, out of a coarse grid."""
+def choose_weights(odds: Floats, classes: Targets) -> SumWeights:
+    """The weights with the least negative log-likelihood on dev, out of a coarse grid, from (N, 2) and (N,)."""
     pairs = product((0.4, 0.6, 0.8, 1.0, 1.3), (0.0, 0.5, 1.0, 1.5, 2.0))
     ranked = [SumWeights(*pair) for pair in pairs]
-    return min(ranked, key=lambda weights: negative_log_likelihood(softmax(add(odds, weights)), wanted))
+    return min(ranked, key=lambda weights: negative_log_likelihood(softmax(add(odds, weights)), classes))
 
 
 def train(context: Context) -> CnnSvmFusion:
-    """Train the machine, and join it with the registered image model; the weights are chosen on dev.
+    """Train the support vector machine, and join it with the registered image model; the weights are chosen on dev.
 
     Raises:
         ml.registry.registry.UnknownModelError: the image model is not registered.
@@ -187,10 +191,10 @@ def train(context: Context) -> CnnSvmFusion:
     with context.run.stage(0.0, 0.2):
         pixels = context.images([*context.train, *context.dev], preprocess)
     context.run.update(0.2, "describing textures")
-    count, wanted = len(context.train), targets(context.train, labels.MODALITY)
-    if len(np.unique(wanted)) < len(labels.MODALITIES):
+    count, classes = len(context.train), targets(context.train, labels.MODALITY)
+    if len(np.unique(classes)) < len(labels.MODALITIES):
         raise RecordsError("all training images show one modality; two are needed to tell them apart")
-    svm = RbfSvm.fit(describe(pixels[:count], _DESCRIPTORS), wanted)
+    svm = RbfSvm.fit(describe(pixels[:count], _DESCRIPTORS), classes)
     context.run.update(0.8, "choosing weights on dev")
     odds = parts(image_model, svm, pixels[count:]).odds
     weights = choose_weights(odds, targets(context.dev, labels.MODALITY))

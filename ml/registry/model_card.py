@@ -30,7 +30,7 @@ NOT_FOR: Final = (
 )
 LICENCE: Final = (
     "The code is under the MIT licence. The data have terms of their own: beside the files of MedPix 2.0 "
-    "(Siragusa et al., arXiv 2407.02994) no licence is stated, and the pictures and texts are those of MedPix."
+    "(Siragusa et al., arXiv 2407.02994) no licence is stated, and the images and texts are those of MedPix."
 )
 METRICS: Final = (
     "Accuracy; balanced accuracy (mean recall) and macro F1, both over the classes present; ECE over 15 bins of "

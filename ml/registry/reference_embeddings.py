@@ -1,4 +1,4 @@
-"""The embeddings of the dataset's images: what looks alike, and what looks like nothing seen before."""
+"""The embeddings of the dataset's images: nearest neighbours, and distances for the out-of-distribution rule."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +24,10 @@ _LEAST_STAGE_VARIANCE: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Density:
-    """A Gaussian over the embeddings of the training images, whose distance says how unlike them an image is.
+    """A Gaussian over the embeddings of the training images, whose distance says how far from them an image is.
 
     The Mahalanobis distance counts each direction by how much the training images differ in it (Lee et al. 2018,
-    arXiv 1807.03888). With the compact model and a limit that 1 % of the dev images pass, it takes for unusual
+    arXiv 1807.03888). With the compact model and a limit that 1 % of the dev images pass, it finds out of distribution
     what the cosine to the nearest training image does not: 58 % of 33 photographs in grey against 33 %, 14 of 14
     grids, charts and patterns against 9; and 5 of the 200 test images against 1.
 
@@ -55,8 +55,10 @@ class Density:
         centred = rows - mean
         variances, axes = np.linalg.eigh(centred.T @ centred / len(rows))
         least = max(least_share * float(variances.mean()), 1e-12)
-        kept = variances > least
-        return cls(mean.astype(np.float32), axes[:, kept].astype(np.float32), variances[kept].astype(np.float32), least)
+        chosen = variances > least
+        return cls(
+            mean.astype(np.float32), axes[:, chosen].astype(np.float32), variances[chosen].astype(np.float32), least
+        )
 
     def distance(self, embeddings: Floats) -> Floats:
         """Mahalanobis distance of (M, D) embeddings of any length: (M,)."""
@@ -67,8 +69,8 @@ class Density:
         centred = rows - self.mean
         along = centred @ self.axes
         squares = (along**2).sum(axis=1)
-        rest = np.maximum((centred**2).sum(axis=1) - squares, 0.0)
-        return np.asarray(np.sqrt((along**2 / self.variances).sum(axis=1) + rest / self.least), dtype=np.float32)
+        residual = np.maximum((centred**2).sum(axis=1) - squares, 0.0)
+        return np.asarray(np.sqrt((along**2 / self.variances).sum(axis=1) + residual / self.least), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -92,7 +94,7 @@ class Reference:
     def build(
         cls, images: Sequence[str], training: NDArray[np.bool_], embeddings: Floats, stages: Floats | None = None
     ) -> "Reference":
-        """A reference from embeddings of any length."""
+        """A reference from N image names, a mask (N,), embeddings (N, D) of any length, and statistics (N, S)."""
         return cls(tuple(images), training, normalise(embeddings), stages)
 
     def similarity(self, embeddings: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Keeps trained models: files in a folder, cards in MongoDB, and never half of either."""
+"""Keeps trained models: files in a folder, cards in MongoDB; a model is registered completely or not at all."""
 
 import builtins
 import logging
@@ -101,7 +101,7 @@ class Registry:
     def _set(self, card: ModelCard, field: str, value: dict[str, Any]) -> None:
         updated = self._models.update_one({"_id": card.name, "version": card.version}, {"$set": {field: value}})
         if not updated.matched_count:
-            raise RegistryError(f"{card.name} was trained anew while {card.version} was scored; evaluate it again")
+            raise RegistryError(f"{card.name} was retrained while {card.version} was scored; evaluate it again")
         try:
             with atomic_write(model_folder(card, self.models_dir) / _CARD_FILE) as path:
                 write_json(path, self.get(card.name).model_dump(mode="json"))

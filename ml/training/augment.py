@@ -17,7 +17,7 @@ _TOP_BAND, _BOTTOM_BAND = 0.1, 0.14
 _NARROWEST_WINDOW: Final = 0.5
 # Smallest half axis of the ellipse outside of which an image is black, as a share of half the side.
 _SMALLEST_BODY: Final = 0.6
-# Smallest size of a picture within a black frame, as a share of the side.
+# Smallest size of an image within a black frame, as a share of the side.
 _SMALLEST_PICTURE: Final = 0.45
 # Sides in pixels that images are resampled from.
 _COARSE_SIDES: Final = (64, 96)
@@ -41,7 +41,7 @@ class Augment:
         invert: probability that black and white change places.
         bands: probability that the top and the bottom, where text is burned in, are black.
         surround: probability that all is black but an ellipse, as after the removal of background and skull.
-        frame: probability that the picture is small, within a black frame.
+        frame: probability that the image is small, within a black frame.
         coarse: share of the images that are resampled from fewer pixels.
     """
 
@@ -148,30 +148,30 @@ class Augment:
     def _inside_bands(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Which rows are between the bands, bool (N, H)."""
         chosen, top, bottom = torch.rand(3, len(images), 1, generator=generator, device=images.device)
-        place = _places(images.shape[2], images.device)
-        hidden = (place < _TOP_BAND * top) | (place > 1.0 - _BOTTOM_BAND * bottom)
+        positions = _positions(images.shape[2], images.device)
+        hidden = (positions < _TOP_BAND * top) | (positions > 1.0 - _BOTTOM_BAND * bottom)
         return torch.logical_not(hidden & (chosen < self.bands))
 
     def _inside_ellipse(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Which pixels are inside an ellipse about the middle, bool (N, H, W)."""
         chosen, tall, wide = torch.rand(3, len(images), 1, generator=generator, device=images.device)
         squares = [
-            ((2.0 * _places(side, images.device) - 1.0) / (_SMALLEST_BODY + (1.0 - _SMALLEST_BODY) * share)).square()
+            ((2.0 * _positions(side, images.device) - 1.0) / (_SMALLEST_BODY + (1.0 - _SMALLEST_BODY) * share)).square()
             for side, share in ((images.shape[2], tall), (images.shape[3], wide))
         ]
         outside = squares[0][:, :, None] + squares[1][:, None, :] > 1.0
         return torch.logical_not(outside & (chosen < self.surround)[:, :, None])
 
 
-def _places(side: int, device: torch.device) -> Tensor:
+def _positions(side: int, device: torch.device) -> Tensor:
     """The middles of the pixels along a side, 0 to 1, (side,)."""
     return (torch.arange(side, device=device) + 0.5) / side
 
 
-def _span(side: int, share: Tensor, place: Tensor) -> Tensor:
+def _span(side: int, share: Tensor, position: Tensor) -> Tensor:
     """Which rows, or columns, a rectangle covers in each image: a tenth of the side and more, bool (N, side)."""
     length = (side * (0.1 + 0.25 * share)).int()
-    start = ((side - length) * place).int()
+    start = ((side - length) * position).int()
     index = torch.arange(side, device=share.device)
     return (index >= start) & (index < start + length)
 

@@ -52,8 +52,8 @@ def decision_threshold(
     """The lowest confidence at which answers that sure, or surer, reach a target accuracy with some certainty.
 
     It is not below the target: each confident answer is that probable by itself. Their accuracy counts at its lower
-    bound: the 5 % quantile over resamples of whole cases, because images of one case share their label and mostly their
-    fate.
+    bound: the 5 % quantile over resamples of whole cases, because images of one case share their label, and mostly
+    whether the prediction is right.
 
     Args:
         probabilities: calibrated, (N, classes).
@@ -95,7 +95,7 @@ def choose_tau(logits: NDArray[np.floating], log_prior: NDArray[np.float64], tar
     The largest macro-F1 over the classes present decides, among the values that lose no accuracy; of
     equals the smallest. Not balanced accuracy: it is a mean of recalls, so it rises with every rare
     class that is guessed more often, whatever that costs; F1 counts the false alarms. Not accuracy
-    alone: it hardly feels the tail. It must not fall, because it is what a service's users meet, and
+    alone: it hardly depends on rare classes. It must not fall, because users of the service see it, and
     likelihood, which chooses weights elsewhere, is always best with the prior left in.
 
     Args:

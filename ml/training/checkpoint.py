@@ -99,17 +99,17 @@ class Checkpoint:
             with atomic_write(path) as temporary:
                 write_tensors(temporary, tensors, metadata)
         except OSError as error:
-            kept = f"from epoch {epochs - 1}" if path.exists() else "from the start of this part"
+            resumes = f"from epoch {epochs - 1}" if path.exists() else "from the start of this part"
             raise CheckpointError(
                 f"the checkpoint could not be written to {path.parent}: {error}. Make room there, about "
-                f"{_megabytes(tensors)} MB, and start the training again: it goes on {kept}. "
+                f"{_megabytes(tensors)} MB, and start the training again: it goes on {resumes}. "
                 "Models that are registered stay in use"
             ) from error
 
     def restore(self) -> int:
         """Load the state from the file, and the progress into the run.
 
-        A file of another run, or a damaged one, is left alone, with a warning: this run starts anew
+        A file of another run, or a damaged one, is left alone, with a warning: this run starts from the beginning
         and replaces it after its first epoch.
 
         Returns:
@@ -121,14 +121,14 @@ class Checkpoint:
         try:
             tensors, metadata = read_tensors(path)
         except DamagedFileError as error:
-            _LOG.warning("%s; this part is trained anew, as with --fresh", error)
+            _LOG.warning("%s; this part is trained from the start, as with --fresh", error)
             return 0
         saved = metadata.get("identity", {})
         changed = [name for name, value in self._identity.items() if saved.get(name) != value]
         if changed:
             _LOG.warning(
-                "The checkpoint %s is of a run with other %s: this part is trained anew, as with --fresh, and "
-                "replaces it after its first epoch. To go on with the former run, stop now and repeat its command.",
+                "The checkpoint %s is of a run with other %s: this part is trained from the start, as with --fresh, "
+                "and replaces it after its first epoch. To go on with the former run, stop now and repeat its command.",
                 path,
                 ", ".join(changed),
             )

@@ -1,4 +1,4 @@
-"""What every trainer is given: records, images, where to run, whom to tell."""
+"""What every trainer is given: records, images, device, reporter."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class ModelSource(Protocol):
 
 @dataclass(slots=True)
 class Context:
-    """The surroundings of one training run.
+    """The context of one training run.
 
     Attributes:
         train: records to learn from.
@@ -57,7 +57,7 @@ class Context:
         registry: the models registered so far, for models that build on others.
         device: where to train.
         team: the processes that share the run.
-        run: whom to tell.
+        run: reports the progress.
         options: what the user chose.
         scratch: folder for checkpoints.
     """
@@ -89,15 +89,15 @@ class Context:
         Raises:
             ml.dataset.records.RecordsError: a file is missing, changed or not an image.
         """
-        known = self._images.setdefault(preprocess.hash, {})
-        missing = [record for record in records if record.image not in known]
+        decoded = self._images.setdefault(preprocess.hash, {})
+        missing = [record for record in records if record.image not in decoded]
         if missing:
             loaded = load_images(missing, preprocess, on_progress=lambda done: self.run.update(done, "reading images"))
-            known.update({record.image: pixels for record, pixels in zip(missing, loaded, strict=True)})
-        return np.stack([known[record.image] for record in records])
+            decoded.update({record.image: pixels for record, pixels in zip(missing, loaded, strict=True)})
+        return np.stack([decoded[record.image] for record in records])
 
     def checkpoint(self, part: str) -> CheckpointPath:
-        """Where a part of the run keeps its checkpoint; what is there is removed where the run starts anew."""
+        """Where a part of the run keeps its checkpoint; what is there is removed where the run ignores checkpoints."""
         path = self.scratch / f"{part}.safetensors"
         if not self.options.resume and self.team.is_main_process:
             path.unlink(missing_ok=True)

@@ -96,7 +96,7 @@ def amp_dtype(device: torch.device) -> torch.dtype | None:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Have the C library keep what a training step frees: the next step asks for as much again.
+    """Raise glibc's trim and mmap thresholds, so that the next training step reuses what the last one freed.
 
     Left alone, glibc gives tensors of more than 32 MB back to the system at once, which hands them out
     again page by page, each one filled with zeros first. Other C libraries are left as they are.
@@ -130,7 +130,7 @@ class Team:
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's part of a batch of indices; parts differ in length by one at most."""
+        """This process's part of a batch of indices (N,); parts differ in length by one at most."""
         return batch[self.rank :: self.world_size]
 
     def wrap(self, network: nn.Module) -> nn.Module:
@@ -140,7 +140,7 @@ class Team:
         return nn.parallel.DistributedDataParallel(network)
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a value over all processes, in place."""
+        """The mean of a tensor of any shape over all processes, in place."""
         if self.world_size > 1:
             distributed.all_reduce(value)
             value /= self.world_size

@@ -167,7 +167,7 @@ def fit(
     }
     keep_freed_memory()
     torch.manual_seed(seed)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     examples = examples.to(device)
     optimizer = _optimizer(network, recipe, rates or {})
     normalise = _Normaliser(mean, std, device)

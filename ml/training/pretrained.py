@@ -140,9 +140,9 @@ def _store_clip() -> None:
             if name != _CLIP_WEIGHTS:
                 shutil.copyfile(received / name, temporary / name)
         state = _read_state(received / _CLIP_WEIGHTS)
-        # Buffers of earlier versions of transformers, which are counted anew.
-        kept = {name: value for name, value in state.items() if not name.endswith("position_ids")}
-        write_tensors(temporary / "model.safetensors", kept)
+        # Buffers of earlier versions of transformers, which are made again.
+        weights = {name: value for name, value in state.items() if not name.endswith("position_ids")}
+        write_tensors(temporary / "model.safetensors", weights)
     shutil.rmtree(received)
 
 
@@ -167,7 +167,7 @@ def resnet50_state(weights: str) -> tuple[dict[str, Tensor] | None, str]:
     """
     if weights not in ("auto", "pretrained", "scratch"):
         return _read_state(Path(weights)), f"local file {Path(weights).name}"
-    if _wanted(RESNET50, weights):
+    if _is_used(RESNET50, weights):
         path = RESNET50.fetch()
         if sha256_of(path) != _RESNET50_SHA256:
             raise WeightsError(f"{path} is not the file that is known; remove it, then it is downloaded again")
@@ -225,7 +225,7 @@ def clip_folder(weights: str) -> tuple[Path | None, str]:
         if missing:
             raise WeightsError(f"{folder} holds no CLIP model: {' and '.join(missing)} missing")
         return folder, f"local folder {folder.name}"
-    if _wanted(CLIP, weights):
+    if _is_used(CLIP, weights):
         return CLIP.fetch(), f"Hugging Face {_CLIP}, revision {_CLIP_REVISION[:12]}"
     return None, _NO_WEIGHTS if weights == "auto" else _SCRATCH
 
@@ -234,8 +234,8 @@ _SCRATCH: Final = "none: trained from random weights, as asked for"
 _NO_WEIGHTS: Final = "none: pretrained weights were neither cached nor reachable, trained from random weights"
 
 
-def _wanted(remote: RemoteWeights, weights: str) -> bool:
-    """Whether to load pretrained weights; says aloud when ``auto`` falls back to none."""
+def _is_used(remote: RemoteWeights, weights: str) -> bool:
+    """Whether to load pretrained weights; logs when ``auto`` falls back to none."""
     if weights == "scratch":
         return False
     if remote.obtainable:
@@ -253,18 +253,18 @@ def _is_reachable(address: str) -> bool:
     """Whether an address answers within seconds; the look-up of its name alone may take longer on its own."""
     if constants.HF_HUB_OFFLINE and address.startswith(constants.ENDPOINT):
         return False
-    found: list[bool] = []
+    answers: list[bool] = []
 
     def ask() -> None:
         try:
-            found.append(httpx.head(address, timeout=_REACHABLE_S, follow_redirects=True).is_success)
+            answers.append(httpx.head(address, timeout=_REACHABLE_S, follow_redirects=True).is_success)
         except httpx.HTTPError:
-            found.append(False)
+            answers.append(False)
 
     thread = threading.Thread(target=ask, name="reachable", daemon=True)
     thread.start()
     thread.join(_REACHABLE_S)
-    return found == [True]
+    return answers == [True]
 
 
 def _receive(url: str, path: Path, sha256: str, title: str) -> None:

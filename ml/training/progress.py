@@ -27,12 +27,12 @@ Reporter = Callable[[Progress], None]
 
 
 def silent(progress: Progress) -> None:
-    """Report to nobody."""
+    """Report nothing."""
     del progress
 
 
 class DatabaseReporter:
-    """Keeps one document per model in ``Training_runs``, which the service shows to those who wait.
+    """Keeps one document per model in ``Training_runs``, which the service shows.
 
     A report that cannot be written is no reason to end a training: the first one is warned of.
 
@@ -158,9 +158,9 @@ class _RemainingTime:
         """The estimate at a finished share, 0 to 1; None below 5 %, too little to tell."""
         done = fraction - self._fraction
         if done > 0.0:
-            kept = math.exp(-done / self._SPAN)
-            self._seconds = kept * self._seconds + elapsed_s - self._at
-            self._share = kept * self._share + done
+            weight = math.exp(-done / self._SPAN)
+            self._seconds = weight * self._seconds + elapsed_s - self._at
+            self._share = weight * self._share + done
             self._fraction, self._at = fraction, elapsed_s
         if fraction < 0.05 or not self._share:
             return None

@@ -68,10 +68,10 @@ def check_setting(setting: Sequence[str]) -> None:
     Raises:
         ConfigurationError: names it, and what is known.
     """
-    known = [AUTO, "all", *DEFAULTS, *MODEL_SPECS]
-    if unknown := [name for name in setting if name not in known]:
+    names = [AUTO, "all", *DEFAULTS, *MODEL_SPECS]
+    if unknown := [name for name in setting if name not in names]:
         raise ConfigurationError(
-            f"MEDPIX_TRAIN: {unknown[0][:80]!r} is neither a model nor a task; known are: {', '.join(known)}"
+            f"MEDPIX_TRAIN: {unknown[0][:80]!r} is neither a model nor a task; known are: {', '.join(names)}"
         )
 
 

@@ -37,7 +37,7 @@ def usable_models(database: Database[dict[str, Any]], models_dir: Path) -> set[s
 
 
 def models_to_train(
-    wanted: Sequence[str], database: Database[dict[str, Any]], models_dir: Path, *, missing: Sequence[str] = ()
+    requested: Sequence[str], database: Database[dict[str, Any]], models_dir: Path, *, missing: Sequence[str] = ()
 ) -> list[str]:
     """The models to train for names of models and of tasks, each after those that it is built on.
 
@@ -45,7 +45,7 @@ def models_to_train(
     is not registered, or its files are gone.
 
     Args:
-        wanted: keys of ``MODEL_SPECS`` or ``DEFAULTS``; "all" for every model.
+        requested: keys of ``MODEL_SPECS`` or ``DEFAULTS``; "all" for every model.
         database: the seeded database.
         models_dir: folder of the model files.
         missing: models to train where they are not usable.
@@ -55,7 +55,7 @@ def models_to_train(
     """
     usable = usable_models(database, models_dir)
     names: dict[str, None] = {}
-    for name in MODEL_SPECS if "all" in wanted else wanted:
+    for name in MODEL_SPECS if "all" in requested else requested:
         if name not in MODEL_SPECS and name not in DEFAULTS:
             valid = ", ".join([*DEFAULTS, *MODEL_SPECS, "all"])
             raise UnknownModelError(f"{name!r} is neither a model nor a task; known are: {valid}")
@@ -134,7 +134,7 @@ def train_model(
         device: auto, cpu, cuda or mps.
         seed: of everything random.
         resume: continue a run that was killed, where its settings were the same.
-        reporter: told about progress.
+        reporter: called with the progress.
         options: further choices; weights, seed and resume above win over its own.
         step: position among the models that one command trains, and their number, for the progress.
 
@@ -157,7 +157,7 @@ def train_model(
     registry = Registry(database, models_dir)
     scratch = models_dir / ".training" / name
     with team(torch_device) as processes, exclusive_lock(name, scratch) if processes.is_main_process else nullcontext():
-        # Every process hears of an error; one alone tells the world about progress.
+        # Every process raises an error; the main one alone reports progress.
         report = to_all([reporter, DatabaseReporter(database)]) if processes.is_main_process else silent
         with Run(name, spec.tasks, report, step) as run:
             # Read now, needed at the end: a file that is missing must not show after hours.
@@ -226,7 +226,7 @@ def set_calibration(
     outputs: Outputs | None,
     encoded: Floats | None,
     records: Sequence[Record],
-    unlike: NDArray[np.bool_] | None = None,
+    ood: NDArray[np.bool_] | None = None,
 ) -> None:
     """Set temperatures and thresholds on the card of a model, from outputs for images that it did not learn from.
 
@@ -235,14 +235,14 @@ def set_calibration(
         outputs: of the image half, for N records.
         encoded: of the caption half.
         records: N records.
-        unlike: which of them are out of distribution, and so never confident, (N,).
+        ood: which of them are out of distribution, and so never confident, (N,).
     """
     card = model.card
     # In place: the card of a model that is a part of another one shares these values with it.
     card.temperature.update(dict.fromkeys(card.tasks, 1.0))
     raw = model.combine(outputs, encoded)
     card.temperature.update({task: fit_temperature(log(raw[task]), targets(records, task)) for task in raw})
-    able = np.ones(len(records), dtype=np.bool_) if unlike is None else ~unlike
+    able = np.ones(len(records), dtype=np.bool_) if ood is None else ~ood
 
     def thresholds(probabilities: Mapping[str, Floats], rows: NDArray[np.bool_]) -> dict[str, float]:
         return {
@@ -252,14 +252,14 @@ def set_calibration(
             for task, own in probabilities.items()
         }
 
-    given = has_caption(encoded, len(records)) if model.inputs == {"image", "caption"} else able
-    card.thresholds = thresholds(model.combine(outputs, encoded), able & given if given.any() else able)
+    has_text = has_caption(encoded, len(records)) if model.inputs == {"image", "caption"} else able
+    card.thresholds = thresholds(model.combine(outputs, encoded), able & has_text if has_text.any() else able)
     if model.inputs == {"image", "caption"}:
         card.thresholds_image_only = thresholds(model.combine(outputs, None), able)
 
 
 def score_on_dev(model: ServedModel, outputs: Outputs | None, encoded: Floats | None, dev: Sequence[Record]) -> None:
-    """Put the scores on dev on the card of a model."""
+    """Put the scores on dev on the card of a model, from the outputs of its halves for the N records of dev."""
     for task, probabilities in model.combine(outputs, encoded).items():
         model.card.metrics.setdefault("dev", {})[task] = scores(probabilities, targets(dev, task), groups(dev))
 
@@ -273,9 +273,9 @@ def _reference(model: ServedModel, context: Context, registry: Registry, test_re
         card = versions.get(part.card.name)
         if card is None or card.version != part.card.version or part.network is not model.network:
             continue
-        known = load_reference(card, registry.models_dir)
-        if known is not None and known.images == tuple(images):
-            return known
+        registered = load_reference(card, registry.models_dir)
+        if registered is not None and registered.images == tuple(images):
+            return registered
     assert model.preprocess is not None
     outputs = run_images(model, context.images(records, model.preprocess))
     assert outputs is not None

@@ -66,8 +66,10 @@ def test_annotations_are_listed_paged_and_exported(service: httpx.Client) -> Non
     page = service.get("/annotations", params={"sort": "-created_at", "limit": 3}).json()
     times = [item["created_at"] for item in page["items"]]
     assert times == sorted(times, reverse=True)
-    rest = service.get("/annotations", params={"sort": "-created_at", "limit": 3, "cursor": page["next_cursor"]}).json()
-    comments = {item["comment"] for item in page["items"] + rest["items"]}
+    following = service.get(
+        "/annotations", params={"sort": "-created_at", "limit": 3, "cursor": page["next_cursor"]}
+    ).json()
+    comments = {item["comment"] for item in page["items"] + following["items"]}
     assert comments == {f"=note {number}" for number in range(5)}
     assert service.get("/annotations", params={"by": "reader"}).json()["total"] == 2
     since = {"created_at__gte": times[0]}
@@ -75,6 +77,8 @@ def test_annotations_are_listed_paged_and_exported(service: httpx.Client) -> Non
     lines = service.get("/export", params={"of": "annotations", "format": "jsonl"}).text.splitlines()
     assert len(lines) == 5
     assert "'=note" in service.get("/export", params={"of": "annotations", "format": "csv"}).text
+    sampled = {"of": "annotations", "format": "jsonl", "sample": "3", "sample_by": "case"}
+    assert len(service.get("/export", params=sampled).text.splitlines()) == 1  # all are of one case
 
 
 @pytest.mark.parametrize("key", [None, "wrong", READER + "x", READER[:-1], "ключ"])
@@ -140,8 +144,8 @@ def test_times_are_read_as_iso_8601(service: httpx.Client) -> None:
     written = _annotate(service, _image(service)["image"], {"comment": "x"}).json()["created_at"]
 
     def total(**parameters: str) -> int:
-        found: int = service.get("/annotations", params=parameters).json()["total"]
-        return found
+        count: int = service.get("/annotations", params=parameters).json()["total"]
+        return count
 
     assert total(created_at=written[:10]) == 1
     assert total(created_at=written) == 1

@@ -7,11 +7,11 @@ from tests.api.predict_client import is_problem
 
 
 def test_many_cases_are_read_in_the_order_of_the_request(api: httpx.Client) -> None:
-    known = [case["u_id"] for case in api.get("/cases?limit=5").json()["items"]]
-    ids = [known[3], "mpx9999", known[0].lower(), known[3], "MPX9998"]
+    existing = [case["u_id"] for case in api.get("/cases?limit=5").json()["items"]]
+    ids = [existing[3], "mpx9999", existing[0].lower(), existing[3], "MPX9998"]
     answer = api.post("/cases/bulk", json={"ids": ids})
     assert answer.status_code == 200, answer.text
-    wanted = [known[3], known[0], known[3]]
+    wanted = [existing[3], existing[0], existing[3]]
     assert answer.json()["items"] == [api.get(f"/cases/{key}").json() for key in wanted]
     assert answer.json()["unknown"] == ["MPX9999", "MPX9998"]
     assert answer.headers["etag"]

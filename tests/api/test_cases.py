@@ -101,9 +101,9 @@ def test_all_pages_together_hold_each_case_once(api: httpx.Client, sort: str, li
 
 def test_pages_are_in_the_asked_order(api: httpx.Client) -> None:
     ages = [case["age"] for case in api.get("/cases", params={"sort": "-age", "limit": 100}).json()["items"]]
-    known = [age for age in ages if age is not None]
-    assert known == sorted(known, reverse=True)
-    assert ages == known + [None] * 3
+    recorded = [age for age in ages if age is not None]
+    assert recorded == sorted(recorded, reverse=True)
+    assert ages == recorded + [None] * 3
 
 
 def test_a_cursor_of_another_filter_is_refused(api: httpx.Client) -> None:
@@ -118,8 +118,8 @@ def test_a_case_is_found_by_the_sequences_of_its_images(api: httpx.Client) -> No
     for u_id, case in cases.items():
         assert case["modality_details"] == sorted({i["modality_detail"] for i in images if i["u_id"] == u_id})
     [detail, *_] = [detail for case in cases.values() for detail in case["modality_details"]]
-    found = api.get("/cases", params={"modality_details": detail, "limit": 100}).json()["items"]
-    assert {each["u_id"] for each in found} == {u for u, case in cases.items() if detail in case["modality_details"]}
+    body = api.get("/cases", params={"modality_details": detail, "limit": 100}).json()["items"]
+    assert {each["u_id"] for each in body} == {u for u, case in cases.items() if detail in case["modality_details"]}
 
 
 def test_filters_by_what_the_images_are(api: httpx.Client) -> None:

@@ -12,9 +12,9 @@ def test_the_last_report_is_answered(settings: Settings) -> None:
         folder = settings.home / "evaluation"
         folder.mkdir(parents=True)
         (folder / "results.json").write_text('{"created_at": "2026-01-01", "split": {}, "tasks": {}, "models": {}}')
-        found = client.get("/evaluation")
-        assert found.json()["created_at"] == "2026-01-01"
-        again = client.get("/evaluation", headers={"If-None-Match": found.headers["etag"]})
+        answer = client.get("/evaluation")
+        assert answer.json()["created_at"] == "2026-01-01"
+        again = client.get("/evaluation", headers={"If-None-Match": answer.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
         (folder / "results.json").write_text('{"created_at": "2026-')
         cut = client.get("/evaluation")

@@ -38,22 +38,22 @@ def test_a_model_that_sees_an_image_is_served(
             prediction = PredictionView.model_validate(answer.json())
             assert prediction.model.name == name
             assert {entry.label for entry in prediction.probabilities} == set(served["card"]["tasks"][task])
-            wanted = (
+            inputs = (
                 ["image"] if task == "modality" or "caption" not in served["card"]["inputs"] else ["image", "caption"]
             )
-            assert prediction.inputs_used == wanted
+            assert prediction.inputs_used == inputs
             batch = ask_many(client, f"/predict/{task}/batch", [png, b"no image", png]).json()
             assert [item["status"] for item in batch["items"]] == [200, 415, 200]
             explained = ask(client, f"/explain/{task}?format=json", png, CAPTION)
             assert ExplanationView.model_validate(explained.json()).explanation.label == prediction.label
             assert ask(client, f"/explain/{task}", png, CAPTION).headers["content-type"] == "image/png"
-            for found in (
+            for body in (
                 ask(client, f"/search/similar?limit=3&task={task}", png),
                 client.get(f"/images/{image}/similar?limit=3&task={task}"),
             ):
-                assert len(found.json()["items"]) == 3, found.text
-        judged = client.get(f"/images/{image}/predict").json()
-        assert [judged[task]["prediction"]["model"]["name"] for task in tasks] == [name] * len(tasks)
+                assert len(body.json()["items"]) == 3, body.text
+        labelled = client.get(f"/images/{image}/predict").json()
+        assert [labelled[task]["prediction"]["model"]["name"] for task in tasks] == [name] * len(tasks)
 
 
 def test_the_models_of_captions_alone_are_the_only_ones_that_see_none(every_model: Settings, ml_database: Any) -> None:

@@ -11,7 +11,7 @@ from tests.serving.hostile_files import accepted, refused
 
 
 @pytest.mark.parametrize("task", ["modality", "location"])
-def test_an_overlay_is_a_picture_of_the_same_size(predict_api: httpx.Client, png: bytes, task: str) -> None:
+def test_an_overlay_is_an_image_of_the_same_size(predict_api: httpx.Client, png: bytes, task: str) -> None:
     answer = ask(predict_api, f"/explain/{task}", png, CAPTION)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "image/png"
@@ -57,7 +57,7 @@ def test_every_readable_file_is_explained(predict_api: httpx.Client, name: str) 
 
 
 @pytest.mark.parametrize("name", ["empty", "text", "truncated", "bomb"])
-def test_what_cannot_be_judged_cannot_be_explained(predict_api: httpx.Client, name: str) -> None:
+def test_what_cannot_be_predicted_cannot_be_explained(predict_api: httpx.Client, name: str) -> None:
     data, status, words = refused()[name]
     answer = ask(predict_api, "/explain/modality", data)
     is_problem(answer, status)

@@ -37,9 +37,9 @@ def _source(folder: Path, name: str) -> list[Document]:
 
 
 def _by_id(records: list[Document], key: str) -> dict[str, Document]:
-    found = {record[key]: record for record in records}
-    assert len(found) == len(records)
-    return found
+    by_id = {record[key]: record for record in records}
+    assert len(by_id) == len(records)
+    return by_id
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])

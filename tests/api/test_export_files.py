@@ -200,15 +200,15 @@ def test_a_zip_can_be_read_while_it_arrives(api: httpx.Client) -> None:
     content = api.get("/export/images.zip?split=dev").content
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         expected = {entry.filename: entry.CRC for entry in archive.infolist()}
-    found, file = {}, io.BytesIO(content)
+    members, file = {}, io.BytesIO(content)
     while file.read(4) == b"PK\3\4":
         _, flags, _, _, _, crc, packed, _, name_length, extra_length = struct.unpack("<5H3I2H", file.read(26))
         assert not flags & 0x08  # no data descriptor: the sizes stand here
         name = file.read(name_length).decode()
         file.seek(extra_length, io.SEEK_CUR)
         assert len(file.read(packed)) == packed
-        found[name] = crc
-    assert found == expected
+        members[name] = crc
+    assert members == expected
     assert len(expected) == len(_items(api, "images", "split=dev")) + 1
 
 

@@ -16,11 +16,11 @@ def _facets(client: httpx.Client, **parameters: str) -> Facets:
     "parameters", [{}, {"modality": "CT"}, {"sex__isnull": "true"}, {"age__gte": "40", "split": "dev"}]
 )
 def test_each_facet_sums_to_the_total(api: httpx.Client, parameters: dict[str, str]) -> None:
-    found = _facets(api, **parameters)
-    assert found.total == api.get("/images", params=parameters).json()["total"]
-    assert set(found.facets) == {*FACETS, AGE_BAND, TOPIC_CATEGORY}
-    for values in found.facets.values():
-        assert sum(value.count for value in values) == found.total
+    facets = _facets(api, **parameters)
+    assert facets.total == api.get("/images", params=parameters).json()["total"]
+    assert set(facets.facets) == {*FACETS, AGE_BAND, TOPIC_CATEGORY}
+    for values in facets.facets.values():
+        assert sum(value.count for value in values) == facets.total
 
 
 def test_the_filter_of_a_value_selects_its_images(api: httpx.Client) -> None:
@@ -32,9 +32,9 @@ def test_the_filter_of_a_value_selects_its_images(api: httpx.Client) -> None:
 
 
 def test_a_filter_without_images_counts_nothing(api: httpx.Client) -> None:
-    found = _facets(api, u_id="MPX9999")
-    assert (found.total, found.cases) == (0, 0)
-    assert not any(found.facets.values())
+    facets = _facets(api, u_id="MPX9999")
+    assert (facets.total, facets.cases) == (0, 0)
+    assert not any(facets.facets.values())
 
 
 def test_fields_say_what_a_form_needs(api: httpx.Client) -> None:
@@ -70,16 +70,16 @@ def test_every_operator_of_every_field_is_taken(api: httpx.Client, of: str) -> N
 @pytest.mark.parametrize("of", ["images", "cases"])
 def test_statistics_agree_with_the_filters(api: httpx.Client, of: str) -> None:
     answer = api.get("/statistics", params={"of": of, "split": "train"})
-    found = Statistics.model_validate_json(answer.content)
-    assert found.total == api.get(f"/{of}", params={"split": "train"}).json()["total"]
-    for name, field in found.fields.items():
+    statistics = Statistics.model_validate_json(answer.content)
+    assert statistics.total == api.get(f"/{of}", params={"split": "train"}).json()["total"]
+    for name, field in statistics.fields.items():
         nulls = api.get(f"/{of}", params={"split": "train", f"{name}__isnull": "true"}).json()["total"]
         assert field.nulls == nulls, name
         described = field.model_dump()
         if field.kind == "keyword" and described["distinct"] <= 100:
-            assert sum(value["count"] for value in described["values"]) == found.total - nulls
+            assert sum(value["count"] for value in described["values"]) == statistics.total - nulls
         if field.kind == "integer":
-            assert sum(part["count"] for part in described["histogram"]) == found.total - nulls
+            assert sum(part["count"] for part in described["histogram"]) == statistics.total - nulls
 
 
 def test_only_the_asked_fields_are_answered(api: httpx.Client) -> None:
@@ -113,9 +113,9 @@ def test_a_client_that_has_the_answer_is_not_sent_it_again(api: httpx.Client, pa
 
 @pytest.mark.medpix
 def test_counts_of_the_real_data(medpix_api: httpx.Client) -> None:
-    found = _facets(medpix_api)
-    counts = {name: {value.value: value.count for value in values} for name, values in found.facets.items()}
-    assert (found.total, found.cases) == (2050, 671)
+    facets = _facets(medpix_api)
+    counts = {name: {value.value: value.count for value in values} for name, values in facets.facets.items()}
+    assert (facets.total, facets.cases) == (2050, 671)
     assert counts["modality"] == {"CT": 1062, "MR": 988}
     assert counts["sex"] == {"male": 1098, "female": 885, None: 67}
     assert counts["location_category"]["Head"] == 884

@@ -32,8 +32,8 @@ from tests.serving.decode.dicom_files import jpeg
 
 
 @dataclass
-class Held:
-    """A service whose modality model can be held."""
+class GatedService:
+    """A service whose modality model can be held back."""
 
     client: httpx.Client
     server: uvicorn.Server
@@ -50,7 +50,7 @@ class Held:
 
 
 @pytest.fixture
-def held(predict_settings: Settings) -> Iterator[Held]:
+def gated_service(predict_settings: Settings) -> Iterator[GatedService]:
     app = create_app(predict_settings.model_copy(update={"cache_entries": 0, "max_batch": 4}))
     free, runs = threading.Event(), list[int]()
     with running_server(predict_settings, app) as (client, server):
@@ -66,7 +66,7 @@ def held(predict_settings: Settings) -> Iterator[Held]:
 
         engine._run = gated
         try:
-            yield Held(client, server, predictor, app.state.models.upload_budget, free, runs)
+            yield GatedService(client, server, predictor, app.state.models.upload_budget, free, runs)
         finally:
             free.set()
 
@@ -79,30 +79,30 @@ def _eventually(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not happen within ten seconds")
 
 
-def test_a_killed_batch_task_fails_all_at_once_and_comes_back(held: Held, png: bytes) -> None:
-    held.engine._restart_s = 3.0
+def test_a_killed_batch_task_fails_all_at_once_and_comes_back(gated_service: GatedService, png: bytes) -> None:
+    gated_service.engine._restart_s = 3.0
     with ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(ask, held.client, "/predict/modality", png) for _ in range(8)]
-        _eventually(lambda: held.predictor.admission.active == 8 and held.engine.depth > 0)
-        task = held.engine._task
+        jobs = [pool.submit(ask, gated_service.client, "/predict/modality", png) for _ in range(8)]
+        _eventually(lambda: gated_service.predictor.admission.active == 8 and gated_service.engine.depth > 0)
+        task = gated_service.engine._task
         assert task is not None
         task.get_loop().call_soon_threadsafe(task.cancel)
         for job in jobs:  # while the model still hangs
             is_problem(job.result(), 503)
             assert job.result().headers["retry-after"]
-    assert held.client.get("/health/ready").status_code == 503
-    assert held.client.get("/health/live").status_code == 200
-    is_problem(ask(held.client, "/predict/modality", png), 503)
-    held.free.set()
-    assert wait_for(held.client, "/health/ready", is_ok).status_code == 200
-    assert ask(held.client, "/predict/modality", png).status_code == 200
+    assert gated_service.client.get("/health/ready").status_code == 503
+    assert gated_service.client.get("/health/live").status_code == 200
+    is_problem(ask(gated_service.client, "/predict/modality", png), 503)
+    gated_service.free.set()
+    assert wait_for(gated_service.client, "/health/ready", is_ok).status_code == 200
+    assert ask(gated_service.client, "/predict/modality", png).status_code == 200
 
 
-def test_a_slow_model_is_answered_with_504_at_the_deadline(held: Held, png: bytes) -> None:
-    answer = ask(held.client, "/predict/modality", png, headers={"X-Request-Timeout": "0.3"})
+def test_a_slow_model_is_answered_with_504_at_the_deadline(gated_service: GatedService, png: bytes) -> None:
+    answer = ask(gated_service.client, "/predict/modality", png, headers={"X-Request-Timeout": "0.3"})
     is_problem(answer, 504)
-    held.free.set()
-    assert ask(held.client, "/predict/modality", png).status_code == 200
+    gated_service.free.set()
+    assert ask(gated_service.client, "/predict/modality", png).status_code == 200
 
 
 def _request(client: httpx.Client, data: bytes) -> tuple[http.client.HTTPConnection, bytes, dict[str, str]]:
@@ -112,27 +112,31 @@ def _request(client: httpx.Client, data: bytes) -> tuple[http.client.HTTPConnect
     return connection, request.read(), {"Content-Type": request.headers["content-type"]}
 
 
-def test_a_client_that_hangs_up_frees_its_place(held: Held, png: bytes) -> None:
-    first = threading.Thread(target=ask, args=(held.client, "/predict/modality", png))
+def test_a_client_that_hangs_up_frees_its_place(gated_service: GatedService, png: bytes) -> None:
+    first = threading.Thread(target=ask, args=(gated_service.client, "/predict/modality", png))
     first.start()
-    _eventually(lambda: held.predictor.admission.active == 1 and held.engine.depth == 0)  # the model is busy with it
+    _eventually(
+        lambda: gated_service.predictor.admission.active == 1 and gated_service.engine.depth == 0
+    )  # the model is busy with it
     for number in range(1, 6):
-        connection, body, headers = _request(held.client, png)
+        connection, body, headers = _request(gated_service.client, png)
         connection.request("POST", "/predict/modality", body, headers)
-        _eventually(lambda number=number: held.engine.depth == number)  # type: ignore[misc]
+        _eventually(lambda number=number: gated_service.engine.depth == number)  # type: ignore[misc]  # bound now, as the loop goes on
         connection.close()
-        _eventually(lambda: held.predictor.admission.active == 1)
-    held.free.set()
+        _eventually(lambda: gated_service.predictor.admission.active == 1)
+    gated_service.free.set()
     first.join()
-    assert held.runs == [1]
+    assert gated_service.runs == [1]
 
 
-def test_who_would_wait_too_long_is_refused_before_the_body_is_read(held: Held, png: bytes) -> None:
+def test_who_would_wait_too_long_is_refused_before_the_body_is_read(gated_service: GatedService, png: bytes) -> None:
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(ask, held.client, "/predict/modality", png) for _ in range(4)]
-        _eventually(lambda: held.predictor.admission.active == 4)
-        held.engine._latency.seconds = 10.0
-        with closing(socket.create_connection((held.client.base_url.host, held.client.base_url.port or 80))) as raw:
+        jobs = [pool.submit(ask, gated_service.client, "/predict/modality", png) for _ in range(4)]
+        _eventually(lambda: gated_service.predictor.admission.active == 4)
+        gated_service.engine._latency.seconds = 10.0
+        with closing(
+            socket.create_connection((gated_service.client.base_url.host, gated_service.client.base_url.port or 80))
+        ) as raw:
             raw.settimeout(20)
             raw.sendall(
                 b"POST /predict/modality HTTP/1.1\r\nHost: test\r\nContent-Length: 5000000\r\n"
@@ -142,29 +146,31 @@ def test_who_would_wait_too_long_is_refused_before_the_body_is_read(held: Held, 
         assert answer.startswith("HTTP/1.1 503")
         # 40 s to wait, of almost 30 that are left: half of them waiting
         assert "retry-after: 26" in answer.lower()
-        held.free.set()
+        gated_service.free.set()
         assert [job.result().status_code for job in jobs] == [200] * 4
 
 
-def test_a_batch_is_not_taken_in_if_it_cannot_be_done_in_time(held: Held, png: bytes) -> None:
+def test_a_batch_is_not_taken_in_if_it_cannot_be_done_in_time(gated_service: GatedService, png: bytes) -> None:
     files = [("images", ("any.png", png))] * 20
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(ask, held.client, "/predict/modality", png)
-        _eventually(lambda: held.predictor.admission.active == 1)
-        held.engine._latency.seconds = 1.0
-        answer = held.client.post("/predict/modality/batch", files=files)
+        job = pool.submit(ask, gated_service.client, "/predict/modality", png)
+        _eventually(lambda: gated_service.predictor.admission.active == 1)
+        gated_service.engine._latency.seconds = 1.0
+        answer = gated_service.client.post("/predict/modality/batch", files=files)
         is_problem(answer, 503)
         assert answer.headers["retry-after"] == "6"  # 20 s to wait, of 30
-        held.free.set()
+        gated_service.free.set()
         assert job.result().status_code == 200
-    held.engine._latency.seconds = 1.0
-    answer = held.client.post("/predict/modality/batch", files=files)  # nobody is before it: it is tried
+    gated_service.engine._latency.seconds = 1.0
+    answer = gated_service.client.post("/predict/modality/batch", files=files)  # nobody is before it: it is tried
     assert answer.json()["succeeded"] == 20
-    assert held.engine.seconds_per_image < 1
+    assert gated_service.engine.seconds_per_image < 1
 
 
-def test_an_upload_that_does_not_come_is_not_waited_for(held: Held) -> None:
-    with closing(socket.create_connection((held.client.base_url.host, held.client.base_url.port or 80))) as raw:
+def test_an_upload_that_does_not_come_is_not_waited_for(gated_service: GatedService) -> None:
+    with closing(
+        socket.create_connection((gated_service.client.base_url.host, gated_service.client.base_url.port or 80))
+    ) as raw:
         raw.settimeout(20)
         raw.sendall(
             b"POST /predict/modality HTTP/1.1\r\nHost: test\r\nContent-Length: 5000\r\nX-Request-Timeout: 0.3\r\n"
@@ -173,24 +179,27 @@ def test_an_upload_that_does_not_come_is_not_waited_for(held: Held) -> None:
         answer = raw.recv(65536).decode()
     assert answer.startswith("HTTP/1.1 504")
     assert "upload was not complete" in answer
-    _eventually(lambda: held.upload_budget._held == 0)
+    _eventually(lambda: gated_service.upload_budget._held == 0)
 
 
-def test_uploads_have_only_so_much_room(held: Held, png: bytes) -> None:
-    held.upload_budget._limit = 3 * len(png)
+def test_uploads_have_only_so_much_room(gated_service: GatedService, png: bytes) -> None:
+    gated_service.upload_budget._limit = 3 * len(png)
     with ThreadPoolExecutor(2) as pool:
-        job = pool.submit(ask, held.client, "/predict/modality", png)
-        _eventually(lambda: held.upload_budget._held > len(png))
-        answer = held.client.post("/predict/modality/batch", files=[("images", ("any.png", png))] * 3)
+        job = pool.submit(ask, gated_service.client, "/predict/modality", png)
+        _eventually(lambda: gated_service.upload_budget._held > len(png))
+        answer = gated_service.client.post("/predict/modality/batch", files=[("images", ("any.png", png))] * 3)
         is_problem(answer, 503)
         assert "of uploads already" in answer.json()["detail"]
-        held.free.set()
+        gated_service.free.set()
         assert job.result().status_code == 200
-    assert held.client.post("/predict/modality/batch", files=[("images", ("any.png", png))] * 3).status_code == 200
+    assert (
+        gated_service.client.post("/predict/modality/batch", files=[("images", ("any.png", png))] * 3).status_code
+        == 200
+    )
 
 
 def test_a_finished_image_does_not_wait_for_the_decoding_of_others(
-    held: Held, png: bytes, monkeypatch: pytest.MonkeyPatch
+    gated_service: GatedService, png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow, decoding = threading.Event(), list[bytes]()
 
@@ -201,34 +210,34 @@ def test_a_finished_image_does_not_wait_for_the_decoding_of_others(
         return decode(data, *arguments)
 
     monkeypatch.setattr("app.serving.image_encoder.decode", decode_slowly)
-    threads = held.predictor._pool._threads
+    threads = gated_service.predictor._pool._threads
     with ThreadPoolExecutor(1 + len(threads)) as pool:
-        first = pool.submit(ask, held.client, "/predict/modality", png)
-        _eventually(lambda: held.predictor.admission.active == 1 and held.engine.depth == 0)
-        others = [pool.submit(ask, held.client, "/predict/modality", png + b"slow") for _ in threads]
+        first = pool.submit(ask, gated_service.client, "/predict/modality", png)
+        _eventually(lambda: gated_service.predictor.admission.active == 1 and gated_service.engine.depth == 0)
+        jobs = [pool.submit(ask, gated_service.client, "/predict/modality", png + b"slow") for _ in threads]
         _eventually(lambda: len(decoding) == len(threads))
-        held.free.set()
+        gated_service.free.set()
         answer = first.result()
-        assert not any(job.done() for job in others)
+        assert not any(job.done() for job in jobs)
         slow.set()
         stages = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
         assert list(stages) == ["wait", "decode", "queue", "run", "postprocess"]
-        assert [job.result().status_code for job in others] == [200] * len(threads)
+        assert [job.result().status_code for job in jobs] == [200] * len(threads)
 
 
-def test_64_images_at_once_get_the_answers_that_each_gets_alone(held: Held) -> None:
+def test_64_images_at_once_get_the_answers_that_each_gets_alone(gated_service: GatedService) -> None:
     generator = np.random.default_rng(1)
     images = [jpeg(generator.integers(0, 256, (60 + n, 90), dtype=np.uint8), "PNG") for n in range(64)]
     with ThreadPoolExecutor(64) as pool:
-        jobs = [pool.submit(ask, held.client, "/predict/modality", image) for image in images]
-        _eventually(lambda: held.engine.depth >= 40)
-        held.free.set()
+        jobs = [pool.submit(ask, gated_service.client, "/predict/modality", image) for image in images]
+        _eventually(lambda: gated_service.engine.depth >= 40)
+        gated_service.free.set()
         together = [job.result().json() for job in jobs]
-    assert max(held.runs) == 4
-    for image, found in zip(images, together, strict=True):
-        alone = ask(held.client, "/predict/modality", image).json()
-        assert found["image"] == alone["image"]
-        got, wanted = ({each["label"]: each["probability"] for each in a["probabilities"]} for a in (found, alone))
+    assert max(gated_service.runs) == 4
+    for image, concurrent in zip(images, together, strict=True):
+        alone = ask(gated_service.client, "/predict/modality", image).json()
+        assert concurrent["image"] == alone["image"]
+        got, wanted = ({each["label"]: each["probability"] for each in a["probabilities"]} for a in (concurrent, alone))
         assert got == pytest.approx(wanted, abs=1e-5)
     assert len({each["image"]["sha256"] for each in together}) == 64
 
@@ -249,21 +258,23 @@ def test_a_decoder_that_hangs_does_not_keep_the_service_from_stopping(
     free.set()
 
 
-def test_who_comes_after_the_signal_is_refused_and_who_came_before_is_answered(held: Held, png: bytes) -> None:
+def test_who_comes_after_the_signal_is_refused_and_who_came_before_is_answered(
+    gated_service: GatedService, png: bytes
+) -> None:
     def is_refused() -> bool:
         try:
-            return httpx.get(f"{held.client.base_url}/health/ready").status_code != 200
+            return httpx.get(f"{gated_service.client.base_url}/health/ready").status_code != 200
         except httpx.ConnectError:
             return True
 
     with ThreadPoolExecutor(3) as pool:
-        jobs = [pool.submit(ask, held.client, "/predict/modality", png) for _ in range(3)]
-        _eventually(lambda: held.predictor.admission.active == 3)
-        held.server.should_exit = True  # what a signal does
+        jobs = [pool.submit(ask, gated_service.client, "/predict/modality", png) for _ in range(3)]
+        _eventually(lambda: gated_service.predictor.admission.active == 3)
+        gated_service.server.should_exit = True  # what a signal does
         _eventually(is_refused)
         time.sleep(0.2)
         assert not any(job.done() for job in jobs)
-        held.free.set()
+        gated_service.free.set()
         assert [job.result().status_code for job in jobs] == [200] * 3
 
 

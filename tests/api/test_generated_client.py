@@ -14,7 +14,7 @@ from ml.dataset.records import Record
 from tests.api.predict_client import CAPTION
 
 VERSION = "0.29.1"
-# The generator knows pictures as files only when it is told; nothing is formatted afterwards.
+# The generator knows images as files only when it is told; nothing is formatted afterwards.
 CONFIG = """
 post_hooks: []
 content_type_overrides:

@@ -19,9 +19,9 @@ def image(api: httpx.Client) -> str:
 
 
 def test_an_image_comes_with_its_case(api: httpx.Client, image: str) -> None:
-    found = ImageWithCase.model_validate_json(api.get(f"/images/{image.upper()}").content)
-    assert found.image == image
-    assert found.case.u_id == found.u_id == "MPX1008"
+    body = ImageWithCase.model_validate_json(api.get(f"/images/{image.upper()}").content)
+    assert body.image == image
+    assert body.case.u_id == body.u_id == "MPX1008"
 
 
 def test_the_file_is_the_one_of_the_dataset(api: httpx.Client, image: str, generated_dataset: Path) -> None:
@@ -38,8 +38,8 @@ def test_the_file_is_the_one_of_the_dataset(api: httpx.Client, image: str, gener
 @pytest.mark.parametrize("suffix", ["file", "thumbnail", "thumbnail?width=64"])
 def test_a_client_that_has_the_file_is_not_sent_it_again(api: httpx.Client, image: str, suffix: str) -> None:
     etag = api.get(f"/images/{image}/{suffix}").headers["etag"]
-    for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
-        answer = api.get(f"/images/{image}/{suffix}", headers={"If-None-Match": known})
+    for if_none_match in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        answer = api.get(f"/images/{image}/{suffix}", headers={"If-None-Match": if_none_match})
         assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
     assert api.get(f"/images/{image}/{suffix}", headers={"If-None-Match": '"other"'}).status_code == 200
 

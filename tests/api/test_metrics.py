@@ -80,11 +80,11 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_exist(predict_api: httpx
     names = {f"{family.name}{suffix}" for family in families for suffix in _SUFFIXES[family.type]}
     labels = {label for family in families for sample in family.samples for label in sample.labels}
     panels = json.loads((REPOSITORY / "docs" / "grafana-dashboard.json").read_text())["panels"]
-    asked = [target for panel in panels for target in panel["targets"]]
-    used = {name for target in asked for name in re.findall(r"medpix_\w+", target["expr"])}
+    targets = [target for panel in panels for target in panel["targets"]]
+    used = {name for target in targets for name in re.findall(r"medpix_\w+", target["expr"])}
     assert used <= names
     measured = {family.name for family in families if not family.name.endswith("_created")}
     assert measured <= {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in used}
-    grouped = " ".join(re.findall(r"by \(([^)]*)\)", " ".join(target["expr"] for target in asked)))
-    shown = re.findall(r"{{(\w+)}}", " ".join(target["legendFormat"] for target in asked))
-    assert {*re.findall(r"\w+", grouped), *shown} <= labels | {"cache"}
+    grouped = " ".join(re.findall(r"by \(([^)]*)\)", " ".join(target["expr"] for target in targets)))
+    legends = re.findall(r"{{(\w+)}}", " ".join(target["legendFormat"] for target in targets))
+    assert {*re.findall(r"\w+", grouped), *legends} <= labels | {"cache"}

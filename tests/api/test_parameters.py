@@ -35,12 +35,12 @@ def test_the_bounds_of_numbers_are_declared(api: httpx.Client) -> None:
 
 
 def test_text_search_narrows_lists_facets_and_exports_alike(api: httpx.Client) -> None:
-    found = {hit["case"]["u_id"] for hit in api.get("/search?q=brain&limit=100").json()["items"]}
+    ids = {hit["case"]["u_id"] for hit in api.get("/search?q=brain&limit=100").json()["items"]}
     cases = {case["u_id"] for case in api.get("/cases?q=brain&limit=100").json()["items"]}
-    assert found
-    assert cases == found
+    assert ids
+    assert cases == ids
     exported = api.get("/export?q=brain&of=cases&format=json&raw=false").json()
-    assert {row["u_id"] for row in exported} == found
+    assert {row["u_id"] for row in exported} == ids
     images = api.get("/images?q=brain").json()["total"]
     assert images == api.get("/facets?q=brain").json()["total"] == len(api.get("/export?q=brain").json())
     assert 0 < images <= api.get("/images").json()["total"]

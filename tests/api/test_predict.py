@@ -2,8 +2,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,12 +9,9 @@ import numpy as np
 import pytest
 from pymongo.database import Database
 
-from app.core.settings import Settings, load_settings
+from app.core.settings import Settings
 from app.core.telemetry import Metrics
-from app.data.client import connect
-from app.data.mongod import embedded_mongod, find_mongod
-from app.data.schema import MODELS, TRAINING_RUNS
-from app.data.seed import seed
+from app.data.schema import MODELS
 from app.serving.daemon_pool import DaemonThreadPool
 from app.serving.prediction_cache import PredictionCache
 from app.serving.prediction_context import PredictionContext
@@ -27,13 +22,12 @@ from ml.dataset.records import Record
 from ml.models.predict_records import captions_of, run_captions, run_images
 from ml.registry.model_card import ModelCard
 from ml.registry.registry import Registry, load_model
-from ml.training.train import queue
 from tests.api.predict_client import CAPTION, ask, is_problem, stages
 from tests.conftest import database_address
-from tests.service import is_ok, running_service, wait_for
+from tests.service import wait_for
 from tests.serving.decode.dicom_files import PATIENT, dicom
 from tests.serving.hostile_files import accepted, refused
-from tests.serving.ood_images import unlike
+from tests.serving.ood_images import ood_images
 
 Document = dict[str, Any]
 Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]
@@ -108,7 +102,7 @@ def test_a_location_uses_image_and_caption(predict_api: httpx.Client, png: bytes
 
 
 @pytest.mark.parametrize("caption", [None, "", " \r\n\t"])
-def test_a_location_without_caption_says_that_the_image_alone_was_judged(
+def test_a_location_without_caption_says_that_the_image_alone_was_used(
     predict_api: httpx.Client, png: bytes, caption: str | None
 ) -> None:
     body = ask(predict_api, "/predict/location", png, caption).json()
@@ -158,8 +152,8 @@ def test_every_readable_file_is_answered(predict_api: httpx.Client, task: str, n
 
 
 @pytest.mark.parametrize("name", ["chart", "white", "black", "photo"])
-def test_a_picture_that_is_no_scan_is_uncertain_whatever_the_model_says(predict_api: httpx.Client, name: str) -> None:
-    body = ask(predict_api, "/predict/modality", unlike()[name]).json()
+def test_an_image_that_is_no_scan_is_uncertain_whatever_the_model_says(predict_api: httpx.Client, name: str) -> None:
+    body = ask(predict_api, "/predict/modality", ood_images()[name]).json()
     assert body["decision"] == "uncertain"
     assert any("unlike every image" in note for note in body["notes"])
 
@@ -177,8 +171,8 @@ def test_an_image_beyond_the_distance_of_the_training_images_is_uncertain(
     assert document is not None
     decisions = []
     settings = predict_settings.model_copy(update={"mongo_uri": database_address(mongo_server, database.name)})
-    known = {"mahalanobis": 1e6, "nearest": 2.0}[distance]
-    for limit in (known, -1.0):  # every distance is below the one and above the other
+    largest = {"mahalanobis": 1e6, "nearest": 2.0}[distance]
+    for limit in (largest, -1.0):  # every distance is below the one and above the other
         changed = {"ood_threshold": limit, "ood_distance": distance, "thresholds": {}}
         database[MODELS].replace_one({"_id": "compact"}, document | changed, upsert=True)
         with serve(settings) as client:
@@ -202,7 +196,7 @@ def test_a_hostile_file_disturbs_nobody(predict_api: httpx.Client, records: list
     good = [record.path.read_bytes() for record in records[:10]]
     alone = [ask(predict_api, "/predict/modality", each).json()["probabilities"] for each in good]
     with ThreadPoolExecutor(12) as pool:
-        # Bytes after the end of the picture keep the cache out of it.
+        # Bytes after the end of the image keep the cache out of it.
         files = [good[i % len(good)] + f"{name} {i}".encode() for i in range(50)]
         jobs = [pool.submit(ask, predict_api, "/predict/modality", file) for file in files[:25]]
         hostile = pool.submit(ask, predict_api, "/predict/modality", data)
@@ -246,100 +240,7 @@ def test_only_post_predicts(predict_api: httpx.Client) -> None:
         assert answer.headers["allow"] == "POST"
 
 
-def test_without_a_model_the_answer_says_how_far_the_training_is(
-    settings: Settings, serve: Serve, database: Database[Document], png: bytes
-) -> None:
-    with serve(settings) as client:
-        wait_for(client, "/models", lambda answer: answer.json()["tasks"]["modality"]["state"] == "missing")
-        answer = ask(client, "/predict/modality", png)
-        is_problem(answer, 503)
-        assert "medpix train modality" in answer.json()["detail"]
-        queue(["compact"], database)
-        database[TRAINING_RUNS].update_one(
-            {"_id": "compact"},
-            {"$set": {"state": "running", "fraction": 0.42, "eta_s": 61.0, "updated_at": datetime.now(UTC)}},
-        )
-        wait_for(client, "/models", lambda answer: answer.json()["tasks"]["modality"]["state"] == "running")
-        answer = ask(client, "/predict/modality", png)
-        is_problem(answer, 503)
-        assert 40 <= int(answer.headers["retry-after"]) <= 61
-        assert "42% done" in answer.json()["detail"]
-        training = answer.json()["training"]
-        assert 40 <= training.pop("eta_s") <= 61, "it counts down between two reports"
-        assert training == {
-            "model": "compact",
-            "state": "running",
-            "fraction": 0.42,
-            "step": 1,
-            "steps": 1,
-            "message": "waiting for its turn",
-        }
-        long_ago = datetime.now(UTC) - timedelta(hours=1)
-        database[TRAINING_RUNS].update_one({"_id": "compact"}, {"$set": {"updated_at": long_ago}})
-        wait_for(client, "/models", lambda answer: answer.json()["tasks"]["modality"]["state"] == "failed")
-        assert "stopped reporting" in ask(client, "/predict/modality", png).json()["detail"]
-
-
-def test_a_model_that_appears_is_served_without_a_restart(
-    settings: Settings,
-    serve: Serve,
-    database: Database[Document],
-    ml_database: Database[Document],
-    models_dir: Path,
-    png: bytes,
-) -> None:
-    with serve(settings.model_copy(update={"models_dir": models_dir})) as client:
-        wait_for(client, "/models", lambda answer: answer.json()["tasks"]["modality"]["state"] == "missing")
-        assert ask(client, "/predict/modality", png).status_code == 503
-        database[MODELS].insert_many(ml_database[MODELS].find())
-        wait_for(client, "/models", lambda answer: answer.json()["tasks"]["location"]["state"] == "serving")
-        assert ask(client, "/predict/modality", png).status_code == 200
-        assert ask(client, "/predict/location", png, CAPTION).status_code == 200
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_predictions_go_on_while_the_database_is_down(
-    ml_database: Database[Document],
-    models_dir: Path,
-    generated_dataset: Path,
-    tmp_path: Path,
-    warm_home: Callable[[Path], Path],
-    png: bytes,
-    known: bool,
-) -> None:
-    with embedded_mongod(tmp_path / "db", tmp_path / "run", find_mongod()) as uri:
-        settings = load_settings(
-            home=warm_home(tmp_path),
-            mongo_uri=uri,
-            data_dir=generated_dataset,
-            models_dir=models_dir,
-            device="cpu",
-            mongo_server_selection_s=0.3,
-        )
-        with connect(uri, settings, timeout_s=0) as client:
-            own = client.get_default_database("medpix")
-            seed(own, generated_dataset)
-            own[MODELS].insert_many(ml_database[MODELS].find())
-        service = running_service(settings)
-        api = service.__enter__()
-        if known:  # a service that is ready has read which images there are
-            wait_for(api, "/health/ready", is_ok)
-        else:
-            wait_for(api, "/models", lambda found: found.json()["tasks"]["modality"]["state"] == "serving")
-    try:
-        answer = ask(api, "/predict/modality", png)
-        assert answer.status_code == 200, answer.text
-        if known:
-            assert answer.json()["in_dataset"]["split"] == "test"
-        else:
-            assert answer.json()["in_dataset"] is None
-            assert "database could not be asked" in answer.json()["notes"][0]
-        assert api.get("/cases/MPX1008").status_code == 503
-    finally:
-        service.__exit__(None, None, None)
-
-
-def test_a_dicom_file_is_judged_and_what_was_done_to_it_is_said(predict_api: httpx.Client) -> None:
+def test_a_dicom_file_is_predicted_and_what_was_done_to_it_is_said(predict_api: httpx.Client) -> None:
     frames = np.random.default_rng(0).integers(0, 4096, (3, 64, 80), dtype=np.int16)
     data = dicom(frames, WindowCenter=1000, WindowWidth=2000)
     answer = ask(predict_api, "/predict/modality", data)
@@ -400,19 +301,3 @@ def test_the_modality_of_a_header_can_only_take_confidence(
     assert context.confident == (words is None)
     assert (words is None) == (not any("DICOM header" in note for note in context.notes))
     assert words is None or words in context.notes[-1]
-
-
-def test_models_say_why_they_serve(predict_api: httpx.Client) -> None:
-    found = predict_api.get("/models").json()
-    assert found["training"] is None, "nothing was started"
-    assert found["tasks"]["modality"]["reason"] == "the only registered model that answers modality from an image"
-    location = found["tasks"]["location"]
-    other = {"compact": "fused-location", "fused-location": "compact"}[location["model"]]
-    scores = {
-        item["card"]["name"]: item["card"]["metrics"]["dev"]["location"]["accuracy"]
-        for item in found["items"]
-        if item["card"]["name"] in (location["model"], other)
-    }
-    assert location["reason"] == (
-        f"best accuracy on dev, {scores[location['model']]:.3f}, before {other} with {scores[other]:.3f}"
-    )

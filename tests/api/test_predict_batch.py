@@ -93,19 +93,19 @@ def test_a_batch_that_cannot_be_used_says_what_to_send(predict_api: httpx.Client
 @pytest.mark.parametrize("accept", ["text/csv", "text/csv, application/json;q=0.5", "Text/CSV;q=0.9,*/*"])
 def test_the_results_as_csv(predict_api: httpx.Client, accept: str) -> None:
     files = [("images", ("=1+1.png", accepted()["grey"])), ("images", ("notes.txt", b"no image" * 100))]
-    found = predict_api.post("/predict/location/batch", files=files).json()
+    body = predict_api.post("/predict/location/batch", files=files).json()
     answer = predict_api.post("/predict/location/batch", files=files, headers={"Accept": accept})
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     assert "Accept" in answer.headers["vary"]
     first, second = csv.DictReader(io.StringIO(answer.text))
-    prediction = found["items"][0]["prediction"]
+    prediction = body["items"][0]["prediction"]
     assert (first["index"], first["file"], first["status"], first["problem"]) == ("0", "'=1+1.png", "200", "")
     assert first["label"] == prediction["label"]
     assert float(first["probability"]) == pytest.approx(prediction["probabilities"][0]["probability"], abs=1e-5)
     assert first["sha256"] == prediction["image"]["sha256"]
     assert first["notes"] == " ".join(prediction["notes"])
     assert (second["file"], second["status"], second["label"]) == ("notes.txt", "415", "")
-    assert second["problem"] == found["items"][1]["problem"]["detail"]
+    assert second["problem"] == body["items"][1]["problem"]["detail"]
 
 
 @pytest.mark.parametrize(

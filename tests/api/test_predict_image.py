@@ -25,7 +25,7 @@ def record(records: list[Record]) -> Record:
     return next(record for record in records if record.split == "test" and record.caption)
 
 
-def test_an_image_of_the_dataset_is_judged_beside_its_labels(predict_api: httpx.Client, record: Record) -> None:
+def test_an_image_of_the_dataset_is_predicted_beside_its_labels(predict_api: httpx.Client, record: Record) -> None:
     answer = predict_api.get(f"/images/{record.image.lower()}/predict")
     assert answer.status_code == 200, answer.text
     assert "wait" in stages(answer)
@@ -34,13 +34,13 @@ def test_an_image_of_the_dataset_is_judged_beside_its_labels(predict_api: httpx.
     assert (body.image, body.u_id, body.split) == (record.image, record.u_id, "test")
     assert body.truth.model_dump() == {name: stored[name] for name in ("modality", "location", "location_category")}
     assert body.caption == stored["caption"]
-    for task, judged in (("modality", body.modality), ("location", body.location)):
+    for task, result in (("modality", body.modality), ("location", body.location)):
         alone = ask(predict_api, f"/predict/{task}", record.path.read_bytes(), stored["caption"]).json()
-        assert judged.prediction is not None
-        assert judged.prediction.label == alone["label"]
-        assert judged.prediction.inputs_used == alone["inputs_used"]
-        assert judged.truth == stored[task]
-        assert judged.correct == (alone["label"] == stored[task])
+        assert result.prediction is not None
+        assert result.prediction.label == alone["label"]
+        assert result.prediction.inputs_used == alone["inputs_used"]
+        assert result.truth == stored[task]
+        assert result.correct == (alone["label"] == stored[task])
 
 
 def test_the_caption_can_be_left_out(predict_api: httpx.Client, record: Record) -> None:

@@ -1,4 +1,4 @@
-"""The picture that is analysed, as PNG."""
+"""The image that is analysed, as PNG."""
 
 import io
 
@@ -16,28 +16,28 @@ def _preview(client: httpx.Client, data: bytes, name: str = "scan") -> httpx.Res
     return client.post("/preview", files={"image": (name, data)})
 
 
-def test_a_dicom_file_becomes_the_picture_that_the_models_are_given(api: httpx.Client) -> None:
+def test_a_dicom_file_becomes_the_image_that_the_models_are_given(api: httpx.Client) -> None:
     pixels = (np.arange(64 * 48) % 4096).astype(np.uint16).reshape(48, 64)
     file = dicom(pixels)
     answer = _preview(api, file, "scan.dcm")
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["cache-control"] == "no-store"
-    shown = np.asarray(Image.open(io.BytesIO(answer.content)).convert("L"))
+    preview = np.asarray(Image.open(io.BytesIO(answer.content)).convert("L"))
     expected = np.asarray(decode(file, load_settings()).image.convert("L"))
-    assert shown.shape == (48, 64)
-    assert np.array_equal(shown, expected)
+    assert preview.shape == (48, 64)
+    assert np.array_equal(preview, expected)
 
 
-def test_a_large_picture_is_made_smaller(api: httpx.Client) -> None:
+def test_a_large_image_is_made_smaller(api: httpx.Client) -> None:
     stream = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 2000), np.uint8)).save(stream, "PNG")
     answer = _preview(api, stream.getvalue())
     assert Image.open(io.BytesIO(answer.content)).size == (1024, 154)
 
 
-@pytest.mark.parametrize(("data", "status"), [(b"no picture", 415), (b"", 422)])
-def test_what_is_no_picture_is_a_problem(api: httpx.Client, data: bytes, status: int) -> None:
+@pytest.mark.parametrize(("data", "status"), [(b"no image", 415), (b"", 422)])
+def test_what_is_no_image_is_a_problem(api: httpx.Client, data: bytes, status: int) -> None:
     answer = _preview(api, data)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"

@@ -135,8 +135,8 @@ def test_links_of_answers_and_headers_lead_through_the_proxy(proxy: httpx.Client
     case = proxy.get(links["case"]).json()
     assert proxy.get(case["links"]["images"]).status_code == 200
     assert case["images"][0]["links"]["file"].startswith(PREFIX)
-    found = proxy.get(f"{PREFIX}/search?q=brain").json()["items"][0]
-    assert proxy.get(found["case"]["links"]["self"]).status_code == 200
+    hit = proxy.get(f"{PREFIX}/search?q=brain").json()["items"][0]
+    assert proxy.get(hit["case"]["links"]["self"]).status_code == 200
     document = proxy.get(f"{PREFIX}/openapi.json").json()
     assert document["servers"][0]["url"] == PREFIX
     described = proxy.get(f"{PREFIX}/export/croissant").json()

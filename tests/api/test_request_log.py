@@ -41,8 +41,8 @@ def test_a_request_is_logged_without_what_was_sent(
         )
         client.post("/images/MPX1001_synpic1/annotations", json={"comment": "secret comment"})
     # The client of this test logs the addresses that it asks for.
-    said = "\n".join(line for line in capfd.readouterr().err.splitlines() if '"logger": "httpx"' not in line)
-    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    log = "\n".join(line for line in capfd.readouterr().err.splitlines() if '"logger": "httpx"' not in line)
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     requests = [line for line in lines if line["logger"] == "medpix.requests"]
     assert [(line["method"], line["route"]) for line in requests] == [
         ("GET", "/cases/{u_id}"),
@@ -55,7 +55,7 @@ def test_a_request_is_logged_without_what_was_sent(
     assert 0 < first["seconds"] < 30
     assert len({line["request_id"] for line in requests}) == 4
     for secret in ("secret", "patient-name", "MPX1001"):
-        assert secret not in said
+        assert secret not in log
 
 
 def test_text_lines_carry_the_request_id(settings: Settings, capfd: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +64,7 @@ def test_text_lines_carry_the_request_id(settings: Settings, capfd: pytest.Captu
     with running_service(own) as client:
         answer = client.get("/cases/MPX1001")
         assert answer.status_code == 503
-    said = capfd.readouterr().err
-    assert "medpix.requests" not in said
-    with_id = [line for line in said.splitlines() if line.endswith(f"[{answer.json()['request_id']}]")]
+    log = capfd.readouterr().err
+    assert "medpix.requests" not in log
+    with_id = [line for line in log.splitlines() if line.endswith(f"[{answer.json()['request_id']}]")]
     assert all(line.split()[0] in ("WARNING", "ERROR", "INFO") for line in with_id)

@@ -130,7 +130,7 @@ def test_an_image_is_found_by_its_id(api: httpx.Client) -> None:
         assert page.exact_id == image["image"]
         [hit] = page.items
         assert hit.case.u_id == image["u_id"]
-        assert [found.image.image for found in hit.images] == [image["image"]]
+        assert [image_hit.image.image for image_hit in hit.images] == [image["image"]]
 
 
 @pytest.mark.parametrize("q", ["uret", "uret*", "URET"])

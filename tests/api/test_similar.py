@@ -32,7 +32,7 @@ def test_similar_images_come_from_other_cases(predict_api: httpx.Client, records
     assert by_upload.json()["items"] == by_name.json()["items"]
 
 
-def test_an_unchanged_picture_in_another_file_finds_itself(predict_api: httpx.Client, records: list[Record]) -> None:
+def test_an_unchanged_image_in_another_file_finds_itself(predict_api: httpx.Client, records: list[Record]) -> None:
     for record in records[:5]:
         first = ask(predict_api, "/search/similar", record.path.read_bytes() + b"!").json()["items"][0]
         assert first["similarity"] == pytest.approx(1, abs=1e-3)

@@ -66,12 +66,12 @@ def test_filters_apply_and_pages_follow_one_another(text_api: httpx.Client) -> N
 
 
 def test_a_text_can_be_posted_in_place_of_an_image(text_api: httpx.Client) -> None:
-    found = text_api.get("/search/images", params={"q": TEXT, "modality": "CT", "limit": 5}).json()["items"]
+    by_query = text_api.get("/search/images", params={"q": TEXT, "modality": "CT", "limit": 5}).json()["items"]
     answer = text_api.post("/search/similar", params={"modality": "CT", "limit": 5}, json={"text": TEXT})
     assert answer.status_code == 200, answer.text
     body = SimilarImages.model_validate(answer.json())
-    assert [item.image for item in body.items] == [item["image"]["image"] for item in found]
-    assert [item.similarity for item in body.items] == [item["score"] for item in found]
+    assert [item.image for item in body.items] == [item["image"]["image"] for item in by_query]
+    assert [item.similarity for item in body.items] == [item["score"] for item in by_query]
     assert (body.text, body.image, body.in_dataset) == (TEXT, None, None)
 
 

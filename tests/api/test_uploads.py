@@ -112,8 +112,8 @@ def test_the_preview_is_what_the_model_sees(api: httpx.Client) -> None:
     transparent = Image.new("RGBA", (32, 32), (255, 255, 255, 0))
     buffer = io.BytesIO()
     transparent.save(buffer, "PNG")
-    shown = Image.open(io.BytesIO(ask(api, "/preview", buffer.getvalue()).content))
-    assert shown.convert("L").getextrema() == (0, 0)
+    preview = Image.open(io.BytesIO(ask(api, "/preview", buffer.getvalue()).content))
+    assert preview.convert("L").getextrema() == (0, 0)
 
 
 def _connection(client: httpx.Client) -> http.client.HTTPConnection:

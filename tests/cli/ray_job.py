@@ -26,11 +26,11 @@ def main() -> None:
         killed = 0
         for table in predict_files_on_ray(left, cards, settings, address="local", workers=2, part_files=3):
             if not killed and (killed := _kill_worker()):
-                print(f"killed worker {killed} after the first part")  # noqa: T201 - the test reads it
+                print(f"killed worker {killed} after the first part")
             yield table
 
     failed = write_predictions(images, cards, Path(sys.argv[2]), run)
-    print(f"{len(images)} files, {failed} with an error")  # noqa: T201
+    print(f"{len(images)} files, {failed} with an error")
 
 
 def _kill_worker() -> int:

@@ -23,7 +23,7 @@ def _findings(settings: Settings) -> dict[str, Finding]:
 def test_a_machine_with_everything_is_in_order(
     generated_database: Database[Document], mongo_server: str, generated_dataset: Path, models_dir: Path, tmp_path: Path
 ) -> None:
-    found = _findings(
+    findings = _findings(
         load_settings(
             home=tmp_path / "home",
             data_dir=generated_dataset,
@@ -31,16 +31,18 @@ def test_a_machine_with_everything_is_in_order(
             mongo_uri=database_address(mongo_server, generated_database.name),
         )
     )
-    assert {finding.state for subject, finding in found.items() if subject not in ("memory", "cores", "port")} == {"ok"}
+    assert {finding.state for subject, finding in findings.items() if subject not in ("memory", "cores", "port")} == {
+        "ok"
+    }
     images = len(list((generated_dataset / "images").iterdir()))
-    assert found["data"].found == f"{generated_dataset} with {images} image files"
+    assert findings["data"].detail == f"{generated_dataset} with {images} image files"
     assert (
         f"with 40 cases and {generated_database['Image_Descriptions'].count_documents({})} images"
-        in found["database"].found
+        in findings["database"].detail
     )
     kind = "an NVIDIA GPU" if find_spec("triton") else "a CPU"
-    assert f"packages for {kind}" in found["device"].found
-    assert found["models"].found.startswith("caption-location, compact, fused-location in ")
+    assert f"packages for {kind}" in findings["device"].detail
+    assert findings["models"].detail.startswith("caption-location, compact, fused-location in ")
 
 
 def test_what_is_wrong_is_named_with_its_remedy(tmp_path: Path) -> None:
@@ -51,14 +53,14 @@ def test_what_is_wrong_is_named_with_its_remedy(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        found = _findings(load_settings(home=tmp_path / "home", data_dir=tmp_path, mongod=failing, port=port))
-    assert found["port"].state == "warning"
-    assert "is used by process" in found["port"].found
-    assert (found["data"].state, "medpix fetch" in found["data"].found) == ("error", True)
-    assert found["mongod"].state == "error"
-    assert "libcurl.so.4" in found["mongod"].found
-    assert "libcurl4" in found["mongod"].remedy
-    assert found["models"].state == "warning"
+        findings = _findings(load_settings(home=tmp_path / "home", data_dir=tmp_path, mongod=failing, port=port))
+    assert findings["port"].state == "warning"
+    assert "is used by process" in findings["port"].detail
+    assert (findings["data"].state, "medpix fetch" in findings["data"].detail) == ("error", True)
+    assert findings["mongod"].state == "error"
+    assert "libcurl.so.4" in findings["mongod"].detail
+    assert "libcurl4" in findings["mongod"].remedy
+    assert findings["models"].state == "warning"
     away = _findings(
         load_settings(home=tmp_path / "home", mongo_uri="mongodb://127.0.0.1:1/", mongo_server_selection_s=0.2)
     )

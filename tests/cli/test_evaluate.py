@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from typer.testing import CliRunner
 from app.cli.evaluate import EvaluationError, evaluate_if_due, run_evaluation
 from app.core.settings import Settings, load_settings
 from app.data import schema
-from app.data.seed import seed
 from app.main import app
 from ml.evaluation.report import ReportError
 from ml.registry.registry import Registry
@@ -31,20 +29,6 @@ def own_signals() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture
-def own_models(
-    database: Database[Document],
-    ml_database: Database[Document],
-    generated_dataset: Path,
-    models_dir: Path,
-    tmp_path: Path,
-) -> Path:
-    """Copies of the trained models, registered in a seeded database of the test's own."""
-    seed(database, generated_dataset)
-    database[schema.MODELS].insert_many(list(ml_database[schema.MODELS].find()))
-    return Path(shutil.copytree(models_dir, tmp_path / "models"))
 
 
 @pytest.fixture
@@ -77,36 +61,36 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
 
 
 def results_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return found
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
 
 
 def test_the_command_prints_the_table_and_writes_the_report(environment: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    found = run(environment, "evaluate", "caption-location", "--no-register", "--device", "cpu", "--out", str(out))
-    assert found.returncode == 0, found.stderr
-    assert "the split 'test' of a dataset that is not MedPix 2.0" in found.stdout
+    completed = run(environment, "evaluate", "caption-location", "--no-register", "--device", "cpu", "--out", str(out))
+    assert completed.returncode == 0, completed.stderr
+    assert "the split 'test' of a dataset that is not MedPix 2.0" in completed.stdout
     accuracy = results_of(out)["models"]["caption-location"]["tasks"]["location_category"]["scores"]["accuracy"]
-    line = [line for line in found.stdout.splitlines() if "caption-location" in line][-1]
+    line = [line for line in completed.stdout.splitlines() if "caption-location" in line][-1]
     assert f"{accuracy:.3f}" in line
-    assert f"Report: {out / 'report.html'}" in found.stdout
+    assert f"Report: {out / 'report.html'}" in completed.stdout
     assert (out / "report.html").stat().st_size > 10_000
 
 
 def test_an_evaluation_of_some_models_leaves_the_leaderboard(own_settings: Settings, database: Any) -> None:
-    shown = own_settings.home / "evaluation"
+    served = own_settings.home / "evaluation"
     run_evaluation(own_settings, database, ["all"], device="cpu")
-    before = {path.name: path.read_bytes() for path in shown.iterdir()}
-    assert set(results_of(shown)["models"]) == {"compact", "caption-location", "fused-location"}
+    before = {path.name: path.read_bytes() for path in served.iterdir()}
+    assert set(results_of(served)["models"]) == {"compact", "caption-location", "fused-location"}
     run_evaluation(own_settings, database, ["caption-location"], device="cpu")
     run_evaluation(own_settings, database, ["all"], split="dev", device="cpu")
-    after = {path.name: path.read_bytes() for path in shown.iterdir() if path.is_file()}
+    after = {path.name: path.read_bytes() for path in served.iterdir() if path.is_file()}
     assert after == before
-    assert set(results_of(shown / "test-caption-location")["models"]) == {"caption-location"}
-    assert results_of(shown / "dev-all")["split"]["split"] == "dev"
+    assert set(results_of(served / "test-caption-location")["models"]) == {"caption-location"}
+    assert results_of(served / "dev-all")["split"]["split"] == "dev"
     # Named by their tasks or one by one, all models are all models.
     run_evaluation(own_settings, database, ["location", "modality"], device="cpu")
-    assert results_of(shown)["created_at"] != json.loads(before["results.json"])["created_at"]
+    assert results_of(served)["created_at"] != json.loads(before["results.json"])["created_at"]
 
 
 def test_after_training_all_models_are_evaluated_once(
@@ -124,12 +108,12 @@ def test_after_training_all_models_are_evaluated_once(
     progress = database[schema.TRAINING_RUNS].find_one({"_id": schema.EVALUATION_RUN})
     assert progress is not None
     assert (progress["state"], progress["fraction"], progress["tasks"]) == ("done", 1.0, [])
-    known = report.read_bytes()
+    content = report.read_bytes()
     caplog.set_level("INFO")
     evaluate_if_due(own_settings, database, device="cpu")
-    assert report.read_bytes() == known
+    assert report.read_bytes() == content
     assert "nothing to evaluate" in caplog.text
-    report.write_text(known.decode().replace(registered["compact"], "an older one"))
+    report.write_text(content.decode().replace(registered["compact"], "an older one"))
     with monkeypatch.context() as patched:
         patched.setenv("RANK", "1")
         evaluate_if_due(own_settings, database, device="cpu")
@@ -193,10 +177,10 @@ def test_a_failing_disk_is_said_in_a_sentence(
 
 
 def test_what_cannot_be_done_is_said_in_a_line(environment: dict[str, str]) -> None:
-    found = run(environment, "evaluate", "resnet50-modality")
-    assert found.returncode == 1
-    assert "resnet50-modality is not registered; train it with `medpix train resnet50-modality`" in found.stderr
-    assert "Traceback" not in found.stderr
+    completed = run(environment, "evaluate", "resnet50-modality")
+    assert completed.returncode == 1
+    assert "resnet50-modality is not registered; train it with `medpix train resnet50-modality`" in completed.stderr
+    assert "Traceback" not in completed.stderr
     taken = run(environment, "evaluate", "compact", "--out", environment["MEDPIX_DATA_DIR"] + "/images_overview.csv/x")
     assert taken.returncode == 1
     assert "the report could not be written to" in taken.stderr

@@ -92,6 +92,6 @@ def test_a_training_waits_for_room(disk: Path, tmp_path: Path, generated_dataset
         up.wait_until_said("The training ended with exit code 1; it is started again in ")
         assert _is_named(disk, up.said())
         make_room()
-        found = wait_for(up.client, "/models", lambda answer: bool(answer.json()["items"]), seconds=120).json()
-        assert [item["card"]["name"] for item in found["items"]] == ["caption-location"]
+        models = wait_for(up.client, "/models", lambda answer: bool(answer.json()["items"]), seconds=120).json()
+        assert [item["card"]["name"] for item in models["items"]] == ["caption-location"]
         up.stop()

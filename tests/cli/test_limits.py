@@ -17,21 +17,21 @@ def test_odd_paths_and_little_of_everything_will_do(
     tmp_path: Path, generated_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Spaces and umlauts, no HOME, a language that is not installed, one core, 128 files, and a strict umask."""
-    place = tmp_path / "mit Leerzeichen und Umläuten"
-    place.mkdir()
-    data = shutil.copytree(generated_dataset, place / "Daten für Tests")
+    folder = tmp_path / "mit Leerzeichen und Umläuten"
+    folder.mkdir()
+    data = shutil.copytree(generated_dataset, folder / "Daten für Tests")
     monkeypatch.delenv("HOME")
     for name in ("LANG", "LC_ALL"):
         monkeypatch.setenv(name, "tr_TR.UTF-8")
     core = str(min(os.sched_getaffinity(0)))
     little = ("sh", "-c", 'umask 077; ulimit -n 128; exec taskset --cpu-list "$0" "$@"', core)
-    with running_up(place / "Häuschen", data, "--no-train", under=little) as up:
+    with running_up(folder / "Häuschen", data, "--no-train", under=little) as up:
         assert up.client.get("/cases/MPX1001").json()["u_id"] == "MPX1001"
         image = up.client.get("/images", params={"limit": 1}).json()["items"][0]["image"]
         assert up.client.get(f"/images/{image}/thumbnail").status_code == 200
         assert resource.prlimit(up.process.pid, resource.RLIMIT_NOFILE) == (128, 128)
         up.stop()
-    assert not [path for path in (place / "Häuschen").rglob("*") if path.lstat().st_mode & 0o077]
+    assert not [path for path in (folder / "Häuschen").rglob("*") if path.lstat().st_mode & 0o077]
 
 
 def test_too_few_open_files_are_named(tmp_path: Path, generated_dataset: Path) -> None:

@@ -28,10 +28,10 @@ def test_help_imports_neither_torch_nor_the_database_driver() -> None:
 
 
 def test_help_names_every_command_and_gives_examples() -> None:
-    said = CliRunner().invoke(app, ["--help"]).output
+    output = CliRunner().invoke(app, ["--help"]).output
     for command in COMMANDS:
-        assert f" {command} " in said
-    assert "medpix export ct.parquet --where modality=CT" in said
+        assert f" {command} " in output
+    assert "medpix export ct.parquet --where modality=CT" in output
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -127,10 +127,10 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(
     archive: Path, tmp_path: Path, cards: dict[str, ModelCard], predict_settings: Settings
 ) -> None:
     images, out = find_images(archive), tmp_path / "results.csv"
-    asked: list[list[str]] = []
+    batches: list[list[str]] = []
 
     def run(left: Sequence[ImageFile]) -> Iterator[pa.Table]:
-        asked.append([image.name for image in left])
+        batches.append([image.name for image in left])
         yield from predict_files(left, cards, predict_settings, part_files=5)
 
     def run_and_end(left: Sequence[ImageFile]) -> Iterator[pa.Table]:
@@ -145,7 +145,7 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(
         write_predictions(images[1:], cards, out, run)
     assert write_predictions(images, cards, out, run) == 2
     names = [image.name for image in images]
-    assert asked == [names, names[5:]]
+    assert batches == [names, names[5:]]
     assert not out.with_name("results.csv.parts").exists()
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -94,8 +94,8 @@ def test_a_killed_training_is_told_and_started_again(tmp_path: Path, generated_d
         up.wait_until_said(
             f"The training was killed by SIGKILL; it is started again in 1 s. Its log: {home / 'run' / 'train.log'}"
         )
-        told = wait_for(up.client, "/health/ready", lambda answer: _training(answer.json()).get("state") == "queued")
-        assert "killed by SIGKILL" in _training(told.json())["message"]
+        status = wait_for(up.client, "/health/ready", lambda answer: _training(answer.json()).get("state") == "queued")
+        assert "killed by SIGKILL" in _training(status.json())["message"]
         until(lambda: child(up.process.pid, "train --missing") != killed, "the second training")
         wait_for(up.client, "/health/ready", lambda answer: _training(answer.json()).get("state") == "running")
         processes = descendants(up.process.pid)

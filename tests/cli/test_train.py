@@ -120,10 +120,10 @@ def test_ctrl_c_says_how_to_go_on(settings: Settings, database: Database[Documen
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[1]
+        errors = process.communicate(timeout=60)[1]
         assert process.returncode == 128 + signal.SIGINT
-    assert STOPPED in said
-    assert "Traceback" not in said
+    assert STOPPED in errors
+    assert "Traceback" not in errors
     assert (run_of(database, "compact")["state"], run_of(database, "compact")["message"]) == ("failed", STOPPED)
     assert run_of(database, "caption-location")["message"] == f"its turn did not come: {STOPPED}"
 
@@ -142,11 +142,11 @@ def test_a_full_disk_leaves_the_model_of_before_in_use(
     with medpix(
         settings, generated_dataset, "train", "compact", "--device", "cpu", "--epochs", "1", largest_file=1_000_000
     ) as process:
-        said = process.communicate(timeout=300)[1]
-        assert process.returncode == 1, said
-    assert "Traceback" not in said
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 1, errors
+    assert "Traceback" not in errors
     folder = settings.model_files_dir / ".training" / "compact"
-    assert f"the checkpoint could not be written to {folder}: File too large (os error 27). Make room there" in said
+    assert f"the checkpoint could not be written to {folder}: File too large (os error 27). Make room there" in errors
     assert "Models that are registered stay in use" in run_of(database, "compact")["message"]
     assert registry.load("compact").card.version == before.version
 
@@ -160,8 +160,8 @@ def test_two_processes_train_several_models_as_one_process_would(
     with medpix(
         settings, generated_dataset, "train", *wanted, "--epochs", "2", "--device", "cpu", start=_TORCHRUN
     ) as process:
-        said = process.communicate(timeout=600)[1]
-        assert process.returncode == 0, said
+        errors = process.communicate(timeout=600)[1]
+        assert process.returncode == 0, errors
     names = ("caption-location", "compact", "fused-location")
     together = Registry(database, settings.model_files_dir)
     assert [card.name for card in together.list()] == list(names)

@@ -79,11 +79,11 @@ def test_when_nothing_is_missing_the_models_are_evaluated(
         shutil.copytree(models_dir / "caption-location", models / name)
     address = database_address(mongo_server, database.name)
     with running_up(home, generated_dataset, MEDPIX_MONGO_URI=address, MEDPIX_MODELS_DIR=str(models)) as up:
-        found = wait_for(up.client, "/evaluation", is_ok, seconds=240).json()
+        evaluation = wait_for(up.client, "/evaluation", is_ok, seconds=240).json()
         registered = {
             item["card"]["name"]: item["card"]["version"] for item in up.client.get("/models").json()["items"]
         }
-        assert {name: row["version"] for name, row in found["models"].items()} == registered
+        assert {name: row["version"] for name, row in evaluation["models"].items()} == registered
         up.wait_until_said("Training and evaluation are done")
         up.stop()
 

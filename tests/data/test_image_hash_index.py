@@ -51,15 +51,15 @@ def _run(
 
 
 def test_one_query_serves_all_until_the_next_seeding(mongo_server: str, mongo_client: MongoClient[Document]) -> None:
-    async def ask(known: ImageHashIndex, queries: Queries) -> None:
+    async def ask(hash_index: ImageHashIndex, queries: Queries) -> None:
         expected = {"image": "MPX1001_synpic1", "u_id": "MPX1001", "split": "dev"}
         for _ in range(3):
-            assert await known.find("a", "first") == expected
-            assert await known.find("none", "first") is None
+            assert await hash_index.find("a", "first") == expected
+            assert await hash_index.find("none", "first") is None
         assert queries.count == 1
         mongo_client["test_contents"][schema.IMAGES].insert_one(_image("MPX1002_synpic2", "b"))
-        assert await known.find("b", "first") is None
-        assert (await known.find("b", "second") or {})["u_id"] == "MPX1002"
+        assert await hash_index.find("b", "first") is None
+        assert (await hash_index.find("b", "second") or {})["u_id"] == "MPX1002"
         assert queries.count == 2
 
     _run(mongo_server, mongo_client, [_image("MPX1001_synpic1", "a")], ask)
@@ -70,29 +70,29 @@ def test_a_large_dataset_is_not_kept(
 ) -> None:
     monkeypatch.setattr(contents, "_MOST", 2)
 
-    async def ask(known: ImageHashIndex, queries: Queries) -> None:
+    async def ask(hash_index: ImageHashIndex, queries: Queries) -> None:
         for _ in range(2):
-            assert (await known.find("1", "first") or {})["image"] == "MPX1001_synpic1"
-            assert await known.find("none", "first") is None
+            assert (await hash_index.find("1", "first") or {})["image"] == "MPX1001_synpic1"
+            assert await hash_index.find("none", "first") is None
         assert queries.count == 5
 
     _run(mongo_server, mongo_client, [_image(f"MPX100{n}_synpic{n}", str(n)) for n in range(3)], ask)
 
 
 def test_before_the_first_seeding_the_database_is_asked(mongo_server: str, mongo_client: MongoClient[Document]) -> None:
-    async def ask(known: ImageHashIndex, queries: Queries) -> None:
-        assert (await known.find("a", None) or {})["u_id"] == "MPX1001"
+    async def ask(hash_index: ImageHashIndex, queries: Queries) -> None:
+        assert (await hash_index.find("a", None) or {})["u_id"] == "MPX1001"
         assert queries.count == 1
 
     _run(mongo_server, mongo_client, [_image("MPX1001_synpic1", "a")], ask)
 
 
 def test_who_asks_while_the_hashes_are_read_is_answered(mongo_server: str, mongo_client: MongoClient[Document]) -> None:
-    async def ask(known: ImageHashIndex, queries: Queries) -> None:
-        found = await asyncio.gather(*(known.find("a", "first") for _ in range(5)))
-        assert [image and image["u_id"] for image in found] == ["MPX1001"] * 5
+    async def ask(hash_index: ImageHashIndex, queries: Queries) -> None:
+        images = await asyncio.gather(*(hash_index.find("a", "first") for _ in range(5)))
+        assert [image and image["u_id"] for image in images] == ["MPX1001"] * 5
         asked = queries.count
-        await known.find("a", "first")
+        await hash_index.find("a", "first")
         assert queries.count == asked
 
     _run(mongo_server, mongo_client, [_image("MPX1001_synpic1", "a")], ask)

@@ -30,11 +30,11 @@ def _image(key: str, caption: str | None) -> dict[str, object]:
 
 @pytest.fixture
 def passages() -> Passages:
-    found = Passages()
-    found.add(_case("A", "Myocardial infarction"), [_image("A_1", "Coronary angiogram"), _image("A_2", None)])
-    found.add(_case("B", "Intervertebral disc herniation"), [_image("B_1", "Sagittal MR of the lumbar spine")])
-    found.add(_case("C", "Pulmonary embolism"), [_image("C_1", "Coronary angiogram")])
-    return found
+    passages = Passages()
+    passages.add(_case("A", "Myocardial infarction"), [_image("A_1", "Coronary angiogram"), _image("A_2", None)])
+    passages.add(_case("B", "Intervertebral disc herniation"), [_image("B_1", "Sagittal MR of the lumbar spine")])
+    passages.add(_case("C", "Pulmonary embolism"), [_image("C_1", "Coronary angiogram")])
+    return passages
 
 
 def test_the_graph_computes_what_the_published_model_does(encoder: TextEncoder) -> None:

@@ -58,8 +58,8 @@ def _stages(plan: object) -> Iterator[str]:
 
 
 def _explain(database: Database[Document], command: Document, verbosity: str = "queryPlanner") -> Document:
-    found: Document = database.command({"explain": command, "verbosity": verbosity})
-    return found
+    explained: Document = database.command({"explain": command, "verbosity": verbosity})
+    return explained
 
 
 def _winning(database: Database[Document], command: Document) -> set[str]:
@@ -112,20 +112,20 @@ def test_an_index_of_an_earlier_version_is_dropped_and_one_of_the_user_stays(dat
 def test_looking_up_one_document_reads_one(generated_database: Database[Document], collection: str) -> None:
     key = generated_database[collection].find_one({}, {"_id": 1})
     assert key is not None
-    found = _explain(generated_database, {"find": collection, "filter": key, "limit": 1}, "executionStats")
-    assert set(_stages(found["queryPlanner"]["winningPlan"])) & {"IDHACK", "EXPRESS_IXSCAN"}
-    assert found["executionStats"]["totalDocsExamined"] == 1
+    explained = _explain(generated_database, {"find": collection, "filter": key, "limit": 1}, "executionStats")
+    assert set(_stages(explained["queryPlanner"]["winningPlan"])) & {"IDHACK", "EXPRESS_IXSCAN"}
+    assert explained["executionStats"]["totalDocsExamined"] == 1
 
 
 def test_the_view_joins_through_the_id_of_the_case(generated_database: Database[Document]) -> None:
     pipeline = [{"$match": {"split": "test"}}]
     command = {"aggregate": schema.IMAGE_REPORTS, "pipeline": pipeline, "cursor": {}}
-    found = _explain(generated_database, command, "executionStats")
-    text = json.dumps(found, default=str)
+    explained = _explain(generated_database, command, "executionStats")
+    text = json.dumps(explained, default=str)
     assert "COLLSCAN" not in text
     expected = generated_database[schema.IMAGES].count_documents({"split": "test"})
     # A later MongoDB may do the join inside of the query, and calls it so.
-    joins = [stage for stage in found.get("stages", []) if "$lookup" in stage]
+    joins = [stage for stage in explained.get("stages", []) if "$lookup" in stage]
     assert joins or "IndexedLoopJoin" in text
     for join in joins:
         assert (join["collectionScans"], join["indexesUsed"]) == (0, ["_id_"])

@@ -28,18 +28,18 @@ def _all(api: httpx.Client, path: str, **parameters: str) -> Iterator[dict[str, 
 )
 def test_the_same_images_as_by_matching_each_caption(api: httpx.Client, pattern: str) -> None:
     captions = {image["image"]: image["caption"] for image in _all(api, "/images")}
-    found = {image["image"] for image in _all(api, "/images", caption__regex=pattern)}
-    assert found == {key for key, text in captions.items() if text and re.search(pattern, text, re.IGNORECASE)}
+    images = {image["image"] for image in _all(api, "/images", caption__regex=pattern)}
+    assert images == {key for key, text in captions.items() if text and re.search(pattern, text, re.IGNORECASE)}
 
 
 def test_a_pattern_that_blows_up_a_backtracking_matcher_is_answered(api: httpx.Client) -> None:
     started = time.perf_counter()
-    found = list(_all(api, "/images", caption__regex=r"(.|\s)*(.|\s)*(.|\s)*ureter(\w|\s)*kidney"))
+    images = list(_all(api, "/images", caption__regex=r"(.|\s)*(.|\s)*(.|\s)*ureter(\w|\s)*kidney"))
     assert time.perf_counter() - started < 5
-    assert {image["image"] for image in found} == {
+    assert {image["image"] for image in images} == {
         image["image"] for image in _all(api, "/images", caption__regex=r"ureter[\w\s]*kidney")
     }
-    assert found
+    assert images
 
 
 def test_other_conditions_and_lists_apply(api: httpx.Client) -> None:
@@ -55,8 +55,8 @@ def test_every_reader_resolves_the_pattern(api: httpx.Client) -> None:
     assert len(api.get("/export", params={"caption__regex": "ureter", "format": "jsonl"}).text.splitlines()) == images
     assert api.get("/statistics", params={"caption__regex": "ureter"}).json()["total"] == images
     cases = {case["u_id"] for case in _all(api, "/cases", findings__regex="ureter")}
-    found = api.get("/search", params={"q": "left", "findings__regex": "ureter", "limit": 100}).json()
-    assert {hit["case"]["u_id"] for hit in found["items"]} == cases
+    hits = api.get("/search", params={"q": "left", "findings__regex": "ureter", "limit": 100}).json()
+    assert {hit["case"]["u_id"] for hit in hits["items"]} == cases
     assert api.get("/annotations", params={"comment__regex": "."}).json()["total"] == 0
 
 

@@ -67,21 +67,21 @@ def devices(model: ServedModel) -> set[torch.device]:
     return {tensor.device for tensor in weights_of(model.modules)}
 
 
-def held(model: ServedModel) -> Iterator[nn.Module]:
+def submodules(model: ServedModel) -> Iterator[nn.Module]:
     """Every module that a model or a part of it holds."""
     for value in vars(model).values():
         if isinstance(value, nn.Module):
             yield value
         elif isinstance(value, ServedModel):
-            yield from held(value)
+            yield from submodules(value)
 
 
 def check(model: ServedModel, device: torch.device) -> None:
     """All weights and buffers are on one device, and none is left out."""
     assert model.device == device
     assert devices(model) <= {device}
-    known = {id(tensor) for tensor in weights_of(model.modules)}
-    assert {id(tensor) for tensor in weights_of(tuple(held(model)))} <= known
+    declared = {id(tensor) for tensor in weights_of(model.modules)}
+    assert {id(tensor) for tensor in weights_of(tuple(submodules(model)))} <= declared
 
 
 @pytest.mark.parametrize(("name", "options"), WAYS)
@@ -107,7 +107,7 @@ def test_a_model_that_others_made_moves_as_one(make_context: MakeContext) -> Non
         check(model.to(CUDA), CUDA)
 
 
-def test_models_trained_anew_and_what_joins_them_are_on_cuda(
+def test_retrained_models_and_what_joins_them_are_on_cuda(
     train_records: list[Record], dev_records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["compact", "efficientnet", "caption-location", "fused-location", "fused-efficientnet", "fused-modality"]

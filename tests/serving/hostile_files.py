@@ -68,7 +68,7 @@ def _animation() -> bytes:
 
 
 def _phone_picture() -> bytes:
-    """A JPEG with a second picture behind the first, as phones write them."""
+    """A JPEG with a second image behind the first, as phones write them."""
     return _encode(_picture("RGB"), "MPO", save_all=True, append_images=[_picture("RGB").rotate(180)])
 
 
@@ -95,7 +95,7 @@ def accepted() -> Mapping[str, bytes]:
 
 @cache
 def accepted_dicoms() -> Mapping[str, bytes]:
-    """The same picture as DICOM."""
+    """The same image as DICOM."""
     gradient = np.asarray(_picture("L"))
     return {"dicom": dicom(gradient), "dicom deflated": deflated(gradient)}
 

@@ -1,4 +1,4 @@
-"""Pictures that are no medical images."""
+"""Images that are no medical images."""
 
 import io
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ def _chart() -> Image.Image:
     return image
 
 
-def unlike() -> Mapping[str, bytes]:
+def ood_images() -> Mapping[str, bytes]:
     """Files that the service reads, and that show nothing a model was trained on."""
     noise = np.random.default_rng(0).integers(0, 256, (_SIDE, _SIDE), dtype=np.uint8)
     return {

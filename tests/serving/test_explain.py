@@ -81,7 +81,7 @@ class Fake(ServedModel):
 
 
 def _corner(size: tuple[int, int]) -> bytes:
-    """A black picture whose lower right quarter is white."""
+    """A black image whose lower right quarter is white."""
     image = Image.new("L", size)
     image.paste(255, (size[0] // 2, size[1] // 2, *size))
     buffer = io.BytesIO()
@@ -104,17 +104,17 @@ def _explain(model: ServedModel, data: bytes, label: str) -> Any:
 @pytest.mark.parametrize("cam", [True, False])
 def test_the_map_shows_what_speaks_for_the_class(size: tuple[int, int], cam: bool) -> None:
     model = Fake(_network(), Preprocess(size=64, mean=(0.5,), std=(0.5,)), cam=cam)
-    found = _explain(model, _corner(size), "CT")
-    assert found.method == ("grad-cam" if cam else "occlusion")
-    height, width = found.heat.shape
+    explanation = _explain(model, _corner(size), "CT")
+    assert explanation.method == ("grad-cam" if cam else "occlusion")
+    height, width = explanation.heat.shape
     assert max(height, width) == MAP_SIDE
     assert width / height == pytest.approx(size[0] / size[1], rel=0.1)
-    assert found.heat.min() >= 0
-    assert found.heat.max() == pytest.approx(1)
-    inside = found.heat[int(height * 0.6) :, int(width * 0.6) :].mean()
-    outside = found.heat[: int(height * 0.4), : int(width * 0.4)].mean()
+    assert explanation.heat.min() >= 0
+    assert explanation.heat.max() == pytest.approx(1)
+    inside = explanation.heat[int(height * 0.6) :, int(width * 0.6) :].mean()
+    outside = explanation.heat[: int(height * 0.4), : int(width * 0.4)].mean()
     assert inside > 5 * outside
-    overlay = Image.open(io.BytesIO(found.overlay))
+    overlay = Image.open(io.BytesIO(explanation.overlay))
     assert (overlay.format, overlay.size) == ("PNG", size)
 
 
@@ -193,8 +193,8 @@ def test_openvino_gives_the_map_that_the_gradient_gives(flip: bool, tmp_path: Pa
         weights = np.stack([_row(member, index) for member in members])
         expected = grad_cam(network, pixels, "modality", index)
         assert expected.max() > 0
-        found = class_activation_map(backend.feature_maps(pixels[None]), weights, 64)
-        assert found == pytest.approx(expected, abs=1e-4 * float(expected.max()))
+        activation = class_activation_map(backend.feature_maps(pixels[None]), weights, 64)
+        assert activation == pytest.approx(expected, abs=1e-4 * float(expected.max()))
 
 
 def _row(member: MultiTaskNetwork, index: int) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from PIL import Image
 from app.serving.input_heuristics import is_colourful, is_plausible
 from ml.dataset.preprocess import Preprocess
 from tests.serving.hostile_files import accepted
-from tests.serving.ood_images import unlike
+from tests.serving.ood_images import ood_images
 
 # Photographs that come with scikit-image.
 PHOTOGRAPHS = (
@@ -32,19 +32,19 @@ def _images(folder: Path) -> Iterator[tuple[str, Image.Image]]:
 
 @pytest.mark.parametrize("name", ["chart", "white", "black"])
 def test_paper_and_empty_frames_are_no_scans(name: str) -> None:
-    picture = Image.open(io.BytesIO(unlike()[name]))
+    picture = Image.open(io.BytesIO(ood_images()[name]))
     assert not is_plausible(Preprocess(size=128).apply(picture))
 
 
 @pytest.mark.medpix
 def test_the_images_of_the_dataset_are_plausible(medpix_dir: Path) -> None:
-    found = {
+    plausible = {
         name: is_plausible(Preprocess(size=128).apply(image))
         for number, (name, image) in enumerate(_images(medpix_dir))
         if number % 10 == 0
     }
-    assert len(found) == 205
-    assert all(found.values()), found
+    assert len(plausible) == 205
+    assert all(plausible.values()), plausible
 
 
 def test_a_gradient_is_plausible() -> None:
@@ -53,9 +53,9 @@ def test_a_gradient_is_plausible() -> None:
 
 @pytest.mark.medpix
 def test_no_image_of_the_dataset_is_colourful(medpix_dir: Path) -> None:
-    found = {name: is_colourful(image) for name, image in _images(medpix_dir)}
-    assert len(found) == 2050
-    assert [name for name, colourful in found.items() if colourful] == []
+    by_name = {name: is_colourful(image) for name, image in _images(medpix_dir)}
+    assert len(by_name) == 2050
+    assert [name for name, colourful in by_name.items() if colourful] == []
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
@@ -67,7 +67,7 @@ def test_colour_photographs_are_colourful(name: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("name", accepted())
-def test_grey_pictures_of_every_mode_are_not(name: str) -> None:
+def test_grey_images_of_every_mode_are_not(name: str) -> None:
     image = Image.open(io.BytesIO(accepted()[name]))
     image.load()
     assert not is_colourful(image)

@@ -18,16 +18,16 @@ from pymongo.database import Database
 from app.core.settings import Settings
 from app.core.telemetry import Metrics
 from app.data.schema import MODELS, TRAINING_RUNS
-from app.serving import model_manager as models
+from app.serving import model_manager as manager_module
 from app.serving.model_manager import ModelManager
 from app.serving.predictor import Predictor
-from ml.models.image import WEIGHTS_FILE
+from ml.models.image_model import WEIGHTS_FILE
 from ml.registry.model_card import ModelCard
 
 Document = dict[str, Any]
 
 
-class Shelf:
+class TrainedCopies:
     """A registry of the test's own with copies of trained models."""
 
     def __init__(
@@ -36,7 +36,7 @@ class Shelf:
         self.database, self._trained, self._source = database, trained, source
         self.settings = settings
 
-    def put(self, name: str, *, of: str = "compact", number: int = 1, score: float = 0.5, **changes: Any) -> Path:
+    def register(self, name: str, *, of: str = "compact", number: int = 1, score: float = 0.5, **changes: Any) -> Path:
         """Register a copy of a trained model; returns its folder."""
         version = f"{name}-{number}"
         document = self._trained[MODELS].find_one({"_id": of})
@@ -50,27 +50,27 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(
+def copies(
     database: Database[Document],
     ml_database: Database[Document],
     models_dir: Path,
     predict_settings: Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Shelf:
-    monkeypatch.setattr(models, "_POLL_S", 0.05)
-    monkeypatch.setattr(models, "_RETRY_S", 0.2)
+) -> TrainedCopies:
+    monkeypatch.setattr(manager_module, "_POLL_S", 0.05)
+    monkeypatch.setattr(manager_module, "_RETRY_S", 0.2)
     # The home holds what was converted before: that takes seconds.
     settings = predict_settings.model_copy(update={"models_dir": tmp_path, "max_batch": 1})
-    return Shelf(database, ml_database, models_dir, settings)
+    return TrainedCopies(database, ml_database, models_dir, settings)
 
 
 @asynccontextmanager
 async def _serving(
-    shelf: Shelf, metrics: Metrics | None = None, pins: Mapping[str, str] | None = None
+    copies: TrainedCopies, metrics: Metrics | None = None, selected: Mapping[str, str] | None = None
 ) -> AsyncIterator[ModelManager]:
-    settings = shelf.settings.model_copy(update=pins)
-    server = ModelManager(settings, shelf.database, metrics or Metrics())
+    settings = copies.settings.model_copy(update=selected)
+    server = ModelManager(settings, copies.database, metrics or Metrics())
     server.start()
     try:
         yield server
@@ -91,15 +91,17 @@ def _version(server: ModelManager) -> str | None:
     return None if predictor is None else predictor.card.version
 
 
-def test_a_document_that_cannot_be_read_does_not_end_the_watch(shelf: Shelf, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_document_that_cannot_be_read_does_not_end_the_watch(
+    copies: TrainedCopies, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
-        shelf.database[TRAINING_RUNS].insert_one({"_id": "of another version"})
-        async with _serving(shelf) as server:
+        copies.database[TRAINING_RUNS].insert_one({"_id": "of another version"})
+        async with _serving(copies) as server:
             await _until(lambda: "reading the model registry failed" in caplog.text)
             await asyncio.sleep(0.2)
             assert not server.healthy
-            shelf.put("compact")
-            shelf.database[TRAINING_RUNS].delete_many({})
+            copies.register("compact")
+            copies.database[TRAINING_RUNS].delete_many({})
             await _until(lambda: server.healthy)
             assert _version(server) == "compact-1"
 
@@ -108,15 +110,15 @@ def test_a_document_that_cannot_be_read_does_not_end_the_watch(shelf: Shelf, cap
 
 
 def test_a_card_that_cannot_be_used_is_said_and_does_not_end_the_watch(
-    shelf: Shelf, caplog: pytest.LogCaptureFixture
+    copies: TrainedCopies, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        shelf.put("compact", settings={})
-        async with _serving(shelf) as server:
+        copies.register("compact", settings={})
+        async with _serving(copies) as server:
             await _until(lambda: "fault" in server.status()["modality"])
             assert not server.healthy
             assert "architecture" in server.not_ready("modality").detail
-            shelf.put("compact", number=2)
+            copies.register("compact", number=2)
             await _until(lambda: server.healthy)
             assert _version(server) == "compact-2"
             assert "fault" not in server.status()["modality"]
@@ -126,13 +128,13 @@ def test_a_card_that_cannot_be_used_is_said_and_does_not_end_the_watch(
     assert caplog.text.count("train compact again") == 1
 
 
-def test_where_the_best_is_damaged_the_next_best_answers(shelf: Shelf) -> None:
+def test_where_the_best_is_damaged_the_next_best_answers(copies: TrainedCopies) -> None:
     async def scenario() -> None:
-        weights = shelf.put("best", score=0.9) / WEIGHTS_FILE
+        weights = copies.register("best", score=0.9) / WEIGHTS_FILE
         whole = weights.read_bytes()
         weights.write_bytes(whole[:-9])
-        shelf.put("second", score=0.6)
-        async with _serving(shelf) as server:
+        copies.register("second", score=0.6)
+        async with _serving(copies) as server:
             await _until(lambda: server.healthy)
             assert _version(server) == "second-1"
             assert "it was cut" in server.status()["modality"]["fault"]
@@ -144,18 +146,18 @@ def test_where_the_best_is_damaged_the_next_best_answers(shelf: Shelf) -> None:
     asyncio.run(scenario())
 
 
-def test_a_damaged_new_version_does_not_replace_what_answers(shelf: Shelf) -> None:
+def test_a_damaged_new_version_does_not_replace_what_answers(copies: TrainedCopies) -> None:
     async def scenario() -> None:
-        shelf.put("compact")
-        shelf.put("second", score=0.1)
-        async with _serving(shelf) as server:
+        copies.register("compact")
+        copies.register("second", score=0.1)
+        async with _serving(copies) as server:
             await _until(lambda: server.healthy)
-            (shelf.put("compact", number=2) / WEIGHTS_FILE).unlink()
+            (copies.register("compact", number=2) / WEIGHTS_FILE).unlink()
             await _until(lambda: "fault" in server.status()["modality"])
             assert "is missing" in server.status()["modality"]["fault"]
             assert server.healthy
             assert _version(server) == "compact-1"
-            shelf.put("compact", number=3)
+            copies.register("compact", number=3)
             await _until(lambda: _version(server) == "compact-3")
             await _until(lambda: "fault" not in server.status()["modality"])
 
@@ -163,7 +165,7 @@ def test_a_damaged_new_version_does_not_replace_what_answers(shelf: Shelf) -> No
 
 
 @pytest.mark.parametrize(
-    ("pins", "task", "words"),
+    ("selected", "task", "words"),
     [
         ({"model_modality": "compakt"}, "modality", ["MEDPIX_MODEL_MODALITY=compakt", "no such model", "compact"]),
         ({"model_modality": "clip-location"}, "modality", ["does not answer modality", "compact"]),
@@ -171,12 +173,12 @@ def test_a_damaged_new_version_does_not_replace_what_answers(shelf: Shelf) -> No
     ],
 )
 def test_a_setting_that_names_no_usable_model_is_a_fault_that_says_what_to_do(
-    shelf: Shelf, pins: dict[str, str], task: str, words: list[str]
+    copies: TrainedCopies, selected: dict[str, str], task: str, words: list[str]
 ) -> None:
     async def scenario() -> None:
         for name in ("compact", "caption-location", "fused-location"):
-            shelf.put(name, of=name)
-        async with _serving(shelf, pins=pins) as server:
+            copies.register(name, of=name)
+        async with _serving(copies, selected=selected) as server:
             await _until(lambda: len(server.serving) == 1 and server._loaded)
             assert not server.healthy
             assert task not in server.serving
@@ -186,37 +188,39 @@ def test_a_setting_that_names_no_usable_model_is_a_fault_that_says_what_to_do(
     asyncio.run(scenario())
 
 
-def test_a_setting_that_names_a_model_to_come_waits_for_it(shelf: Shelf) -> None:
+def test_a_setting_that_names_a_model_to_come_waits_for_it(copies: TrainedCopies) -> None:
     async def scenario() -> None:
-        shelf.put("compact")
-        async with _serving(shelf, pins={"model_modality": "resnet50-modality"}) as server:
+        copies.register("compact")
+        async with _serving(copies, selected={"model_modality": "resnet50-modality"}) as server:
             await _until(lambda: server._loaded)
             assert server.healthy
             assert _version(server) is None
             assert "Run `medpix train resnet50-modality`" in server.not_ready("modality").detail
-            shelf.put("resnet50-modality")
+            copies.register("resnet50-modality")
             await _until(lambda: _version(server) == "resnet50-modality-1")
 
     asyncio.run(scenario())
 
 
-def test_a_model_of_captions_alone_is_not_said_to_be_loading(shelf: Shelf) -> None:
+def test_a_model_of_captions_alone_is_not_said_to_be_loading(copies: TrainedCopies) -> None:
     async def scenario() -> None:
-        shelf.put("caption-location", of="caption-location")
+        copies.register("caption-location", of="caption-location")
         run = {"state": "done", "fraction": 1.0, "tasks": ["location"], "updated_at": None, "eta_s": None}
-        shelf.database[TRAINING_RUNS].insert_one({"_id": "caption-location", **run})
-        async with _serving(shelf) as server:
+        copies.database[TRAINING_RUNS].insert_one({"_id": "caption-location", **run})
+        async with _serving(copies) as server:
             await _until(lambda: server.healthy)
             detail = server.not_ready("location").detail
             assert "takes an image" in detail
             assert "medpix train location" in detail
-            shelf.database[TRAINING_RUNS].insert_one({"_id": "fused-location", **run, "state": "queued"})
+            copies.database[TRAINING_RUNS].insert_one({"_id": "fused-location", **run, "state": "queued"})
             await _until(lambda: "fused-location is queued" in server.not_ready("location").detail)
 
     asyncio.run(scenario())
 
 
-def test_a_trained_model_that_is_being_loaded_is_not_missing(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_model_that_is_being_loaded_is_not_missing(
+    copies: TrainedCopies, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load, loading, free = ModelManager._load, threading.Event(), threading.Event()
 
     def load_slowly(manager: ModelManager, card: ModelCard) -> Predictor:
@@ -225,11 +229,11 @@ def test_a_trained_model_that_is_being_loaded_is_not_missing(shelf: Shelf, monke
         return load(manager, card)
 
     async def scenario() -> None:
-        async with _serving(shelf) as server:
+        async with _serving(copies) as server:
             await _until(lambda: server._loaded)
             assert server.status()["modality"]["state"] == "missing"
             monkeypatch.setattr(ModelManager, "_load", load_slowly)
-            shelf.put("compact")
+            copies.register("compact")
             await _until(loading.is_set)
             assert server.status()["modality"] == {"state": "loading"}
             assert server.not_serving() == ["modality", "location"]
@@ -240,17 +244,17 @@ def test_a_trained_model_that_is_being_loaded_is_not_missing(shelf: Shelf, monke
     asyncio.run(scenario())
 
 
-def test_a_replaced_model_leaves_the_metrics(shelf: Shelf) -> None:
+def test_a_replaced_model_leaves_the_metrics(copies: TrainedCopies) -> None:
     async def scenario() -> None:
         metrics = Metrics()
-        shelf.put("first")
-        async with _serving(shelf, metrics) as server:
+        copies.register("first")
+        async with _serving(copies, metrics) as server:
             await _until(lambda: server.healthy)
-            shelf.put("first", number=2)
+            copies.register("first", number=2)
             await _until(lambda: _version(server) == "first-2")
             await asyncio.sleep(0.1)
             assert 'medpix_queue_depth{model="first"} 0.0' in metrics.text().decode()
-            shelf.put("better", score=0.9)
+            copies.register("better", score=0.9)
             await _until(lambda: _version(server) == "better-1")
             await _until(lambda: 'queue_depth{model="first"}' not in metrics.text().decode())
             assert 'medpix_queue_depth{model="better"} 0.0' in metrics.text().decode()
@@ -266,13 +270,13 @@ def test_the_application_is_made_without_the_libraries_of_the_models() -> None:
     assert done.stdout.strip() == ""
 
 
-def test_a_replaced_model_is_freed(shelf: Shelf) -> None:
+def test_a_replaced_model_is_freed(copies: TrainedCopies) -> None:
     async def scenario() -> None:
-        shelf.put("compact")
-        async with _serving(shelf) as server:
+        copies.register("compact")
+        async with _serving(copies) as server:
             await _until(lambda: server.healthy and len(server.serving) == 2)
             network = weakref.ref(server.serving["modality"].model.network)
-            shelf.put("compact", number=2)
+            copies.register("compact", number=2)
             await _until(lambda: _version(server) == "compact-2" and len(set(server.serving.values())) == 1)
             await _until(lambda: network() is None)
 
@@ -280,14 +284,14 @@ def test_a_replaced_model_is_freed(shelf: Shelf) -> None:
 
 
 def test_a_device_that_failed_for_good_ends_the_process(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    copies: TrainedCopies, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(models, "_end_process", lambda: ended.append(1))
+    monkeypatch.setattr(manager_module, "_end_process", lambda: ended.append(1))
 
     async def scenario() -> None:
-        shelf.put("compact")
-        async with _serving(shelf) as server:
+        copies.register("compact")
+        async with _serving(copies) as server:
             await _until(lambda: server.healthy)
             assert server.fatal_error is None
             engine = server.serving["modality"].image_encoder.engine

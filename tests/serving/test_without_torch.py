@@ -15,7 +15,7 @@ from app.serving.backends.devices import make_backend
 from app.serving.explain import class_activation_map
 from app.serving import predictor
 from ml.models import fusion
-from ml.models.image import DeferredImageModel
+from ml.models.image_model import DeferredImageModel
 from ml.registry.registry import read_card
 
 if __name__ == "__main__":

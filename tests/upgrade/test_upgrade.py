@@ -48,12 +48,12 @@ def former(database: Database[Document], settings: Settings, generated_dataset: 
 
 def _answers(client: httpx.Client) -> dict[str, Any]:
     paths = ("/cases/MPX1001", "/cases?limit=3", "/images?modality=CT&limit=3", "/facets", "/search?q=lesion")
-    found = {}
+    answers = {}
     for path in paths:
         answer = client.get(path)
         assert answer.status_code == 200, answer.text
-        found[path] = answer.json()
-    return found
+        answers[path] = answer.json()
+    return answers
 
 
 def test_data_of_an_earlier_version_are_served_and_seeding_brings_them_up_to_date(
@@ -61,10 +61,10 @@ def test_data_of_an_earlier_version_are_served_and_seeding_brings_them_up_to_dat
 ) -> None:
     fresh = _answers(api)
     with running_service(former) as client:
-        found = _answers(client)
-        assert found["/facets"] == fresh["/facets"]
+        answers = _answers(client)
+        assert answers["/facets"] == fresh["/facets"]
         for path in ("/cases?limit=3", "/images?modality=CT&limit=3", "/search?q=lesion"):
-            assert found[path]["total"] == fresh[path]["total"]
+            assert answers[path]["total"] == fresh[path]["total"]
     report = seed(database, generated_dataset)
     assert (report.cases.inserted, report.cases.changed, report.cases.removed) == (0, 40, ())
     with running_service(former) as client:

@@ -27,7 +27,7 @@ def shoot(page: Page, name: str) -> None:
     folder = os.environ.get("MEDPIX_SCREENSHOTS")
     if not folder:
         return
-    # Pictures below the window are asked for when they come near.
+    # Images below the window are asked for when they come near.
     page.evaluate(
         "for (const image of document.querySelectorAll('img[loading=lazy]')) image.loading = 'eager'; scrollTo(0, 0)"
     )

@@ -7,10 +7,10 @@ from playwright.sync_api import Page, Route
 
 def hold(page: Page, pattern: str | re.Pattern[str]) -> list[Route]:
     """Keep every request to matching addresses; ``continue_`` lets one through."""
-    held: list[Route] = []
+    routes: list[Route] = []
 
     def keep(route: Route) -> None:
-        held.append(route)
+        routes.append(route)
 
     page.route(pattern, keep)
-    return held
+    return routes

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -122,6 +123,26 @@ def test_positions_are_of_the_case_and_of_the_result(page: Page, predict_api: ht
     _walk(page, f"Case {index} of {predict_api.get('/facets').json()['cases']}")
 
 
+def test_a_case_without_results_before_it_knows_its_place_in_few_requests(
+    page: Page, predict_api: httpx.Client
+) -> None:
+    cases = predict_api.get("/facets").json()["cases"]
+    before, last = [each["u_id"] for each in predict_api.get("/cases?sort=-u_id&limit=2").json()["items"][::-1]]
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(urlsplit(request.url).path))
+    page.goto(f"/pages/case/{last}")
+    _walk(page, f"Case {cases} of {cases}")
+    expect(page.get_by_role("link", name="Next case")).to_be_hidden()
+    # A walk through all images would take a request for each hundred.
+    assert asked.count("/images") == 0
+    assert asked.count("/cases") <= 2
+    page.keyboard.press("ArrowLeft")
+    _walk(page, f"Case {cases - 1} of {cases}")
+    expect(page).to_have_url(re.compile(f"/pages/case/{before}$"))
+    page.get_by_role("link", name="Next case").click()
+    _walk(page, f"Case {cases} of {cases}")
+
+
 def test_a_walk_ends_at_both_ends(page: Page, predict_api: httpx.Client) -> None:
     covers = _covers(predict_api, location="Spine")
     assert len(covers) > 1
@@ -180,7 +201,7 @@ def test_zoom_and_full_screen_by_keys_and_buttons(page: Page, many: Document) ->
     box = page.locator("#viewer").bounding_box()
     assert box
     assert (box["width"], box["height"]) == tuple(page.evaluate("[innerWidth, innerHeight]"))
-    # The caption goes with the picture.
+    # The caption goes with the image.
     expect(page.locator("#caption")).to_be_in_viewport()
     page.keyboard.press("ArrowDown")
     expect(page.locator("#strip a").nth(1)).to_have_attribute("aria-current", "true")
@@ -262,7 +283,7 @@ def test_an_unknown_case_is_not_found(page: Page, u_id: str) -> None:
 def test_a_failing_api_is_said_and_can_be_asked_again(page: Page, many: Document) -> None:
     page.route("**/cases/*", lambda route: route.fulfill(status=500, body="{}"))
     page.goto(f"/pages/case/{many['u_id']}")
-    expect(page.locator("#problem")).to_contain_text("fault (status 500)")
+    expect(page.locator("#problem")).to_contain_text("failed (status 500)")
     page.unroute("**/cases/*")
     page.get_by_role("button", name="Try again").click()
     expect(page.get_by_role("heading", level=1)).to_have_text(many["title"])
@@ -283,13 +304,13 @@ def test_missing_files_and_models_leave_the_texts(page: Page, many: Document) ->
 
 
 def test_on_a_slow_network_the_last_image_wins(page: Page, many: Document) -> None:
-    held = hold(page, "**/images/*/predict?*")
+    predictions = hold(page, "**/images/*/predict?*")
     page.goto(f"/pages/case/{many['u_id']}")
     page.get_by_role("button", name="Predict this image").click()
     expect(page.locator("#prediction")).to_contain_text("Predicting")
     page.locator("#strip a").nth(1).click()
     expect(page.locator("#prediction")).to_be_empty()
-    for route in held:
+    for route in predictions:
         route.continue_()
     page.get_by_role("button", name="Predict this image").focus()
     expect(page.locator("#prediction")).to_be_empty()

@@ -33,7 +33,7 @@ def test_after_a_failure_nothing_of_the_last_result_is_left(page: Page, predict_
     expect(page.locator(".tile")).to_have_count(30)
     page.route(api("images"), _broken)
     page.get_by_role("checkbox", name=re.compile("^CT ")).check()
-    expect(page.get_by_role("alert")).to_contain_text("fault (status 500)")
+    expect(page.get_by_role("alert")).to_contain_text("failed (status 500)")
     expect(page.locator(".tile")).to_have_count(0)
     expect(page.locator("#export")).to_be_hidden()
     expect(page.locator("#status")).to_be_empty()
@@ -53,7 +53,7 @@ def test_more_images_that_fail_can_be_asked_for_again(page: Page, query: str) ->
     before = page.locator(".tile").count()
     page.route(api("images"), _broken)
     more.click()
-    sentence = page.get_by_text("The service has a fault (status 500)")
+    sentence = page.get_by_text("The service failed (status 500)")
     expect(sentence).to_be_in_viewport()
     expect(more).to_be_in_viewport()
     expect(page.locator(".tile")).to_have_count(before)
@@ -63,10 +63,10 @@ def test_more_images_that_fail_can_be_asked_for_again(page: Page, query: str) ->
         more.click()
         expect(page.locator(".tile").nth(before)).to_be_visible()
     expect(sentence).to_have_count(0)
-    found = re.match(r"\d+", page.locator("#status").inner_text())
-    assert found
+    total = re.match(r"\d+", page.locator("#status").inner_text())
+    assert total
     names = page.locator(".tile").evaluate_all("tiles => tiles.map((tile) => tile.dataset.image)")
-    assert len(names) == len(set(names)) == int(found[0]), "images were left out, or came twice"
+    assert len(names) == len(set(names)) == int(total[0]), "images were left out, or came twice"
 
 
 def test_without_counts_there_still_are_images_and_exports(page: Page) -> None:
@@ -83,12 +83,12 @@ def test_without_counts_there_still_are_images_and_exports(page: Page) -> None:
 
 
 def test_the_first_images_wait_for_nothing_else(page: Page) -> None:
-    """Neither for the counts, nor for the fields, nor for the titles, nor for the pictures themselves."""
-    held = hold(page, re.compile(r"/(facets|fields|cases)(\?|$)|/thumbnail\?"))
+    """Neither for the counts, nor for the fields, nor for the titles, nor for the images themselves."""
+    routes = hold(page, re.compile(r"/(facets|fields|cases)(\?|$)|/thumbnail\?"))
     page.goto("/", wait_until="commit")
     expect(page.locator(".tile")).to_have_count(30)
     expect(page.locator("#export")).to_be_visible()
-    for route in held:
+    for route in routes:
         route.abort()
 
 
@@ -96,10 +96,10 @@ def test_a_refusal_without_a_time_is_not_answered_with_a_flood(page: Page, png: 
     page.clock.install(time=0)
     page.goto("/pages/predict")
     page.clock.pause_at(60_000)
-    asked: list[str] = []
+    addresses: list[str] = []
 
     def refuse(route: Route) -> None:
-        asked.append(route.request.url)
+        addresses.append(route.request.url)
         _not_ready(route)
 
     page.route("**/predict/*", refuse)
@@ -108,14 +108,14 @@ def test_a_refusal_without_a_time_is_not_answered_with_a_flood(page: Page, png: 
     slot = page.locator(".verdict-slot[data-task=location]")
     expect(slot).to_contain_text("retries automatically")
     expect(slot.locator(".error")).to_have_count(0)
-    assert len(asked) == 2
+    assert len(addresses) == 2
     # Each time in vain makes the next pause longer, on the clock of the page.
     for least in (5, 10, 20):
-        before, seconds = len(asked), 0
+        before, seconds = len(addresses), 0
         for _ in range(5):
             page.evaluate("fetch('/health/live').then((answer) => answer.text())")
-        assert len(asked) == before, "asked again at once"
-        while len(asked) == before:
+        assert len(addresses) == before, "asked again at once"
+        while len(addresses) == before:
             assert seconds < 200, "never asked again"
             page.clock.run_for(1_000)
             seconds += 1
@@ -146,7 +146,7 @@ def test_what_is_not_ready_on_a_case_is_asked_for_again(page: Page) -> None:
     expect(page.locator("#similar .tile").first).to_be_visible()
 
 
-@pytest.mark.parametrize(("fault", "words"), [("broken", "fault (status 500)"), ("unreachable", "cannot be reached")])
+@pytest.mark.parametrize(("fault", "words"), [("broken", "failed (status 500)"), ("unreachable", "cannot be reached")])
 def test_models_that_cannot_be_listed_are_asked_for_again(page: Page, fault: str, words: str) -> None:
     page.route(api("models"), _broken if fault == "broken" else lambda route: route.abort())
     page.goto("/pages/models")
@@ -159,14 +159,14 @@ def test_models_that_cannot_be_listed_are_asked_for_again(page: Page, fault: str
 
 
 def test_a_slow_list_of_models_says_that_it_loads(page: Page) -> None:
-    held = hold(page, api("models"))
+    routes = hold(page, api("models"))
     with page.expect_request(api("models")):
         page.goto("/pages/models", wait_until="commit")
-    while not held:
+    while not routes:
         page.wait_for_timeout(50)
     expect(page.locator("#board")).to_contain_text("Loading the models")
     expect(page.locator("#board")).to_have_attribute("aria-busy", "true")
-    for route in held:
+    for route in routes:
         route.continue_()
     expect(page.get_by_role("table", name="Modality (2 classes)")).to_be_visible()
 

@@ -45,11 +45,11 @@ def test_images_are_found_by_words(page: Page, text_api: httpx.Client) -> None:
 
 def test_cases_are_in_the_order_of_their_best_image(page: Page, text_api: httpx.Client) -> None:
     page.goto(f"{text_api.base_url}/?q={TEXT}&mode=images")
-    shown = _images(page)
-    seen: dict[str, str] = {}
+    images = _images(page)
+    best: dict[str, str] = {}
     for image in _ranked(text_api, limit="100"):
-        seen.setdefault(image.partition("_")[0], image)
-    assert shown[:10] == list(seen.values())[:10]
+        best.setdefault(image.partition("_")[0], image)
+    assert images[:10] == list(best.values())[:10]
     page.locator(".tile").nth(1).click()
     expect(page.locator("h1")).to_be_visible()
     expect(page).to_have_url(re.compile("mode=images"))

@@ -39,7 +39,7 @@ def test_every_page_is_looked_at(browser: Browser, medpix_site: str, width: int,
     context.close()
 
 
-def test_an_example_is_judged_and_explained(page: Page, medpix_site: str) -> None:
+def test_an_example_is_predicted_and_explained(page: Page, medpix_site: str) -> None:
     page.goto(f"{medpix_site}/pages/predict")
     expect(page.locator("#examples a")).to_have_count(6)
     page.locator("#examples a").first.click()
@@ -61,7 +61,7 @@ def test_the_models_are_listed_and_the_data_counted(page: Page, medpix_site: str
     expect(page.locator("#counts")).to_contain_text("1,062 CT images and 988 MR images")
 
 
-def test_the_image_with_a_label_that_is_no_class_is_not_judged_wrong(page: Page, medpix_site: str) -> None:
+def test_the_image_with_a_label_that_is_no_class_is_not_called_wrong(page: Page, medpix_site: str) -> None:
     page.goto(f"{medpix_site}/?quality_flags=location_left_blank")
     page.locator(".tile").first.click()
     page.get_by_role("button", name="Predict this image").click()

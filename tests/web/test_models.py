@@ -185,9 +185,9 @@ def test_the_card_says_how_many_answers_are_confident(page: Page, evaluated: Pat
     page.goto("/pages/models?model=compact&task=modality")
     sure = web_results["models"]["compact"]["tasks"]["modality"]["confident"]
     expect(page.locator("#detail")).to_contain_text(
-        f"{100 * sure['coverage']:.0f}% of the evaluated images get a confident answer"
+        f"{100 * sure['coverage']:.0f}% of the test images get a confident answer"
     )
-    expect(page.locator("#detail")).to_contain_text("Out-of-distribution threshold")
+    expect(page.locator("#detail")).to_contain_text("an image is out of distribution if the")
 
 
 def test_a_damaged_evaluation_is_said_in_a_sentence(page: Page, evaluated: Path) -> None:

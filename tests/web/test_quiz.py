@@ -18,10 +18,10 @@ def case(predict_api: httpx.Client) -> Document:
     """A case whose texts and captions are all there."""
     cases = predict_api.get("/cases", params={"limit": 100, "findings__isnull": "false"}).json()["items"]
     for summary in cases:
-        found: Document = predict_api.get(summary["links"]["self"]).json()
-        is_told = all(found[name] for name in ("title", "diagnosis", "history", "location", "discussion"))
-        if is_told and all(image["caption"] for image in found["images"]):
-            return found
+        document: Document = predict_api.get(summary["links"]["self"]).json()
+        is_complete = all(document[name] for name in ("title", "diagnosis", "history", "location", "discussion"))
+        if is_complete and all(image["caption"] for image in document["images"]):
+            return document
     raise AssertionError("no case of the generated dataset has all texts")
 
 
@@ -32,14 +32,14 @@ def _secrets(case: Document) -> dict[str, str]:
     return {name: text for name, text in {**texts, **captions, **topic}.items() if text}
 
 
-def _told(page: Page, case: Document) -> set[str]:
+def _leaked(page: Page, case: Document) -> set[str]:
     """The secrets that are anywhere in the page: in texts, attributes, its title or its address."""
-    told = page.evaluate(
+    content = page.evaluate(
         "() => [document.title, location.href, ...[...document.querySelectorAll('html *')].flatMap((node) =>"
         " [...[...node.attributes].map((each) => each.value),"
         "  ...[...node.childNodes].filter((each) => each.nodeType === 3).map((each) => each.data)])].join(' | ')"
     )
-    return {name for name, text in _secrets(case).items() if text in told}
+    return {name for name, text in _secrets(case).items() if text in content}
 
 
 def _begin(page: Page, case: Document) -> None:
@@ -59,7 +59,7 @@ def test_nothing_tells_the_answer(page: Page, case: Document) -> None:
     _begin(page, case)
     page.mouse.wheel(0, 5000)
     page.wait_for_load_state("networkidle")
-    assert _told(page, case) == set()
+    assert _leaked(page, case) == set()
     expect(page).to_have_title("Unknown case · MedPix service")
     # The question is there: the history, and every image without what it shows.
     expect(page.locator("[data-field=history]")).to_contain_text(case["history"])
@@ -76,11 +76,11 @@ def test_the_answer_is_shown_step_by_step(page: Page, case: Document) -> None:
     _begin(page, case)
     page.get_by_role("button", name="Show without answering").click()
     expect(page.locator("#case-line")).to_contain_text(case["location"])
-    assert _told(page, case) == set()
+    assert _leaked(page, case) == set()
     page.get_by_role("button", name=STEPS[0]).click()
     expect(page.locator("[data-field=findings]")).to_contain_text(case["findings"])
     expect(page.locator("#caption")).to_contain_text(case["images"][0]["caption"])
-    assert not _told(page, case) & {"title", "diagnosis", "discussion", "disease_discussion"}
+    assert not _leaked(page, case) & {"title", "diagnosis", "discussion", "disease_discussion"}
     page.get_by_role("button", name=STEPS[1]).click()
     expect(page.get_by_role("heading", level=1)).to_have_text(case["title"])
     expect(page.locator("[data-field=diagnosis]")).to_contain_text(case["diagnosis"])
@@ -103,20 +103,20 @@ def test_an_answer_stands_beside_the_label_and_the_model(page: Page, predict_api
         expect(cells.nth(0)).to_have_text(image[task])
         expect(cells.nth(1)).to_have_text(f"{own} {verdict}")
         expect(cells.nth(2)).to_contain_text(model[task]["prediction"]["label"])
-    expect(page.locator(".score")).to_contain_text("You: modality 1 of 1, location 0 of 1.")
+    expect(page.locator(".score")).to_contain_text("Your score: modality 1 of 1, location 0 of 1.")
     right = {task: int(model[task]["prediction"]["label"] == image[task]) for task in ("modality", "location")}
     expect(page.locator(".score")).to_contain_text(
         f"The model on the same images: modality {right['modality']} of 1, location {right['location']} of 1."
     )
-    assert _told(page, case) == set()
+    assert _leaked(page, case) == set()
 
     # A case counts once, and the score is of this browser alone.
     page.reload()
     _answer(page, image["modality"], image["location"])
-    expect(page.locator(".quiz")).to_contain_text("it does not count again")
+    expect(page.locator(".quiz")).to_contain_text("it is not counted again")
     expect(page.locator(".score")).to_contain_text("location 0 of 1")
-    page.get_by_role("button", name="Reset the score").click()
-    expect(page.locator(".quiz")).to_contain_text("No case answered yet")
+    page.get_by_role("button", name="Reset score").click()
+    expect(page.locator(".quiz")).to_contain_text("No cases answered yet")
 
 
 def test_the_next_case_is_unknown_from_the_first_moment(page: Page, predict_api: httpx.Client, case: Document) -> None:
@@ -134,8 +134,8 @@ def test_the_next_case_is_unknown_from_the_first_moment(page: Page, predict_api:
     expect(page.get_by_label("Location")).to_be_visible()
     other = predict_api.get(f"/cases/{page.url.split('?')[0].split('/')[-1]}").json()
     assert other["u_id"] != case["u_id"]
-    seen = " | ".join(page.evaluate("[...window.titles]"))
-    assert not [text for name, text in _secrets(other).items() if text in seen and text not in _secrets(case).values()]
+    texts = " | ".join(page.evaluate("[...window.titles]"))
+    assert not [text for name, text in _secrets(other).items() if text in texts and text not in _secrets(case).values()]
 
 
 def test_one_click_and_one_key_turn_it_on_and_off(page: Page, case: Document) -> None:
@@ -151,14 +151,25 @@ def test_one_click_and_one_key_turn_it_on_and_off(page: Page, case: Document) ->
     assert "quiz" not in page.url
 
 
+def test_similar_cases_come_back_with_the_answer(page: Page, case: Document) -> None:
+    page.goto(f"/pages/case/{case['u_id']}")
+    page.locator("#similar").scroll_into_view_if_needed()
+    expect(page.locator("#similar .tile").first).to_be_visible(timeout=20_000)
+    page.keyboard.press("q")
+    expect(page.locator("#similar .tile")).to_have_count(0)
+    page.keyboard.press("q")
+    page.locator("#similar").scroll_into_view_if_needed()
+    expect(page.locator("#similar .tile").first).to_be_visible(timeout=20_000)
+
+
 def test_the_browse_page_hides_it_too(page: Page, predict_api: httpx.Client) -> None:
     page.goto("/")
     expect(page.locator(".case-tile").first).to_be_visible()
     page.keyboard.press("q")
     expect(page.locator(".tile .name").first).to_have_text("Unknown case")
     titles = {case["title"] for case in predict_api.get("/cases", params={"limit": 30}).json()["items"]}
-    shown = page.locator("#results").inner_html()
-    assert not [title for title in titles if title and title in shown]
+    results = page.locator("#results").inner_html()
+    assert not [title for title in titles if title and title in results]
     page.locator(".tile").first.click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Unknown case")
     expect(page).to_have_url(re.compile("quiz=1"))

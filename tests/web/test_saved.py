@@ -40,7 +40,7 @@ def test_a_view_is_saved_opened_and_removed(page: Page) -> None:
     expect(page.locator(".tile").first).to_be_visible()
     page.get_by_text("Saved", exact=True).click()
     menu = page.locator("#saved")
-    expect(menu).to_contain_text("No view saved yet.")
+    expect(menu).to_contain_text("No views saved yet.")
     menu.get_by_role("button", name="Save this view").click()
     page.goto("/")
     page.get_by_text("Saved", exact=True).click()
@@ -49,7 +49,7 @@ def test_a_view_is_saved_opened_and_removed(page: Page) -> None:
     assert page.url.endswith("/?modality=CT&sort=-age")
     page.get_by_text("Saved", exact=True).click()
     menu.get_by_role("button", name="Remove Modality: CT").click()
-    expect(menu).to_contain_text("No view saved yet.")
+    expect(menu).to_contain_text("No views saved yet.")
 
 
 def test_bookmarks_are_exported_and_imported(page: Page, predict_api: httpx.Client, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_an_import_takes_only_what_could_have_been_exported(page: Page, tmp_path
     expect(page.locator("#saved li a")).to_have_text(["<b>x</b>"])
     (tmp_path / "no.json").write_text("{")
     page.locator("#saved-file").set_input_files(tmp_path / "no.json")
-    expect(page.locator("#saved")).to_contain_text("no.json is no JSON file.")
+    expect(page.locator("#saved")).to_contain_text("no.json is not a JSON file.")
 
 
 def test_a_bookmark_made_in_quiz_mode_does_not_tell_the_title(page: Page) -> None:
@@ -112,16 +112,16 @@ def test_an_annotation_is_written_and_stands_in_the_history(page: Page, writable
     part = page.locator("#annotations")
     page.get_by_text("Annotations of this image").click()
     expect(part).to_contain_text("No annotations yet.")
-    part.get_by_text("Correct a label or comment").click()
-    save = part.get_by_role("button", name="Save the annotation")
+    part.get_by_text("Correct a label or add a comment").click()
+    save = part.get_by_role("button", name="Save annotation")
     save.click()
-    expect(part).to_contain_text("Choose a label or write a comment.")
+    expect(part).to_contain_text("Choose a corrected label or write a comment.")
     other = "MR" if image["modality"] == "CT" else "CT"
     part.get_by_label("Modality").select_option(other)
     part.get_by_label("Comment").fill("  <b>T1</b>, not CT  ")
     save.click()
     if needs_key:
-        expect(part).to_contain_text("Writing needs a key here.")
+        expect(part).to_contain_text("Writing requires an API key.")
         part.get_by_label("Key").fill("wrong")
         save.click()
         expect(part).to_contain_text("This key is not known.")

@@ -17,8 +17,8 @@ Document = dict[str, Any]
 def stack(predict_api: httpx.Client) -> Document:
     """A case with at least three images."""
     case = predict_api.get("/cases", params={"image_count__gte": 3, "limit": 1}).json()["items"][0]
-    found: Document = predict_api.get(case["links"]["self"]).json()
-    return found
+    document: Document = predict_api.get(case["links"]["self"]).json()
+    return document
 
 
 @pytest.fixture
@@ -122,12 +122,12 @@ def test_brightness_and_contrast_by_sliders_and_keys(page: Page, stack: Document
     page.keyboard.press("i")
     expect(picture).to_have_css("filter", "invert(1) brightness(1.5) contrast(0.8)")
     expect(page.get_by_role("button", name="Invert")).to_have_attribute("aria-pressed", "true")
-    # It stays in the stack, and is said to be of the picture.
+    # It stays in the stack, and is said to be of the image.
     page.locator("#stage").hover()
     page.mouse.wheel(0, 100)
     _stack(page, 2, stack)
     expect(picture).to_have_css("filter", "invert(1) brightness(1.5) contrast(0.8)")
-    expect(page.locator("#tone")).to_contain_text("8-bit picture")
+    expect(page.locator("#tone")).to_contain_text("8-bit image")
     page.get_by_role("button", name="Reset").click()
     expect(picture).to_have_css("filter", "none")
     expect(page.get_by_role("slider", name="Brightness")).to_have_value("100")

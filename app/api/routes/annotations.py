@@ -7,17 +7,19 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from app.api.auth import KEY_HEADERS, WriterDep
-from app.api.deps import Cursor, ImageIdDep, Limit, RepositoryDep, SortText, query_pairs
+from app.api.deps import AnnotationsDep, Cursor, ImageIdDep, Limit, RepositoryDep, SortText, query_pairs
 from app.api.errors import documented
 from app.api.filter_parameters import filters
 from app.api.responses import data_response, page_response
-from app.api.serializers import annotation_view
+from app.api.schemas.records import PageModel
 from app.core.exceptions import ConflictError, ForbiddenError
+from app.data.annotations import Annotations
 from app.data.fields import ANNOTATION_FIELDS, CATEGORIES
 from app.data.filters import Filter, parse_filter
 from app.data.pagination import SortOrder, parse_sort
 from app.data.record import Annotation, Modality
-from app.data.repository import ANNOTATIONS, IMAGES
+from app.data.repository import ANNOTATIONS, IMAGES, Repository
+from app.data.serializers import annotation_view
 from app.web.pages import prefix_of
 from ml.dataset.labels import LOCATIONS
 
@@ -41,23 +43,19 @@ class AnnotationIn(BaseModel):
     def _says_something(self) -> Self:
         if not any((self.modality, self.location, self.location_category, self.comment)):
             raise ValueError("give modality, location, location_category or comment")
-        for name, value, known in (
+        for name, value, classes in (
             ("location", self.location, LOCATIONS),
             ("location_category", self.location_category, CATEGORIES),
         ):
-            if value is not None and value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}")
+            if value is not None and value not in classes:
+                raise ValueError(f"{name} must be one of {', '.join(classes)}")
         return self
 
 
-class AnnotationPage(BaseModel):
+class AnnotationPage(PageModel):
     """One page of annotations."""
 
     items: list[Annotation]
-    total: int
-    total_is_exact: bool
-    limit: int
-    next_cursor: str | None
 
 
 class AnnotationWithHistory(Annotation):
@@ -108,6 +106,7 @@ async def annotate(
     image: ImageIdDep,
     body: AnnotationIn,
     repository: RepositoryDep,
+    annotations: AnnotationsDep,
     by: WriterDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -115,8 +114,11 @@ async def annotate(
 
     It is acknowledged when a majority of the database's members have it.
     """
-    seen = await repository.get(IMAGES, image)
-    stored, is_new = await repository.annotate(seen, body.model_dump(), by, key=idempotency_key)
+    document = await repository.get(IMAGES, image)
+    dataset_version = await repository.seed_runs.dataset_version()
+    stored, is_new = await annotations.add(
+        document, body.model_dump(), dataset_version=dataset_version, by=by, key=idempotency_key
+    )
     return _stored(request, stored, is_new=is_new)
 
 
@@ -134,11 +136,12 @@ async def amend(
     annotation: AnnotationId,
     body: AnnotationIn,
     repository: RepositoryDep,
+    annotations: AnnotationsDep,
     by: WriterDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Replace an annotation by another one. The old one stays in the history; only its writer can replace it."""
-    return await _replaced(request, repository, annotation, body.model_dump(), by, idempotency_key)
+    return await _replaced(request, repository, annotations, annotation, body.model_dump(), by, idempotency_key)
 
 
 @router.delete(
@@ -154,29 +157,39 @@ async def retract(
     request: Request,
     annotation: AnnotationId,
     repository: RepositoryDep,
+    annotations: AnnotationsDep,
     by: WriterDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Take an annotation back. It stays in the history, followed by who took it back and when."""
     nothing = dict.fromkeys(AnnotationIn.model_fields)
-    return await _replaced(request, repository, annotation, nothing, by, idempotency_key)
+    return await _replaced(request, repository, annotations, annotation, nothing, by, idempotency_key)
 
 
 async def _replaced(
-    request: Request, repository: RepositoryDep, annotation: str, values: dict[str, Any], by: str, key: str | None
+    request: Request,
+    repository: Repository,
+    annotations: Annotations,
+    annotation: str,
+    values: dict[str, Any],
+    by: str,
+    key: str | None,
 ) -> Response:
     earlier = await repository.get(ANNOTATIONS, annotation)
     if earlier["by"] != by:
         raise ForbiddenError("Another key wrote this annotation. Only its writer can amend or retract it.")
     # What was stored is answered again, whatever has been written since.
-    if key is None or not await repository.has_annotation(by, key):
-        current = (await repository.annotation_history(earlier))[-1]
+    if key is None or not await annotations.has(by, key):
+        current = (await annotations.history(earlier))[-1]
         if current["_id"] != annotation and current.get("amends") != annotation:
             raise ConflictError(f"A later annotation replaces this one: {current['_id']}. Amend that one.")
         if earlier.get("action") == "retract":
             raise ConflictError("This annotation was retracted. Write a new one.")
-    seen = await repository.get(IMAGES, earlier["image"])
-    stored, is_new = await repository.annotate(seen, values, by, amends=earlier, key=key)
+    document = await repository.get(IMAGES, earlier["image"])
+    dataset_version = await repository.seed_runs.dataset_version()
+    stored, is_new = await annotations.add(
+        document, values, dataset_version=dataset_version, by=by, amends=earlier, key=key
+    )
     return _stored(request, stored, is_new=is_new)
 
 
@@ -187,10 +200,12 @@ async def _replaced(
     summary="Read an annotation",
     operation_id="get_annotation",
 )
-async def read_annotation(request: Request, annotation: AnnotationId, repository: RepositoryDep) -> Response:
+async def read_annotation(
+    request: Request, annotation: AnnotationId, repository: RepositoryDep, annotations: AnnotationsDep
+) -> Response:
     """An annotation with all that it replaces and that replaced it."""
     document = await repository.get(ANNOTATIONS, annotation)
-    history = [annotation_view(each) for each in await repository.annotation_history(document)]
+    history = [annotation_view(each) for each in await annotations.history(document)]
     return await data_response(request, repository, {**annotation_view(document), "history": history})
 
 
@@ -205,6 +220,7 @@ async def read_annotation(request: Request, annotation: AnnotationId, repository
 async def list_annotations(
     request: Request,
     repository: RepositoryDep,
+    annotations: AnnotationsDep,
     selection: Annotated[Filter, Depends(annotation_filter)],
     order: Annotated[SortOrder, Depends(annotation_order)],
     history: Annotated[
@@ -215,7 +231,7 @@ async def list_annotations(
 ) -> Response:
     """Annotations that pass a filter, page by page: `image=MPX1007_synpic46719`, `by=reader`."""
     if not history:
-        selection = await repository.current_annotations(selection)
+        selection = await annotations.current(selection)
     page = await repository.page(ANNOTATIONS, selection, order, limit=limit, after=cursor)
     items = [annotation_view(document) for document in page.documents]
     return await page_response(request, repository, page, items, limit)

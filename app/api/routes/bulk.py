@@ -12,10 +12,9 @@ from app.api.errors import documented
 from app.api.projection import CaseProjectionDep, ImageProjectionDep, Projection
 from app.api.responses import data_response
 from app.api.schemas.records import CaseView, ChosenFields, ImageView
-from app.api.serializers import case_view, image_view
 from app.data.filters import ParameterError, ParameterProblem
 from app.data.repository import CASES, IMAGES, Collection, Repository
-from app.data.serializers import encode
+from app.data.serializers import case_view, encode, image_view
 
 router = APIRouter()
 
@@ -99,11 +98,11 @@ async def _checked(ids: list[str], spelling: Callable[[str], Awaitable[str]]) ->
     """
     keys: list[str] = []
     problems: list[ParameterProblem] = []
-    for place, text in enumerate(ids):
+    for index, text in enumerate(ids):
         try:
             keys.append(await spelling(text))
         except ParameterError as error:
-            problems += [ParameterProblem(f"ids.{place}", each.message) for each in error.problems]
+            problems += [ParameterProblem(f"ids.{index}", each.message) for each in error.problems]
     if problems:
         raise ParameterError(problems)
     return keys
@@ -114,11 +113,11 @@ async def _found(
 ) -> Response:
     distinct = list(dict.fromkeys(keys))
     if projection.names is None:
-        found = await repository.answers(collection, distinct, "whole" if collection is CASES else "summary")
+        encoded = await repository.answers(collection, distinct, "whole" if collection is CASES else "summary")
     else:
         documents = await repository.get_many(collection, distinct)
-        found = await asyncio.to_thread(_projected, documents, projection, collection)
-    body = await asyncio.to_thread(_body, keys, found)
+        encoded = await asyncio.to_thread(_projected, documents, projection, collection)
+    body = await asyncio.to_thread(_body, keys, encoded)
     return await data_response(request, repository, body)
 
 
@@ -127,7 +126,7 @@ def _projected(documents: list[dict[str, Any]], projection: Projection, collecti
     return {document["_id"]: encode(projection.apply(view(document))) for document in documents}
 
 
-def _body(keys: list[str], found: Mapping[str, bytes]) -> bytes:
-    items = b",".join(found[key] for key in keys if key in found)
-    unknown = encode([key for key in dict.fromkeys(keys) if key not in found])
+def _body(keys: list[str], encoded: Mapping[str, bytes]) -> bytes:
+    items = b",".join(encoded[key] for key in keys if key in encoded)
+    unknown = encode([key for key in dict.fromkeys(keys) if key not in encoded])
     return b'{"items":[%s],"unknown":%s}' % (items, unknown)

@@ -10,9 +10,9 @@ from app.api.filter_parameters import filters
 from app.api.projection import CaseProjectionDep
 from app.api.responses import data_response, not_modified, page_response
 from app.api.schemas.records import CasePage, CaseView, StoredRecord
-from app.api.serializers import case_view
 from app.data.fields import CASE_FIELDS
 from app.data.repository import CASES
+from app.data.serializers import case_view
 from app.web.pages import prefix_of
 
 router = APIRouter(tags=["cases"])

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.deps import get_settings
 from app.api.errors import documented
-from app.api.files import etag_matches
+from app.api.file_responses import etag_matches
 from app.core.exceptions import UnavailableError
 from app.core.settings import Settings
 from app.data.evaluation_report import FaultyReportError, read_page, read_report

@@ -1,4 +1,4 @@
-"""Explanations: where the model looked, and what each input alone would have said."""
+"""Explanations: a Grad-CAM map, and the prediction from each input alone."""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -18,27 +18,27 @@ LabelQuery = Annotated[
     str | None, Query(max_length=100, description="Class to explain; default: the one that the model answers")
 ]
 FormatQuery = Annotated[
-    Literal["png", "json"], Query(alias="format", description="The picture with the map on it, or the map")
+    Literal["png", "json"], Query(alias="format", description="The image with the map on it, or the map")
 ]
 
 
 class RelevanceMap(BaseModel):
-    """What in the picture speaks for a class."""
+    """Which parts of the image contributed to a class."""
 
     label: str = Field(description="The class")
     method: Literal["grad-cam", "occlusion"]
-    map: list[list[float]] = Field(description="Rows of relevance, 0 to 1, stretched over the whole picture")
+    map: list[list[float]] = Field(description="Rows of relevance, 0 to 1, stretched over the whole image")
 
 
 class InputAnswers(BaseModel):
-    """What each input alone would have said; null where it was not given or cannot answer alone."""
+    """The prediction from each input alone; null where it was not given or cannot answer alone."""
 
     image: Ranking | None
     caption: Ranking | None
 
 
 class ExplanationView(BaseModel):
-    """A prediction with its reasons."""
+    """A prediction with its explanation."""
 
     prediction: PredictionView
     explanation: RelevanceMap
@@ -59,7 +59,7 @@ _ANSWERS: Final[Responses] = {
         "description": "The explanation",
         "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
         "headers": {
-            "X-Explained-Label": _header("The class that the map speaks for"),
+            "X-Explained-Label": _header("The class that the map explains"),
             "X-Explanation-Method": _header("grad-cam or occlusion"),
             "Server-Timing": _header("Milliseconds per stage: wait, decode, queue, run, postprocess, explain"),
         },
@@ -78,7 +78,7 @@ _ANSWERS: Final[Responses] = {
 async def explain_modality(
     request: PredictionRequestDep, label: LabelQuery = None, output_format: FormatQuery = "png"
 ) -> Response:
-    """A Grad-CAM map of what in the image speaks for the modality: red is what counts most."""
+    """A Grad-CAM map of the modality: red areas contributed most."""
     return await _explain("modality", request, label, output_format)
 
 
@@ -92,9 +92,9 @@ async def explain_modality(
 async def explain_location(
     request: PredictionRequestDep, label: LabelQuery = None, output_format: FormatQuery = "png"
 ) -> Response:
-    """A Grad-CAM map of what in the image speaks for the location: red is what counts most.
+    """A Grad-CAM map of the location: red areas contributed most.
 
-    `format=json` also says what image and caption would each have answered alone.
+    `format=json` also has the predictions from image and caption alone.
     """
     return await _explain("location", request, label, output_format)
 

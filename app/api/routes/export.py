@@ -26,7 +26,7 @@ from app.api.deps import (
     image_order,
 )
 from app.api.errors import Responses, documented
-from app.api.files import file_response, not_modified
+from app.api.file_responses import file_response, not_modified
 from app.api.filter_parameters import filters
 from app.api.responses import data_response
 from app.api.routes.annotations import annotation_filter, annotation_order
@@ -116,12 +116,12 @@ async def export(
     narrowed: NarrowingDep,
 ) -> Response:
     """Stream an export."""
-    wanted = make_export(of, file_format, raw=raw, bom=bom, order=await _ORDERS[of](sort))
+    requested = make_export(of, file_format, raw=raw, bom=bom, order=await _ORDERS[of](sort))
     selection = await _selection(request, repository, of, narrowed)
-    headers = await _headers(repository, wanted)
+    headers = await _headers(repository, requested)
     if request.scope["state"]["is_head"]:
         return Response(headers=headers, media_type=MEDIA_TYPES[file_format])
-    parts = export_parts(repository, image_store, selection, wanted)
+    parts = export_parts(repository, image_store, selection, requested)
     first = await anext(parts, b"")
     return _ExportResponse(first, parts, headers=headers, media_type=MEDIA_TYPES[file_format])
 
@@ -151,9 +151,9 @@ async def export_file(
     narrowed: NarrowingDep,
 ) -> Response:
     """Answer an export as a file that is kept."""
-    wanted = make_export(of, file_format, raw=raw, bom=bom, order=await _ORDERS[of](sort))
+    requested = make_export(of, file_format, raw=raw, bom=bom, order=await _ORDERS[of](sort))
     selection = await _selection(request, repository, of, narrowed)
-    return await kept_file(request, repository, image_store, export_files, wanted, selection)
+    return await kept_file(request, repository, image_store, export_files, requested, selection)
 
 
 async def kept_file(
@@ -161,7 +161,7 @@ async def kept_file(
     repository: Repository,
     image_store: ImageStore,
     export_files: ExportFiles,
-    wanted: Export,
+    requested: Export,
     selection: Filter,
 ) -> Response:
     """An export as a file that is kept.
@@ -171,7 +171,7 @@ async def kept_file(
         repository: the data.
         image_store: the image files, for a zip.
         export_files: keeps the file.
-        wanted: what is exported, and in which format.
+        requested: what is exported, and in which format.
         selection: filter over it.
 
     Raises:
@@ -179,18 +179,18 @@ async def kept_file(
         UnavailableError: the data are being loaded, or changed meanwhile.
         RangeNotSatisfiableError: the range lies outside the file.
     """
-    collection = _COLLECTIONS[wanted.of]
+    collection = _COLLECTIONS[requested.of]
     revision = await repository.revision(collection)
     selection = await repository.resolve(collection, selection)
-    name = _file_name(revision, wanted, selection)
-    headers = {"ETag": f'"{name[:32]}"', **await _headers(repository, wanted)}
+    name = _file_name(revision, requested, selection)
+    headers = {"ETag": f'"{name[:32]}"', **await _headers(repository, requested)}
     unchanged = not_modified(request, headers)
     if unchanged:
         return unchanged
 
     async def parts() -> AsyncGenerator[bytes]:
-        async with aclosing(export_parts(repository, image_store, selection, wanted)) as made:
-            async for part in made:
+        async with aclosing(export_parts(repository, image_store, selection, requested)) as stream:
+            async for part in stream:
                 yield part
         if await repository.revision(collection) != revision:
             raise UnavailableError("The data changed while the file was made. Try again.")
@@ -198,9 +198,9 @@ async def kept_file(
     try:
         path = await export_files.path(name, parts)
     except InsufficientStorageError as error:
-        streamed = f"/export?of={wanted.of}&format={wanted.file_format}"
+        streamed = f"/export?of={requested.of}&format={requested.file_format}"
         raise InsufficientStorageError(f"{error.detail} {streamed}, with the same filters, needs no disk.") from error
-    return await file_response(request, path, MEDIA_TYPES[wanted.file_format], headers)
+    return await file_response(request, path, MEDIA_TYPES[requested.file_format], headers)
 
 
 def make_export(of: Kind, file_format: Format, *, raw: bool, bom: bool, order: SortOrder) -> Export:
@@ -225,19 +225,19 @@ async def _selection(request: Request, repository: Repository, of: Kind, narrowe
     return await narrowed.apply(repository, IMAGES, await image_filter(request, repository))
 
 
-async def _headers(repository: Repository, wanted: Export) -> dict[str, str]:
-    disposition = f'attachment; filename="medpix-{wanted.of}.{wanted.file_format}"'
+async def _headers(repository: Repository, requested: Export) -> dict[str, str]:
+    disposition = f'attachment; filename="medpix-{requested.of}.{requested.file_format}"'
     headers = {"Content-Disposition": disposition, "Cache-Control": "no-cache"}
-    version_now = await repository.dataset_version()
+    version_now = await repository.seed_runs.dataset_version()
     return {**headers, "X-Dataset-Version": version_now} if version_now else headers
 
 
-def _file_name(revision: str, wanted: Export, selection: Filter) -> str:
+def _file_name(revision: str, requested: Export, selection: Filter) -> str:
     """The name of a file, which stands for its content: the same bytes have the same name."""
-    order = wanted.order.canonical if wanted.order else ""
-    content = [_WRITTEN_BY, revision, wanted.of, wanted.raw, wanted.bom, order, selection.query]
+    order = requested.order.canonical if requested.order else ""
+    content = [_WRITTEN_BY, revision, requested.of, requested.raw, requested.bom, order, selection.query]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return f"{digest}.{wanted.file_format}"
+    return f"{digest}.{requested.file_format}"
 
 
 class _ExportResponse(StreamingResponse):
@@ -279,7 +279,7 @@ async def _after(first: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[b
 )
 async def read_croissant(request: Request, repository: RepositoryDep) -> Response:
     """What the exported tables hold, with their hashes, as MLCommons' Croissant describes datasets."""
-    seed_run = await repository.latest_seed()
+    seed_run = await repository.seed_runs.read_latest()
     if seed_run is None:
         raise NotFoundError("The database holds no dataset yet. Run `medpix seed`.")
     home = str(request.base_url)
@@ -291,7 +291,7 @@ async def read_croissant(request: Request, repository: RepositoryDep) -> Respons
 
 async def _table_of(repository: Repository, of: str, home: str) -> Table:
     """A table with the hash of its bytes, which are made once per seeding."""
-    size, sha256 = await repository.once_per_seeding(f"croissant {of}", lambda: _measured(repository, of))
+    size, sha256 = await repository.seed_runs.once_per_seeding(f"croissant {of}", lambda: _measured(repository, of))
     return Table(of, columns(of), f"{home}export/{of}.jsonl", sha256, size)
 
 

@@ -1,4 +1,4 @@
-"""What there is: fields, counts under a filter, statistics."""
+"""Fields, counts under a filter, and statistics."""
 
 from typing import Annotated, Any, Literal
 
@@ -92,8 +92,8 @@ async def list_fields(request: Request, repository: RepositoryDep) -> Response:
 
 
 async def _describe(repository: RepositoryDep, collection: Collection) -> list[dict[str, Any]]:
-    found = await repository.vocabulary(collection)
-    values = {name: known for name, known in found.items() if len(known) <= MAX_VALUES}
+    vocabulary = await repository.vocabulary(collection)
+    values = {name: occurring for name, occurring in vocabulary.items() if len(occurring) <= MAX_VALUES}
     return [
         {
             "name": name,

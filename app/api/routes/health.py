@@ -75,7 +75,7 @@ async def ready(repository: RepositoryDep, models: ModelsDep) -> Response:
     database: dict[str, Any] = {**dict.fromkeys(("cases", "images", "dataset_version")), "faults": []}
     is_whole = False
     try:
-        seed_run = await repository.latest_seed()
+        seed_run = await repository.seed_runs.read_latest()
         database |= {"reachable": True, "seeded": seed_run is not None, **await repository.counts()}
         database["dataset_version"] = seed_run["dataset_version"] if seed_run else None
         documents, indexes = await repository.faults()

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from app.api.deps import (
+    AnnotationsDep,
     Cursor,
     ImageIdDep,
     ImageOrderDep,
@@ -19,16 +20,16 @@ from app.api.deps import (
     RepositoryDep,
 )
 from app.api.errors import BINARY, Responses, documented
-from app.api.files import image_response
+from app.api.file_responses import image_response
 from app.api.filter_parameters import filters
 from app.api.projection import ImageProjectionDep, Projection
 from app.api.responses import data_response, page_response
 from app.api.schemas.records import ImageDetail, ImagePage, StoredRecord
-from app.api.serializers import annotation_view, case_view, image_view
 from app.data.fields import IMAGE_FIELDS
 from app.data.image_store import THUMBNAIL_WIDTHS
-from app.data.repository import CASES, IMAGES, NotFoundError, case_of, missing_case
-from app.data.serializers import encode, with_member
+from app.data.integrity import case_of, missing_case
+from app.data.repository import CASES, IMAGES, NotFoundError
+from app.data.serializers import annotation_view, case_view, encode, image_view, with_member
 
 router = APIRouter(tags=["images"])
 
@@ -89,7 +90,9 @@ def _items(
     summary="Read an image",
     operation_id="get_image",
 )
-async def read_image(request: Request, image: ImageIdDep, repository: RepositoryDep, raw: Raw = False) -> Response:
+async def read_image(
+    request: Request, image: ImageIdDep, repository: RepositoryDep, annotations: AnnotationsDep, raw: Raw = False
+) -> Response:
     """One image with its case and its current annotations; any letter case of the id is taken."""
     if raw:
         return await data_response(request, repository, await repository.get(IMAGES, image))
@@ -99,9 +102,9 @@ async def read_image(request: Request, image: ImageIdDep, repository: Repository
         case = await repository.answer(CASES, u_id, "summary")
     except NotFoundError as error:
         raise missing_case(u_id, image) from error
-    annotations = [annotation_view(each) for each in await repository.annotations_of(image)]
+    current = [annotation_view(each) for each in await annotations.of_image(image)]
     answer = with_member(own["summary"], "case", case["summary"])
-    return await data_response(request, repository, with_member(answer, "annotations", encode(annotations)))
+    return await data_response(request, repository, with_member(answer, "annotations", encode(current)))
 
 
 @router.get(

@@ -69,7 +69,7 @@ class BatchAnswer(BaseModel):
     summary="CT or MR, for many images",
 )
 async def predict_modality_batch(request: PredictionRequestDep) -> Response:
-    """The modality of each of `images`. An image that cannot be used gets a problem; the others do not suffer."""
+    """The modality of each of `images`. An image that cannot be used gets a problem; the others are predicted."""
     return await _predict("modality", request)
 
 
@@ -83,7 +83,7 @@ async def predict_modality_batch(request: PredictionRequestDep) -> Response:
 async def predict_location_batch(request: PredictionRequestDep) -> Response:
     """The location of each of `images`, with one of `captions` each, or none at all; an empty caption counts as none.
 
-    An image that cannot be used gets a problem; the others do not suffer.
+    An image that cannot be used gets a problem; the others are predicted.
     """
     return await _predict("location", request)
 
@@ -141,7 +141,7 @@ def _row(index: int, file_name: str, item: dict[str, Any]) -> list[Any]:
     """A result as cells, in the order of ``_COLUMNS``."""
     if (prediction := item["prediction"]) is None:
         return [index, file_name, item["status"], *[None] * (len(_COLUMNS) - 4), item["problem"]["detail"]]
-    found = prediction["in_dataset"] or {}
+    in_dataset = prediction["in_dataset"] or {}
     return [
         index,
         file_name,
@@ -155,8 +155,8 @@ def _row(index: int, file_name: str, item: dict[str, Any]) -> list[Any]:
         prediction["model"]["version"],
         prediction["image"]["sha256"],
         prediction["image"]["header_modality"],
-        found.get("image"),
-        found.get("split"),
+        in_dataset.get("image"),
+        in_dataset.get("split"),
         " ".join(prediction["notes"]),
         None,
     ]

@@ -17,10 +17,10 @@ from app.api.prediction_request import (
     timing_header,
 )
 from app.api.schemas.predictions import PredictionView, Task
-from app.api.serializers import image_view
 from app.data.image_store import ImageStore
 from app.data.record import CaseId, ImageId, Split
 from app.data.repository import IMAGES, NotFoundError
+from app.data.serializers import image_view
 from app.serving.prediction_context import PredictionContext
 
 router = APIRouter(tags=["predict"])
@@ -68,7 +68,7 @@ class LabelledPrediction(BaseModel):
 async def predict_image(
     image: ImageIdDep,
     request: PredictionRequestDep,
-    pictures: ImageStoreDep,
+    image_store: ImageStoreDep,
     caption: Annotated[bool, Query(description="Use the image's caption for the location")] = True,
 ) -> Response:
     """Modality and location of an image of the dataset, with its true labels beside the answers.
@@ -77,7 +77,7 @@ async def predict_image(
     """
     document = await request.repository.get(IMAGES, image)
     labels = image_view(document)
-    data = await read_image_file(pictures, document)
+    data = await read_image_file(image_store, document)
     text = labels["caption"] if caption else None
     contexts = [PredictionContext(data, text) for _ in TASKS]
     async with request.cancel_on_disconnect():
@@ -94,14 +94,14 @@ async def predict_image(
     return JSONResponse(content, headers=timing_header(*(context.timings_s for context in contexts)))
 
 
-async def read_image_file(pictures: ImageStore, document: dict[str, Any]) -> bytes:
+async def read_image_file(image_store: ImageStore, document: dict[str, Any]) -> bytes:
     """The file of an image of the dataset.
 
     Raises:
         NotFoundError: it is not in the dataset folder.
     """
     try:
-        return await asyncio.to_thread(lambda: pictures.path(document["file"]).read_bytes())
+        return await asyncio.to_thread(lambda: image_store.path(document["file"]).read_bytes())
     except FileNotFoundError as error:
         message = f"The file of image {document['_id']} is not in this service's dataset folder."
         raise NotFoundError(message) from error
@@ -118,5 +118,5 @@ async def _result(
     except Exception as error:  # noqa: BLE001 - a model in training must not hide the answer of the other
         problem = problem_of(request.http, error)
         return result | {"status": problem["status"], "problem": problem}
-    known = truth in {entry["label"] for entry in prediction["probabilities"]}
-    return result | {"correct": prediction["label"] == truth if known else None, "prediction": prediction}
+    is_class = truth in {entry["label"] for entry in prediction["probabilities"]}
+    return result | {"correct": prediction["label"] == truth if is_class else None, "prediction": prediction}

@@ -1,4 +1,4 @@
-"""The picture that is analysed, for files that a browser cannot show."""
+"""The image that is analysed, for files that a browser cannot show."""
 
 import asyncio
 import io
@@ -21,7 +21,7 @@ _MAX_SIDE: Final = 1024
 # Decoding takes memory and a core: no more than this at once, beside the predictions.
 _SLOTS: Final = threading.BoundedSemaphore(2)
 _RETRY_AFTER_S: Final = 2
-_PNG: Responses = {200: {"content": {"image/png": BINARY}, "description": "The picture"}}
+_PNG: Responses = {200: {"content": {"image/png": BINARY}, "description": "The image"}}
 
 
 @router.post(
@@ -29,21 +29,21 @@ _PNG: Responses = {200: {"content": {"image/png": BINARY}, "description": "The p
     response_class=Response,
     responses={**_PNG, **documented(400, 413, 415, 422, 429, 503, 504)},
     openapi_extra=upload_schema(with_caption=False),
-    summary="Show the picture that is analysed",
+    summary="Show the image that is analysed",
 )
 async def preview(request: Request, settings: SettingsDep) -> Response:
-    """The picture that the models are given of an upload, before it is resized: of DICOM, the frame after its window.
+    """The image that the models are given of an upload, before it is resized: of DICOM, the frame after its window.
 
     A PNG of 8 bits per sample, at most 1,024 pixels wide and high. Nothing is stored.
     """
     if not _SLOTS.acquire(blocking=False):
-        raise UnavailableError("Too many pictures are being decoded. Try again shortly.", retry_after_s=_RETRY_AFTER_S)
+        raise UnavailableError("Too many images are being decoded. Try again shortly.", retry_after_s=_RETRY_AFTER_S)
     try:
         async with asyncio.timeout(settings.request_deadline_s):
             upload = await read_upload(request, settings, with_caption=False)
             body = await run_in_threadpool(_png, upload.data, settings)
     except TimeoutError as error:
-        raise DeadlineExceededError("The picture took too long to upload or to decode.") from error
+        raise DeadlineExceededError("The image took too long to upload or to decode.") from error
     finally:
         _SLOTS.release()
     return Response(body, media_type="image/png", headers={"Cache-Control": "no-store"})

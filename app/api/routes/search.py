@@ -12,11 +12,10 @@ from app.api.filter_parameters import filters
 from app.api.projection import CaseProjectionDep, Projection
 from app.api.responses import data_response
 from app.api.schemas.records import CaseSummary, ChosenFields, ImageView
-from app.api.serializers import case_view, image_view
 from app.data.fields import CASE_FIELDS
 from app.data.highlight import Match
 from app.data.search import MAX_HITS, Hit, Mode, SearchResult
-from app.data.serializers import encode
+from app.data.serializers import case_view, encode, image_view
 
 router = APIRouter(tags=["search"])
 
@@ -103,22 +102,22 @@ async def search(
 
     The filters of `/cases` apply too; `fields` chooses what is answered of each case.
     """
-    found = await repository.search(q, selection, mode=mode, limit=limit, offset=offset)
-    body = await asyncio.to_thread(_body, found, projection, limit, offset)
+    result = await repository.search(q, selection, mode=mode, limit=limit, offset=offset)
+    body = await asyncio.to_thread(_body, result, projection, limit, offset)
     # The same address answers differently once the embeddings are there.
-    headers = {"Cache-Control": "no-store"} if mode == "hybrid" and found.mode == "words" else None
+    headers = {"Cache-Control": "no-store"} if mode == "hybrid" and result.mode == "words" else None
     return await data_response(request, repository, body, headers=headers)
 
 
-def _body(found: SearchResult, projection: Projection, limit: int, offset: int) -> bytes:
+def _body(result: SearchResult, projection: Projection, limit: int, offset: int) -> bytes:
     content = {
-        "items": [_hit(hit, projection) for hit in found.hits],
-        "total": found.total,
-        "mode": found.mode,
-        "matched": found.matched,
-        "did_you_mean": found.did_you_mean,
-        "exact_id": found.exact_id,
-        "ignored": found.ignored,
+        "items": [_hit(hit, projection) for hit in result.hits],
+        "total": result.total,
+        "mode": result.mode,
+        "matched": result.matched,
+        "did_you_mean": result.did_you_mean,
+        "exact_id": result.exact_id,
+        "ignored": result.ignored,
         "limit": limit,
         "offset": offset,
     }

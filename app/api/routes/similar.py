@@ -31,14 +31,14 @@ from app.api.responses import with_prefix
 from app.api.routes.predict_image import read_image_file
 from app.api.schemas.predictions import DatasetImage, ImageStamp, ModelStamp, Task, image_stamp, model_stamp
 from app.api.schemas.records import ImageLinks, ImageView
-from app.api.serializers import case_view, image_view
 from app.api.uploads import read_upload, upload_schema
 from app.core.exceptions import ContentTooLargeError, UnprocessableError
 from app.data.fields import IMAGE_FIELDS
 from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem
+from app.data.integrity import case_of
 from app.data.record import CaseId, ImageId, Split
-from app.data.repository import IMAGES, Repository, case_of
-from app.data.serializers import encode
+from app.data.repository import IMAGES, Repository
+from app.data.serializers import case_view, encode, image_view
 from app.serving.prediction_context import PredictionContext
 from app.web.pages import prefix_of
 
@@ -212,12 +212,12 @@ async def search_similar(
 async def similar_images(
     image: ImageIdDep,
     request: PredictionRequestDep,
-    pictures: ImageStoreDep,
+    image_store: ImageStoreDep,
     limit: LimitQuery = 10,
     task: TaskQuery = "modality",
 ) -> Response:
     """The images of other cases that look most like an image of the dataset."""
-    data = await read_image_file(pictures, await request.repository.get(IMAGES, image))
+    data = await read_image_file(image_store, await request.repository.get(IMAGES, image))
     return await _similar(request, task, PredictionContext(data), limit)
 
 
@@ -281,9 +281,9 @@ async def _read_text(request: PredictionRequest) -> str:
     try:
         return _words(TextQuery.model_validate_json(bytes(body)).text, "text")
     except ValidationError as error:
-        found = error.errors()[0]
-        place = ".".join(map(str, found["loc"])) or "body"
-        raise UnprocessableError(f'Send {{"text": "…"}} as JSON. {place}: {found["msg"]}.') from error
+        problem = error.errors()[0]
+        location = ".".join(map(str, problem["loc"])) or "body"
+        raise UnprocessableError(f'Send {{"text": "…"}} as JSON. {location}: {problem["msg"]}.') from error
 
 
 async def _ranked(

@@ -23,6 +23,7 @@ from app.api.errors import documented
 from app.api.filter_parameters import filters
 from app.api.responses import data_response, page_response
 from app.api.routes.export import FILE_RESPONSES, Bom, Format, RawRecords, kept_file, make_export
+from app.api.schemas.records import PageModel
 from app.core.exceptions import ForbiddenError, UnprocessableError
 from app.data.fields import VIEW_FIELDS, public_view
 from app.data.filters import Filter, ParameterError, ParameterProblem, parse_filter
@@ -72,14 +73,10 @@ class OpenedView(ViewOut):
     note: str | None = Field(description="What changed since it was saved, in a sentence")
 
 
-class ViewPage(BaseModel):
+class ViewPage(PageModel):
     """One page of views."""
 
     items: list[ViewOut]
-    total: int
-    total_is_exact: bool
-    limit: int
-    next_cursor: str | None
 
 
 ViewId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", examples=["0f8fad5bd9cb469fa16570867728950e"])]
@@ -127,7 +124,7 @@ async def save_view(
         body.of,
         query,
         total=await repository.count(collection, selected.selection),
-        dataset_version=await repository.dataset_version(),
+        dataset_version=await repository.seed_runs.dataset_version(),
         by=by,
     )
     address = f"{prefix_of(request)}/views/{stored['_id']}"
@@ -171,7 +168,7 @@ async def open_view(request: Request, view: ViewId, repository: RepositoryDep) -
 
 
 async def _today(document: dict[str, Any], repository: Repository) -> dict[str, Any]:
-    version = await repository.dataset_version()
+    version = await repository.seed_runs.dataset_version()
     total: int | None = None
     note = None
     collection = IMAGES if document["of"] == "images" else CASES
@@ -230,10 +227,10 @@ async def export_view(
     """
     document = await repository.get(VIEWS, view)
     if of != document["of"] and (of, document["of"]) != ("records", "images"):
-        others = "images or records" if document["of"] == "images" else "cases"
-        raise UnprocessableError(f"This view selects {document['of']}: ask for {others} in place of {of}.")
+        choices = "images or records" if document["of"] == "images" else "cases"
+        raise UnprocessableError(f"This view selects {document['of']}: ask for {choices} in place of {of}.")
     selected = await parse_selection(document["query"], repository, IMAGES if document["of"] == "images" else CASES)
-    wanted = make_export(of, file_format, raw=raw, bom=bom, order=selected.order)
-    answer = await kept_file(request, repository, image_store, export_files, wanted, selected.selection)
+    requested = make_export(of, file_format, raw=raw, bom=bom, order=selected.order)
+    answer = await kept_file(request, repository, image_store, export_files, requested, selected.selection)
     answer.headers["X-View-Dataset-Version"] = document["dataset_version"] or ""
     return answer

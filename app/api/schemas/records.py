@@ -52,7 +52,9 @@ class ImageDetail(ImageWithCase):
     annotations: list[Annotation] = Field(description="Current annotations, newest first, at most 100")
 
 
-class _PageModel(BaseModel):
+class PageModel(BaseModel):
+    """What every page of a list says beside its items."""
+
     total: int = Field(description=f"How many pass the filter; counted to {MAX_TOTAL}")
     total_is_exact: bool = Field(description=f"False where more than {MAX_TOTAL} pass a filter")
     limit: int
@@ -73,13 +75,13 @@ class StoredRecord(BaseModel):
     U_id: CaseId
 
 
-class CasePage(_PageModel):
+class CasePage(PageModel):
     """One page of cases."""
 
     items: list[CaseSummary | ChosenFields]
 
 
-class ImagePage(_PageModel):
+class ImagePage(PageModel):
     """One page of images."""
 
     items: list[ImageView | ImageWithCase | ChosenFields]

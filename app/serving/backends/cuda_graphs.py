@@ -43,7 +43,7 @@ class CudaGraphBackend:
         self._copied = torch.cuda.Event(blocking=True)
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
-        """Run a batch."""
+        """Run a batch, uint8 (N, C, H, W); see ``Backend``."""
         count = len(pixels)
         size = min((size for size in self._graphs if size >= count), default=None)
         if size is None:

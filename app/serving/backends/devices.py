@@ -49,9 +49,9 @@ def on_cuda(settings: Settings) -> bool:
     if settings.device == "cpu" or (settings.device == "auto" and not _has_gpu_driver()):
         return False
     # Imported here: it takes seconds and hundreds of megabytes, and OpenVINO on a CPU needs none of it.
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415 - see above
 
-    from ml.training.device import warn_of_unusable_gpu  # noqa: PLC0415
+    from ml.training.device import warn_of_unusable_gpu  # noqa: PLC0415 - see above
 
     if settings.device == "auto":
         warn_of_unusable_gpu()
@@ -107,10 +107,15 @@ def make_backend(
         return _torch_backend(model, "cpu", "fp32")
 
 
+def decode_threads(settings: Settings) -> int:
+    """How many threads decode images for a network: the setting, else 4, or 64 for a GPU, as far as there are cores."""
+    return settings.decode_threads or min(64 if on_cuda(settings) else 4, usable_cpus())
+
+
 def _threads() -> int:
     """As many as PyTorch would use: OMP_NUM_THREADS, but no more than there are processors."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return min(int(wanted), usable_cpus()) if wanted.isdecimal() and int(wanted) else usable_cpus()
+    configured = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(configured), usable_cpus()) if configured.isdecimal() and int(configured) else usable_cpus()
 
 
 def _torch_backend(model: NetworkOwner, device: str, precision: Precision) -> Backend:

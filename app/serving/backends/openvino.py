@@ -69,7 +69,7 @@ class OpenVinoBackend:
         self._request = self._compiled.create_infer_request()
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
-        """Run a batch."""
+        """Run a batch, uint8 (N, C, H, W); see ``Backend``."""
         outputs = self._request.infer([pixels], share_inputs=True)
         return {name: np.array(outputs[index]) for index, name in enumerate(self.outputs)}
 
@@ -133,11 +133,11 @@ def _cached_graph(cache: Path) -> ov.Model | None:
 
 def _part(graph: ov.Model, names: tuple[str, ...]) -> ov.Model:
     """The graph of some of the outputs alone."""
-    known = graph.get_rt_info(_OUTPUTS).astype(str).split()
-    if known == list(names):
+    exported = graph.get_rt_info(_OUTPUTS).astype(str).split()
+    if exported == list(names):
         return graph
     results = graph.get_results()
-    return ov.Model([results[known.index(name)] for name in names], graph.get_parameters())
+    return ov.Model([results[exported.index(name)] for name in names], graph.get_parameters())
 
 
 def _converted_elsewhere(model: NetworkOwner, preprocess: Preprocess, cache: Path) -> ov.Model | None:
@@ -158,7 +158,7 @@ def _convert_for_parent(model: NetworkOwner, preprocess: Preprocess, cache: Path
 
 
 def _convert(model: NetworkOwner, preprocess: Preprocess, cache: Path) -> ov.Model:
-    from app.serving.backends.export import export_program  # noqa: PLC0415 - imports PyTorch
+    from app.serving.backends.torch_export import export_program  # noqa: PLC0415 - imports PyTorch
 
     assert model.network is not None
     program, outputs = export_program(model.network.eval(), preprocess)
@@ -205,7 +205,7 @@ class AsyncOpenVinoBackend:
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
-        """Run a batch."""
+        """Run a batch, uint8 (N, C, H, W); see ``Backend``."""
         if len(pixels) < self.streams:
             return self.plain.run(pixels)
         parts = np.array_split(pixels, self.streams)

@@ -34,10 +34,10 @@ class TorchBackend:
         amp_dtype = _DTYPES.get(precision)
         if device == "cuda" and amp_dtype is not None:
             network = reduced(network, amp_dtype)
-        self._network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
-        """Run a batch."""
+        """Run a batch, uint8 (N, C, H, W); see ``Backend``."""
         images = torch.from_numpy(pixels)
         if self.device == "cpu":
             return {name: output.float().numpy() for name, output in self.forward(images).items()}
@@ -49,7 +49,7 @@ class TorchBackend:
         return {name: np.array(value.numpy()) for name, value in copies.items()}
 
     def forward(self, pixels: Tensor) -> Mapping[str, Tensor]:
-        """Run a batch that is on the device already; the outputs stay there."""
+        """Run a batch (N, C, H, W) that is on the device already; the outputs stay there."""
         amp_dtype = _DTYPES.get(self.precision)
         cache_weights = self.device != "cuda"  # weights that autocast caches cannot be captured in a CUDA graph
         with (

@@ -34,20 +34,20 @@ def jpeg_header(data: bytes) -> FrameHeader | None:
     """The frame header of a JPEG or JPEG-LS file; None where there is none."""
     if not data.startswith(_JPEG_START):
         return None
-    place = len(_JPEG_START)
-    while found := _MARKER.search(data, place):
-        marker, place = found[1][0], found.end()
+    position = len(_JPEG_START)
+    while match := _MARKER.search(data, position):
+        marker, position = match[1][0], match.end()
         if marker in _END_OF_HEADER:
             return None
         if marker in _WITHOUT_LENGTH:
             continue
-        segment = data[place : place + 8]
+        segment = data[position : position + 8]
         if len(segment) < 8:
             return None
         if marker in _FRAME_MARKERS:
             height, width = int.from_bytes(segment[3:5]), int.from_bytes(segment[5:7])
             return FrameHeader(width, height, components=segment[7], precision=segment[2])
-        place += max(2, int.from_bytes(segment[:2]))
+        position += max(2, int.from_bytes(segment[:2]))
     return None
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from app.core.exceptions import ContentTooLargeError, UnprocessableError
 
-# A picture with a shorter side shows no anatomy.
+# An image with a shorter side shows no anatomy.
 MIN_SIDE: Final = 16
 
 

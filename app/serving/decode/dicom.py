@@ -22,7 +22,7 @@ _SEND_PNG: Final = "Export the image from your viewer as PNG or JPEG and send th
 _COLOURS: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 _PALETTE: Final = "PALETTE COLOR"
 _MONOCHROME: Final = frozenset({"MONOCHROME1", "MONOCHROME2"})
-# Larger than any detector's; a header that says more is not believed.
+# Larger than any detector's; a header that says more is wrong.
 _LARGEST_ASPECT: Final = 10.0
 
 
@@ -165,15 +165,15 @@ def _square_pixels(image: Image.Image, dataset: Dataset, frame: int, max_pixels:
         The image and a note; the image as it is, and None, where nothing is to be done.
     """
     groups = list(functional_groups(dataset, frame, "PixelMeasuresSequence"))
-    found = [
+    spacings = [
         spacing
         for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
         for group in groups
         if len(spacing := numbers(group, keyword)) == 2 and all(side > 0 for side in spacing)
     ]
-    if not found:
+    if not spacings:
         return image, None
-    vertical, horizontal = found[0]
+    vertical, horizontal = spacings[0]
     aspect = vertical / horizontal  # height of a pixel in widths
     if abs(aspect - 1) < 0.01 or not 1 / _LARGEST_ASPECT <= aspect <= _LARGEST_ASPECT:
         return image, None

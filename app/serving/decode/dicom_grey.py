@@ -41,7 +41,7 @@ def grey_levels(values: NDArray[Any], dataset: Dataset, frame: int) -> tuple[NDA
     """A frame as a viewer shows it.
 
     Padding is left out of the range and drawn black. The first VOI LUT or window of the file is used; those that would
-    leave a picture without any contrast are passed over. Without one, the image is stretched between two percentiles.
+    leave an image without any contrast are passed over. Without one, the image is stretched between two percentiles.
 
     Args:
         values: as stored, (rows, columns).
@@ -65,13 +65,13 @@ def grey_levels(values: NDArray[Any], dataset: Dataset, frame: int) -> tuple[NDA
     for view in _views(values, dataset, frame, rescale, is_padding, use_window=is_calibrated):
         low, high, padded = 255, 0, False
         for rows in strips(values):
-            shown = view.levels(rescale(values[rows])).round().astype(np.uint8)
-            levels[rows] = 255 - shown if inverted else shown
+            grey = view.levels(rescale(values[rows])).round().astype(np.uint8)
+            levels[rows] = 255 - grey if inverted else grey
             if (hidden := is_padding(values[rows])) is not None and hidden.any():
                 levels[rows][hidden] = 0
-                shown, padded = shown[~hidden], True
-            if shown.size:
-                low, high = min(low, int(shown.min())), max(high, int(shown.max()))
+                grey, padded = grey[~hidden], True
+            if grey.size:
+                low, high = min(low, int(grey.min())), max(high, int(grey.max()))
         if low < high:
             break
         if view.name is not None:
@@ -102,8 +102,8 @@ def _modality(dataset: Dataset, frame: int) -> tuple[Transform, str | None, bool
         lookup, _ = _lookup_table(dataset.ModalityLUTSequence[0], dataset)
         return lookup, None, True
     groups = list(functional_groups(dataset, frame, "PixelValueTransformationSequence"))
-    slope = next((found[0] for group in groups if (found := numbers(group, "RescaleSlope"))), 1.0)
-    intercept = next((found[0] for group in groups if (found := numbers(group, "RescaleIntercept"))), 0.0)
+    slope = next((values[0] for group in groups if (values := numbers(group, "RescaleSlope"))), 1.0)
+    intercept = next((values[0] for group in groups if (values := numbers(group, "RescaleIntercept"))), 0.0)
     if math.isnan(slope) or math.isnan(intercept) or slope == 0:
         note = "The DICOM file's rescale slope or intercept cannot be used; the values were read as they are stored."
         return lambda part: np.asarray(part, dtype=np.float64), note, False
@@ -182,7 +182,7 @@ def _lookup_table(item: Dataset, dataset: Dataset) -> tuple[Transform, float]:
 
     def lookup(part: NDArray[Any]) -> NDArray[Any]:
         index = np.rint(np.asarray(part, dtype=np.float64)) - first
-        found: NDArray[Any] = table[np.clip(index, 0, table.size - 1).astype(np.intp)]
-        return found
+        entries: NDArray[Any] = table[np.clip(index, 0, table.size - 1).astype(np.intp)]
+        return entries
 
     return lookup, max(2.0**bits - 1, float(table.max()))

@@ -39,10 +39,10 @@ def apply_palette(values: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
     if palette.max() > 255:
         palette >>= 8
     colours: NDArray[np.uint8] = palette.astype(np.uint8)
-    found = np.empty((*values.shape, 3), dtype=np.uint8)
+    coloured = np.empty((*values.shape, 3), dtype=np.uint8)
     for rows in strips(values):
-        found[rows] = colours[np.clip(values[rows].astype(np.int64) - firsts[0], 0, len(colours) - 1)]
-    return found
+        coloured[rows] = colours[np.clip(values[rows].astype(np.int64) - firsts[0], 0, len(colours) - 1)]
+    return coloured
 
 
 def _table(dataset: Dataset, colour: str) -> tuple[NDArray[np.uint16], int]:
@@ -80,38 +80,38 @@ def _expanded(words: list[int], entries: int, size: int) -> list[int]:
         size: bytes per word.
     """
     table: list[int] = []
-    place = 0
-    while place + 1 < len(words) and len(table) < entries:
-        kind, length = words[place : place + 2]
-        place += 2
+    position = 0
+    while position + 1 < len(words) and len(table) < entries:
+        kind, length = words[position : position + 2]
+        position += 2
         if kind == _INDIRECT:
             # An offset in bytes, of four bytes or of two words with the lower one first; it must not lead to
             # another indirect segment.
-            parts = words[place : place + 4 // size]
+            parts = words[position : position + 4 // size]
             source = sum(part << (8 * size * order) for order, part in enumerate(parts)) // size
-            place += 4 // size
+            position += 4 // size
             for _ in range(length):
                 if len(table) >= entries:
                     break
                 source = _append(table, words, source, entries)
         else:
-            place = _append(table, words, place - 2, entries)
+            position = _append(table, words, position - 2, entries)
     return table
 
 
-def _append(table: list[int], words: list[int], place: int, entries: int) -> int:
+def _append(table: list[int], words: list[int], position: int, entries: int) -> int:
     """Add a discrete or linear segment; the place behind it."""
-    kind, length = words[place], words[place + 1]
-    place += 2
+    kind, length = words[position], words[position + 1]
+    position += 2
     if kind == _DISCRETE:
-        table += words[place : place + length]
-        place += length
+        table += words[position : position + length]
+        position += length
     elif kind == _LINEAR:
-        start, end = table[-1], words[place]
+        start, end = table[-1], words[position]
         steps = min(length, entries)
         table += np.around(start + (end - start) * np.arange(1, steps + 1) / max(1, length)).astype(int).tolist()
-        place += 1
+        position += 1
     else:
         raise IndexError(kind)
     del table[entries:]
-    return place
+    return position

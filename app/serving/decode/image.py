@@ -30,7 +30,7 @@ def decode(data: bytes, settings: Settings, sha256: str | None = None) -> Decode
     """Decode an uploaded PNG, JPEG or DICOM file.
 
     The header is read first: nothing is decoded that is over a limit. Animated files are refused,
-    because only one of their frames would be analysed; of a JPEG with several pictures (MPO, as phones
+    because only one of their frames would be analysed; of a JPEG with several images (MPO, as phones
     write them) the first one is the photograph, and is read. Metadata are skipped, and 16 bits per
     sample become 8 between two percentiles.
 
@@ -71,7 +71,7 @@ def decode(data: bytes, settings: Settings, sha256: str | None = None) -> Decode
         raise UnprocessableError(f"The image is cut or damaged: {error}.") from error
     if image.format == _MULTI_PICTURE:
         count = getattr(image, "n_frames", 2)
-        info = replace(info, notes=(f"The JPEG file holds {count} pictures; the first one was analysed.",))
+        info = replace(info, notes=(f"The JPEG file holds {count} images; the first one was analysed.",))
     return DecodedImage(_upright(image), info)
 
 

@@ -1,4 +1,4 @@
-"""JPEG files that would keep a decoder busy for minutes, told by their markers alone."""
+"""JPEG files that would keep a decoder busy for minutes, recognised by their markers alone."""
 
 import re
 from typing import Final
@@ -33,13 +33,13 @@ def check_scans(data: bytes) -> None:
 
 
 def _has_more_scans(data: bytes, limit: int) -> bool:
-    scans, place = 0, len(_SIGNATURE)
-    while found := _MARKER.search(data, place):
-        kind, place = found[1][0], found.end()
+    scans, position = 0, len(_SIGNATURE)
+    while match := _MARKER.search(data, position):
+        kind, position = match[1][0], match.end()
         if kind == _END:
             return False
         if kind not in _WITHOUT_LENGTH:
-            place += max(2, int.from_bytes(data[place : place + 2]))
+            position += max(2, int.from_bytes(data[position : position + 2]))
         scans += kind == _SCAN
         if scans > limit:
             return True

@@ -61,7 +61,7 @@ def _finite(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def linear(values: NDArray[Any], low: float, high: float) -> NDArray[np.float64]:
-    """Values from ``low`` to ``high`` as 0 to 255, clipped; all 0 where these are equal."""
+    """Values of any shape from ``low`` to ``high`` as 0 to 255, clipped; all 0 where these are equal."""
     span = high - low
     if span <= 0:
         return np.zeros(values.shape)

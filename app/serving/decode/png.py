@@ -22,21 +22,21 @@ def without_metadata(data: bytes) -> bytes:
         The same image; whatever follows a chunk that is cut is kept for the decoder to complain of.
     """
     parts = [SIGNATURE]
-    place = len(SIGNATURE)
-    while place + 12 <= len(data):
-        length = int.from_bytes(data[place : place + 4])
-        kind, end = data[place + 4 : place + 8], place + 12 + length
+    position = len(SIGNATURE)
+    while position + 12 <= len(data):
+        length = int.from_bytes(data[position : position + 4])
+        kind, end = data[position + 4 : position + 8], position + 12 + length
         if end > len(data):
             break
-        chunk = data[place:end]
+        chunk = data[position:end]
         is_ancillary = bool(kind[0] & _ANCILLARY)
         checksum = int.from_bytes(chunk[-4:])
         if not is_ancillary or (kind in _KEPT and zlib.crc32(memoryview(chunk)[4:-4]) == checksum):
             parts.append(chunk)
-        place = end
+        position = end
         if kind == b"IEND":
             return b"".join(parts)
-    parts.append(data[place:])
+    parts.append(data[position:])
     return b"".join(parts)
 
 

@@ -9,13 +9,13 @@ import { lastReport, scoresOf } from "./scores.js";
 async function counts() {
   const { facets, total, cases } = await getJson(at("/facets"));
   const modalities = facets.modality.map(({ value, count }) => plural(count, `${value} image`)).join(" and ");
-  byId("counts").textContent = `This service holds ${plural(total, "image")} of ${plural(cases, "case")} of MedPix 2.0: ${modalities}.`;
+  byId("counts").textContent = `This service contains ${plural(total, "image")} of ${plural(cases, "case")} of MedPix 2.0: ${modalities}.`;
 }
 
 /** How good a model is, in a sentence. */
 function sentence(card, task, { split, accuracy, accuracy_95: interval }) {
   const range = interval ? ` (95% interval ${interval.map((end) => percent(end, 0)).join(" to ")})` : "";
-  const caution = split === "dev" ? "; it was selected on these, and is not evaluated on the test split yet" : "";
+  const caution = split === "dev" ? "; it was selected on these images and has not been evaluated on the test split yet" : "";
   return `${spoken(task)}: ${card.name} has an accuracy of ${percent(accuracy)} on the ${split} images${range}${caution}.`;
 }
 

@@ -24,7 +24,7 @@ function entry(annotation) {
 
 /** A select whose first choice leaves the label as it is. */
 function labelSelect(name, current, values) {
-  const options = [el("option", { value: "", text: `as it is (${current ?? "unknown"})` }), ...values.filter((value) => value !== current).map((value) => el("option", { value, text: value }))];
+  const options = [el("option", { value: "", text: `unchanged (${current ?? "unknown"})` }), ...values.filter((value) => value !== current).map((value) => el("option", { value, text: value }))];
   return el("label", {}, spoken(name), el("select", { name }, options));
 }
 
@@ -52,7 +52,7 @@ export class Annotations {
     if (this.image === image) return;
     this.image = image;
     const list = el("ul", { "aria-live": "polite" });
-    const form = el("details", {}, el("summary", { text: "Correct a label or comment" }));
+    const form = el("details", {}, el("summary", { text: "Correct a label or add a comment" }));
     form.addEventListener("toggle", async () => {
       if (form.open && form.children.length === 1) form.append(await this._form(image, list));
     });
@@ -73,15 +73,15 @@ export class Annotations {
   async _form(image, list) {
     const selects = await Promise.all(LABELS.map(async (name) => labelSelect(name, image[name], await valuesOf(name))));
     const said = el("div", { role: "status" });
-    const key = el("label", { hidden: true }, "Key", el("input", { type: "password", name: "key", autocomplete: "off", maxlength: 200 }));
+    const key = el("label", { hidden: true }, "API key", el("input", { type: "password", name: "key", autocomplete: "off", maxlength: 200 }));
     const comment = el("label", {}, "Comment", el("textarea", { name: "comment", rows: 3, maxlength: 5000 }));
-    const form = el("form", { class: "annotate" }, selects, comment, key, el("p", {}, el("button", { class: "primary", text: "Save the annotation" })), said);
+    const form = el("form", { class: "annotate" }, selects, comment, key, el("p", {}, el("button", { class: "primary", text: "Save annotation" })), said);
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
       const { key: typed, ...values } = Object.fromEntries(new FormData(form));
       const body = Object.fromEntries(Object.entries(values).map(([name, value]) => [name, value.trim()]).filter(([, value]) => value));
       if (!Object.keys(body).length) {
-        said.replaceChildren(problemBox(new Problem("Choose a label or write a comment.", 422)));
+        said.replaceChildren(problemBox(new Problem("Choose a corrected label or write a comment.", 422)));
         return;
       }
       await this._send(image, body, typed, { form, list, said, key });
@@ -108,7 +108,7 @@ export class Annotations {
         key.hidden = false;
         key.querySelector("input").value = "";
       }
-      const words = error.status === 401 && !known ? new Problem("Writing needs a key here. Ask whoever runs this service for one.", 401) : error;
+      const words = error.status === 401 && !known ? new Problem("Writing requires an API key. Ask the operator of this service for one.", 401) : error;
       said.replaceChildren(problemBox(words, () => form.requestSubmit()));
     } finally {
       button.disabled = false;

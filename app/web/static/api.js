@@ -11,6 +11,15 @@ export class Problem extends Error {
 
 const UNREACHABLE = "The service cannot be reached. Check that it is running, then try again.";
 
+/** A module of these pages that not every reader needs: fetched when it is asked for. */
+export async function load(name) {
+  try {
+    return await import(`./${name}.js`);
+  } catch {
+    throw new Problem(UNREACHABLE);
+  }
+}
+
 /** The response to a request, if it is a success. */
 export async function ask(address, options) {
   let response;
@@ -33,8 +42,8 @@ async function problemOf(response) {
   }
   const detail = typeof body.detail === "string" && body.detail ? body.detail : "";
   const fallback = response.status >= 500
-    ? `The service has a fault (status ${response.status}). Try again in a moment.`
-    : `The service refused the request (status ${response.status}).`;
+    ? `The service failed (status ${response.status}). Try again in a moment.`
+    : `The service rejected the request (status ${response.status}).`;
   return new Problem(detail || fallback, response.status, body, Number(response.headers.get("Retry-After")) || 0);
 }
 
@@ -50,6 +59,6 @@ export async function read(response, as) {
     return await response[as]();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem("The answer of the service was cut off. Try again.");
+    throw new Problem("The response of the service was incomplete. Try again.");
   }
 }

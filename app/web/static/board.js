@@ -1,7 +1,7 @@
 // The leaderboard: per task, the models by their accuracy with its interval.
 
 import { whisker } from "./charts.js";
-import { el, number, onPlainClick, spoken } from "./dom.js";
+import { el, number, onPlainClick, percent, spoken } from "./dom.js";
 import { moment, scoresOf, TASKS } from "./scores.js";
 
 const decimals = (value) => value?.toFixed(3) ?? "";
@@ -13,15 +13,16 @@ function byScore(a, b) {
 }
 
 function figures(scores) {
-  if (!scores) return [el("td", { class: "number accuracy", text: "–" }), el("td", { class: "muted interval", text: "no figures" }), el("td", { class: "chart" }), el("td", {}), el("td", {})];
+  if (!scores) return [el("td", { class: "number accuracy", text: "–" }), el("td", { class: "muted interval", text: "no figures" }), el("td", { class: "chart" }), el("td", {}), el("td", {}), el("td", {})];
   const interval = scores.accuracy_95;
-  const cell = (label, value) => el("td", { class: "number more", data: { label }, text: decimals(value) });
+  const cell = (label, text) => el("td", { class: "number more", data: { label: text && label }, text });
   return [
     el("td", { class: "number accuracy" }, decimals(scores.accuracy), scores.split === "dev" && el("span", { class: "tag warn", text: "dev" })),
     el("td", { class: "interval", text: interval ? interval.map((end) => end.toFixed(2)).join(" to ") : "" }),
     el("td", { class: "chart" }, whisker(scores.accuracy, interval)),
-    cell("Macro F1", scores.macro_f1),
-    cell("ECE", scores.ece),
+    cell("Macro F1", decimals(scores.macro_f1)),
+    cell("ECE", decimals(scores.ece)),
+    cell("Coverage", scores.coverage === undefined ? "" : percent(scores.coverage, 0)),
   ];
 }
 
@@ -35,7 +36,7 @@ function row({ card, serves, backend, scores }, task, choose) {
 
 function head() {
   const axis = el("span", { class: "axis", "aria-hidden": "true" }, ["0", "0.5", "1"].map((text) => el("span", { text })));
-  const cells = [["Model", "model"], ["Accuracy", "number accuracy"], ["95% interval", "interval"], ["", "chart"], ["Macro F1", "number more"], ["ECE", "number more"]];
+  const cells = [["Model", "model"], ["Accuracy", "number accuracy"], ["95% interval", "interval"], ["", "chart"], ["Macro F1", "number more"], ["ECE", "number more"], ["Coverage", "number more"]];
   return el("thead", {}, el("tr", {}, cells.map(([text, name]) => (text ? el("th", { scope: "col", class: name, text }) : el("td", { class: name }, axis)))));
 }
 
@@ -68,7 +69,7 @@ function source({ items }, report) {
   if (isDev) {
     const dev = items.find(({ card }) => card.data.images.dev)?.card.data;
     const size = dev ? `, ${number(dev.images.dev)} images of ${number(dev.cases.dev)} cases` : "";
-    parts.push(`Figures marked “dev” are of the dev split${size}. The models were selected on it, so expect lower figures on new images. For the test split run `, el("code", { text: "medpix evaluate" }), ".");
+    parts.push(`Figures marked “dev” were measured on the dev split${size}. The models were selected on it, so expect lower figures on new images. For figures on the test split run `, el("code", { text: "medpix evaluate" }), ".");
   }
   return el("p", { class: isDev ? "notice" : "muted small" }, parts);
 }
@@ -77,7 +78,7 @@ function source({ items }, report) {
 function choices({ tasks, training }) {
   const serving = Object.entries(tasks).filter(([, { reason }]) => reason);
   const lines = serving.map(([task, { model, reason }]) => el("li", {}, `${spoken(task)}: ${model} (${reason}).`));
-  if (training) lines.push(el("li", {}, `A start trains ${training.models.join(", ")} (${training.reason}).`), ...training.notes.map((text) => el("li", { text })));
+  if (training) lines.push(el("li", {}, `At start the service trains ${training.models.join(", ")} if they are missing (${training.reason}).`), ...training.notes.map((text) => el("li", { text })));
   if (!lines.length) return null;
   return el("details", { class: "why" }, el("summary", { text: "Why these models" }), el("ul", { class: "list small" }, lines));
 }
@@ -92,7 +93,7 @@ function nothing(tasks) {
 /** The tables of all tasks. `choose` is given the name and the task of the model to show in detail. */
 export function board(models, report, choose) {
   if (!models.items.length) return [nothing(models.tasks)];
-  const terms = "Macro F1 weighs rare and frequent classes alike. ECE (expected calibration error) is the mean gap between confidence and accuracy; 0 is best.";
+  const terms = "Macro F1 weighs rare and frequent classes alike. ECE (expected calibration error) is the mean gap between confidence and accuracy; 0 is best. Coverage is the share of answers that are confident under the rules in use: confidence threshold and out-of-distribution rule.";
   return [
     source(models, report),
     ...TASKS.map((task) => table(task, models, report, choose)).filter(Boolean),

@@ -31,7 +31,7 @@ export function keep(saved) {
   }
 }
 
-export const isBookmarked = (uId) => readSaved().bookmarks.some((each) => each.u_id === uId);
+const isBookmarked = (uId) => readSaved().bookmarks.some((each) => each.u_id === uId);
 
 /** Bookmark a case, or take its bookmark away. `title`: null where it is not to be seen. */
 export function toggleBookmark(uId, title) {

@@ -1,17 +1,18 @@
 // The browse page: cases or images under a search, filters and a sort order, all of it in the address.
 
 import { at } from "./address.js";
-import { getJson } from "./api.js";
+import { getJson, load } from "./api.js";
 import { byId, el, isTyping, number, plural, problemBox, spoken } from "./dom.js";
 import { loadFacets, renderFacets } from "./facets.js";
 import { renderChips, setUpFieldFilter } from "./filters.js";
 import { setUpMenu } from "./menu.js";
-import { CASE_FIELDS, isByWords, MAX_CASES, Result, rememberWalk } from "./result.js";
+import { CASE_FIELDS, isByWords, MAX_CASES, Result } from "./result.js";
 import { caseAddress, caseOf, nameInAddress, readState, writeState } from "./state.js";
 import { caseCard, emptyView, hitView, imageTile, nameCase, searchNotes, skeleton } from "./tiles.js";
+import { rememberWalk } from "./walk.js";
 
 const SIZES = { cases: 30, images: 40 };
-const EAGER = 18; // pictures that are asked for at once
+const EAGER = 18; // images that are asked for at once
 const SORTS = [
   ["", "Case id"],
   ["-image_count", "Most images first"],
@@ -25,7 +26,7 @@ const ID = /^(mpx\d{4,8})(_synpic\d{2,5})?$/i;
 const [box, results, status, problem, more, moreProblem] = ["q", "results", "status", "problem", "more", "more-problem"].map(byId);
 let state = readState(location.search);
 let current = null;
-const refreshExport = setUpMenu(byId("export"), async () => new (await import("./exports.js")).ExportMenu(byId("export"), { current: () => [current.result, state] }));
+const refreshExport = setUpMenu(byId("export"), async () => new (await load("exports")).ExportMenu(byId("export"), { current: () => [current.result, state] }));
 let stop = new AbortController();
 
 async function show() {
@@ -75,7 +76,7 @@ function fail(error, signal) {
   more.hidden = true;
   const notice = problemBox(error, show);
   if (state.filters.length || state.q || state.sort) {
-    const reset = el("button", { type: "button", text: "Start again without filters" });
+    const reset = el("button", { type: "button", text: "Clear the search and the filters" });
     reset.addEventListener("click", () => go({ q: "", filters: [], sort: "" }));
     notice.append(reset);
   }
@@ -109,11 +110,11 @@ async function showCounts(mine) {
     const counts = await loadFacets(mine.result, { signal: mine.signal });
     if (mine.signal.aborted) return;
     mine.counts = counts;
-    renderFacets(target, counts, state.filters, (filters) => go({ filters }));
+    renderFacets(target, counts, state.filters, (update) => go({ filters: update(state.filters) }));
   } catch (error) {
     if (mine.signal.aborted || error.name === "AbortError") return;
     const isRefused = error.status >= 400 && error.status < 429; // so are the images, whose sentence stands above
-    target.replaceChildren(isRefused ? "" : problemBox({ message: `The counts are missing. ${error.message}` }, () => showCounts(mine)));
+    target.replaceChildren(isRefused ? "" : problemBox({ message: `The counts cannot be shown. ${error.message}` }, () => showCounts(mine)));
   }
   target.setAttribute("aria-busy", "false");
   say();
@@ -131,8 +132,8 @@ function say() {
     const [cases, all] = [plural(counts.cases, "case"), plural(counts.total, "image")];
     found = isCases ? `${cases} with ${all}` : `${all} of ${cases}`;
   }
-  status.textContent = images.length ? `${found}${query}.${cut}` : "Nothing found.";
-  byId("filters-done").textContent = images.length ? `Show ${found.split(/ of | with /)[0].replace(" shown", "")}` : "Nothing found: back";
+  status.textContent = images.length ? `${found}${query}.${cut}` : "No results.";
+  byId("filters-done").textContent = images.length ? `Show ${found.split(/ of | with /)[0].replace(" shown", "")}` : "No results: close the filters";
 }
 
 function remember({ images, result, counts }) {
@@ -172,7 +173,7 @@ async function recordsOf(result, found) {
   return new Map(pages.flatMap((page) => page.items).map((record) => [record.u_id, record]));
 }
 
-/** The titles come with the records of the cases; the pictures do not wait for them. */
+/** The titles come with the records of the cases; the images do not wait for them. */
 async function nameCases({ result, signal }, found) {
   const records = await recordsOf(result, found).catch(() => new Map());
   if (signal.aborted) return;
@@ -261,7 +262,7 @@ async function search(text) {
 async function openRandom() {
   problem.replaceChildren();
   try {
-    const { randomCase } = await import("./quiz.js");
+    const { randomCase } = await load("quiz");
     const image = await randomCase(current.result);
     if (image) location.assign(caseAddress(image, { ...state, quiz: true }));
     else problem.replaceChildren(el("p", { class: "notice", text: "No cases match. Remove a filter, then try again." }));
@@ -329,7 +330,7 @@ function start() {
     const mode = byId("mode").value;
     go({ mode, q: box.value.trim(), ...(mode === "images" && { view: "images" }) });
   });
-  setUpMenu(byId("saved"), async () => new (await import("./saved.js")).SavedMenu(byId("saved"), { state: () => state }));
+  setUpMenu(byId("saved"), async () => new (await load("saved")).SavedMenu(byId("saved"), { state: () => state }));
   byId("quiz").addEventListener("click", () => go({ quiz: !state.quiz }));
   byId("random").addEventListener("click", openRandom);
   more.addEventListener("click", showMore);

@@ -39,7 +39,7 @@ function recipe({ preprocess, preprocess_hash: hash }) {
 
 function facts(card, backend, task, scored, findsImages) {
   const data = Object.keys(card.data.images).map((split) => `${split}: ${number(card.data.images[split])} images of ${number(card.data.cases[split])} cases`);
-  const [threshold, temperature] = [card.thresholds[task], card.temperature[task]];
+  const temperature = card.temperature[task];
   const classes = card.tasks[task];
   const rows = [
     ["Version", card.version],
@@ -49,30 +49,50 @@ function facts(card, backend, task, scored, findsImages) {
     ["Initial weights", card.init === "pretrained" ? `pretrained: ${card.weights_source}` : "random (trained from scratch)"],
     ["Training data", data.join("; ")],
     ["Parameters", number(card.parameters)],
-    ["Training", `${duration(card.seconds)} on ${card.environment.device}, seed ${card.seed}`],
+    ["Training", `${duration(card.seconds)} on ${card.environment.device.toUpperCase()}, seed ${card.seed}`],
     ["Preprocessing", recipe(card)],
-    ["Calibration", temperature === undefined ? "none" : `temperature ${temperature.toFixed(3)}, fitted on ${card.calibrated_on === "dev" ? "the dev split" : "predictions out of fold"}`],
-    ["Confidence threshold", threshold === undefined ? "none" : `answers below a probability of ${percent(threshold)} are uncertain`],
-    card.ood_threshold !== null && ["Out-of-distribution threshold", unlike(card)],
-    scored?.confident && ["Coverage", coverage(scored.confident)],
+    ["Calibration", temperature === undefined ? "none" : `temperature ${temperature.toFixed(3)}, fitted on ${card.calibrated_on === "dev" ? "the dev split" : "out-of-fold predictions"}`],
+    ["Confidence threshold", thresholds(card, task)],
+    ["Out-of-distribution rule", outOfDistribution(card)],
+    ["Coverage", coverage(card, task, scored)],
     ["Runs on", backend ? `${backend.name}, ${backend.device}, ${backend.precision}. ${backend.precision_reason ?? ""}` : "not in use"],
-    findsImages && ["Images by words", "in use: GET /search/images and “images by words” on the browse page"],
+    findsImages && ["Image search by words", "in use: GET /search/images and “images by words” on the Browse page"],
     ["As JSON", el("a", { href: at(`/models/${encodeURIComponent(card.name)}`), text: `/models/${card.name}` })],
   ];
   const cells = rows.filter(Boolean).flatMap(([name, value]) => [el("dt", { text: name }), el("dd", {}, value)]);
   return [el("h3", { text: card.name }), el("dl", { class: "facts" }, cells)];
 }
 
-/** How many answers are confident, and how good these are. */
-function coverage({ coverage: share, n, accuracy, accuracy_95: interval }) {
-  const right = n ? `, of which ${percent(accuracy)} are right${interval ? ` (95% interval ${interval.map((end) => percent(end, 0)).join(" to ")})` : ""}` : "";
-  return `${percent(share, 0)} of the evaluated images get a confident answer${right}`;
+/** From which probability on an answer is confident; another one where the caption is missing. */
+function thresholds({ thresholds: usual, thresholds_image_only: imageOnly }, task) {
+  if (usual[task] === undefined) return "none";
+  const without = imageOnly?.[task] === undefined ? "" : `; without a caption, below ${percent(imageOnly[task])}`;
+  return `answers with a probability below ${percent(usual[task])} are uncertain${without}`;
 }
 
-const unlike = (card) =>
-  card.ood_distance !== "nearest"
-    ? `a Mahalanobis distance above ${card.ood_threshold.toFixed(2)} from the training images; such answers are uncertain`
-    : `a cosine distance above ${card.ood_threshold.toFixed(3)} from every training image; such answers are uncertain`;
+const DISTANCES = {
+  nearest: ["cosine distance of its embedding to the nearest training image", 3],
+  mahalanobis: ["Mahalanobis distance of its embedding from the training images", 2],
+  stages: ["Mahalanobis distance of its feature statistics (all stages of the network) from the training images", 2],
+};
+
+function outOfDistribution({ ood_threshold: limit, ood_distance: kind }) {
+  if (limit === null) return "none: the model uses no image";
+  const [words, digits] = DISTANCES[kind] ?? [`distance “${kind}” from the training images`, 2];
+  return `an image is out of distribution if the ${words} is above ${limit.toFixed(digits)}; answers about it are always uncertain`;
+}
+
+/** How many answers are confident by the rules that the service applies, and how good these are. */
+function coverage(card, task, scored) {
+  const outOfFold = card.metrics.out_of_fold?.[task];
+  const found = scored?.confident ?? outOfFold?.confident;
+  if (!found) return "not evaluated yet";
+  const images = scored ? "test images" : `train and dev images (${outOfFold.folds} folds)`;
+  if (!found.n) return `none of the ${images} gets a confident answer: all answers are marked uncertain`;
+  const interval = found.accuracy_95 ? ` (95% interval ${found.accuracy_95.map((end) => percent(end, 0)).join(" to ")})` : "";
+  const kept = found.out_of_distribution ? `. The out-of-distribution rule makes ${plural(found.out_of_distribution, "more answer")} uncertain` : "";
+  return `${percent(found.coverage, 0)} of the ${images} get a confident answer, and ${percent(found.accuracy)} of these are correct${interval}${kept}`;
+}
 
 function figures(card, task, scored) {
   const rows = [["dev", card.metrics.dev?.[task]], ["test", scored?.scores ?? card.metrics.test?.[task]]].filter(([, scores]) => scores);
@@ -115,7 +135,7 @@ function charts(card, scored) {
   if (scored) {
     const { before, after } = scored.calibration;
     found.push(figure("Reliability", reliability(after.reliability), `On the dashed line the confidence equals the accuracy; larger dots are more images. ECE ${after.ece.toFixed(3)}, before calibration ${before.ece.toFixed(3)}.`));
-    found.push(figure("Accuracy by coverage", riskCoverage(scored.risk_coverage), "Accuracy if only the most confident answers are given."));
+    found.push(figure("Accuracy by coverage", riskCoverage(scored.risk_coverage), "Accuracy when only the most confident answers are counted."));
   }
   if (card.history?.length) {
     const parts = [...new Set(card.history.map((epoch) => epoch.part))];
@@ -150,7 +170,7 @@ function confusion({ classes, matrix }, name) {
 function retrieval(card, evaluated, report) {
   const [split, found] = evaluated ? [report.split.split, evaluated] : ["dev", card.retrieval?.dev];
   if (!found) return null;
-  const names = { image: "the very image", caption: "an image with the same caption", case: "an image of the same case" };
+  const names = { image: "the image of the caption", caption: "an image with the same caption", case: "an image of the same case" };
   const cutoffs = Object.keys(found.image.recall_at);
   const cell = (kind, cutoff) => {
     const { recall_at: recall, recall_at_95: interval, random_at: random } = found[kind];
@@ -162,8 +182,8 @@ function retrieval(card, evaluated, report) {
     el("thead", {}, el("tr", {}, ["Found among the first", ...cutoffs].map((text, index) => el("th", { scope: "col", class: index ? "number" : null, text })))),
     el("tbody", {}, Object.entries(names).map(([kind, text]) => el("tr", {}, el("th", { scope: "row", text }), cutoffs.map((cutoff) => cell(kind, cutoff))))),
   );
-  const about = `Caption-to-image retrieval: each of ${number(found.queries)} captions of the ${split} split is compared with its ${number(found.images)} images. Shares of the captions with 95% intervals over cases, and what a random order would find.`;
-  return el("section", {}, el("h3", { text: "Images found by words" }), el("p", { class: "muted small", text: about }), scroller(`Retrieval figures of ${card.name}`, table));
+  const about = `Caption-to-image retrieval: each of ${number(found.queries)} captions of the ${split} split is compared with its ${number(found.images)} images. Shares of captions with 95% intervals over cases, and the share expected from a random order.`;
+  return el("section", {}, el("h3", { text: "Image search by words" }), el("p", { class: "muted small", text: about }), scroller(`Retrieval figures of ${card.name}`, table));
 }
 
 function perClass(rows) {

@@ -2,30 +2,18 @@
 // result that ← and → walk through in the query. Steps replace the entry of the history: Back leaves the case.
 
 import { at } from "./address.js";
-import { getJson, Problem } from "./api.js";
+import { getJson, load, Problem } from "./api.js";
 import { showBookmark, toggleBookmark } from "./bookmarks.js";
 import { caseLine, caseText, imageCaption, imageFacts } from "./casetext.js";
-import { copyText } from "./copy.js";
-import { byId, el, isTyping, number, onPlainClick, problemBox, spoken, thumbnail } from "./dom.js";
-import { place, Result } from "./result.js";
+import { byId, el, isTyping, number, onPlainClick, problemBox, thumbnail } from "./dom.js";
 import { caseAddress, EMPTY, nameInAddress, readState, resultAddress, writeState } from "./state.js";
 import { Viewer } from "./viewer.js";
+import { place } from "./walk.js";
 
-const SIMILAR = 8;
 const SIZES = { cases: 30, images: 40 }; // pages of the browse page
 const QUIET_MS = 300; // until what was scrolled to is taken for what is looked at
 
 const viewer = new Viewer(byId("viewer"), { onStep: step, onPane: showWords });
-// Parts that not every reader needs are fetched when they are asked for.
-const parts = {
-  annotations: () => import("./annotations.js"),
-  prediction() {
-    if (!byId("prediction-style")) document.head.append(el("link", { id: "prediction-style", rel: "stylesheet", href: at("/static/prediction.css") }));
-    return import("./prediction.js");
-  },
-  quiz: () => import("./quiz.js"),
-  similar: () => import("./similar.js"),
-};
 let quiz = null;
 let annotations = null;
 let state = readState(location.search);
@@ -91,7 +79,11 @@ function begin() {
 }
 
 async function beginQuiz() {
-  const { Quiz } = await parts.quiz();
+  const { Quiz } = await load("quiz").catch((error) => {
+    byId("problem").replaceChildren(problemBox(error, beginQuiz));
+    return {};
+  });
+  if (!Quiz) return;
   quiz ??= new Quiz(byId("quiz"), { onLevel: showCase, onRandom: openRandom });
   if (state.quiz) quiz.begin(shown, () => image);
 }
@@ -99,7 +91,11 @@ async function beginQuiz() {
 /** The annotations of the image that is shown, once they are asked for. */
 async function showAnnotations() {
   if (!byId("annotations-part").open || level() < 3) return;
-  const { Annotations } = await parts.annotations();
+  const { Annotations } = await load("annotations").catch((error) => {
+    byId("annotations").replaceChildren(problemBox(error, showAnnotations));
+    return {};
+  });
+  if (!Annotations) return;
   annotations ??= new Annotations(byId("annotations"));
   annotations.show(image);
 }
@@ -113,8 +109,11 @@ function showCase() {
   byId("case-line").replaceChildren(...caseLine(shown, level()));
   byId("text").replaceChildren(...caseText(shown, level()));
   byId("beside").hidden = byId("similar-part").hidden = !isOpen;
-  if (!isOpen) for (const id of ["prediction", "similar"]) byId(id).replaceChildren();
-  if (!isOpen) annotations?.clear();
+  if (!isOpen) {
+    for (const id of ["prediction", "similar"]) byId(id).replaceChildren();
+    byId("similar").dataset.image = "";
+    annotations?.clear();
+  }
   showBookmark(byId("bookmark"), shown.u_id);
   showWords();
 }
@@ -128,7 +127,7 @@ const indexOf = (one) => shown.images.indexOf(one);
 const pane = () => (viewer.active === 1 ? second : image);
 const position = (one) => `Image ${number(indexOf(one) + 1)} of ${number(shown.images.length)}`;
 
-/** What the corner of a picture says. */
+/** What the corner of an image says. */
 function labelOf(one) {
   const words = level() > 0 ? [one.modality, one.plane].filter(Boolean).join(", ") : "";
   return [position(one), words].filter(Boolean).join(" · ");
@@ -252,7 +251,7 @@ async function showWalk(signal) {
     if (walk[name]) byId(`${name}-case`).href = caseAddress(walk[name], state);
   }
   // The browse page shows at least as many as were walked through.
-  const shownThere = walk.index >= SIZES[state.view] && state.view === "cases" ? walk.index + 1 : 0;
+  const shownThere = walk.isSeen && walk.index >= SIZES[state.view] && state.view === "cases" ? walk.index + 1 : 0;
   byId("back").href = resultAddress({ ...state, shown: shownThere || state.shown }, image.image);
 }
 
@@ -276,68 +275,43 @@ function toggleQuiz() {
 async function openRandom() {
   byId("problem").replaceChildren();
   try {
-    const { randomCase } = await parts.quiz();
+    const [{ randomCase }, { Result }] = await Promise.all([load("quiz"), load("result")]);
     go(await randomCase(new Result(state)));
   } catch (error) {
     byId("problem").replaceChildren(problemBox(error, openRandom));
   }
 }
 
-/** What is wrong, for a part of the page; what is only not ready is asked for again, as long as its image is shown. */
-function problemOf(error, again) {
-  if (error.status !== 503) return problemBox(error, again);
-  const asked = image;
-  const seconds = Math.max(5, Math.min(60, error.retryAfter || error.body.training?.eta_s || 15));
-  const box = el("p", { class: "notice", text: `${error.message} This page retries automatically.` });
-  setTimeout(() => asked === image && box.isConnected && again(), 1000 * seconds);
-  return box;
-}
-
 async function predict() {
-  const target = byId("prediction");
   const [asked, { signal }] = [image, stop];
   byId("predict").disabled = true;
-  if (!target.querySelector(".notice:not(.error)")) target.replaceChildren(el("p", { class: "muted", text: "Predicting …" }));
+  const isShown = () => image === asked && level() === 3;
   try {
-    const params = [["caption", String(byId("with-caption").checked)]];
-    const answer = await getJson(`${asked.links.self}/predict`, params, { signal });
-    const { predictionView } = await parts.prediction();
-    if (image !== asked) return;
-    target.replaceChildren(...["modality", "location"].map((task) => judgedView(task, answer[task], predictionView)));
+    const { showPredictions } = await load("casemodels");
+    await showPredictions(byId("prediction"), asked, { withCaption: byId("with-caption").checked, signal, isShown, again: predict });
   } catch (error) {
-    if (image === asked && error.name !== "AbortError") target.replaceChildren(problemOf(error, predict));
-  } finally {
-    byId("predict").disabled = false;
+    byId("prediction").replaceChildren(problemBox(error, predict));
   }
+  byId("predict").disabled = false;
 }
 
-function judgedView(task, judged, predictionView) {
-  if (judged.prediction) return predictionView(judged.prediction, { judged, withSplit: true });
-  const problem = new Problem(judged.problem.detail, judged.status, judged.problem);
-  return el("section", { class: "prediction" }, el("h3", { text: spoken(task) }), problemOf(problem, predict));
-}
-
-async function showSimilar() {
+async function similar() {
   const target = byId("similar");
   const asked = image;
   if (!asked || level() < 3 || target.dataset.image === asked.image) return;
   target.dataset.image = asked.image;
   target.setAttribute("aria-busy", "true");
-  try {
-    const answer = await getJson(`${asked.links.self}/similar`, [["limit", SIMILAR]]);
-    const { similarTiles } = await parts.similar();
-    if (image === asked && level() === 3) target.replaceChildren(...similarTiles(answer));
-  } catch (error) {
-    if (image !== asked) return;
-    target.dataset.image = "";
-    target.replaceChildren(problemOf(error, showSimilar));
-  } finally {
-    if (image === asked) target.setAttribute("aria-busy", "false");
-  }
+  const isShown = () => image === asked && level() === 3;
+  const isDone = await load("casemodels")
+    .then(({ showSimilar }) => showSimilar(target, asked, { isShown, again: similar }))
+    .catch((error) => target.replaceChildren(problemBox(error, similar)));
+  if (image !== asked) return;
+  if (!isDone) target.dataset.image = "";
+  target.setAttribute("aria-busy", "false");
 }
 
 // Similar images cost the service a run of the model: they are asked for when they come into sight.
-const sight = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && showSimilar(), { rootMargin: "200px" });
+const sight = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && similar(), { rootMargin: "200px" });
 
 function onKey(event) {
   if (isTyping(event) || !shown) return;
@@ -364,9 +338,11 @@ byId("quiz-toggle").addEventListener("click", toggleQuiz);
 byId("predict").addEventListener("click", predict);
 byId("annotations-part").addEventListener("toggle", showAnnotations);
 // The link is to the image, not to the result in which it was found.
-byId("copy-link").addEventListener("click", () => {
+byId("copy-link").addEventListener("click", async () => {
   const address = `${location.origin}${caseAddress(image.image, { ...EMPTY, quiz: state.quiz })}`;
-  copyText(address, byId("copied"));
+  const copy = await load("copy").catch(() => null);
+  if (copy) copy.copyText(address, byId("copied"));
+  else byId("copied").textContent = address;
 });
 addEventListener("popstate", () => {
   state = readState(location.search);

@@ -10,7 +10,7 @@ export async function copyText(text, said, code = null) {
   } catch {
     // Browsers lend the clipboard to https and to this machine alone.
     if (code) getSelection().selectAllChildren(code);
-    said.textContent = code ? "Press Ctrl+C." : "The browser does not allow it here.";
+    said.textContent = code ? "Press Ctrl+C." : "Copying is not allowed here.";
   }
   setTimeout(() => (said.textContent = ""), 3000);
 }

@@ -60,15 +60,15 @@ export function isTyping(event) {
   return target.matches("input:is([type=radio], [type=range])") && /^(Arrow|Page|Home|End)/.test(key);
 }
 
-// Thumbnails: a frame shows that its picture is loading, and says so where there is none.
+// Thumbnails: a frame shows that its image is loading, and says so where there is none.
 document.addEventListener("load", ({ target }) => target.closest?.(".loading")?.classList.remove("loading"), true);
 document.addEventListener("error", ({ target }) => {
   if (!target.matches?.(".tile img, .strip img")) return;
   target.closest(".loading")?.classList.remove("loading");
-  target.replaceWith(el("span", { class: "no-picture", text: "no picture" }));
+  target.replaceWith(el("span", { class: "no-image", text: "no image" }));
 }, true);
 
-/** The thumbnail of an image in a square frame. `size`: width and height of the picture, where they are known. */
+/** The thumbnail of an image in a square frame. `size`: width and height of the image, where they are known. */
 export function thumbnail(image, { width = 256, isLazy = true, size = null } = {}) {
   const scale = size ? Math.min(1, width / Math.max(size.width, size.height)) : 1;
   const picture = el("img", {

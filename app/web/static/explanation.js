@@ -1,4 +1,4 @@
-// Explains a prediction: a heatmap over the picture, and what each input alone would predict.
+// Explains a prediction: a heatmap over the image, and what each input alone would predict.
 
 import { at } from "./address.js";
 import { el, problemBox } from "./dom.js";
@@ -10,7 +10,7 @@ let count = 0;
 /**
  * The part of a prediction that explains it on demand.
  *
- * `formOf` makes the form of the request; `address` is that of the picture, which the map is laid over where the
+ * `formOf` makes the form of the request; `address` is that of the image, which the map is laid over where the
  * browser can show it; `signal` ends what is under way; `keep` is given the address of each map, to be let go with
  * the rest of the item.
  */
@@ -46,7 +46,7 @@ async function explain(task, label, { formOf, address, signal, keep }) {
   return [mapView(address, map, label, words), reasons && inputsView(reasons.answer.by_input)].filter(Boolean);
 }
 
-/** The heatmap over the picture, with a slider between the two. */
+/** The heatmap over the image, with a slider between the two. */
 function mapView(address, map, label, words) {
   const heat = el("img", { class: "heat", src: map, alt: `Heatmap for ${label}` });
   const below = el("img", { src: address, alt: "" });

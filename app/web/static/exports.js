@@ -5,9 +5,9 @@ import { el, plural } from "./dom.js";
 import { MAX_CASES, Result } from "./result.js";
 
 const KINDS = [
-  ["images", "Images", "One row per image: modality, plane, location, age, sex, caption, size, source, split."],
-  ["cases", "Cases", "One row per case: title, history, exam, findings, diagnosis, discussion, topic."],
-  ["records", "Records", "One row per image joined with its case: caption, location, diagnosis, findings, all in one table."],
+  ["images", "Images", "One row per image: modality, plane, location, age, sex, caption, size, source and split, with the title and diagnosis of its case."],
+  ["cases", "Cases", "One row per case: title, history, exam, findings, diagnosis, discussion and topic."],
+  ["records", "Records", "One row per image with all fields of its case: history, findings, diagnosis, discussion and topic too."],
 ];
 const FORMATS = [
   ["csv", "CSV", "for spreadsheets"],
@@ -91,7 +91,7 @@ export class ExportMenu {
       const query = new URLSearchParams([...params, ["of", of], ["format", format]]);
       if (["json", "jsonl"].includes(format)) query.set("raw", raw);
       this._link.href = at(`/export?${query}`);
-      this._about.textContent = `Of the current result. ${sorted}`;
+      this._about.textContent = `Contains the current results. ${sorted}`;
     } catch (error) {
       if (result === this._result) this._about.textContent = `No export: ${error.message}`;
     }

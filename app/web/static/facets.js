@@ -2,7 +2,7 @@
 
 import { at } from "./address.js";
 import { getJson } from "./api.js";
-import { el, number, spoken } from "./dom.js";
+import { byId, el, number, spoken } from "./dom.js";
 
 const ORDER = ["modality", "location_category", "location", "plane", "age_band", "sex", "split", "topic.category"];
 const FEW = 6;
@@ -58,21 +58,43 @@ function toggled(name, entry, entries, filters) {
   return [...rest, values.length === 1 ? [name, values[0]] : [`${name}__in`, values.join("|")]];
 }
 
-/** Put the facets into `target`; `change` takes the new filters. */
+/**
+ * Put the facets into `target`. `change` takes a function from the filters of that moment, which may be others than those
+ * that are shown here, to the new ones.
+ */
 export function renderFacets(target, { facets }, filters, change) {
   const focused = target.contains(document.activeElement) ? document.activeElement.id : "";
+  // What is being typed stays.
+  const typed = focused.startsWith("facet-age__") ? [...target.querySelectorAll(".range input")].map(({ id, value }) => [id, value]) : [];
   const known = Object.keys(facets);
   const names = [...ORDER.filter((name) => known.includes(name)), ...known.filter((name) => !ORDER.includes(name))];
   target.replaceChildren(...names.map((name) => facet(name, facets[name], filters, change)));
-  if (focused) document.getElementById(focused)?.focus();
+  for (const [id, value] of typed) if (byId(id)) byId(id).value = value;
+  if (focused) byId(focused)?.focus();
 }
 
 /** The choice that takes the filters of age away. */
 function anyAge(filters, change) {
   const names = parametersOf("age_band");
   const box = el("input", { type: "radio", name: "age_band", id: "facet-age_band", checked: !of(filters, names).length });
-  box.addEventListener("change", () => change(filters.filter(([key]) => !names.includes(key))));
+  box.addEventListener("change", () => change((current) => current.filter(([key]) => !names.includes(key))));
   return el("label", {}, box, el("span", { class: "grow", text: "Any" }));
+}
+
+/** A form for any range of ages; both ends belong to it. */
+function ageRange(filters, change) {
+  const names = parametersOf("age_band");
+  const [from, to] = [["age__gte", "from"], ["age__lte", "to"]].map(([name, text]) => {
+    const value = of(filters, [name])[0]?.[1];
+    return el("label", {}, text, el("input", { type: "number", name, id: `facet-${name}`, min: 0, max: 130, value, "aria-label": `Age ${text}` }));
+  });
+  const form = el("form", { class: "range" }, from, to, el("button", { text: "Apply" }));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const typed = [...new FormData(form)].filter(([, value]) => value !== "");
+    change((current) => [...current.filter(([key]) => !names.includes(key)), ...typed]);
+  });
+  return form;
 }
 
 /** Boxes of which several mean any of them; of ages, which are filtered by one range, one can be chosen. */
@@ -86,7 +108,7 @@ function facet(name, entries, filters, change) {
     const checked = isChosen(name, entry, filters);
     const id = `facet-${name}-${String(entry.value).replace(/\W+/g, "-")}`;
     const box = el("input", { type: isSingle ? "radio" : "checkbox", name: isSingle ? name : null, id, checked });
-    box.addEventListener("change", () => change(toggled(name, entry, entries, filters)));
+    box.addEventListener("change", () => change((current) => toggled(name, entry, entries, current)));
     const text = el("span", { class: "grow", text: words(entry.value) });
     const label = el("label", {}, box, text, el("span", { class: "count", text: number(entry.count) }));
     return el("li", { hidden: index >= FEW && !checked && !opened.has(name) }, label);
@@ -105,5 +127,5 @@ function facet(name, entries, filters, change) {
     });
   }
   const legend = el("legend", { text: name === "age_band" ? "Age" : spoken(name) });
-  return el("fieldset", { class: "facet" }, legend, list, more);
+  return el("fieldset", { class: "facet" }, legend, list, more, isSingle && ageRange(filters, change));
 }

@@ -1,4 +1,4 @@
-// One image on the predict page: its picture, its caption and what the models predict for it.
+// One file on the predict page: its image, its caption and what the models predict for it.
 
 import { at } from "./address.js";
 import { el, percent, problemBox, spoken } from "./dom.js";
@@ -35,7 +35,7 @@ function effectOf(answer, alone) {
   const before = alone.probabilities.find((entry) => entry.label === answer.label)?.probability ?? 0;
   const [from, to] = [percent(before), percent(best(answer))];
   if (alone.label !== answer.label) return `The caption changed the location from ${alone.label} (${percent(best(alone))}) to ${answer.label} (${to}).`;
-  if (from === to) return `The caption changed nothing: ${answer.label} has ${to} without it too.`;
+  if (from === to) return `The caption made no difference: ${answer.label} has ${to} with and without it.`;
   return `The caption ${best(answer) > before ? "raised" : "lowered"} ${answer.label} from ${from} to ${to}.`;
 }
 
@@ -103,15 +103,15 @@ export class Item {
     });
     const head = el("div", { class: "item-head" }, el("h2", { id: `${id}-name`, class: "grow name", text: this.file.name }), el("span", { class: "muted small", text: size(this.file.size) }), remove);
     const verdicts = el("div", { class: "verdicts", "aria-live": "polite" }, Object.values(this._verdicts));
-    const body = el("div", { class: "item-body" }, this._overlay, el("div", { class: "summary" }, this._problem, verdicts, ask));
-    this._answers = el("div", { class: "answers" }, Object.values(this._slots));
-    this.node = el("article", { class: "card item", id, tabindex: -1, "aria-labelledby": `${id}-name` }, head, body, this._known, this._answers, this._similar());
+    const answers = el("div", { class: "answers" }, Object.values(this._slots));
+    const body = el("div", { class: "item-body" }, this._overlay, el("div", { class: "summary" }, this._problem, verdicts, ask, this._known, answers));
+    this.node = el("article", { class: "card item", id, tabindex: -1, "aria-labelledby": `${id}-name` }, head, body, this._similar());
   }
 
-  /** The picture of a file that the browser cannot show, such as DICOM: the service's own. */
+  /** The image of a file that the browser cannot show, such as DICOM: the service's own. */
   async _showAnalysed() {
     this._picture.remove();
-    const words = el("p", { text: "Loading the picture …" });
+    const words = el("p", { text: "Loading the image …" });
     this._overlay.append(words);
     try {
       const form = new FormData();
@@ -120,7 +120,7 @@ export class Item {
       const address = URL.createObjectURL(answer);
       this._addresses.push(address);
       this._shown = address;
-      this._picture = el("img", { src: address, alt: `The picture of ${this.file.name} that was analysed` });
+      this._picture = el("img", { src: address, alt: `The image of ${this.file.name} that was analysed` });
       this._overlay.replaceChildren(this._picture);
     } catch (error) {
       if (error.name !== "AbortError") words.textContent = "The browser cannot show this file.";
@@ -180,12 +180,12 @@ export class Item {
 
   _show(task, answer, { timing, asked, caption }) {
     const { signal } = this.stop;
-    const judged = this._judge(task, answer);
+    const labelled = this._labelled(task, answer);
     const explained = { formOf: () => asked, address: this._shown ?? this._addresses[0], signal, keep: (address) => this._addresses.push(address) };
-    const view = predictionView(answer, { timing, judged, isBrief: true });
+    const view = predictionView(answer, { timing, labelled, isBrief: true });
     view.append(explainer(task, answer, explained), snippetsView(task, this.file.name, caption));
     this._slots[task].replaceChildren(view);
-    this._verdicts[task].replaceChildren(el("h3", { text: spoken(task) }), ...verdictView(answer, judged));
+    this._verdicts[task].replaceChildren(el("h3", { text: spoken(task) }), ...verdictView(answer, labelled));
     this.answered.add(task);
     this._known.replaceChildren(answer.in_dataset ? whereabouts(answer.in_dataset) : "");
     const found = answer.in_dataset;
@@ -240,7 +240,7 @@ export class Item {
     return el("p", { class: "notice", text: `${reason} This page retries automatically.` });
   }
 
-  _judge(task, { label, probabilities }) {
+  _labelled(task, { label, probabilities }) {
     if (!this.example) return null;
     const truth = this.example[task];
     const isClass = probabilities.some((entry) => entry.label === truth);

@@ -3,13 +3,13 @@
 import { el } from "./dom.js";
 
 const KEYS = [
-  ["Every page", "", [["/", "search"], ["?", "this list"], ["Esc", "close, leave, back"]]],
-  ["Browse", "browse", [["↓ →", "from the search box to the results; arrows then move among them"], ["q", "quiz mode on or off"]]],
+  ["Every page", "", [["/", "search"], ["?", "this list"], ["Esc", "close, or go back"]]],
+  ["Browse", "browse", [["↓ →", "from the search box to the results; then the arrow keys move between them"], ["q", "quiz mode on or off"]]],
   ["Case", "case", [
     ["↑ ↓ wheel", "previous and next image of the case"],
     ["← →", "previous and next case of the results"],
     ["f", "full screen"],
-    ["+ − 0", "zoom in, zoom out, fit; Shift with arrows moves"],
+    ["+ − 0", "zoom in, zoom out, fit; Shift with the arrow keys pans"],
     ["a i r", "brightness and contrast, invert, reset"],
     ["c", "compare two images"],
     ["q n", "quiz mode on or off, next unknown case"],

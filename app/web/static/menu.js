@@ -1,12 +1,23 @@
 // A details element as a menu: its content is fetched when it is first opened; Esc and a click elsewhere close it.
 
+import { el } from "./dom.js";
+
 /** `load` resolves to the menu, whose `open` is called whenever it opens, and by the function that is returned if it is open. */
 export function setUpMenu(root, load) {
   let menu = null;
+  const fault = el("p", { class: "menu-body", role: "alert" });
   const refresh = async () => {
     if (!root.open) return;
     menu ??= load();
-    (await menu).open();
+    try {
+      (await menu).open();
+    } catch (error) {
+      menu = null;
+      fault.textContent = error.message;
+      root.append(fault);
+      return;
+    }
+    fault.remove();
   };
   root.addEventListener("toggle", refresh);
   root.addEventListener("keydown", (event) => {

@@ -22,7 +22,7 @@ function csvField(value) {
   return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
-export const toCsv = (rows) => `${[CSV, ...rows.map((row) => CSV.map((name) => row[name]))].map((row) => row.map(csvField).join(",")).join("\r\n")}\r\n`;
+const toCsv = (rows) => `${[CSV, ...rows.map((row) => CSV.map((name) => row[name]))].map((row) => row.map(csvField).join(",")).join("\r\n")}\r\n`;
 
 function compare(a, b) {
   if (a === b) return 0;
@@ -75,7 +75,7 @@ export class Overview {
     const cell = (task) => {
       if (!row[task]) return [el("td", { text: row.problem ? "–" : "…" }), el("td")];
       const isSure = row[`${task}_decision`] === "confident";
-      return [el("td", {}, row[task], !isSure && el("span", { class: "tag warn", text: "uncertain" })), el("td", { class: "number", text: percent(row[`${task}_probability`]) })];
+      return [el("td", {}, row[task], " ", !isSure && el("span", { class: "tag warn", text: "uncertain" })), el("td", { class: "number", text: percent(row[`${task}_probability`]) })];
     };
     const name = el("button", { type: "button", class: "link", text: row.file, "aria-pressed": null, data: { key: `item-${item.number}` }, on: { click: () => this.onChoose(item) } });
     return el("tr", { class: item === this._chosen ? "chosen" : null }, el("th", { scope: "row" }, name), cell("modality"), cell("location"), el("td", { class: "small", text: row.problem ?? row.note ?? "" }));

@@ -2,7 +2,7 @@
 
 import { ask, read } from "./api.js";
 
-const STAGES = { decode: "reading the image", queue: "waiting", run: "the model", cache: "looking up an earlier answer", explain: "explaining" };
+const STAGES = { decode: "decoding", queue: "queue", run: "model", cache: "cache", explain: "explanation" };
 
 /** What a POST of a form answers (`as`: json or blob), with its headers and how long it took. */
 export async function postForm(path, form, { as = "json", ...options } = {}) {
@@ -12,7 +12,7 @@ export async function postForm(path, form, { as = "json", ...options } = {}) {
   const ms = Math.round(performance.now() - started);
   const parts = [...(response.headers.get("Server-Timing") ?? "").matchAll(/([\w-]+);dur=([\d.]+)/g)];
   const stages = parts.map(([, stage, took]) => `${STAGES[stage] ?? stage} ${Number(took)} ms`).join(", ");
-  const timing = { ms, words: `${ms} ms in all${stages ? `; of these ${stages}` : ""}` };
+  const timing = { ms, words: `${ms} ms in total${stages ? `: ${stages}` : ""}` };
   return { answer, timing, headers: response.headers };
 }
 

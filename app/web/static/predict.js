@@ -75,7 +75,7 @@ function add(files, options = {}) {
   const problem = byId("problem");
   problem.replaceChildren();
   if (fresh.length < list.length) {
-    problem.append(el("div", { class: "notice warn" }, el("p", { text: `This page holds ${MOST} images; ${list.length - fresh.length} were left out. For more, use the API.` })));
+    problem.append(el("div", { class: "notice warn" }, el("p", { text: `This page takes up to ${MOST} images; ${number(list.length - fresh.length)} were left out. Use the API for more.` })));
   }
   byId("below").hidden = false;
   const made = fresh.map((file) => new Item(file, { ...options, onRemove: remove, onChange: () => overview.show([...items], chosen) }));

@@ -3,6 +3,7 @@
 import { bar, el, percent, plural, spoken } from "./dom.js";
 
 const FIRST = 5;
+const MODALITIES = ["CT", "MR"];
 
 /** Bars of the classes, the most probable first. `truth`: the class that the dataset names. */
 export function bars(probabilities, truth = null) {
@@ -20,8 +21,9 @@ export function bars(probabilities, truth = null) {
 /** Why an answer is uncertain, in a sentence; null if it is not. */
 function doubt(prediction) {
   if (prediction.decision === "confident") return null;
-  const header = prediction.header_modality;
-  if (prediction.task === "modality" && header && header !== prediction.label) return `Uncertain: the file's header says ${header}.`;
+  const header = prediction.image.header_modality;
+  if (header && !MODALITIES.includes(header)) return `Uncertain: the DICOM header says ${header}, and the model was trained on CT and MR images only.`;
+  if (prediction.task === "modality" && header && header !== prediction.label) return `Uncertain: the DICOM header says ${header}.`;
   // The note says more than this sentence could.
   const isUnlike = prediction.notes.find((note) => /unlike|out of distribution|differs from (all|every|the) /i.test(note));
   if (isUnlike) return "Uncertain: the image differs from all images that the model was trained on.";
@@ -29,14 +31,14 @@ function doubt(prediction) {
 }
 
 /** The answer in a line, with what the dataset says of it and why it is uncertain. */
-export function verdictView(prediction, judged = null) {
+export function verdictView(prediction, labelled = null) {
   const tag = el("span", { class: `tag ${prediction.decision === "confident" ? "good" : "warn"}`, text: prediction.decision });
   const line = el("p", { class: "verdict" }, el("strong", { text: prediction.label }), ` ${percent(prediction.probabilities[0].probability)} `, tag);
-  const header = prediction.task === "modality" && prediction.header_modality;
+  const header = prediction.task === "modality" && prediction.image.header_modality;
   const reason = doubt(prediction);
   return [
     line,
-    judged && comparison(prediction, judged.truth, judged.correct),
+    labelled && comparison(prediction, labelled.truth, labelled.correct),
     header && el("p", { class: "header-modality small", text: `Modality in the DICOM header: ${header}.` }),
     reason && el("p", { class: "doubt", text: reason }),
   ].filter(Boolean);
@@ -47,13 +49,13 @@ function facts(prediction, timing) {
   const rows = [
     ["Inputs used", prediction.inputs_used.join(" and ")],
     ["Model", `${model.name}, version ${model.version}, ${model.init === "scratch" ? "trained from scratch" : "from pretrained weights"}`],
-    ["Model hash", model.sha256],
+    ["Model SHA-256", model.sha256],
     ["Image", `${prediction.image.width} × ${prediction.image.height} pixels, mode ${prediction.image.mode}`],
-    ["Image hash", prediction.image.sha256],
-    ["Request", prediction.request_id],
+    ["Image SHA-256", prediction.image.sha256],
+    ["Request id", prediction.request_id],
   ];
   if (timing) rows.push(["Time", timing.words]);
-  const list = rows.flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value, class: /hash|Request/.test(name) ? "mono" : null })]);
+  const list = rows.flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value, class: /SHA|Request/.test(name) ? "mono" : null })]);
   const title = timing ? `${timing.ms} ms by ${model.name}` : `By ${model.name}`;
   return el("details", {}, el("summary", { text: title }), el("dl", { class: "facts small" }, list));
 }
@@ -68,10 +70,10 @@ function comparison(prediction, truth, correct) {
 }
 
 /**
- * A prediction. `judged`: `truth` and `correct` where the dataset knows; `timing`: of postForm; `withSplit`: whether to
+ * A prediction. `labelled`: `truth` and `correct` where the dataset knows; `timing`: of postForm; `withSplit`: whether to
  * repeat what the API notes of images of the training and dev splits; `isBrief`: the verdict stands elsewhere.
  */
-export function predictionView(prediction, { judged = null, timing = null, withSplit = false, isBrief = false } = {}) {
+export function predictionView(prediction, { labelled = null, timing = null, withSplit = false, isBrief = false } = {}) {
   const known = prediction.in_dataset;
   const notes = prediction.notes.filter((note) => withSplit || !(known && note.includes(known.image)));
   const region = prediction.location_category;
@@ -79,9 +81,9 @@ export function predictionView(prediction, { judged = null, timing = null, withS
     "section",
     { class: "prediction", "aria-label": spoken(prediction.task), data: { task: prediction.task } },
     el("h3", { text: spoken(prediction.task) }),
-    !isBrief && verdictView(prediction, judged),
-    bars(prediction.probabilities, judged?.truth),
-    region && el("p", { class: "region" }, "Body region: ", el("strong", { text: region.label }), ` ${percent(region.probabilities[0].probability)}`),
+    !isBrief && verdictView(prediction, labelled),
+    bars(prediction.probabilities, labelled?.truth),
+    region && el("p", { class: "region" }, "Location category: ", el("strong", { text: region.label }), ` ${percent(region.probabilities[0].probability)}`),
     notes.length > 0 && el("ul", { class: "notes small" }, notes.map((note) => el("li", { text: note }))),
     facts(prediction, timing),
   );

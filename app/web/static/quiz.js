@@ -10,7 +10,7 @@ const TASKS = ["modality", "location"];
 const TRIES = 8;
 
 /** The score and the cases that were answered; of this browser alone. */
-export function readScore() {
+function readScore() {
   const none = { asked: 0, modality: 0, location: 0, model: { asked: 0, modality: 0, location: 0 }, cases: [] };
   try {
     return { ...none, ...JSON.parse(localStorage.getItem(STORED) ?? "{}") };
@@ -47,15 +47,15 @@ export async function randomCase(result) {
 
 function scoreView(onReset) {
   const score = readScore();
-  if (!score.asked) return el("p", { class: "muted small", text: "No case answered yet. The score is kept in this browser only." });
+  if (!score.asked) return el("p", { class: "muted small", text: "No cases answered yet. The score is stored in this browser only." });
   const line = (words, counts) => `${words}: modality ${counts.modality} of ${counts.asked}, location ${counts.location} of ${counts.asked}`;
   const model = score.model.asked ? ` ${line("The model on the same images", score.model)}.` : "";
-  const reset = el("button", { type: "button", class: "link", text: "Reset the score" });
+  const reset = el("button", { type: "button", class: "link", text: "Reset score" });
   reset.addEventListener("click", () => {
     keepScore({});
     onReset();
   });
-  return el("p", { class: "small" }, el("span", { class: "score", text: `${line("You", score)}.${model} Kept in this browser only. ` }), reset);
+  return el("p", { class: "small" }, el("span", { class: "score", text: `${line("Your score", score)}.${model} Stored in this browser only. ` }), reset);
 }
 
 async function locations() {
@@ -176,7 +176,7 @@ export class Quiz {
         el("td", {}, model ? [`${model.label} (${percent(model.probabilities[0].probability, 0)}) `, label && mark(model.label, label)].filter(Boolean) : "no model"),
       );
     const head = ["", "Label", "You", "Model"].map((text) => (text ? el("th", { scope: "col", text }) : el("td")));
-    const note = this._isKnown ? "You had answered this case before: it does not count again. " : "";
+    const note = this._isKnown ? "You answered this case before, so it is not counted again. " : "";
     return el(
       "div",
       {},

@@ -8,7 +8,6 @@
 import { at } from "./address.js";
 import { getJson } from "./api.js";
 import { loadCatalogue, splitFilters } from "./catalogue.js";
-import { caseOf, writeState } from "./state.js";
 
 const IMAGE_FIELDS = "image,u_id,modality,modality_detail,plane,location,caption,age,sex,width,height";
 export const CASE_FIELDS = "u_id,title,modalities,location,image_count,age,sex";
@@ -18,7 +17,6 @@ const CONDITION_CHARS = 500;
 export const MAX_CASES = 700;
 const CASES_AT_ONCE = 24;
 const MAX_OFFSET = 10_000; // of a search of images by words
-const STORED_WALK = "medpix-walk";
 
 /** Whether a state asks for images that fit its words by what they show. */
 export const isByWords = ({ q, mode }) => Boolean(q) && mode === "images";
@@ -262,61 +260,4 @@ export class Result {
     } while (cursor);
     return images;
   }
-}
-
-// A walk leads from case to case, each entered at its first image in the result; both views have the same.
-
-const walkKey = (state) => writeState({ ...state, shown: 0, view: "cases", quiz: false });
-
-/** Remember the cases that were seen in a result, so that the case page need not ask for them again. */
-export function rememberWalk(state, images, done, total) {
-  const cases = new Set();
-  const covers = images.filter((image) => !cases.has(caseOf(image)) && cases.add(caseOf(image)));
-  try {
-    sessionStorage.setItem(STORED_WALK, JSON.stringify({ key: walkKey(state), covers, done, total }));
-  } catch {
-    // No room or no permission: the case page walks by itself.
-  }
-}
-
-function recallWalk(state) {
-  try {
-    const walk = JSON.parse(sessionStorage.getItem(STORED_WALK) ?? "null");
-    return walk?.key === walkKey(state) && Array.isArray(walk.covers) ? walk : null;
-  } catch {
-    return null;
-  }
-}
-
-/** Where a case stands in a result: index, total (null if not known), previous and next image; null if it is not in it. */
-export async function place(state, uId) {
-  const found = find(recallWalk(state), uId);
-  if (found) return found;
-  const result = new Result(state);
-  const covers = [];
-  let index = -1;
-  // Collections far larger than MedPix are not walked to their end.
-  while (!result.done && covers.length < 5000 && (index < 0 || index + 1 >= covers.length)) {
-    covers.push(...(await result.nextCases(PAGE)).map((each) => each.cover.image));
-    index = covers.findIndex((image) => caseOf(image) === uId);
-  }
-  const total = index < 0 || result.done ? null : await countCases(result);
-  rememberWalk(state, covers, result.done, total);
-  return find({ covers, done: result.done, total }, uId);
-}
-
-/** How many cases a result has; null where that is not known. */
-async function countCases(result) {
-  try {
-    return (await getJson(at("/facets"), await result.query())).cases;
-  } catch {
-    return null;
-  }
-}
-
-function find(walk, uId) {
-  const index = walk ? walk.covers.findIndex((image) => caseOf(image) === uId) : -1;
-  if (index < 0 || (index + 1 >= walk.covers.length && !walk.done)) return null;
-  const total = walk.total ?? (walk.done ? walk.covers.length : null);
-  return { index, total, previous: walk.covers[index - 1] ?? null, next: walk.covers[index + 1] ?? null };
 }

@@ -2,7 +2,7 @@
 
 import { at } from "./address.js";
 import { checked, keep, readSaved } from "./bookmarks.js";
-import { el } from "./dom.js";
+import { el, plural } from "./dom.js";
 import { describe } from "./filters.js";
 import { readState, writeState } from "./state.js";
 
@@ -33,14 +33,14 @@ export class SavedMenu {
     input.addEventListener("change", () => this._import(input.files[0]));
     const list = (title, items, empty) => [el("h3", { text: title }), items.length ? el("ul", { class: "saved" }, items) : el("p", { class: "muted small", text: empty })];
     this._body.replaceChildren(
-      ...list("Views", views.map((each) => this._entry(el("a", { href: at(`/${each.query}`), text: each.name }), each.name, "views", each)), "No view saved yet."),
+      ...list("Views", views.map((each) => this._entry(el("a", { href: at(`/${each.query}`), text: each.name }), each.name, "views", each)), "No views saved yet."),
       ...list(
         "Bookmarks",
         bookmarks.map((each) => this._entry(el("a", { href: at(`/pages/case/${each.u_id}`), text: each.title ?? each.u_id }), each.title ?? each.u_id, "bookmarks", each)),
-        "No case bookmarked yet. The button is on the page of each case.",
+        "No cases bookmarked yet. Each case page has a Bookmark button.",
       ),
       el("p", { class: "row" }, save, exportIt, el("label", { class: "button", for: "saved-file", text: "Import" }), input),
-      el("p", { class: "muted small", role: "status", text: said || "Kept in this browser only." }),
+      el("p", { class: "muted small", role: "status", text: said || "Stored in this browser only." }),
     );
   }
 
@@ -54,7 +54,7 @@ export class SavedMenu {
   }
 
   _keep(saved, words) {
-    this._draw(keep(saved) ? words : "This browser does not allow pages to keep anything.");
+    this._draw(keep(saved) ? words : "This browser does not allow pages to store data.");
   }
 
   _save() {
@@ -79,13 +79,13 @@ export class SavedMenu {
     try {
       found = checked(JSON.parse(await file.text()));
     } catch {
-      this._draw(`${file.name} is no JSON file.`);
+      this._draw(`${file.name} is not a JSON file.`);
       return;
     }
     const saved = readSaved();
     const joined = (key, name) => [...new Map([...found[name], ...saved[name]].map((each) => [each[key], each])).values()];
     const count = found.views.length + found.bookmarks.length;
-    const words = count ? `Imported: ${found.views.length} views, ${found.bookmarks.length} bookmarks.` : "The file holds no views and no bookmarks.";
+    const words = count ? `Imported: ${plural(found.views.length, "view")}, ${plural(found.bookmarks.length, "bookmark")}.` : "The file contains no views and no bookmarks.";
     this._keep({ views: joined("query", "views"), bookmarks: joined("u_id", "bookmarks") }, words);
   }
 }

@@ -12,9 +12,10 @@ export const moment = (iso) => new Date(iso).toLocaleString("en", { dateStyle: "
 export function scoresOf(card, task, report) {
   const found = report?.models[card.name];
   const scored = found?.version === card.version && found.tasks[task]?.scores;
-  if (scored) return { ...scored, split: report.split.split };
+  if (scored) return { ...scored, split: report.split.split, coverage: found.tasks[task].confident?.coverage };
   const split = ["test", "dev"].find((name) => card.metrics[name]?.[task]);
-  return split ? { ...card.metrics[split][task], split } : null;
+  // Before an evaluation the coverage is that of the images held out in cross-validation.
+  return split ? { ...card.metrics[split][task], split, coverage: card.metrics.out_of_fold?.[task]?.confident.coverage } : null;
 }
 
 /** The last evaluation; null if there was none, which is no fault. */

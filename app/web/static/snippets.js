@@ -13,14 +13,14 @@ const curlName = (name) => `"${name.replaceAll("\\", "\\\\").replaceAll('"', '\\
 /** A text as a literal of Python, which reads all escapes of JSON. */
 const pythonText = (text) => JSON.stringify(text);
 
-export function curlSnippet(origin, task, name, caption) {
+function curlSnippet(origin, task, name, caption) {
   const parts = [`curl -F ${shellWord(`image=@${curlName(name)}`)}`];
   if (caption && task === "location") parts.push(`--form-string ${shellWord(`caption=${caption}`)}`);
   parts.push(shellWord(`${origin}/predict/${task}`));
   return parts.join(" \\\n  ");
 }
 
-export function pythonSnippet(origin, task, name, caption) {
+function pythonSnippet(origin, task, name, caption) {
   const data = caption && task === "location" ? `, data={"caption": ${pythonText(caption)}}` : "";
   return [
     "import requests",

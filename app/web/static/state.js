@@ -50,9 +50,10 @@ export function nameInAddress() {
 /** The case of an image. */
 export const caseOf = (image) => image.split("_")[0].toUpperCase();
 
-/** The address of an image on the page of its case, inside a result. */
+/** The address of an image on the page of its case, or of a case alone, inside a result. */
 export function caseAddress(image, state) {
-  return at(`/pages/case/${encodeURIComponent(caseOf(image))}${writeState({ ...state, shown: 0 })}#${encodeURIComponent(image)}`);
+  const fragment = image.includes("_") ? `#${encodeURIComponent(image)}` : "";
+  return at(`/pages/case/${encodeURIComponent(caseOf(image))}${writeState({ ...state, shown: 0 })}${fragment}`);
 }
 
 /** The address of a result on the browse page, at the place of one of its images. */

@@ -1,5 +1,6 @@
 // How a result looks: cards of cases, tiles of images, hits of a search, and the words for an empty result.
 
+import { at } from "./address.js";
 import { el, onPlainClick, plural, spoken, thumbnail } from "./dom.js";
 import { caseAddress, EMPTY } from "./state.js";
 
@@ -43,7 +44,8 @@ const patientOf = (record) => [record.age !== null && plural(record.age, "year")
 function caseFacts(record, cover) {
   const modalities = record?.modalities?.join(" and ") || cover.modality;
   const count = record?.image_count ? plural(record.image_count, "image") : "";
-  const where = record ? record.location ?? "several locations" : cover.location ?? "location unknown";
+  const isMixed = record && !record.location && record.image_count > 1;
+  const where = isMixed ? "several locations" : record?.location ?? cover.location ?? "location unknown";
   return [el("span", { class: "line" }, el("b", { text: modalities }), ` ${where}`), el("span", { class: "line muted", text: count })];
 }
 
@@ -111,7 +113,7 @@ export function emptyView({ q, filters, view }, change) {
   const isExcluding = words.length > 0 && /^(-("[^"]*"|\S+)\s*)+$/.test(q);
   const isFrequent = !isExcluding && words.every((word) => word.startsWith("-") || FREQUENT.test(word));
   const hints = [];
-  if (isExcluding) hints.push("Add a word to look for: a word with a minus only leaves cases out.");
+  if (isExcluding) hints.push("Add a word to search for: a word with a minus only excludes cases.");
   else if (q && isFrequent) hints.push("Add a specific word: words as frequent as “the” are ignored.");
   else if (q) hints.push("Use fewer or other words. The search compares word stems: “ureters” finds “ureter”.");
   if (q.includes('"')) hints.push("Leave out the quotation marks: quoted words must stand side by side.");
@@ -135,10 +137,10 @@ export function searchNotes(about, { q }, change) {
   }
   const suggestion = typeof about.did_you_mean === "string" ? about.did_you_mean : about.did_you_mean?.q;
   if (suggestion) {
-    const link = el("a", { href: `/?${new URLSearchParams({ q: suggestion })}`, text: suggestion });
+    const link = el("a", { href: at(`/?${new URLSearchParams({ q: suggestion })}`), text: suggestion });
     notes.push(el("p", {}, "Did you mean ", onPlainClick(link, () => change({ q: suggestion })), "?"));
   }
-  if (about.model) notes.push(el("p", { text: `Ordered by how well the images themselves fit the words, by ${about.model}. Every image has a place: the last ones do not fit.` }));
+  if (about.model) notes.push(el("p", { text: `Ranked by the similarity of each image to the words, computed by ${about.model}. All images are ranked; the last ones do not match.` }));
   if (about.matched === "any") notes.push(el("p", { text: `No case has all the words of “${q}”. These have some of them.` }));
   return notes;
 }

@@ -37,8 +37,8 @@ function sentences(key, { training, all, missing, status: { state, fault } }) {
   }
   if (fault) return { text: `The model for ${key} cannot be served: ${fault}` };
   if (state === "loading") return { text: `The model for ${key} is being loaded.` };
-  const reason = state === "failed" ? "Its training stopped" : "None is trained";
-  return { text: `There is no model for ${key}. ${reason}; run “medpix train ${key}”.` };
+  const reason = state === "failed" ? "Its training stopped" : "None has been trained";
+  return { text: `There is no model for ${key}. ${reason}: run “medpix train ${key}”.` };
 }
 
 /** What each task is served by or waits for; the service says so with status 503 as well, while data are missing. */

@@ -1,7 +1,7 @@
-// The image viewer: one picture of a stack, or two beside each other under one zoom.
+// The image viewer: one image of a stack, or two beside each other under one zoom.
 //
 // Zoom by buttons, keys, double click, pinch and Ctrl with the wheel; the wheel and a swipe go through the stack; a drag
-// moves a picture that is zoomed, and changes brightness and contrast of one that is not. Zoom, position, brightness
+// moves an image that is zoomed, and changes brightness and contrast of one that is not. Zoom, position, brightness
 // and contrast stay from image to image of a case.
 
 import { byId } from "./dom.js";
@@ -19,7 +19,7 @@ const SAME_PRESS_MS = 300;
 
 const between = (value, [low, high]) => Math.max(low, Math.min(high, value));
 
-/** One picture of the viewer with what is said of it. */
+/** One image of the viewer with what is said of it. */
 class Pane {
   constructor(stage) {
     this.stage = stage;
@@ -128,7 +128,7 @@ export class Viewer {
     this._draw();
   }
 
-  /** Change brightness or contrast, in percent of the picture as it is, or invert it. */
+  /** Change brightness or contrast, in percent of the image as it is, or invert it. */
   setTone(change) {
     this.tone = { ...this.tone, ...change };
     for (const [name, limits] of Object.entries(LIMITS)) {
@@ -212,7 +212,7 @@ export class Viewer {
 
   _draw() {
     const { stage } = this.panes[0];
-    // Not further than half of the picture over each edge.
+    // Not further than half of the image over each edge.
     const [limitX, limitY] = [stage.clientWidth, stage.clientHeight].map((side) => (side * (this.scale - 1)) / 2);
     this.x = between(this.x, [-limitX, limitX]);
     this.y = between(this.y, [-limitY, limitY]);

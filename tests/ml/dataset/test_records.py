@@ -129,10 +129,10 @@ def test_missing_and_changed_files_are_named(ml_database: Database[Document], da
 
 
 def test_the_hash_of_a_snapshot_is_that_of_everything_but_the_folder(train_records: list[Record]) -> None:
-    known = snapshot_hash(train_records)
+    expected = snapshot_hash(train_records)
     moved = [replace(record, path=Path("/elsewhere") / record.path.name) for record in train_records]
-    assert snapshot_hash(moved) == known
-    assert snapshot_hash([replace(train_records[0], caption="another"), *train_records[1:]]) != known
+    assert snapshot_hash(moved) == expected
+    assert snapshot_hash([replace(train_records[0], caption="another"), *train_records[1:]]) != expected
 
 
 def test_a_split_without_labels_is_named(dev_records: list[Record]) -> None:

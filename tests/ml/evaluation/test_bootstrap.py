@@ -25,10 +25,10 @@ def test_the_interval_of_a_mean_is_that_of_scipy() -> None:
     values = np.random.default_rng(0).exponential(size=40)
     (own,) = CaseBootstrap(np.arange(40).astype(str).astype(np.str_), seed=5).estimate_mean(values).intervals
     order = np.argsort(np.arange(40).astype(str))  # cases are sorted by name
-    known = bootstrap(
+    expected = bootstrap(
         (values[order],), np.mean, n_resamples=2000, method="BCa", rng=np.random.default_rng(5)
     ).confidence_interval
-    assert own == pytest.approx((known.low, known.high))
+    assert own == pytest.approx((expected.low, expected.high))
     assert own.high - values.mean() > values.mean() - own.low, "skewed like the values"
 
 

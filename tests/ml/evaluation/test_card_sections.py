@@ -13,13 +13,13 @@ def changed(results: Results) -> Results:
 
 
 def section(sections: list[Section], title: str) -> Section:
-    return next(found for found in sections if found.title == title)
+    return next(each for each in sections if each.title == title)
 
 
 def test_a_card_says_where_a_model_comes_from(results: Results) -> None:
     row = results["models"]["fused-location"]
-    found = card_sections("fused-location", results)
-    assert [part.title for part in found] == [
+    sections = card_sections("fused-location", results)
+    assert [part.title for part in sections] == [
         "Model",
         "Intended use",
         "Not for",
@@ -28,18 +28,18 @@ def test_a_card_says_where_a_model_comes_from(results: Results) -> None:
         "Limits",
         "Training",
     ]
-    model, data = dict(section(found, "Model").facts), dict(section(found, "Data").facts)
+    model, data = dict(section(sections, "Model").facts), dict(section(sections, "Data").facts)
     assert model["Version"] == row["version"]
     assert model["sha256 of the model"] == row["sha256"]
     assert {value for name, value in model.items() if name.startswith("sha256 of ")} >= {
         file["sha256"] for file in row["card"]["files"]
     }
     assert f"location {row['card']['thresholds']['location']:.3f}" in model["Confident from"]
-    assert model["Unlike the dataset"].startswith("above a Mahalanobis distance of ")
+    assert model["Out-of-distribution threshold"].startswith("above a Mahalanobis distance of ")
     assert data["sha256 of these records"] == row["card"]["data"]["snapshot"]
     assert data["sha256 of the scored split"] == results["split"]["content_sha256"]
-    assert "licence" in section(found, "Data").text[0]
-    training = dict(section(found, "Training").facts)
+    assert "licence" in section(sections, "Data").text[0]
+    training = dict(section(sections, "Training").facts)
     assert training["Seed"] == str(row["seed"])
     assert f"torch {row['card']['environment']['packages']['torch']}" in training["Packages"]
     assert '"fusion"' in training["Settings"]
@@ -70,13 +70,13 @@ def test_the_limits_are_those_of_this_model(changed: Results) -> None:
         "sex": {"male": {"n": 30, "cases": 9, "accuracy": 0.5}, "female": {"n": 30, "cases": 8, "accuracy": 0.25}},
         "plane": {"Axial": {"n": 3, "cases": 2, "accuracy": 0.0}},
     }
-    changed["models"]["fused-location"]["remarks"] = ["trained from nothing"]
+    changed["models"]["fused-location"]["remarks"] = ["trained from scratch"]
     text = "\n".join(section(card_sections("fused-location", changed), "Limits").text)
     assert "Location: never right about Spine (3)" in text
     assert "nothing is known about Endocrine; Nerve, central" in text
     assert "weakest subgroup of 20 or more images is sex female, 0.250 on 30 images of 8 cases" in text
     assert "Location: without a caption accuracy is " in text
-    assert "Trained from nothing." in text
+    assert "Trained from scratch." in text
     alone = changed["models"]["compact"]["tasks"]["modality"]["shortcuts"]["text bands alone"]["accuracy"]
     limits = "\n".join(section(card_sections("compact", changed), "Limits").text)
     assert f"Modality: from the bands with burned-in text alone accuracy is {alone:.3f}" in limits

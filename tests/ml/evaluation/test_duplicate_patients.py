@@ -12,17 +12,17 @@ from tests.ml.conftest import Document
 def test_the_cases_of_a_patient_have_one_name(train_records: list[Record]) -> None:
     pair = SAME_PATIENT[0]
     first, second, other = train_records[0], train_records[-1], train_records[len(train_records) // 2]
-    found = patients([replace(first, u_id=pair.first), replace(second, u_id=pair.second), other])
-    assert found[0] == found[1] != found[2]
+    names = patients([replace(first, u_id=pair.first), replace(second, u_id=pair.second), other])
+    assert names[0] == names[1] != names[2]
     assert (patients(train_records) == groups(train_records)).all()
 
 
 def test_torn_patients_are_those_in_two_splits() -> None:
-    pair, others = SAME_PATIENT[:2]
-    found = patients_across_splits(
-        {pair.first: {"train"}, pair.second: {"test"}, others.first: {"dev"}, others.second: {"dev"}}
+    pair, other_pair = SAME_PATIENT[:2]
+    torn = patients_across_splits(
+        {pair.first: {"train"}, pair.second: {"test"}, other_pair.first: {"dev"}, other_pair.second: {"dev"}}
     )
-    assert [(pair["first"], pair["second"], pair["splits"]) for pair in found] == [
+    assert [(pair["first"], pair["second"], pair["splits"]) for pair in torn] == [
         (pair.first, pair.second, ["train", "test"])
     ]
 

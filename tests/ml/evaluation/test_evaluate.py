@@ -8,7 +8,6 @@ from pymongo.database import Database
 
 from app.core.progress import Progress
 from app.data import schema
-from app.data.seed import seed
 from ml.dataset.image_loading import load_images
 from ml.dataset.labels import TASKS
 from ml.dataset.records import Record, RecordsError, targets
@@ -26,21 +25,6 @@ from ml.training.context import Options
 from tests.ml.conftest import Document
 
 
-@pytest.fixture
-def own_models(
-    database: Database[Document],
-    ml_database: Database[Document],
-    generated_dataset: Path,
-    models_dir: Path,
-    tmp_path: Path,
-) -> Path:
-    """Copies of the trained models, registered in a seeded database of the test's own."""
-    seed(database, generated_dataset)
-    names = {"$in": ["compact", "caption-location", "fused-location"]}
-    database[schema.MODELS].insert_many(list(ml_database[schema.MODELS].find({"_id": names})))
-    return Path(shutil.copytree(models_dir, tmp_path / "models"))
-
-
 def test_the_figures_are_those_of_the_served_answers(
     results: Results, models_dir: Path, ml_database: Database[Document], test_records: list[Record]
 ) -> None:
@@ -50,15 +34,15 @@ def test_the_figures_are_those_of_the_served_answers(
     predictions = model.combine(outputs, run_captions(model, captions_of(test_records)))
     for task, probabilities in predictions.items():
         truth = targets(test_records, task)
-        found = results["models"]["fused-location"]["tasks"][task]
+        figures = results["models"]["fused-location"]["tasks"][task]
         expected = float((probabilities.argmax(axis=1) == truth).mean())
-        assert found["scores"]["accuracy"] == pytest.approx(expected)
-        assert found["scores"]["n"] == len(test_records)
-        assert found["calibration"]["after"]["nll"] == found["scores"]["nll"]
-        assert sum(part["n"] for part in found["calibration"]["before"]["reliability"]) == len(test_records)
-        assert found["temperature"] == model.card.temperature[task]
-        assert found["dev"] == model.card.metrics["dev"][task]
-        assert np.array(found["confusion"]["matrix"]).trace() == round(expected * len(test_records))
+        assert figures["scores"]["accuracy"] == pytest.approx(expected)
+        assert figures["scores"]["n"] == len(test_records)
+        assert figures["calibration"]["after"]["nll"] == figures["scores"]["nll"]
+        assert sum(part["n"] for part in figures["calibration"]["before"]["reliability"]) == len(test_records)
+        assert figures["temperature"] == model.card.temperature[task]
+        assert figures["dev"] == model.card.metrics["dev"][task]
+        assert np.array(figures["confusion"]["matrix"]).trace() == round(expected * len(test_records))
 
 
 def test_figures_before_temperature_are_those_of_temperature_one(
@@ -70,11 +54,11 @@ def test_figures_before_temperature_are_those_of_temperature_one(
     fitted = dict(model.card.temperature)
     model.card.temperature = dict.fromkeys(fitted, 1.0)
     for task, probabilities in model.combine(outputs, None).items():
-        found = results["models"]["compact"]["tasks"][task]["calibration"]
+        figures = results["models"]["compact"]["tasks"][task]["calibration"]
         expected = negative_log_likelihood(probabilities, targets(test_records, task))
-        assert found["before"]["nll"] == pytest.approx(expected, abs=1e-5)
+        assert figures["before"]["nll"] == pytest.approx(expected, abs=1e-5)
         assert abs(fitted[task] - 1.0) > 0.01
-        assert found["after"]["nll"] != pytest.approx(expected, abs=1e-5)
+        assert figures["after"]["nll"] != pytest.approx(expected, abs=1e-5)
 
 
 def test_every_model_and_task_is_scored_and_compared(results: Results) -> None:
@@ -83,14 +67,14 @@ def test_every_model_and_task_is_scored_and_compared(results: Results) -> None:
     location = results["tasks"]["location"]
     assert location["models"] == ["compact", "caption-location", "fused-location"]
     rows = [MAJORITY, *location["models"]]
-    found = {(pair["first"], pair["second"]): pair for pair in location["pairs"]}
-    assert set(found) == {(first, second) for first in rows for second in rows if first != second}
-    for (first, second), pair in found.items():
+    compared = {(pair["first"], pair["second"]): pair for pair in location["pairs"]}
+    assert set(compared) == {(first, second) for first in rows for second in rows if first != second}
+    for (first, second), pair in compared.items():
         scores = {name: results["models"][name]["tasks"]["location"]["scores"] for name in location["models"]}
-        accuracy = {name: found["accuracy"] for name, found in scores.items()}
+        accuracy = {name: compared["accuracy"] for name, compared in scores.items()}
         accuracy[MAJORITY] = location["majority"]["accuracy"]
         assert pair["difference"] == pytest.approx(accuracy[first] - accuracy[second])
-        assert pair["difference"] == pytest.approx(-found[second, first]["difference"])
+        assert pair["difference"] == pytest.approx(-compared[second, first]["difference"])
     assert results["models"]["caption-location"]["tasks"]["location"]["ablations"] == {}
     assert results["models"]["compact"]["tasks"]["modality"]["shortcuts"].keys() == {
         "text bands blanked",
@@ -102,11 +86,11 @@ def test_every_model_and_task_is_scored_and_compared(results: Results) -> None:
 def test_the_majority_row_always_says_the_commonest_class_of_training(
     train_records: list[Record], test_records: list[Record], results: Results
 ) -> None:
-    found = majority(train_records, test_records)["modality"]
+    baseline = majority(train_records, test_records)["modality"]
     names = [record.modality for record in train_records]
     commonest = max(sorted(set(names)), key=names.count)
     expected = [record.modality for record in test_records].count(commonest) / len(test_records)
-    assert found.correct.mean() == pytest.approx(expected)
+    assert baseline.correct.mean() == pytest.approx(expected)
     row = results["tasks"]["modality"]["majority"]
     assert (row["class"], row["accuracy"]) == (commonest, pytest.approx(expected))
 
@@ -127,10 +111,10 @@ def test_foreign_figures_stand_beside_the_published_test_split_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def quoted(split: str) -> list[Document]:
-        found = evaluate(
+        evaluated = evaluate(
             database, images_dir, own_models, ["caption-location"], split=split, device="cpu", register=False
         )
-        return list(found["tasks"]["location"]["quoted"])
+        return list(evaluated["tasks"]["location"]["quoted"])
 
     assert quoted("test") == [], "a dataset that is not MedPix 2.0"
     database[schema.SEED_RUNS].update_one({}, {"$set": {"published": True}})
@@ -140,8 +124,8 @@ def test_foreign_figures_stand_beside_the_published_test_split_alone(
 
 
 def test_models_that_are_not_registered_are_rows_of_the_leaderboard(results: Results) -> None:
-    for task, found in results["tasks"].items():
-        names = {row["name"] for row in found["untrained"]} | set(found["models"])
+    for task, figures in results["tasks"].items():
+        names = {row["name"] for row in figures["untrained"]} | set(figures["models"])
         assert names == {name for name, plan in MODEL_SPECS.items() if task in plan.tasks}
 
 
@@ -154,28 +138,28 @@ def test_a_split_without_labels_is_named(database: Database[Document], images_di
 def test_a_damaged_model_is_named_before_any_is_asked(
     database: Database[Document], images_dir: Path, own_models: Path
 ) -> None:
-    heard: list[Progress] = []
+    reports: list[Progress] = []
     path = next((own_models / "fused-location").rglob("network.safetensors"))
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(RegistryError, match=r"fused-location: network\.safetensors is not what was registered"):
-        evaluate(database, images_dir, own_models, ["all"], device="cpu", reporter=heard.append)
-    assert not [progress for progress in heard if "asking" in progress.message]
+        evaluate(database, images_dir, own_models, ["all"], device="cpu", reporter=reports.append)
+    assert not [progress for progress in reports if "predicting with" in progress.message]
 
 
 def test_an_evaluation_covers_the_models_data_and_code_it_was_made_of(
     results: Results, ml_database: Database[Document], models_dir: Path
 ) -> None:
     cards = list(Registry(ml_database, models_dir).list())
-    known = results["split"]["dataset_version"]
-    assert known is not None
-    assert covers(results, cards, known)
-    assert not covers(results, cards[1:], known)
-    assert not covers(results, [cards[0].model_copy(update={"version": "another"}), *cards[1:]], known)
+    version = results["split"]["dataset_version"]
+    assert version is not None
+    assert covers(results, cards, version)
+    assert not covers(results, cards[1:], version)
+    assert not covers(results, [cards[0].model_copy(update={"version": "another"}), *cards[1:]], version)
     assert not covers(results, cards, "another")
-    assert not covers(results | {"code": {"version": "0", "sha256": ""}}, cards, known)
-    assert not covers(results | {"split": results["split"] | {"split": "dev"}}, cards, known)
-    assert not covers({}, cards, known)
-    assert not covers({"split": None}, cards, known)
+    assert not covers(results | {"code": {"version": "0", "sha256": ""}}, cards, version)
+    assert not covers(results | {"split": results["split"] | {"split": "dev"}}, cards, version)
+    assert not covers({}, cards, version)
+    assert not covers({"split": None}, cards, version)
 
 
 def test_the_figures_go_on_the_cards_and_replace_former_ones(
@@ -200,11 +184,11 @@ def test_without_register_and_on_dev_no_card_changes(
 ) -> None:
     before = list(database[schema.MODELS].find())
     evaluate(database, images_dir, own_models, ["caption-location"], device="cpu", register=False)
-    found = evaluate(database, images_dir, own_models, ["caption-location"], device="cpu", split="dev")
+    evaluated = evaluate(database, images_dir, own_models, ["caption-location"], device="cpu", split="dev")
     assert list(database[schema.MODELS].find()) == before
-    scores = found["models"]["caption-location"]["tasks"]["location"]
+    scores = evaluated["models"]["caption-location"]["tasks"]["location"]
     assert scores["scores"]["accuracy"] == scores["dev"]["accuracy"]
-    assert found["split"]["split"] == "dev"
+    assert evaluated["split"]["split"] == "dev"
 
 
 def test_folds_and_seeds_go_on_the_card_and_into_later_evaluations(
@@ -235,7 +219,7 @@ def test_folds_and_seeds_go_on_the_card_and_into_later_evaluations(
 
 def test_quick_tries_go_on_no_card(database: Database[Document], images_dir: Path, own_models: Path) -> None:
     before = Registry(database, own_models).get("caption-location")
-    found = evaluate(
+    evaluated = evaluate(
         database,
         images_dir,
         own_models,
@@ -249,18 +233,18 @@ def test_quick_tries_go_on_no_card(database: Database[Document], images_dir: Pat
     assert card.metrics.keys() - before.metrics.keys() == {"test"}
     assert card.version == before.version
     for kind in ("cv", "seeds"):
-        run = found[kind]["caption-location"]["location"]["run"]
+        run = evaluated[kind]["caption-location"]["location"]["run"]
         assert (run["official"], run["options"]["epochs"]) == (False, 1)
 
 
-def test_trainings_anew_begin_as_the_registered_model_did(
+def test_retrained_models_begin_as_the_registered_model_did(
     database: Database[Document], images_dir: Path, own_models: Path
 ) -> None:
     def weights(**more: Any) -> str:
-        found = evaluate(
+        evaluated = evaluate(
             database, images_dir, own_models, ["caption-location"], device="cpu", seeds=2, register=False, **more
         )
-        return str(found["seeds"]["caption-location"]["location"]["run"]["options"]["weights"])
+        return str(evaluated["seeds"]["caption-location"]["location"]["run"]["options"]["weights"])
 
     assert weights() == "scratch"
     database[schema.MODELS].update_one({"_id": "caption-location"}, {"$set": {"init": "pretrained"}})
@@ -286,10 +270,10 @@ def test_models_are_named_by_task_or_name(ml_database: Database[Document], model
 
 
 def test_no_model_says_how_to_train(database: Database[Document], images_dir: Path, tmp_path: Path) -> None:
-    heard: list[Progress] = []
+    reports: list[Progress] = []
     with pytest.raises(UnknownModelError, match=r"no model is registered yet; .*`medpix train --missing`"):
-        evaluate(database, images_dir, tmp_path, ["all"], reporter=heard.append)
-    assert heard[-1].state == "failed"
+        evaluate(database, images_dir, tmp_path, ["all"], reporter=reports.append)
+    assert reports[-1].state == "failed"
 
 
 def test_an_empty_or_partial_database_is_named(

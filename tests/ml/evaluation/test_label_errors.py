@@ -31,19 +31,19 @@ def predictions(records: list[Record], rows: list[list[float]]) -> LabelledPredi
 def test_the_surest_come_first_and_one_of_each_case_and_answer(records: list[Record]) -> None:
     rows = [[0.4, 0.6, 0.0], [0.1, 0.8, 0.1], [0.05, 0.9, 0.05], [0.9, 0.1, 0.0], [0.2, 0.1, 0.7]]
     whole = disagreements(predictions(records, rows), ("CT", "MR", "PET"), records)
-    found = whole["items"]
+    items = whole["items"]
     assert whole["found"] == 3
-    assert [item["image"] for item in found] == [records[k].image for k in (2, 4, 0)]
-    assert [(item["label"], item["answer"]) for item in found] == [("CT", "MR"), ("CT", "PET"), ("CT", "MR")]
-    assert found[0]["probability"] == pytest.approx(0.9)
-    assert found[0]["probability_of_label"] == pytest.approx(0.05)
+    assert [item["image"] for item in items] == [records[k].image for k in (2, 4, 0)]
+    assert [(item["label"], item["answer"]) for item in items] == [("CT", "MR"), ("CT", "PET"), ("CT", "MR")]
+    assert items[0]["probability"] == pytest.approx(0.9)
+    assert items[0]["probability_of_label"] == pytest.approx(0.05)
     first = disagreements(predictions(records, rows), ("CT", "MR", "PET"), records, limit=1)
     assert (len(first["items"]), first["found"]) == (1, 3)
 
 
 def test_agreement_leaves_nothing(records: list[Record]) -> None:
-    found = disagreements(predictions(records, [[0.9, 0.1, 0.0]] * 5), ("CT", "MR", "PET"), records)
-    assert found == {"found": 0, "items": []}
+    result = disagreements(predictions(records, [[0.9, 0.1, 0.0]] * 5), ("CT", "MR", "PET"), records)
+    assert result == {"found": 0, "items": []}
 
 
 def test_a_thumbnail_is_a_small_picture(records: list[Record]) -> None:

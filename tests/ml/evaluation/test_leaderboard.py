@@ -26,9 +26,9 @@ def test_a_scratch_row_is_not_comparable_with_a_fine_tuned_original(make_context
         )
         return remarks(draft)
 
-    (found,) = remarks_on("resnet50-modality", "scratch")
-    assert ORIGINAL_WEIGHTS["resnet50-modality"] in found
-    assert "not comparable with the original" in found
+    (remark,) = remarks_on("resnet50-modality", "scratch")
+    assert ORIGINAL_WEIGHTS["resnet50-modality"] in remark
+    assert "not comparable with the original" in remark
     assert remarks_on("compact", "scratch") == remarks_on("resnet50-modality", "pretrained") == []
 
 

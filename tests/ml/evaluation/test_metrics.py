@@ -21,13 +21,13 @@ def predictions() -> tuple[Probabilities, Targets]:
 def test_scores_agree_with_scikit_learn(predictions: tuple[Probabilities, Targets]) -> None:
     probabilities, targets = predictions
     cases = np.arange(300).astype(str)
-    found = metrics.scores(probabilities, targets, cases)
+    scores = metrics.scores(probabilities, targets, cases)
     predicted = probabilities.argmax(axis=1)
-    assert found["accuracy"] == pytest.approx((predicted == targets).mean())
+    assert scores["accuracy"] == pytest.approx((predicted == targets).mean())
     macro = f1_score(targets, predicted, labels=[0, 1, 2, 3], average="macro")
-    assert found["macro_f1"] == pytest.approx(macro)
-    assert found["classes_present"] == 4
-    assert found["nll"] == pytest.approx(log_loss(targets, probabilities, labels=range(5)), abs=1e-5)
+    assert scores["macro_f1"] == pytest.approx(macro)
+    assert scores["classes_present"] == 4
+    assert scores["nll"] == pytest.approx(log_loss(targets, probabilities, labels=range(5)), abs=1e-5)
     keep = predicted < 4  # scikit-learn warns about answers that are no target
     expected = balanced_accuracy_score(targets[keep], predicted[keep])
     assert metrics.balanced_accuracy(predicted[keep], targets[keep]) == pytest.approx(expected)

@@ -13,12 +13,12 @@ def test_images_are_those_of_the_recipe_the_records_and_the_edit(
     test_records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image_cache, small, large = ImageCache(), Preprocess(size=32), Preprocess(size=64)
-    some, others = test_records[:3], test_records[3:6]
+    some, other_records = test_records[:3], test_records[3:6]
     for recipe in (small, large, small):
-        for records in (some, others):
+        for records in (some, other_records):
             for edit in (None, blank_bands):
                 expected = load_images(records, recipe, edit=edit)
                 assert np.array_equal(image_cache.of(records, recipe, edit), expected)
-    known = image_cache.of(some, small, blank_bands)
+    images = image_cache.of(some, small, blank_bands)
     monkeypatch.setattr(asking, "load_images", None)
-    assert image_cache.of(some, small, blank_bands) is known, "decoded once"
+    assert image_cache.of(some, small, blank_bands) is images, "decoded once"

@@ -65,12 +65,12 @@ def test_models_are_registered_again_with_other_calibration_and_the_same_weights
     assert list((registry.models_dir / ".training").glob("anew-oof-*")) == []
 
 
-def test_a_model_that_was_trained_anew_meanwhile_is_left_alone(
+def test_a_model_that_was_retrained_meanwhile_is_left_alone(
     registry: Registry, database: Database[Document], images_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def predict_and_replace(*arguments: object) -> dict[str, Pooled]:
         database[MODELS].update_one({"_id": "caption-location"}, {"$set": {"version": "20990101T000000Z-00000000"}})
-        return predict_folds(*arguments)  # type: ignore[arg-type]
+        return predict_folds(*arguments)  # type: ignore[arg-type]  # passed on as they came
 
     monkeypatch.setattr("ml.evaluation.out_of_fold.predict_folds", predict_and_replace)
     names = ("caption-location",)
@@ -92,5 +92,5 @@ def test_every_image_is_predicted_once_by_a_model_that_never_saw_its_patient(
     assert len(pooled.encoded) == len(pooled.fold) == len(records)
     owner = dict(zip([record.image for record in records], patients(records).tolist(), strict=True))
     for number, fold in enumerate(folds, start=1):
-        held = {owner[record.image] for record in pooled.only(pooled.fold == number).records}
-        assert held.isdisjoint(owner[record.image] for record in (*fold.train, *fold.dev))
+        held_out = {owner[record.image] for record in pooled.only(pooled.fold == number).records}
+        assert held_out.isdisjoint(owner[record.image] for record in (*fold.train, *fold.dev))

@@ -139,25 +139,26 @@ def test_the_page_loads_nothing_and_runs_nothing(results: Results, plots: dict[s
 
 def test_the_rows_hold_the_figures(results: Results, plots: dict[str, bytes]) -> None:
     rows = Page(render(results, plots)).rows
-    for task, found in results["tasks"].items():
-        for name in found["models"]:
+    for task, figures in results["tasks"].items():
+        for name in figures["models"]:
             scores = results["models"][name]["tasks"][task]["scores"]
             low, high = scores["accuracy_95"]
-            wanted = f"{scores['accuracy']:.3f} {low:.2f}–{high:.2f}naive "
-            assert any(row and row[0].startswith(name) and row[1].startswith(wanted) for row in rows), (task, name)
+            cell = f"{scores['accuracy']:.3f} {low:.2f}–{high:.2f}naive "
+            assert any(row and row[0].startswith(name) and row[1].startswith(cell) for row in rows), (task, name)
             before = results["models"][name]["tasks"][task]["calibration"]["before"]
-            wanted = f"{before['ece']:.3f} {before['ece_95'][0]:.2f}–{before['ece_95'][1]:.2f}"
-            assert any(row and row[0].startswith(name) and wanted in map(str.strip, row) for row in rows), (task, name)
+            cell = f"{before['ece']:.3f} {before['ece_95'][0]:.2f}–{before['ece_95'][1]:.2f}"
+            assert any(row and row[0].startswith(name) and cell in map(str.strip, row) for row in rows), (
+                task,
+                name,
+            )
 
 
 def test_the_classes_present_and_absent_are_named(results: Results, plots: dict[str, bytes]) -> None:
     text = " ".join(render(results, plots).split())
-    found = results["tasks"]["location"]
-    assert len(found["present"]) == results["tasks"]["location"]["majority"]["classes_present"]
-    assert (
-        f"over these {len(found['present'])}: {'; '.join(found['present'])}. Absent: {'; '.join(found['absent'])}."
-        in text
-    )
+    location = results["tasks"]["location"]
+    assert len(location["present"]) == results["tasks"]["location"]["majority"]["classes_present"]
+    present, absent = location["present"], location["absent"]
+    assert f"over these {len(present)}: {'; '.join(present)}. Absent: {'; '.join(absent)}." in text
 
 
 def test_models_that_are_not_trained_have_rows(results: Results, plots: dict[str, bytes]) -> None:
@@ -170,8 +171,8 @@ def test_models_that_are_not_trained_have_rows(results: Results, plots: dict[str
 def test_foreign_figures_are_shown_where_there_are_any(results: Results, plots: dict[str, bytes]) -> None:
     assert "Quoted from others" not in render(results, plots)
     changed = copy.deepcopy(results)
-    for task, found in changed["tasks"].items():
-        found["quoted"] = baselines_for(task)
+    for task, figures in changed["tasks"].items():
+        figures["quoted"] = baselines_for(task)
     rows = Page(render(changed, plots)).rows
     quoted = {row[0].strip(): [cell.strip() for cell in row] for row in rows if len(row) == 5}
     assert quoted["clip-location"][1] == "0.78 (not a test figure)"
@@ -183,11 +184,11 @@ def test_foreign_figures_are_shown_where_there_are_any(results: Results, plots: 
 
 def test_a_row_that_began_otherwise_than_the_original_says_so(results: Results, plots: dict[str, bytes]) -> None:
     changed = copy.deepcopy(results)
-    changed["models"]["compact"]["remarks"] = ["trained from nothing: not comparable with the original"]
-    assert "* compact: trained from nothing: not comparable with the original." in " ".join(
+    changed["models"]["compact"]["remarks"] = ["trained from scratch: not comparable with the original"]
+    assert "* compact: trained from scratch: not comparable with the original." in " ".join(
         render(changed, plots).split()
     )
-    assert list(remarks(changed)) == ["compact: trained from nothing: not comparable with the original."]
+    assert list(remarks(changed)) == ["compact: trained from scratch: not comparable with the original."]
 
 
 def test_texts_of_the_dataset_cannot_become_code(results: Results, plots: dict[str, bytes]) -> None:
@@ -248,17 +249,17 @@ def test_seeds_are_shown(results: Results, plots: dict[str, bytes]) -> None:
 
 
 def _printed(results: Results) -> list[str]:
-    found = []
+    lines = []
     for table in tables(results):
         stream = io.StringIO()
         Console(file=stream, width=180).print(table)
-        found.append(stream.getvalue())
-    return found
+        lines.append(stream.getvalue())
+    return lines
 
 
 def test_the_terminal_shows_a_table_per_task(results: Results) -> None:
-    found, text = list(tables(results)), "".join(_printed(results))
-    assert [str(table.title).split(":")[0] for table in found] == list(results["tasks"])
+    rich_tables, text = list(tables(results)), "".join(_printed(results))
+    assert [str(table.title).split(":")[0] for table in rich_tables] == list(results["tasks"])
     scores = results["models"]["fused-location"]["tasks"]["location"]["scores"]
     line = next(line for line in text.splitlines() if "fused-location" in line)
     assert f"{scores['accuracy']:.3f}" in line
@@ -288,16 +289,16 @@ def test_retrieval_is_reported_with_intervals_and_the_random_baseline(
     assert not any("retrieval" in str(table.title) for table in tables(results)), "no model has a space of both"
     changed = copy.deepcopy(results)
     embedded = normalise(np.random.default_rng(0).normal(size=(len(test_records), 8)).astype(np.float32))
-    found = retrieval(embedded, embedded[::-1], test_records)
-    assert found is not None
-    changed["models"]["compact"]["retrieval"] = found
-    shown = [f"{found[kind][name]['10']:.3f}" for kind in KINDS for name in ("recall_at", "random_at")]
+    figures = retrieval(embedded, embedded[::-1], test_records)
+    assert figures is not None
+    changed["models"]["compact"]["retrieval"] = figures
+    cells = [f"{figures[kind][name]['10']:.3f}" for kind in KINDS for name in ("recall_at", "random_at")]
     text = "".join(_printed(changed))
     assert "caption-to-image retrieval on test" in text
     card = as_markdown("compact", card_sections("compact", changed))
     assert "## Retrieval" in card
     page = render(changed, plots)
-    for figure in shown:
+    for figure in cells:
         assert figure in text
         assert figure in card
         assert figure in page

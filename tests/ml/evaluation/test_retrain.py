@@ -20,15 +20,15 @@ from tests.ml.conftest import MakeContext
 
 def test_folders_are_of_records_and_options(train_records: list[Record], tmp_path: Path) -> None:
     scratch, options = Scratch(tmp_path), {"compact": Options()}
-    known = scratch.folder("cv", train_records, options)
-    assert scratch.folder("cv", train_records, dict(options)) == known
-    others = {
+    folder = scratch.folder("cv", train_records, options)
+    assert scratch.folder("cv", train_records, dict(options)) == folder
+    other_folders = {
         scratch.folder("seeds", train_records, options),
         scratch.folder("cv", train_records[1:], options),
         scratch.folder("cv", train_records, {"compact": Options(epochs=1)}),
         scratch.folder("cv", train_records, {"compact": Options(seed=1)}),
     }
-    assert len(others | {known}) == 5
+    assert len(other_folders | {folder}) == 5
 
 
 def test_what_was_used_and_what_is_old_is_cleared(train_records: list[Record], tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_what_was_used_and_what_is_old_is_cleared(train_records: list[Record], t
 
 def test_models_come_after_what_they_need() -> None:
     assert with_needs(["fused-location", "compact"]) == ["compact", "caption-location", "fused-location"]
-    with pytest.raises(UnknownModelError, match="vgg cannot be trained anew; known are: efficientnet"):
+    with pytest.raises(UnknownModelError, match="vgg cannot be retrained; known are: efficientnet"):
         with_needs(["vgg"])
     with pytest.raises(UnknownModelError, match="no model 'compact' was trained beside this one"):
         TrainedModels().load("compact")
@@ -72,9 +72,9 @@ def test_figures_stand_for_a_model_of_the_same_recipe(make_context: MakeContext,
     assert not official(same, Options(members=1))
     assert not official(other, Options())
     assert not official(started, Options())
-    found = provenance(same, None, train_records, Options(seed=4, weights="scratch"))
-    assert (found["official"], found["images"]) == (False, len(train_records))
-    assert found["options"] == {"weights": "scratch", "seed": 4, "epochs": None, "members": None}
+    recorded = provenance(same, None, train_records, Options(seed=4, weights="scratch"))
+    assert (recorded["official"], recorded["images"]) == (False, len(train_records))
+    assert recorded["options"] == {"weights": "scratch", "seed": 4, "epochs": None, "members": None}
 
 
 @pytest.fixture
@@ -84,43 +84,43 @@ def by_split(
     return {"train": train_records, "dev": dev_records, "test": test_records}
 
 
-def retrainer(by_split: dict[str, list[Record]], folder: Path, heard: list[Progress], **options: Any) -> Retrainer:
+def retrainer(by_split: dict[str, list[Record]], folder: Path, reports: list[Progress], **options: Any) -> Retrainer:
     quick = Options(epochs=1, members=1, **options)
-    return Retrainer(by_split, {}, torch.device("cpu"), Scratch(folder), heard.append, quick)
+    return Retrainer(by_split, {}, torch.device("cpu"), Scratch(folder), reports.append, quick)
 
 
 def test_folds_retrain_models_with_what_they_need(by_split: dict[str, list[Record]], tmp_path: Path) -> None:
-    heard: list[Progress] = []
-    found = retrainer(by_split, tmp_path, heard).folds(["fused-location"], 2)
-    assert list(found) == ["compact", "caption-location", "fused-location"]
+    reports: list[Progress] = []
+    scored = retrainer(by_split, tmp_path, reports).folds(["fused-location"], 2)
+    assert list(scored) == ["compact", "caption-location", "fused-location"]
     records = [record for members in by_split.values() for record in members]
     labelled = sum(record.location is not None for record in records)
-    assert found["fused-location"]["location"]["n"] == labelled < len(records)
-    assert found["compact"]["modality"]["n"] == len(records)
-    category = found["caption-location"]["location_category"]
+    assert scored["fused-location"]["location"]["n"] == labelled < len(records)
+    assert scored["compact"]["modality"]["n"] == len(records)
+    category = scored["caption-location"]["location_category"]
     assert category["accuracy"] > 0.7
     assert category["folds_mean"] == pytest.approx(sum(category["folds"]) / 2)
     low, high = category["accuracy_95"]
     assert low <= category["accuracy"] <= high
     assert list(tmp_path.rglob("*.safetensors")), "checkpoints stay until the report is written"
-    assert {progress.name for progress in heard} >= {"compact, fold 1 of 2", "fused-location, fold 2 of 2"}
-    assert heard[-1].state == "done"
+    assert {progress.name for progress in reports} >= {"compact, fold 1 of 2", "fused-location, fold 2 of 2"}
+    assert reports[-1].state == "done"
 
 
 def test_mean_and_deviation_are_over_trainings_that_differ(by_split: dict[str, list[Record]], tmp_path: Path) -> None:
-    heard: list[Progress] = []
-    found = retrainer(by_split, tmp_path, heard, seed=3).seeds(["compact"], "test", 2)["compact"]["modality"]
-    assert (found["seeds"], found["n"], list(found["figures"])) == ([3, 4], len(by_split["test"]), list(SCORES))
-    for name, figure in found["figures"].items():
+    reports: list[Progress] = []
+    scored = retrainer(by_split, tmp_path, reports, seed=3).seeds(["compact"], "test", 2)["compact"]["modality"]
+    assert (scored["seeds"], scored["n"], list(scored["figures"])) == ([3, 4], len(by_split["test"]), list(SCORES))
+    for name, figure in scored["figures"].items():
         assert figure["mean"] == pytest.approx(np.mean(figure["values"])), name
         assert figure["sd"] == pytest.approx(np.std(figure["values"], ddof=1)), name
-    first, second = found["figures"]["nll"]["values"]
+    first, second = scored["figures"]["nll"]["values"]
     assert first != second
-    assert {progress.name for progress in heard} == {"compact, seed 3", "compact, seed 4"}
+    assert {progress.name for progress in reports} == {"compact, seed 3", "compact, seed 4"}
     assert list(tmp_path.rglob("*.safetensors")), "checkpoints stay until the report is written"
-    assert len([progress for progress in heard if "epoch 1/1" in progress.message]) == 2
+    assert len([progress for progress in reports if "epoch 1/1" in progress.message]) == 2
     # Killed before the report was written and started again, it ends the same without training.
-    heard.clear()
-    again = retrainer(by_split, tmp_path, heard, seed=3).seeds(["compact"], "test", 2)["compact"]["modality"]
-    assert again["figures"] == found["figures"]
-    assert not [progress for progress in heard if "epoch 1/1" in progress.message]
+    reports.clear()
+    again = retrainer(by_split, tmp_path, reports, seed=3).seeds(["compact"], "test", 2)["compact"]["modality"]
+    assert again["figures"] == scored["figures"]
+    assert not [progress for progress in reports if "epoch 1/1" in progress.message]

@@ -97,13 +97,13 @@ def test_bands_are_blanked_or_kept() -> None:
 
 
 def test_ablations_of_a_model_that_reads(outputs: ModelOutputs) -> None:
-    found = ablations(outputs)[labels.LOCATION_CATEGORY]
-    assert found["image and caption"]["accuracy"] == pytest.approx(5 / 6)
-    assert found["image and caption"]["both_is_better_by"]["difference"] == 0
-    assert found["image only"]["accuracy"] == pytest.approx(2 / 6)
-    assert found["image only"]["both_is_better_by"]["difference"] == pytest.approx(3 / 6)
-    assert (found["caption only"]["accuracy"], found["caption only"]["n"]) == (1.0, 5)
-    assert found["image, caption of another case"]["accuracy"] < 5 / 6
+    kinds = ablations(outputs)[labels.LOCATION_CATEGORY]
+    assert kinds["image and caption"]["accuracy"] == pytest.approx(5 / 6)
+    assert kinds["image and caption"]["both_is_better_by"]["difference"] == 0
+    assert kinds["image only"]["accuracy"] == pytest.approx(2 / 6)
+    assert kinds["image only"]["both_is_better_by"]["difference"] == pytest.approx(3 / 6)
+    assert (kinds["caption only"]["accuracy"], kinds["caption only"]["n"]) == (1.0, 5)
+    assert kinds["image, caption of another case"]["accuracy"] < 5 / 6
 
 
 def test_a_model_with_one_input_has_no_ablation(outputs: ModelOutputs) -> None:
@@ -142,9 +142,9 @@ def test_file_modes_show_a_model_that_sees_something_else(
         return Image.new("L", image.size)
 
     monkeypatch.setattr(probes, "FILE_MODES", {"black": black})
-    found = file_modes(outputs, ImageCache())[labels.LOCATION_CATEGORY]["black"]
-    assert (found["changed_inputs"], found["changed_answers"], found["largest_change"]) == (6, 6, 1.0)
-    assert found["accuracy"] == 0.0
+    modes = file_modes(outputs, ImageCache())[labels.LOCATION_CATEGORY]["black"]
+    assert (modes["changed_inputs"], modes["changed_answers"], modes["largest_change"]) == (6, 6, 1.0)
+    assert modes["accuracy"] == 0.0
     assert file_modes(replace(outputs, image_out=None), ImageCache()) == {}
 
 
@@ -157,14 +157,14 @@ def test_the_mirror_is_measured_against_one_view(
         network = model.network
         assert isinstance(network, ServingNetwork)
         whole = ModelOutputs.compute(model, test_records, ImageCache())
-        found = mirror(whole, ImageCache())
+        figures = mirror(whole, ImageCache())
         assert network.flip, "the model is as it was"
         network.flip = False
         once = ModelOutputs.compute(model, test_records, ImageCache())
         for task, predictions in once.predictions().items():
             assert not np.array_equal(predictions.probabilities, whole.predictions()[task].probabilities)
-            assert found[task]["without_mirror"]["accuracy"] == predictions.correct.mean()
-            assert found[task]["with_mirror"]["accuracy"] == whole.predictions()[task].correct.mean()
+            assert figures[task]["without_mirror"]["accuracy"] == predictions.correct.mean()
+            assert figures[task]["with_mirror"]["accuracy"] == whole.predictions()[task].correct.mean()
         assert mirror(once, ImageCache()) == {}, "it looks once"
 
 
@@ -173,10 +173,10 @@ def test_a_model_without_views_has_no_mirror(outputs: ModelOutputs) -> None:
 
 
 def test_the_shortcut_probe_shows_edited_images(outputs: ModelOutputs) -> None:
-    found = shortcuts(outputs, ImageCache())[labels.LOCATION_CATEGORY]
-    assert set(found) == {"text bands blanked", "text bands alone"}
-    assert found["text bands blanked"]["accuracy"] == pytest.approx(5 / 6)
-    assert found["text bands blanked"]["whole_is_better_by"]["difference"] == 0
+    figures = shortcuts(outputs, ImageCache())[labels.LOCATION_CATEGORY]
+    assert set(figures) == {"text bands blanked", "text bands alone"}
+    assert figures["text bands blanked"]["accuracy"] == pytest.approx(5 / 6)
+    assert figures["text bands blanked"]["whole_is_better_by"]["difference"] == 0
     whole = outputs.image_out
     assert whole is not None
     for edit, brighter in ((blank_bands, True), (only_bands, False)):
@@ -204,14 +204,14 @@ def test_age_bands_meet_without_gap() -> None:
 def test_subgroups_split_the_rows_and_score_each(outputs: ModelOutputs, records: list[Record]) -> None:
     changed = [replace(record, plane="Transverse", sex=None, modality="CT") for record in records]
     changed[0] = replace(changed[0], plane="Coronal", modality="MR")
-    found = subgroups(outputs.predictions()[labels.LOCATION_CATEGORY], changed)
+    groups = subgroups(outputs.predictions()[labels.LOCATION_CATEGORY], changed)
     given = [*records[:-1], replace(records[-1], caption="a")]
     empty = subgroups(outputs.predictions()[labels.LOCATION_CATEGORY], given)["caption"]["placeholder"]
     assert empty == {"n": 0, "cases": 0, "accuracy": None, "accuracy_95": None}
-    for values in found.values():
+    for values in groups.values():
         assert sum(value["n"] for value in values.values()) == 6
-    assert {plane: value["n"] for plane, value in found["plane"].items()} == {"Axial": 5, "Coronal": 1}
-    assert found["modality"]["MR"]["accuracy"] == 1.0
-    assert found["modality"]["CT"]["accuracy"] == pytest.approx(4 / 5)
-    assert found["sex"].keys() == {"unknown"}
-    assert found["caption"]["placeholder"] == {"n": 1, "cases": 1, "accuracy": 0.0, "accuracy_95": [0.0, 0.0]}
+    assert {plane: value["n"] for plane, value in groups["plane"].items()} == {"Axial": 5, "Coronal": 1}
+    assert groups["modality"]["MR"]["accuracy"] == 1.0
+    assert groups["modality"]["CT"]["accuracy"] == pytest.approx(4 / 5)
+    assert groups["sex"].keys() == {"unknown"}
+    assert groups["caption"]["placeholder"] == {"n": 1, "cases": 1, "accuracy": 0.0, "accuracy_95": [0.0, 0.0]}

@@ -8,8 +8,8 @@ from ml.evaluation.scoring import LabelledPredictions, calibration, compare, con
 
 def predictions(right: list[bool], cases: str, confidence: float = 0.8) -> LabelledPredictions:
     """Answers to a question with three classes, the truth always being class 0."""
-    rest = 1 - confidence
-    rows = [[confidence, rest, 0.0] if ok else [rest, confidence, 0.0] for ok in right]
+    remainder = 1 - confidence
+    rows = [[confidence, remainder, 0.0] if ok else [remainder, confidence, 0.0] for ok in right]
     names = np.array([f"image{number}" for number in range(len(right))])
     return LabelledPredictions(
         np.array(rows, dtype=np.float32), np.zeros(len(right), dtype=np.int64), np.array(list(cases)), names
@@ -18,15 +18,15 @@ def predictions(right: list[bool], cases: str, confidence: float = 0.8) -> Label
 
 def test_two_cases_have_three_possible_resamples() -> None:
     # Case a is all right, case b half: resamples have 1, 0.75 or 0.5, with chances 1/4, 1/2, 1/4.
-    found = measure(predictions([True, True, True, False], "aabb"))
-    assert found["accuracy"] == 0.75
-    assert found["accuracy_95"] == [0.5, 1.0]
+    measured = measure(predictions([True, True, True, False], "aabb"))
+    assert measured["accuracy"] == 0.75
+    assert measured["accuracy_95"] == [0.5, 1.0]
     # Of four single images at most one is right with a chance of 0.051, none with 0.004.
-    assert found["accuracy_95_images"] == [0.25, 1.0]
-    assert (found["n"], found["cases"], found["classes_present"]) == (4, 2, 1)
-    assert found["nll"] == pytest.approx(-(3 * np.log(0.8) + np.log(0.2)) / 4, abs=1e-6)
-    assert found["brier"] == pytest.approx((3 * 0.08 + 1.28) / 4, abs=1e-6)
-    assert found["ece"] == pytest.approx(0.05, abs=1e-6)
+    assert measured["accuracy_95_images"] == [0.25, 1.0]
+    assert (measured["n"], measured["cases"], measured["classes_present"]) == (4, 2, 1)
+    assert measured["nll"] == pytest.approx(-(3 * np.log(0.8) + np.log(0.2)) / 4, abs=1e-6)
+    assert measured["brier"] == pytest.approx((3 * 0.08 + 1.28) / 4, abs=1e-6)
+    assert measured["ece"] == pytest.approx(0.05, abs=1e-6)
 
 
 def test_every_interval_holds_its_score() -> None:
@@ -38,23 +38,23 @@ def test_every_interval_holds_its_score() -> None:
         np.repeat(np.arange(60), 5).astype(str),
         np.arange(300).astype(str),
     )
-    found = measure(many)
+    measured = measure(many)
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "nll", "brier"):
-        low, high = found[f"{name}_95"]
-        assert low < found[name] < high, name
-    assert found["ece_95"][0] < found["ece"] <= found["ece_95"][1]
+        low, high = measured[f"{name}_95"]
+        assert low < measured[name] < high, name
+    assert measured["ece_95"][0] < measured["ece"] <= measured["ece_95"][1]
 
 
 def test_the_classes_of_macro_scores_are_the_same_in_every_resample() -> None:
     # Class 1 is in one case alone, always right; a resample without it must not change the mean over classes.
     rows = np.eye(2, dtype=np.float32)[[0] * 9 + [1]]
     cases = np.array(list("abcdefghij"))
-    found = measure(LabelledPredictions(rows, np.array([0] * 9 + [1]), cases, cases))
-    assert (found["macro_f1"], found["macro_f1_95"]) == (1.0, [1.0, 1.0])
-    assert found["balanced_accuracy_95"] == [1.0, 1.0]
+    measured = measure(LabelledPredictions(rows, np.array([0] * 9 + [1]), cases, cases))
+    assert (measured["macro_f1"], measured["macro_f1_95"]) == (1.0, [1.0, 1.0])
+    assert measured["balanced_accuracy_95"] == [1.0, 1.0]
     # The other class is always wrong: its share of the mean is half in every resample.
-    found = measure(LabelledPredictions(rows[[0] * 10], np.array([0] * 9 + [1]), cases, cases))
-    assert found["balanced_accuracy_95"] == [0.5, 0.5]
+    measured = measure(LabelledPredictions(rows[[0] * 10], np.array([0] * 9 + [1]), cases, cases))
+    assert measured["balanced_accuracy_95"] == [0.5, 0.5]
 
 
 def test_a_model_does_not_differ_from_itself() -> None:
@@ -64,10 +64,10 @@ def test_a_model_does_not_differ_from_itself() -> None:
 
 def test_differences_are_paired_by_case() -> None:
     better, worse = predictions([True, True, True, False], "aabb"), predictions([False, False, True, False], "aabb")
-    found = compare(better, worse)
-    assert found["difference"] == 0.5
-    assert found["difference_95"] == [0.0, 1.0]
-    assert found["not_better"] == pytest.approx(0.25, abs=0.03)  # case b drawn twice
+    compared = compare(better, worse)
+    assert compared["difference"] == 0.5
+    assert compared["difference_95"] == [0.0, 1.0]
+    assert compared["not_better"] == pytest.approx(0.25, abs=0.03)  # case b drawn twice
     reverse = compare(worse, better)
     assert (reverse["difference"], reverse["difference_95"]) == (-0.5, [-1.0, 0.0])
     with pytest.raises(ValueError, match="the same images"):
@@ -76,11 +76,11 @@ def test_differences_are_paired_by_case() -> None:
 
 def test_rows_without_a_label_are_left_out() -> None:
     probabilities: Probabilities = np.full((3, 2), 0.5, dtype=np.float32)
-    found = LabelledPredictions.of(
+    labelled = LabelledPredictions.of(
         probabilities, np.array([0, IGNORED, 1]), np.array(["a", "b", "c"]), np.array(["x", "y", "z"])
     )
-    assert found.images.tolist() == ["x", "z"]
-    assert found.correct.tolist() == [1.0, 0.0]
+    assert labelled.images.tolist() == ["x", "z"]
+    assert labelled.correct.tolist() == [1.0, 0.0]
 
 
 def test_no_rows_have_no_accuracy() -> None:
@@ -89,8 +89,8 @@ def test_no_rows_have_no_accuracy() -> None:
 
 
 def test_classes_and_confusions_of_known_answers() -> None:
-    found = describe(predictions([True, True, True, False], "aabb"), ("CT", "MR", "PET"))
-    ct, mr = found["per_class"]
+    described = describe(predictions([True, True, True, False], "aabb"), ("CT", "MR", "PET"))
+    ct, mr = described["per_class"]
     assert ct == {
         "class": "CT",
         "support": 4,
@@ -100,18 +100,18 @@ def test_classes_and_confusions_of_known_answers() -> None:
         "f1": pytest.approx(6 / 7),
     }
     assert (mr["support"], mr["answered"], mr["precision"], mr["recall"], mr["f1"]) == (0, 1, 0.0, None, None)
-    assert found["confusion"] == {"classes": ["CT", "MR", "PET"], "matrix": [[3, 1, 0], [0, 0, 0], [0, 0, 0]]}
-    assert found["top_confusions"] == [{"truth": "CT", "answer": "MR", "n": 1}]
-    assert found["risk_coverage"][-1] == [1.0, 0.75]
+    assert described["confusion"] == {"classes": ["CT", "MR", "PET"], "matrix": [[3, 1, 0], [0, 0, 0], [0, 0, 0]]}
+    assert described["top_confusions"] == [{"truth": "CT", "answer": "MR", "n": 1}]
+    assert described["risk_coverage"][-1] == [1.0, 0.75]
 
 
 def test_calibration_before_and_after() -> None:
     right = [True, True, True, False]
-    found = calibration(predictions(right, "aabb", 0.95), predictions(right, "aabb", 0.75))
-    assert found["before"]["ece"] == pytest.approx(0.2, abs=1e-6)
-    assert found["after"]["ece"] == pytest.approx(0.0, abs=1e-6)
-    assert found["after"]["nll"] < found["before"]["nll"]
-    (only,) = found["before"]["reliability"]
+    curves = calibration(predictions(right, "aabb", 0.95), predictions(right, "aabb", 0.75))
+    assert curves["before"]["ece"] == pytest.approx(0.2, abs=1e-6)
+    assert curves["after"]["ece"] == pytest.approx(0.0, abs=1e-6)
+    assert curves["after"]["nll"] < curves["before"]["nll"]
+    (only,) = curves["before"]["reliability"]
     assert only == {"confidence": pytest.approx(0.95), "accuracy": 0.75, "n": 4}
 
 
@@ -119,8 +119,8 @@ def test_confident_answers_reach_the_threshold() -> None:
     mixed = predictions([True, True, False, False], "abcd")
     mixed.probabilities[:3] = mixed.probabilities[:3] * 0.5 + np.array([0, 0, 0.5], dtype=np.float32)
     mixed.probabilities[0] = (0.9, 0.1, 0.0)
-    found = confident(mixed, 0.8)
-    assert (found["n"], found["coverage"], found["accuracy"], found["threshold"]) == (2, 0.5, 0.5, 0.8)
+    figures = confident(mixed, 0.8)
+    assert (figures["n"], figures["coverage"], figures["accuracy"], figures["threshold"]) == (2, 0.5, 0.5, 0.8)
     far = np.array([True, False, True, False])
     served = confident(mixed, 0.8, far)
     assert (served["n"], served["coverage"], served["out_of_distribution"]) == (1, 0.25, 1)

@@ -123,17 +123,17 @@ def test_scratch_trains_one_phase(make_context: MakeContext, small: EfficientNet
 def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     for state in ({"conv1.weight": torch.zeros(3)}, {"_blocks.99._bn0.weight": torch.zeros(3)}):
         torch.save(state, tmp_path / "other.pth")
-        found, source = efficientnet_state(str(tmp_path / "other.pth"))
-        assert found is not None
+        loaded, source = efficientnet_state(str(tmp_path / "other.pth"))
+        assert loaded is not None
         assert source == "local file other.pth"
         with pytest.raises(WeightsError, match="not those of an EfficientNet-Lite0"):
-            EfficientNetBackbone().load_pretrained(found)
+            EfficientNetBackbone().load_pretrained(loaded)
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(weights, "_EFFICIENTNET", "no_such_package")
-    found, source = efficientnet_state("auto")
-    assert found is None
+    state, source = efficientnet_state("auto")
+    assert state is None
     assert "trained from random weights" in source
     assert "package no-such-package is not installed; training from scratch" in caplog.text
     with pytest.raises(WeightsError, match="package no-such-package, which is not installed"):

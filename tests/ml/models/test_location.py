@@ -132,7 +132,7 @@ def test_training_texts_weigh_cases_and_add_reports(train_records: list[Record])
     for record, weight in zip(train_records, weights, strict=True):
         per_case[record.u_id] += weight
     assert max(per_case.values()) == pytest.approx(min(per_case.values()))
-    more, wanted, heavier = training_texts(train_records, CaptionSettings(report_weight=0.3))
+    more, task_targets, heavier = training_texts(train_records, CaptionSettings(report_weight=0.3))
     assert len(more) > len(texts)
-    assert len(more) == len(wanted[LOCATION]) == len(heavier)
+    assert len(more) == len(task_targets[LOCATION]) == len(heavier)
     assert set(heavier[len(texts) :]) == {0.3}

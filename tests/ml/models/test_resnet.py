@@ -11,13 +11,11 @@ from ml.models.resnet import ResNetBackbone, ResNetModel, ResNetSettings, train_
 from ml.training.pretrained import WeightsError
 from tests.ml.conftest import MakeContext
 
-THREE = {"channels": 3, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-
 
 @pytest.fixture
 def small() -> ResNetSettings:
     """The real recipes, on images small enough for a test."""
-    preprocess = Preprocess(size=32, **THREE)  # type: ignore[arg-type]
+    preprocess = Preprocess(size=32, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     settings = ResNetSettings(preprocess=preprocess, scratch_preprocess=preprocess)
     return replace(settings, tune=replace(settings.tune, ema_decay=0.5))
 

@@ -5,15 +5,15 @@ from sklearn.linear_model import LogisticRegression
 
 from ml.dataset.labels import IGNORED
 from ml.models.base import softmax
-from ml.models.lexicon import LEXICON, REGIONS, RegionCounter
+from ml.models.lexicon import LEXICON, RegionCounter
 from ml.models.text import LinearClassifier, TextFeatures, has_usable_word
 
 TEXTS = ["Axial CT of the brain shows a mass", "MR of the knee: torn meniscus", "Chest CT with a lung nodule", "brain"]
 
 
 def shares(caption: str) -> dict[str, float]:
-    row = RegionCounter().transform([caption])[0, len(REGIONS) :]
-    return {region: float(share) for region, share in zip(REGIONS, row, strict=True) if share}
+    row = RegionCounter().transform([caption])[0, len(LEXICON) :]
+    return {region: float(share) for region, share in zip(LEXICON, row, strict=True) if share}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_single_class_is_always_the_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "known"),
+    ("text", "usable"),
     [
         ("Axial CT of the liver", True),
         ("fractura del menisco", True),  # a stem of the lexicon
@@ -93,9 +93,9 @@ def test_a_single_class_is_always_the_answer() -> None:
         ("12 34", False),
     ],
 )
-def test_a_text_without_a_word_that_says_something_is_told(text: str, known: bool) -> None:
+def test_a_text_without_a_word_that_says_something_is_told(text: str, usable: bool) -> None:
     features = TextFeatures.fit(["image of a stone", "CT image 3 with mass", "Figure 1: the the image"])
-    assert features.has_known_words([text]).tolist() == [known]
+    assert features.has_known_words([text]).tolist() == [usable]
 
 
 @pytest.mark.parametrize(

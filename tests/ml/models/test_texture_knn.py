@@ -23,11 +23,11 @@ def test_descriptors_have_their_size_and_tell_textures_apart() -> None:
 
 def test_votes_are_those_of_the_nearest() -> None:
     descriptors = np.array([[0.0], [1.0], [10.0]], dtype=np.float32)
-    known = Neighbours(descriptors, np.array([0, 0, 1]), np.zeros(1, np.float32), np.ones(1, np.float32))
-    near = known.vote(np.array([[0.4], [9.0]], dtype=np.float32), 1, 2)
+    neighbours = Neighbours(descriptors, np.array([0, 0, 1]), np.zeros(1, np.float32), np.ones(1, np.float32))
+    near = neighbours.vote(np.array([[0.4], [9.0]], dtype=np.float32), 1, 2)
     assert near.argmax(axis=1).tolist() == [0, 1]
     assert near[0].tolist() == pytest.approx([0.75, 0.25])
-    assert known.vote(np.array([[9.0]], dtype=np.float32), 3, 2)[0].tolist() == pytest.approx([2.5 / 4, 1.5 / 4])
+    assert neighbours.vote(np.array([[9.0]], dtype=np.float32), 3, 2)[0].tolist() == pytest.approx([2.5 / 4, 1.5 / 4])
 
 
 @pytest.mark.parametrize("name", ["knn-texture", "knn-colour", "knn-texture-colour"])

@@ -16,14 +16,14 @@ from tests.ml.conftest import Document
 def test_the_margin_is_that_of_scikit_learn() -> None:
     random = np.random.default_rng(0)
     raw = random.normal(3.0, 2.0, (80, 5))
-    wanted = (np.abs(raw[:, 0] - 3.0) > 1.5).astype(np.int64)
-    svm = RbfSvm.fit(raw, wanted)
+    classes = (np.abs(raw[:, 0] - 3.0) > 1.5).astype(np.int64)
+    svm = RbfSvm.fit(raw, classes)
     scaled = (raw - raw.mean(axis=0)) / raw.std(axis=0)
-    known = SVC(C=10.0, gamma=0.2).fit(scaled, wanted)
+    reference = SVC(C=10.0, gamma=0.2).fit(scaled, classes)
     other = random.normal(3.0, 2.0, (40, 5))
-    expected = known.decision_function((other - raw.mean(axis=0)) / raw.std(axis=0))
+    expected = reference.decision_function((other - raw.mean(axis=0)) / raw.std(axis=0))
     assert svm.margin(other) == pytest.approx(expected, abs=1e-4)
-    assert ((svm.margin(raw) > 0) == wanted).mean() > 0.9
+    assert ((svm.margin(raw) > 0) == classes).mean() > 0.9
 
 
 def test_an_image_shrinks_to_the_means_of_its_squares() -> None:
@@ -32,14 +32,14 @@ def test_an_image_shrinks_to_the_means_of_its_squares() -> None:
 
 
 def test_the_better_part_weighs_more() -> None:
-    wanted = np.array([0, 1] * 20)
-    sign = np.where(wanted, 1.0, -1.0)
+    classes = np.array([0, 1] * 20)
+    sign = np.where(classes, 1.0, -1.0)
     # Each value stands beside both classes: it says nothing.
     noise = np.repeat(np.random.default_rng(0).normal(0.0, 2.0, 20), 2)
     texture_knows = np.stack([noise, sign], axis=1).astype(np.float32)
     image_knows = np.stack([sign, noise], axis=1).astype(np.float32)
-    assert choose_weights(texture_knows, wanted) == SumWeights(0.4, 2.0)
-    assert choose_weights(image_knows, wanted).texture == 0.0
+    assert choose_weights(texture_knows, classes) == SumWeights(0.4, 2.0)
+    assert choose_weights(image_knows, classes).texture == 0.0
     assert softmax(add(np.array([[2.0, 1.0]], np.float32), SumWeights(1.0, 0.5)))[0, 1] == pytest.approx(
         0.924, abs=1e-3
     )
@@ -49,12 +49,13 @@ def test_it_learns_and_comes_back(
     ml_database: Database[Document], images_dir: Path, models_dir: Path, tmp_path: Path
 ) -> None:
     """Trained beside the compact model that is registered, whose files it keeps a copy of."""
-    known = Registry(ml_database, models_dir)
-    options = {"database": ml_database, "images_dir": images_dir, "models_dir": models_dir, "device": "cpu"}
-    card = train_model("fused-modality", **options)  # type: ignore[arg-type]
+    registry = Registry(ml_database, models_dir)
+    card = train_model(
+        "fused-modality", database=ml_database, images_dir=images_dir, models_dir=models_dir, device="cpu"
+    )
     try:
         assert card.metrics["dev"]["modality"]["accuracy"] > 0.9
-        model = known.load("fused-modality")
+        model = registry.load("fused-modality")
         assert isinstance(model, CnnSvmFusion)
         assert model.preprocess is not None
         pixels = np.random.default_rng(0).integers(0, 256, (3, 1, model.preprocess.size, model.preprocess.size))

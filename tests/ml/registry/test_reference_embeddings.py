@@ -16,9 +16,9 @@ def reference() -> Reference:
 
 
 def test_nearest_are_sorted_by_angle(reference: Reference) -> None:
-    found = reference.nearest(np.array([10.0, 1.0], dtype=np.float32), 2)
-    assert [name for name, _ in found] == ["a", "c"]
-    assert found[0][1] == pytest.approx(10 / np.sqrt(101), abs=1e-6)
+    nearest = reference.nearest(np.array([10.0, 1.0], dtype=np.float32), 2)
+    assert [name for name, _ in nearest] == ["a", "c"]
+    assert nearest[0][1] == pytest.approx(10 / np.sqrt(101), abs=1e-6)
 
 
 def test_distance_counts_training_images_only(reference: Reference) -> None:
@@ -83,5 +83,5 @@ def test_a_reference_without_stages_cannot_measure_them(reference: Reference) ->
 def test_the_distance_of_an_older_card_is_that_of_the_embedding(reference: Reference) -> None:
     embedding = np.ones((1, reference.embeddings.shape[1]), dtype=np.float32)
     for kind, distance in (("nearest", reference.distance), ("mahalanobis", reference.density().distance)):
-        found = reference.distance_by(kind)({EMBEDDING: embedding})  # type: ignore[arg-type]
-        assert found == pytest.approx(distance(embedding))
+        distances = reference.distance_by(kind)({EMBEDDING: embedding})  # type: ignore[arg-type]  # names of distances
+        assert distances == pytest.approx(distance(embedding))

@@ -195,16 +195,16 @@ def test_metrics_of_a_split_are_replaced_in_both_cards(registry: Registry, train
     card = registry.register(trained)
     registry.set_metrics(card, "test", {"modality": {"accuracy": 0.5}, "location": {"accuracy": 0.4}})
     registry.set_metrics(card, "test", {"modality": {"accuracy": 0.75}})
-    for found in (registry.get("compact"), read_card(registry.models_dir / "compact" / card.version)):
-        assert found.metrics["test"] == {"modality": {"accuracy": 0.75}}
-        assert found.metrics["dev"] == card.metrics["dev"]
+    for stored in (registry.get("compact"), read_card(registry.models_dir / "compact" / card.version)):
+        assert stored.metrics["test"] == {"modality": {"accuracy": 0.75}}
+        assert stored.metrics["dev"] == card.metrics["dev"]
     registry.load("compact")
 
 
 def test_metrics_of_a_replaced_version_are_refused(registry: Registry, trained: ServedModel) -> None:
     former = registry.register(trained).model_copy()
     again(registry, trained, "later")
-    with pytest.raises(RegistryError, match="compact was trained anew while"):
+    with pytest.raises(RegistryError, match="compact was retrained while"):
         registry.set_metrics(former, "test", {"modality": {"accuracy": 0.75}})
     assert "test" not in registry.get("compact").metrics
 

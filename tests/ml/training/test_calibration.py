@@ -44,14 +44,14 @@ def test_threshold_is_the_lowest_whose_answers_are_right_at_the_lower_bound() ->
     confidence = np.linspace(0.99, 0.91, 200)
     targets = np.where(confidence >= 0.95, 0, np.arange(200) % 2)
     cases = np.arange(200).astype(np.str_)
-    found = decision_threshold(two_classes(confidence), targets, cases, 0.9)
-    sure = confidence >= found - 1e-6
+    threshold = decision_threshold(two_classes(confidence), targets, cases, 0.9)
+    sure = confidence >= threshold - 1e-6
     accuracy, count = float((targets[sure] == 0).mean()), int(sure.sum())
-    assert found < 0.95, "some wrong answers are allowed"
+    assert threshold < 0.95, "some wrong answers are allowed"
     deviation = np.sqrt(accuracy * (1.0 - accuracy) / count)
     assert accuracy - 1.645 * deviation == pytest.approx(0.9, abs=0.02), "the mean alone would allow more"
     stricter = decision_threshold(two_classes(confidence), targets, cases, 0.97)
-    assert stricter > found
+    assert stricter > threshold
     assert decision_threshold(two_classes(confidence), 1 - targets, cases, 0.97) > 0.99, "nothing is confident"
     assert decision_threshold(two_classes(confidence), np.full(200, IGNORED), cases, 0.9) == 0.5
 
@@ -68,9 +68,11 @@ def test_images_of_one_case_do_not_make_a_threshold_certain() -> None:
 def test_an_answer_less_probable_than_the_target_is_never_confident() -> None:
     confidence = np.linspace(0.999, 0.51, 200)
     right, cases = np.zeros(200, dtype=np.int64), np.arange(200).astype(np.str_)
-    found = decision_threshold(two_classes(confidence), right, cases, 0.97)
-    assert confidence[confidence >= found - 1e-6].min() >= 0.97, "all answers are right, but half may have been luck"
-    assert found == pytest.approx(0.97, abs=0.003)
+    threshold = decision_threshold(two_classes(confidence), right, cases, 0.97)
+    assert confidence[confidence >= threshold - 1e-6].min() >= 0.97, (
+        "all answers are right, but half may have been luck"
+    )
+    assert threshold == pytest.approx(0.97, abs=0.003)
 
 
 def test_answers_of_the_same_confidence_are_confident_together() -> None:

@@ -58,7 +58,7 @@ def test_the_checkpoint_of_another_run_is_not_taken_up(
     assert not caplog.messages
     caplog.set_level(logging.WARNING)
     assert epochs_trained(path, **changed) == [1]
-    assert f"of a run with other {named}: this part is trained anew, as with --fresh" in caplog.text
+    assert f"of a run with other {named}: this part is trained from the start, as with --fresh" in caplog.text
     assert epochs_trained(path, **changed) == [], "its own checkpoint has taken the place"
 
 
@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_and_one_of_another_version_are_replaced(
 
 
 def test_history_and_time_are_kept_with_the_weights(tmp_path: Path) -> None:
-    path, heard = tmp_path / "state.safetensors", list[Progress]()
+    path, reports = tmp_path / "state.safetensors", list[Progress]()
     recipe = replace(RECIPE, epochs=2)
     first = Run("m", (), silent)
     first.load_state_dict({"seconds": 100.0, "history": []})
@@ -90,7 +90,7 @@ def test_history_and_time_are_kept_with_the_weights(tmp_path: Path) -> None:
     options: dict[str, Any] = {"mean": (0.3,), "std": (0.3,), "seed": 1, "device": CPU}
     with pytest.raises(KeyboardInterrupt):
         fit(network(), make(), recipe, checkpoint=CheckpointPath(path, first), on_epoch=stop, **options)
-    second = Run("m", (), heard.append)
+    second = Run("m", (), reports.append)
     fit(
         network(), make(), recipe, checkpoint=CheckpointPath(path, second),
         on_epoch=lambda epoch, loss: second.epoch("network", epoch, 2, loss), **options,
@@ -98,9 +98,9 @@ def test_history_and_time_are_kept_with_the_weights(tmp_path: Path) -> None:
     assert [(epoch.part, epoch.epoch) for epoch in second.history] == [("network", 1), ("network", 2)]
     assert second.history[0] == first.history[0]
     assert second.seconds > 100.0
-    assert heard[0].message == "going on after epoch 1"
-    assert heard[0].fraction == 0.5
-    assert heard[0].eta_s == pytest.approx(second.seconds, rel=0.1), "half of it took what is left"
+    assert reports[0].message == "going on after epoch 1"
+    assert reports[0].fraction == 0.5
+    assert reports[0].eta_s == pytest.approx(second.seconds, rel=0.1), "half of it took what is left"
 
 
 def test_float16_scaling_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -110,10 +110,10 @@ def test_float16_scaling_goes_on_where_it_was(tmp_path: Path) -> None:
         scaler.scale(torch.ones(1))
         return TrainState(plain, {}, torch.optim.AdamW(plain.parameters()), scaler)
 
-    place = CheckpointPath(tmp_path / "state.safetensors")
-    Checkpoint(place, learner(64.0), {}, 2).save(1)
+    path = CheckpointPath(tmp_path / "state.safetensors")
+    Checkpoint(path, learner(64.0), {}, 2).save(1)
     restored = learner(1024.0)
-    assert Checkpoint(place, restored, {}, 2).restore() == 1
+    assert Checkpoint(path, restored, {}, 2).restore() == 1
     assert restored.scaler is not None
     assert restored.scaler.get_scale() == 64.0
 

@@ -29,9 +29,9 @@ def test_auto_finds_a_device_and_a_missing_one_is_named() -> None:
     for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
         if not there:
             with pytest.raises(DeviceError, match=f"device {name} was asked for, but this machine has none"):
-                pick_device(name)  # type: ignore[arg-type]
+                pick_device(name)  # type: ignore[arg-type]  # a name of the loop
     with pytest.raises(DeviceError, match="unknown device 'tpu'"):
-        pick_device("tpu")  # type: ignore[arg-type]
+        pick_device("tpu")  # type: ignore[arg-type]  # refused
 
 
 def test_half_precision_on_a_cpu_needs_its_instructions() -> None:
@@ -94,8 +94,8 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     network, losses = train()
     before = start().state_dict()
     for rank in ("0", "1"):
-        state, told = read_tensors(tmp_path / rank)
-        assert told["losses"] == pytest.approx(losses, rel=1e-3)
+        state, metadata = read_tensors(tmp_path / rank)
+        assert metadata["losses"] == pytest.approx(losses, rel=1e-3)
         for name, value in network.state_dict().items():
             # bfloat16, where the processor has it, keeps three digits.
             assert (value - state[name]).norm() < 0.01 * (value - before[name]).norm()

@@ -64,7 +64,7 @@ def killed(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "trained anew" not in done.stderr
+    assert "trained from the start" not in done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     yield Killed(database, images, models, weights, {name: [int(code) for code in codes] for name, *codes in rows})
     mongo_client.drop_database(database)

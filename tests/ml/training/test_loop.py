@@ -38,7 +38,7 @@ def train(
         device=CPU,
         checkpoint=checkpoint,
         on_epoch=lambda _, loss: losses.append(loss),
-        **options,  # type: ignore[arg-type]
+        **options,  # type: ignore[arg-type]  # of several types
     )
     return model, losses
 
@@ -96,7 +96,7 @@ def test_a_gpu_learns_and_goes_on_after_a_stop(examples: Examples, tmp_path: Pat
     def on_gpu(**options: object) -> nn.Module:
         return fit(
             network(), examples, replace(RECIPE, epochs=8), mean=(0.3,), std=(0.3,), seed=1,
-            device=torch.device("cuda"), checkpoint=tmp_path / "state.safetensors", **options,  # type: ignore[arg-type]
+            device=torch.device("cuda"), checkpoint=tmp_path / "state.safetensors", **options,  # type: ignore[arg-type]  # of several types
         )  # fmt: skip
 
     def stop(epoch: int, _loss: float) -> None:
@@ -154,12 +154,12 @@ def test_the_decay_of_the_average_grows_from_a_tenth() -> None:
 
 
 def test_progress_is_reported_within_an_epoch(examples: Examples) -> None:
-    heard: list[Progress] = []
-    with Run("m", (), heard.append) as run:
+    reports: list[Progress] = []
+    with Run("m", (), reports.append) as run:
         path = CheckpointPath(run=run)
         fit(network(), examples, RECIPE, mean=(0.5,), std=(0.25,), seed=3, device=CPU, checkpoint=path)
     steps = len(examples) // RECIPE.batch_size
-    fractions = [progress.fraction for progress in heard]
+    fractions = [progress.fraction for progress in reports]
     assert steps > 1
     assert len(set(fractions)) >= RECIPE.epochs * steps
     assert fractions == sorted(fractions)

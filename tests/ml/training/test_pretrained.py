@@ -31,8 +31,8 @@ def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("unreachable")
 def test_auto_without_network_is_scratch_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    for found, source in (resnet50_state("auto"), clip_folder("auto")):
-        assert found is None
+    for loaded, source in (resnet50_state("auto"), clip_folder("auto")):
+        assert loaded is None
         assert "neither cached nor reachable" in source
     resnet, clip = caplog.messages
     assert "training from scratch" in resnet
@@ -56,9 +56,9 @@ def test_a_local_state_dict_is_read_in_both_formats(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "w.pth")
     save_file(state, tmp_path / "w.safetensors")
     for name in ("w.pth", "w.safetensors"):
-        found, source = resnet50_state(str(tmp_path / name))
-        assert found is not None
-        assert found["conv1.weight"].tolist() == [0.0, 1.0, 2.0, 3.0]
+        loaded, source = resnet50_state(str(tmp_path / name))
+        assert loaded is not None
+        assert loaded["conv1.weight"].tolist() == [0.0, 1.0, 2.0, 3.0]
         assert source == f"local file {name}"
 
 
@@ -115,9 +115,9 @@ def server(unreachable: None, resnet_file: bytes, monkeypatch: pytest.MonkeyPatc
 def test_weights_are_downloaded_once_and_checked(server: FileServer) -> None:
     assert RESNET50.obtainable
     for _ in range(2):
-        found, source = resnet50_state("pretrained")
-        assert found is not None
-        assert found["conv1.weight"].tolist() == [0.0, 1.0, 2.0, 3.0]
+        state, source = resnet50_state("pretrained")
+        assert state is not None
+        assert state["conv1.weight"].tolist() == [0.0, 1.0, 2.0, 3.0]
         assert source == "torchvision ResNet50_Weights.IMAGENET1K_V2"
     assert server.ranges == [None]
     assert {path.name for path in RESNET50.stored().parent.iterdir()} == {".lock", "resnet50.pth"}

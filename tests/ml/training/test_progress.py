@@ -17,26 +17,26 @@ from tests.ports import free_port
 
 
 def test_stages_nest_and_fractions_never_fall() -> None:
-    heard: list[Progress] = []
-    with Run("m", ("modality",), heard.append) as run:
+    reports: list[Progress] = []
+    with Run("m", ("modality",), reports.append) as run:
         with run.stage(0.0, 0.5):
             run.update(0.5, "first", epoch=1, epochs=2)
             with run.stage(0.5, 1.0):
                 run.update(1.0, "nested")
         run.update(0.9, "second")
-    assert [progress.fraction for progress in heard] == [0.0, 0.25, 0.5, 0.9, 1.0]
-    assert [progress.state for progress in heard] == ["running"] * 4 + ["done"]
-    assert (heard[1].epoch, heard[1].epochs) == (1, 2)
-    assert heard[2].epoch is None
-    assert heard[1].eta_s is not None
+    assert [progress.fraction for progress in reports] == [0.0, 0.25, 0.5, 0.9, 1.0]
+    assert [progress.state for progress in reports] == ["running"] * 4 + ["done"]
+    assert (reports[1].epoch, reports[1].epochs) == (1, 2)
+    assert reports[2].epoch is None
+    assert reports[1].eta_s is not None
 
 
 def test_a_failure_is_told_with_its_cause() -> None:
-    heard: list[Progress] = []
-    with pytest.raises(ValueError, match="no images"), Run("m", (), heard.append):
+    reports: list[Progress] = []
+    with pytest.raises(ValueError, match="no images"), Run("m", (), reports.append):
         raise ValueError("no images")
-    assert heard[-1].state == "failed"
-    assert heard[-1].message == "no images"
+    assert reports[-1].state == "failed"
+    assert reports[-1].message == "no images"
 
 
 def test_the_database_holds_one_document_per_model(database: Database[Document]) -> None:
@@ -72,15 +72,15 @@ def test_a_database_that_is_gone_does_not_end_the_training(caplog: pytest.LogCap
 
 
 def test_what_is_stopped_says_how_to_go_on() -> None:
-    heard: list[Progress] = []
-    with pytest.raises(KeyboardInterrupt), Run("m", (), heard.append):
+    reports: list[Progress] = []
+    with pytest.raises(KeyboardInterrupt), Run("m", (), reports.append):
         raise KeyboardInterrupt
-    assert heard[-1].message == STOPPED
+    assert reports[-1].message == STOPPED
 
 
 def test_time_and_history_of_the_process_before_count() -> None:
-    heard: list[Progress] = []
-    with Run("m", (), heard.append) as run:
+    reports: list[Progress] = []
+    with Run("m", (), reports.append) as run:
         run.epoch("network 1", 1, 4, 0.5)
         state = run.state_dict()
     again: list[Progress] = []
@@ -97,21 +97,21 @@ def test_time_and_history_of_the_process_before_count() -> None:
 def test_the_remaining_time_follows_the_speed_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("ml.training.progress.time.monotonic", lambda: clock[0])
-    heard: list[Progress] = []
-    with Run("m", (), heard.append) as run:
+    reports: list[Progress] = []
+    with Run("m", (), reports.append) as run:
         # A fast phase, then one that is five times slower.
         for fraction, seconds in ((0.1, 10.0), (0.2, 20.0), (0.3, 70.0), (0.4, 120.0), (0.9, 370.0)):
             clock[0] = seconds
             run.update(fraction, "")
         run.update(0.5, "a step back is none")
-    eta = [progress.eta_s for progress in heard[1:-1] if progress.eta_s is not None]
+    eta = [progress.eta_s for progress in reports[1:-1] if progress.eta_s is not None]
     assert len(eta) == 6
     assert eta[0] == pytest.approx(90.0)
     assert eta[1] == pytest.approx(80.0)
     # One tenth into the slow phase most of the error is gone; the run then needs 500 s for all of it.
     assert eta[3] == pytest.approx(300.0, rel=0.15)
     assert eta[4] == pytest.approx(50.0, rel=0.01)
-    assert [progress.fraction for progress in heard] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.9, 0.9, 1.0]
+    assert [progress.fraction for progress in reports] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.9, 0.9, 1.0]
 
 
 _BAR = """
@@ -134,15 +134,15 @@ def test_on_a_terminal_progress_becomes_a_bar() -> None:
         env=os.environ | {"COLUMNS": "120", "TERM": "xterm"},
     )
     os.close(child)
-    shown = b""
+    output = b""
     # A terminal whose last writer is gone reads as an error.
     with suppress(OSError):
         while part := os.read(terminal, 4096):
-            shown += part
+            output += part
     os.close(terminal)
     assert process.communicate()[0] == b"", "standard output is for results"
-    assert process.returncode == 0, shown
-    text = shown.decode()
+    assert process.returncode == 0, output
+    text = output.decode()
     assert "compact" in text
     assert "50%" in text
     assert "network 1 of 2, epoch 3/6, loss 1.250, about 2 min left" in text

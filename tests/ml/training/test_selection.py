@@ -99,7 +99,7 @@ def test_the_choice_is_kept_beside_the_training_runs(database: Database[dict[str
     assert not obtainable
     choice.save(database)
     assert TrainingChoice.load(database).notes == choice.notes
-    found = read_choice(database)
-    assert found is not None
-    assert (found["models"], found["device"]) == (list(choice.models), "cpu")
+    stored = read_choice(database)
+    assert stored is not None
+    assert (stored["models"], stored["device"]) == (list(choice.models), "cpu")
     assert read_progress(database) == [], "it is no training run"

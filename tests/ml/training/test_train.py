@@ -70,10 +70,10 @@ def test_dev_scores_are_those_of_the_served_model(
     outputs = run_images(model, load_images(dev_records, model.preprocess))
     answers = model.combine(outputs, run_captions(model, captions_of(dev_records)))
     for task, probabilities in answers.items():
-        found = scores(probabilities, targets(dev_records, task), groups(dev_records))
+        scored = scores(probabilities, targets(dev_records, task), groups(dev_records))
         expected = model.card.metrics["dev"][task]
-        assert found["accuracy"] == expected["accuracy"]
-        assert found["nll"] == pytest.approx(expected["nll"], abs=1e-4)
+        assert scored["accuracy"] == expected["accuracy"]
+        assert scored["nll"] == pytest.approx(expected["nll"], abs=1e-4)
 
 
 def test_a_task_means_its_default_models(database: Database[Document], tmp_path: Path) -> None:
@@ -166,10 +166,10 @@ def test_a_model_is_trained_by_one_process_at_a_time(
 
 
 def test_a_failed_run_is_reported_and_registers_nothing(database: Database[Document], tmp_path: Path) -> None:
-    heard: list[Progress] = []
+    reports: list[Progress] = []
     with pytest.raises(RecordsError, match="run `medpix seed` first"):
-        train_model("compact", database=database, images_dir=tmp_path, models_dir=tmp_path, reporter=heard.append)
-    assert heard[-1].state == "failed"
+        train_model("compact", database=database, images_dir=tmp_path, models_dir=tmp_path, reporter=reports.append)
+    assert reports[-1].state == "failed"
     run = database[schema.TRAINING_RUNS].find_one({"_id": "compact"})
     assert run is not None
     assert run["state"] == "failed"

@@ -88,9 +88,9 @@ def test_another_version_of_the_code_gets_a_graph_of_its_own(tmp_path: Path, mon
     network, preprocess = _compact()
     settings = load_settings(home=tmp_path, device="cpu")
     make_backend(Owner(network), preprocess, settings, "weights")
-    known = software()
-    assert all(part in known for part in (openvino.__version__, version("torch"), "code "))
-    monkeypatch.setattr("app.serving.backends.devices.software", lambda: known + "!")
+    versions = software()
+    assert all(part in versions for part in (openvino.__version__, version("torch"), "code "))
+    monkeypatch.setattr("app.serving.backends.devices.software", lambda: versions + "!")
     make_backend(Owner(network), preprocess, settings, "weights")
     assert len(list((tmp_path / "cache" / "openvino").glob("*/graph.xml"))) == 2
 

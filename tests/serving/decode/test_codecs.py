@@ -66,18 +66,18 @@ def _reference(path: Path) -> NDArray[Any]:
 
 def _decode(data: bytes, monkeypatch: pytest.MonkeyPatch) -> NDArray[Any]:
     """The stored pixels that are on the way to the image."""
-    found: list[NDArray[Any]] = []
+    frames: list[NDArray[Any]] = []
     stored_pixels = dicom_pixels.stored_pixels
 
     def watched(dataset: pydicom.Dataset, frame: int) -> tuple[NDArray[Any], str]:
         values, photometric = stored_pixels(dataset, frame)
-        found.append(values.copy())
+        frames.append(values.copy())
         return values, photometric
 
     monkeypatch.setattr(decoder, "stored_pixels", watched)
     monkeypatch.setattr(decoded_image, "MIN_SIDE", 1)
     decode(data, load_settings(max_image_bytes=32 * 1024**2))
-    return found[0]
+    return frames[0]
 
 
 def test_all_files_are_there() -> None:

@@ -63,7 +63,7 @@ def test_monochrome1_is_inverted() -> None:
     assert np.array_equal(inverted, 255 - upright)
 
 
-def test_the_middle_frame_is_judged_and_that_is_said() -> None:
+def test_the_middle_frame_is_decoded_and_that_is_said() -> None:
     frames = np.stack([RAMP, RAMP, RAMP.max() - RAMP, RAMP, RAMP])
     decoded = _decode(dicom(frames))
     assert "5 frames; frame 3" in decoded.info.notes[0]
@@ -102,11 +102,11 @@ def test_compressed_files_are_read(syntax: str, kind: str) -> None:
 def test_no_word_about_the_patient_leaves_the_decoder(tags: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         try:
-            told = repr(_decode(dicom(RAMP, **tags)))
+            decoded = repr(_decode(dicom(RAMP, **tags)))
         except ApiError as error:
-            told = f"{error.detail} {error.__cause__} {error.members}"
+            decoded = f"{error.detail} {error.__cause__} {error.members}"
     for word in (PATIENT, "Doe", "4711"):
-        assert word not in told
+        assert word not in decoded
         assert word not in caplog.text
 
 
@@ -264,10 +264,10 @@ def test_windows_and_lookup_tables(tags: dict[str, Any], expected: NDArray[Any],
 
 def test_each_frame_has_its_own_rescale_and_window() -> None:
     groups = []
-    for place in range(3):
-        group = functional_group("FrameVOILUTSequence", WindowCenter=1000 * place + 32, WindowWidth=20)
+    for frame in range(3):
+        group = functional_group("FrameVOILUTSequence", WindowCenter=1000 * frame + 32, WindowWidth=20)
         inner = Dataset()
-        inner.RescaleSlope, inner.RescaleIntercept = 1, 1000 * place
+        inner.RescaleSlope, inner.RescaleIntercept = 1, 1000 * frame
         group.PixelValueTransformationSequence = [inner]
         groups.append(group)
     levels, notes = _shown(np.stack([RAMP] * 3), PerFrameFunctionalGroupsSequence=groups)

@@ -28,7 +28,7 @@ def test_every_mode_is_decoded(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_judged_is_refused_with_a_reason(name: str) -> None:
+def test_what_cannot_be_decoded_is_refused_with_a_reason(name: str) -> None:
     data, status, words = REFUSED[name]
     with pytest.raises(ApiError) as caught:
         decode(data, load_settings())
@@ -48,11 +48,11 @@ def test_a_bomb_is_refused_by_its_header_alone() -> None:
         tracemalloc.stop()
 
 
-def test_a_jpeg_of_two_pictures_is_read_by_its_first() -> None:
+def test_a_jpeg_of_two_images_is_read_by_its_first() -> None:
     decoded = decode(ACCEPTED["jpeg with two pictures"], load_settings())
     single = decode(ACCEPTED["jpeg colour"], load_settings())
     assert np.array_equal(np.asarray(decoded.image), np.asarray(single.image))
-    assert "2 pictures; the first one" in decoded.info.notes[0]
+    assert "2 images; the first one" in decoded.info.notes[0]
     assert single.info.notes == ()
 
 

@@ -48,6 +48,6 @@ def test_other_files_and_cut_ones_pass() -> None:
 
 
 def test_fill_bytes_do_not_hide_a_scan() -> None:
-    head, _, rest = scan_bomb(200, 300).partition(SCAN)
+    head, _, remainder = scan_bomb(200, 300).partition(SCAN)
     with pytest.raises(UnprocessableError):
-        check_scans(head + SCAN + rest.replace(SCAN, b"\xff\xff\xff\xda"))
+        check_scans(head + SCAN + remainder.replace(SCAN, b"\xff\xff\xff\xda"))

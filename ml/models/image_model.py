@@ -121,7 +121,7 @@ class DeferredImageModel(ServedModel):
         self._model: ImageModel | None = None
 
     @property
-    def network(self) -> "nn.Module":  # type: ignore[override]
+    def network(self) -> "nn.Module":  # type: ignore[override]  # computed here, an attribute of the base class
         """The network of the family's class.
 
         Raises:

@@ -22,7 +22,7 @@ async def metrics(request: Request, repository: RepositoryDep) -> Response:
     """Requests, stages, predictions, database, training and caches, in the text format of Prometheus."""
     counted: Metrics = request.app.state.metrics
     try:
-        seed_run = await repository.latest_seed() or {}
+        seed_run = await repository.seed_runs.read_latest() or {}
         counted.database(**await repository.counts(), seeded_at=seed_run.get("finished_at"))
     except PyMongoError:
         counted.database(cases=None, images=None, seeded_at=None)

@@ -30,8 +30,8 @@ class _Ordered(nn.Module):
             isinstance(member, MultiTaskNetwork) for member in self._network.members
         ):
             return self._network.forward_with_maps(pixels)
-        found: dict[str, Tensor] = self._network(pixels)
-        return found
+        outputs: dict[str, Tensor] = self._network(pixels)
+        return outputs
 
 
 def export_program(network: nn.Module, preprocess: Preprocess) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
