@@ -1,5 +1,6 @@
 """Tells whether the port can be used, and who has it."""
 
+import errno
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -24,21 +25,27 @@ def check_port(settings: Settings) -> None:
     try:
         addresses = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
-        raise PortInUseError(
-            f"MEDPIX_HOST={settings.host} is not an address of this machine ({error.strerror}). "
-            "Use 127.0.0.1, 0.0.0.0, ::1 or :: instead."
-        ) from error
+        raise PortInUseError(_not_ours(settings, error)) from error
     for family, kind, protocol, _, address in addresses:
         try:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise PortInUseError(_explain(settings, reason)) from error
+            explain = _not_ours if error.errno == errno.EADDRNOTAVAIL else _explain
+            raise PortInUseError(explain(settings, error)) from error
 
 
-def _explain(settings: Settings, reason: str) -> str:
+def _not_ours(settings: Settings, error: OSError) -> str:
+    return (
+        f"MEDPIX_HOST={settings.host} is not an address of this machine ({error.strerror}). "
+        "Use 127.0.0.1, 0.0.0.0, ::1 or :: instead."
+    )
+
+
+def _explain(settings: Settings, error: OSError) -> str:
+    if error.errno == errno.EACCES:
+        return f"Port {settings.port} is for root alone. Set MEDPIX_PORT to 1024 or more."
     holder = port_holder(settings.port)
     if holder is not None:
         pid, command = holder
@@ -47,7 +54,7 @@ def _explain(settings: Settings, reason: str) -> str:
             f"Stop it with `kill {pid}`, or set MEDPIX_PORT to another port."
         )
     return (
-        f"Port {settings.port} of {settings.host} cannot be used ({reason}). "
+        f"Port {settings.port} of {settings.host} cannot be used ({error.strerror}). "
         "Stop the program that has it, or set MEDPIX_PORT or MEDPIX_HOST to another."
     )
 

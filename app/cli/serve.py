@@ -22,6 +22,7 @@ def serve(data: DataOption = None, port: PortOption = None, host: HostOption = N
 
     settings = load_settings(data, port=port, host=host)
     check_port(settings)
+    check_selected_models(settings)
     if settings.mongo_uri is None:
         from app.cli.up import run_service
 
@@ -31,17 +32,12 @@ def serve(data: DataOption = None, port: PortOption = None, host: HostOption = N
 
 
 def run_server(settings: "Settings") -> None:
-    """Serve until SIGINT or SIGTERM, answer the accepted requests, and end this process.
-
-    Raises:
-        app.core.exceptions.UserError: MEDPIX_MODEL_MODALITY or MEDPIX_MODEL_LOCATION names no such model.
-    """
+    """Serve until SIGINT or SIGTERM, answer the accepted requests, and end this process."""
     import uvicorn
 
     from app.api.factory import create_app
     from app.api.request_head import RequestHeadProtocol
 
-    check_selected_models(settings)
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,

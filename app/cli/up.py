@@ -20,9 +20,11 @@ def up(
 ) -> None:
     """Start everything: database, data, API and pages, and the training of missing models."""
     from app.cli.port import check_port
+    from app.cli.serve import check_selected_models
 
     settings = load_settings(data, port=port, host=host)
     check_port(settings)
+    check_selected_models(settings)
     if train and settings.train != ["auto"]:
         from ml.training.selection import check_setting
 

@@ -164,13 +164,15 @@ def test_a_model_that_does_not_exist_is_named_at_the_start(tmp_path: Path, gener
     )
     assert "MEDPIX_MODEL_MODALITY='resnet51': no model of this name answers modality" in message
     assert "efficientnet" in message
+    assert not (tmp_path / "db").exists(), "before anything is started"
     message = fails(tmp_path, "up", "--data", str(generated_dataset), port=free_port(), MEDPIX_TRAIN="auto,resnet51")
     assert "MEDPIX_TRAIN: 'resnet51' is neither a model nor a task; known are: auto, all, modality" in message
 
 
 def test_any_address_of_this_machine_will_do(tmp_path: Path, generated_dataset: Path) -> None:
-    message = fails(tmp_path, "up", "--data", str(generated_dataset), "--host", "nowhere.invalid")
-    assert "MEDPIX_HOST=nowhere.invalid is not an address of this machine" in message
+    for host in ("nowhere.invalid", "192.0.2.1"):  # the second is reserved for documentation
+        message = fails(tmp_path, "up", "--data", str(generated_dataset), "--host", host)
+        assert f"MEDPIX_HOST={host} is not an address of this machine" in message
     if not socket.has_ipv6:
         pytest.skip("this machine has no IPv6")
     with running_up(tmp_path / "home", generated_dataset, "--no-train", MEDPIX_HOST="::1") as up:
