@@ -38,7 +38,8 @@ class Stored:
 
     Attributes:
         path: its path in a stored document; empty: ``norm.`` and its public name.
-        source: where the dataset has it; empty for what this service derives.
+        source: where the dataset has it; empty for what this service derives. Of a case, ``Case.KEY`` and ``Topic.KEY``
+            also mean that ``normalize`` fills the field with the cleaned text of the key, unless it is a list.
         kind: None: list, integer or keyword by its type. Long texts say "text", times "time".
         recorded_as_null: values of the dataset that stand for "unknown" and are answered as null, each with the
             condition that a filter by this value means.

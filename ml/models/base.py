@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 Outputs = Mapping[str, Floats]
+# The output by which images are compared: similar images and the out-of-distribution rule need it.
 EMBEDDING = "embedding"
 # Feature maps of a graph that is exported for explanations too.
 MAPS = "maps"
@@ -110,6 +111,8 @@ class ServedModel(ABC):
 
     def encode_images(self, pixels: NDArray[np.uint8]) -> dict[str, Floats] | None:
         """The image half, run here and now on the device of the model.
+
+        A family that looks at images and has no ``network`` overrides it.
 
         Args:
             pixels: uint8 array (N, C, size, size) from ``preprocess.apply``.

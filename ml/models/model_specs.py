@@ -15,6 +15,7 @@ from ml.models.image_model import DeferredImageModel
 if TYPE_CHECKING:
     from ml.training.context import Context
 
+# The family on a model card, and the module and the name of the class that loads it.
 _FAMILIES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
         "compact": ("ml.models.compact", "CompactModel"),
@@ -30,7 +31,8 @@ _FAMILIES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
 )
 
 
-# Subclasses of ``ml.models.image_model.ImageModel``.
+# Those whose class is an ``ml.models.image_model.ImageModel``: a service reads
+# their network only when something runs it.
 _IMAGE_FAMILIES: Final = frozenset({"compact", "efficientnet", "resnet"})
 
 
@@ -58,11 +60,11 @@ class ModelSpec(NamedTuple):
     """How a model is trained.
 
     Attributes:
-        module: the module of ``ml.models`` whose ``function`` trains it.
+        module: the module of ``ml.models``, by its name there, whose ``function`` trains it.
         function: takes a ``Context``, returns a ``ServedModel``.
         tasks: what it predicts.
         needs: models that must be registered first.
-        options: fields of ``Options`` that change its training: weights, epochs.
+        options: those of weights and epochs that its ``function`` reads from ``context.options``.
         arguments: of the function, beside the context.
     """
 

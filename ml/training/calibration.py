@@ -14,9 +14,11 @@ from ml.evaluation.metrics import Probabilities, Targets, labelled, negative_log
 from ml.models.base import adjust, softmax
 
 # Meaning of "confident": of the answers that sure and surer at least this share is right, at the lower end of its
-# interval, and the answer itself is at least as probable. Without the latter, a model that is right about 97 % of all
-# images would be confident of an answer with a probability of 0.51.
+# interval.
 TARGET_ACCURACY: Final[Mapping[str, float]] = {MODALITY: 0.97, LOCATION: 0.90, LOCATION_CATEGORY: 0.95}
+# And no confident answer is less probable by itself: a model that is right about 97 % of all images would else be
+# confident of an answer with a probability of 0.51.
+LEAST_PROBABILITY: Final = 0.9
 # One-sided 95% lower bound.
 _LOWER: Final = 0.05
 # A bound over fewer cases says nothing: with these all right, one more wrong case would lower it by far.
@@ -51,9 +53,8 @@ def decision_threshold(
 ) -> float:
     """The lowest confidence at which answers that sure, or surer, reach a target accuracy with some certainty.
 
-    It is not below the target: each confident answer is that probable by itself. Their accuracy counts at its lower
-    bound: the 5 % quantile over resamples of whole cases, because images of one case share their label, and mostly
-    whether the prediction is right.
+    It is not below ``LEAST_PROBABILITY``. Their accuracy counts at its lower bound: the 5 % quantile over resamples of
+    whole cases, because images of one case share their label, and mostly whether the prediction is right.
 
     Args:
         probabilities: calibrated, (N, classes).
@@ -82,7 +83,7 @@ def decision_threshold(
     # Rows of equal confidence are answered together.
     is_last = np.append(confidence[1:] < confidence[:-1], True)
     enough = (counts > 0).sum(axis=0) >= min(_LEAST_CASES, bootstrap.cases)
-    probable = confidence >= target_accuracy
+    probable = confidence >= LEAST_PROBABILITY
     reached = np.flatnonzero(is_last & enough & probable & (lower >= target_accuracy))
     if not len(reached):
         return float(min(1.0, confidence[0] + 1e-6))
