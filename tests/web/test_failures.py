@@ -75,7 +75,7 @@ def test_without_counts_there_still_are_images_and_exports(page: Page) -> None:
     expect(page.locator(".tile")).to_have_count(24)
     expect(page.locator("#export")).to_be_visible()
     expect(page.locator("#status")).to_have_text("24 cases shown.")
-    expect(page.locator("#facets")).to_contain_text("The counts are missing.")
+    expect(page.locator("#facets")).to_contain_text("The counts cannot be shown.")
     page.unroute(api("facets"))
     page.locator("#facets").get_by_role("button", name="Try again").click()
     expect(page.get_by_role("checkbox", name=re.compile("^train "))).to_be_checked()

@@ -61,7 +61,7 @@ def test_an_evaluation_becomes_a_leaderboard(page: Page, evaluated: Path, web_re
         f"{web_results['tasks']['modality']['majority']['accuracy']:.3f}"
     )
     expect(page.locator("#board > p").first).not_to_contain_text("dev")
-    expect(page.locator("#details")).to_contain_text("a Mahalanobis distance above")
+    expect(page.locator("#details")).to_contain_text("the Mahalanobis distance of its embedding from the training images is above")
     lefts = page.locator("#board td.chart").evaluate_all("cells => cells.map((cell) => cell.offsetLeft)")
     assert len(set(lefts)) == 1, "the lines of the tables do not stand below each other"
 
@@ -112,7 +112,7 @@ def test_a_card_says_all_that_the_api_knows(page: Page, predict_api: httpx.Clien
         card["version"],
         f"{size} × {size} pixels, grey",
         f"temperature {card['temperature']['location']:.3f}",
-        f"answers below a probability of {100 * threshold:.1f}%",
+        f"answers with a probability below {100 * threshold:.1f}% are uncertain",
         f"{scores['macro_f1']:.3f}",
         *card["limits"],
     ):
@@ -217,7 +217,7 @@ def test_the_about_page_says_how_good_the_models_are(page: Page, evaluated: Path
 def test_the_about_page_without_an_evaluation_names_the_split(page: Page) -> None:
     page.goto("/pages/about")
     expect(page.locator("#figures")).to_contain_text("on the dev images")
-    expect(page.locator("#figures")).to_contain_text("not evaluated on the test split yet")
+    expect(page.locator("#figures")).to_contain_text("has not been evaluated on the test split yet")
 
 
 def test_the_citation_can_be_copied(page: Page) -> None:
