@@ -11,7 +11,14 @@ from app.data.record import Case, Image, ImageFile, Sha256, SourceCase, SourceIm
 
 Document = dict[str, Any]
 
-_TYPES: Final = {"string": ["string"], "integer": ["int", "long"], "array": ["array"], "object": ["object"]}
+_TYPES: Final = {
+    "string": ["string"],
+    "integer": ["int", "long"],
+    "number": ["double", "int", "long"],
+    "boolean": ["bool"],
+    "array": ["array"],
+    "object": ["object"],
+}
 _KEPT: Final = ("pattern", "minLength", "maxLength", "uniqueItems")
 
 

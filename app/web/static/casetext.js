@@ -11,7 +11,7 @@ const TEXTS = [
   ["treatment_follow_up", 3], ["discussion", 3], ["media", 3],
 ];
 // Fields that stand in the title, the line below it or the facts of an image; every other text of a case gets a block.
-const ELSEWHERE = new Set(["u_id", "split", "subsplit", "title", "location", "location_category", "sex", "modalities", "planes", "quality_flags"]);
+const ELSEWHERE = new Set(["u_id", "split", "subsplit", "title", "location", "location_category", "sex", "modalities", "planes", "age", "image_count", "quality_flags"]);
 const TOPIC = ["category", "acr_code", "keywords", "disease_discussion", "reference"];
 const LONG = 1500;
 const HEADINGS = { treatment_follow_up: "Treatment and follow-up", acr_code: "ACR code" };
@@ -71,9 +71,9 @@ export function caseText(record, level = 3) {
   ].filter(Boolean);
 }
 
-/** The texts of a case that have no place of their own on the page, such as those of a field that was added. */
+/** The texts and numbers of a case that have no place of their own on the page, such as those of a field that was added. */
 function otherTexts(record) {
-  const isText = (value) => typeof value === "string" || (Array.isArray(value) && value.length > 0 && value.every((each) => typeof each === "string"));
+  const isText = (value) => ["string", "number"].includes(typeof value) || (Array.isArray(value) && value.length > 0 && value.every((each) => typeof each === "string"));
   const placed = new Set([...TEXTS.map(([name]) => name), ...ELSEWHERE]);
   return Object.entries(record)
     .filter(([name, value]) => !placed.has(name) && isText(value))
