@@ -20,7 +20,7 @@ from pymongo.database import Database
 from app.core.settings import Settings, load_settings
 from app.data.client import connect
 from app.data.mongod import embedded_mongod, find_mongod
-from app.data.schema import DATABASE, MODELS
+from app.data.schema import DATABASE, MODELS, TRAINING_RUNS
 from app.data.seed import seed
 from ml.dataset.records import Record, load_records
 from ml.models import dual_encoder_train, resnet
@@ -132,7 +132,7 @@ def trained_once(
     database: Database[Document],
     train: Callable[[Path], None],
 ) -> Path:
-    """A folder of models that one process of the tests trains, and whose cards all have in their databases.
+    """A folder of models that one process of the tests trains, with the cards and runs in the databases of all.
 
     Args:
         name: of the folder.
@@ -142,15 +142,17 @@ def trained_once(
     """
     own = tmp_path_factory.getbasetemp()
     root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    folder, cards = root / name, root / f"{name}.json"
+    folder, documents = root / name, root / f"{name}.json"
     with (root / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if cards.exists():
-            database[MODELS].delete_many({})
-            database[MODELS].insert_many(json_util.loads(cards.read_text()))
+        if documents.exists():
+            for collection, found in json_util.loads(documents.read_text()).items():
+                database[collection].delete_many({})
+                database[collection].insert_many(found)
         else:
             train(folder)
-            cards.write_text(json_util.dumps(list(database[MODELS].find())))
+            written = {collection: list(database[collection].find()) for collection in (MODELS, TRAINING_RUNS)}
+            documents.write_text(json_util.dumps(written))
     return folder
 
 

@@ -47,7 +47,7 @@ def running_server(settings: Settings, app: FastAPI | None = None) -> Iterator[t
 
 
 def wait_for(
-    client: httpx.Client, path: str, done: Callable[[httpx.Response], bool], *, seconds: float = 60
+    client: httpx.Client, path: str, done: Callable[[httpx.Response], bool], *, seconds: float = 180
 ) -> httpx.Response:
     """Ask until the answer is as wanted; returns the last one, after so many seconds at most."""
     deadline = time.monotonic() + seconds

@@ -72,7 +72,7 @@ def test_bookmarks_are_exported_and_imported(page: Page, predict_api: httpx.Clie
     page.evaluate("localStorage.clear()")
     page.reload()
     page.get_by_text("Saved", exact=True).click()
-    expect(page.locator("#saved")).to_contain_text("No case bookmarked yet.")
+    expect(page.locator("#saved")).to_contain_text("No cases bookmarked yet.")
     page.locator("#saved-file").set_input_files(file)
     expect(page.locator("#saved").get_by_role("link", name=case["title"])).to_be_visible()
 
