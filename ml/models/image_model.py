@@ -19,7 +19,19 @@ if TYPE_CHECKING:
 WEIGHTS_FILE: Final = "network.safetensors"
 
 
-class ImageModel(ServedModel):
+class _NetworkModel(ServedModel):
+    """What answers with the calibrated logits of a network on the image."""
+
+    combines_any_outputs = True
+
+    def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
+        """Calibrated probabilities of every task from the image; captions are ignored."""
+        del caption_out
+        image_out = need_image(image_out, self.card.name)
+        return {task: calibrated(self.card, task, image_out[task]) for task in self.card.tasks}
+
+
+class ImageModel(_NetworkModel):
     """An ensemble of networks on the image; captions are ignored.
 
     Args:
@@ -28,7 +40,6 @@ class ImageModel(ServedModel):
     """
 
     network: "ServingNetwork"
-    combines_any_outputs = True
 
     def __init__(self, card: ModelCard, members: "Sequence[MultiTaskNetwork]") -> None:
         from ml.models.network import ServingNetwork  # noqa: PLC0415 - a service on OpenVINO needs no PyTorch
@@ -62,12 +73,6 @@ class ImageModel(ServedModel):
         ]
         return np.stack(rows).astype(np.float32)
 
-    def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
-        """Calibrated probabilities of every task from the image; captions are ignored."""
-        del caption_out
-        image_out = need_image(image_out, self.card.name)
-        return {task: calibrated(self.card, task, image_out[task]) for task in self.card.tasks}
-
     def save(self, folder: Path) -> list[str]:
         """Write the weights of all members."""
         tensors = {
@@ -100,7 +105,7 @@ class ImageModel(ServedModel):
         return cls(card, members)
 
 
-class DeferredImageModel(ServedModel):
+class DeferredImageModel(_NetworkModel):
     """A registered image model whose network is read only when something runs it.
 
     A service whose OpenVINO graph is in the cache never does: it then needs neither PyTorch nor the library of the
@@ -112,7 +117,6 @@ class DeferredImageModel(ServedModel):
     """
 
     has_network = True
-    combines_any_outputs = True
 
     def __init__(self, card: ModelCard, folder: Path) -> None:
         super().__init__(card)
@@ -156,12 +160,6 @@ class DeferredImageModel(ServedModel):
             for member in range(self._members)
         ]
         return np.stack(rows).astype(np.float32)
-
-    def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
-        """Calibrated probabilities of every task from the image; captions are ignored."""
-        del caption_out
-        image_out = need_image(image_out, self.card.name)
-        return {task: calibrated(self.card, task, image_out[task]) for task in self.card.tasks}
 
     def save(self, folder: Path) -> list[str]:
         """Write the weights of all members."""
