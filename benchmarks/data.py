@@ -122,7 +122,9 @@ def rate(address: str, paths: list[str], folder: Path, condition: str | None = N
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in text:
         raise RuntimeError(f"{address}{paths[0]} failed:\n{text}")
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1])
+    found = re.search(r"Requests/sec:\s+([\d.]+)", text)
+    assert found is not None
+    return float(found[1])
 
 
 def main() -> None:

@@ -106,7 +106,8 @@ def charts() -> Images:
         elif kind == 1:
             axes.bar(np.arange(8), random.random(8))
         elif kind == 2:
-            axes.scatter(*random.normal(size=(2, 200)), s=8)
+            left, right = random.normal(size=(2, 200))
+            axes.scatter(left, right, s=8)
         elif kind == 3:
             axes.pie(random.random(5))
         else:
@@ -149,15 +150,19 @@ def patterns() -> Images:
     y, x = np.mgrid[0:256, 0:256] / 255.0
     for number in range(_DRAWN):
         random = np.random.default_rng(200 + number)
-        kinds: tuple[Callable[[], NDArray[np.float64]], ...] = (
-            lambda random=random: random.random((256, 256)),
-            lambda random=random: random.normal(0.5, 0.15, (256, 256)),
-            lambda random=random: _enlarged(random.random((16, 16))),
-            lambda random=random: x * random.random() + y * random.random(),
-            lambda random=random: 0.5 + 0.5 * np.sin(40 * (x * random.random() + y * random.random())),
-            lambda random=random: (_enlarged(random.random((12, 12))) > 0.5).astype(np.float64),
-        )
-        values = kinds[number % len(kinds)]()
+        kind = number % 6
+        if kind == 0:
+            values = random.random((256, 256))
+        elif kind == 1:
+            values = random.normal(0.5, 0.15, (256, 256))
+        elif kind == 2:
+            values = _enlarged(random.random((16, 16)))
+        elif kind == 3:
+            values = x * random.random() + y * random.random()
+        elif kind == 4:
+            values = 0.5 + 0.5 * np.sin(40 * (x * random.random() + y * random.random()))
+        else:
+            values = (_enlarged(random.random((12, 12))) > 0.5).astype(np.float64)
         images.append(Image.fromarray((np.clip(values, 0, 1) * 255).astype(np.uint8)))
     return images
 

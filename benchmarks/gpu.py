@@ -30,9 +30,9 @@ from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.data.mongod import embedded_mongod, find_mongod
 from app.data.schema import DATABASE
 from app.data.seed import seed
-from app.serving.autotune import autotune
+from app.serving.autotune import tune
 from app.serving.backends.devices import device_name, make_backend
-from app.serving.batch_tuning import CPU_SIZES, CUDA_SIZES, warm_up
+from app.serving.batch_tuning import CPU_SIZES, CUDA_SIZES
 from app.serving.precision import Parity, compare, select_backend
 from ml.dataset.image_loading import load_images
 from ml.dataset.records import load_records
@@ -101,8 +101,8 @@ class Check:
         other = registry.load(name)
         plain, choice = select_backend(other, self.settings, weights, dev)
         shape = (model.preprocess.channels, model.preprocess.size, model.preprocess.size)
-        backend = autotune(plain, shape)
-        plan = warm_up(backend.run, shape, CUDA_SIZES if backend.device == "cuda" else CPU_SIZES)
+        tuned = tune(plain, shape, CUDA_SIZES if plain.device == "cuda" else CPU_SIZES)
+        backend, plan = tuned.backend, tuned.plan
         parity = compare(model, expected, _run(backend.run, pixels), captions)
         if not parity.holds:
             raise UserError(f"{choice.precision}: {_describe(parity)}")

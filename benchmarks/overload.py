@@ -54,7 +54,7 @@ def main() -> None:
                 image = database[IMAGES].find_one(sort=[("_id", 1)])
             assert image is not None
             file = next((data / IMAGE_FOLDER).glob(f"{image['_id']}.*")).read_bytes()
-            with server("service", options.model, uri, settings) as running:
+            with server("service", options.model, uri, settings, "fp32") as running:
                 asyncio.run(measure(running, image["U_id"], file, options.seconds))
 
 

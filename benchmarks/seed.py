@@ -7,6 +7,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,9 +51,9 @@ def main() -> None:
                 database = client[f"round_{number}"]
                 seconds["check"].append(measure(lambda: read_source(folder)))
                 cases, images = build_documents(read_source(folder))
-                seconds["bare"].append(measure(lambda c=cases, i=images, d=database: insert_bare(d, c, i)))
-                seconds["first"].append(measure(lambda d=database: seed(d, folder)))
-                seconds["again"].append(measure(lambda d=database: seed(d, folder)))
+                seconds["bare"].append(measure(partial(insert_bare, database, cases, images)))
+                seconds["first"].append(measure(partial(seed, database, folder)))
+                seconds["again"].append(measure(partial(seed, database, folder)))
                 counts = {name: database[name].estimated_document_count() for name in (CASES, IMAGES)}
                 client.drop_database(database.name)
     middle = {name: statistics.median(values) for name, values in seconds.items()}

@@ -28,7 +28,7 @@ class Api(litserve.LitAPI):  # type: ignore[misc]  # litserve has no types
 
     def decode_request(self, request: Request) -> Pixels:
         """An upload as the model takes it; LitServe gives the form of a request that is declared as such."""
-        return prepare(self.model, request["image"].file.read())  # type: ignore[index]  # litserve has no types
+        return prepare(self.model, request["image"].file.read())
 
     def batch(self, inputs: list[Pixels]) -> Pixels:
         """Images to one array."""

@@ -15,7 +15,7 @@ import torch
 
 from app.core.cpus import usable_cpus
 from app.core.settings import Settings, load_settings
-from app.serving.autotune import autotune
+from app.serving.autotune import with_cuda_graphs
 from app.serving.backends.base import Backend, Precision
 from app.serving.backends.devices import make_backend
 from app.serving.batch_tuning import CUDA_SIZES, warm_up
@@ -132,7 +132,7 @@ def bare_loop(
     preprocess = model.preprocess
     assert preprocess is not None
     backend, _ = select_backend(model, settings, model.card.sha256, lambda: dev)
-    backend = autotune(backend, (preprocess.channels, preprocess.size, preprocess.size))
+    backend = with_cuda_graphs(backend, (preprocess.channels, preprocess.size, preprocess.size))
 
     def prepare(image: bytes) -> Pixels:
         return preprocess.apply(decode(image, settings).image)
@@ -155,7 +155,7 @@ def _batched_rate(
     backend: Backend, prepare: Callable[[bytes], Pixels], images: Sequence[bytes], seconds: float
 ) -> float:
     """Images per second in batches of the size that the service uses on a GPU, decoded ahead by all processors."""
-    size, source = warm_up(backend.run, np.shape(prepare(images[0])), CUDA_SIZES).size, cycle(images)
+    size, source = warm_up([backend.run], np.shape(prepare(images[0])), CUDA_SIZES).size, cycle(images)
     done, started = 0, time.perf_counter()
     with ThreadPoolExecutor(usable_cpus()) as pool:
         ahead = deque(pool.submit(prepare, image) for image in islice(source, 4 * size))

@@ -124,7 +124,7 @@ def our_epochs(model: Subject, examples: Examples, epochs: int, folder: Path) ->
 def bare_epochs(model: Subject, examples: Examples, ready: torch.Tensor, epochs: int) -> list[Taken]:
     """What each epoch takes of the same network and optimiser on images that are ready."""
     recipe = model.recipe
-    network = model.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    network = model.build().to(memory_format=torch.channels_last)
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     durations = []

@@ -2,14 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from app.serving.backends.base import Backend, Pixels
-from app.serving.backends.openvino import AsyncOpenVinoBackend, OpenVinoBackend, stream_count
-from app.serving.batch_tuning import CPU_SIZES, CUDA_SIZES, BatchPlan, noise, warm_up
+from app.serving.backends.base import Backend, Floats, Pixels, Run
+from app.serving.backends.openvino import OpenVinoBackend, stream_count
+from app.serving.batch_tuning import CUDA_SIZES, BatchPlan, noise, warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +22,28 @@ _SLOWER: Final = 1.05
 
 Shape = tuple[int, int, int]
 
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """How a network is run on this machine.
+
+    Attributes:
+        backend: runs a batch with all cores, or on the GPU.
+        plan: the batch size, of the streams where there are any.
+        streams: run batches side by side, see ``OpenVinoBackend.streams``; empty where ``backend.run`` is faster.
+    """
+
+    backend: Backend
+    plan: BatchPlan
+    streams: Sequence[Run] = ()
+
+
 # By graph and batch sizes: how many streams and which batch size were the fastest.
 _TUNED: Final[dict[tuple[object, ...], tuple[int, BatchPlan]]] = {}
 
 
-def tune(backend: Backend, shape: Shape, sizes: Sequence[int]) -> tuple[Backend, BatchPlan]:
-    """The fastest variant of a backend and its batch size; measured once for all models that run one graph.
+def tune(backend: Backend, shape: Shape, sizes: Sequence[int]) -> Tuned:
+    """The fastest way to run a network; measured once for all models that run one graph.
 
     Args:
         backend: of the device and precision that were chosen.
@@ -36,22 +53,48 @@ def tune(backend: Backend, shape: Shape, sizes: Sequence[int]) -> tuple[Backend,
     Raises:
         torch.OutOfMemoryError: there is no memory for the smallest one; or MemoryError.
     """
-    key = (*backend.graph_key, *sizes) if isinstance(backend, OpenVinoBackend) else ()
-    if isinstance(backend, OpenVinoBackend) and key in _TUNED:
-        streams, plan = _TUNED[key]
-        chosen: Backend = AsyncOpenVinoBackend(backend, streams) if streams > 1 else backend
-        for size in range(1, plan.size + 1):  # its own requests have not run yet
-            chosen.run(noise(size, shape))
-        return chosen, plan
-    chosen = autotune(backend, shape)
-    plan = warm_up(chosen.run, shape, sizes)
-    if key:
-        _TUNED[key] = chosen.streams if isinstance(chosen, AsyncOpenVinoBackend) else 1, plan
-    return chosen, plan
+    if not isinstance(backend, OpenVinoBackend):
+        backend = with_cuda_graphs(backend, shape)
+        return Tuned(backend, warm_up([backend.run], shape, sizes))
+    key = (*backend.graph_key, *sizes)
+    if key not in _TUNED:
+        tuned = _tune_streams(backend, shape, sizes)
+        _TUNED[key] = len(tuned.streams), tuned.plan
+        return tuned
+    count, plan = _TUNED[key]
+    streams = backend.streams(count) if count else ()
+    for run in streams or [backend.run]:  # its own requests have not run yet
+        for size in range(1, plan.size + 1):
+            run(noise(size, shape))
+    return Tuned(backend, plan, streams)
 
 
-def autotune(backend: Backend, shape: Shape) -> Backend:
-    """The fastest variant of a backend on this machine: as it is, with asynchronous requests, or as CUDA graphs.
+def _tune_streams(backend: OpenVinoBackend, shape: Shape, sizes: Sequence[int]) -> Tuned:
+    plan = warm_up([backend.run], shape, sizes)
+    count = stream_count(backend.threads)
+    if count == 1:
+        return Tuned(backend, plan)
+    try:
+        streams = backend.streams(count)
+        pixels = noise(1, shape)
+        expected = backend.run(pixels)
+        if not all(_alike(expected, run(pixels)) for run in streams):
+            logger.warning("OpenVINO gives other outputs in %d streams; one serves", count)
+            return Tuned(backend, plan)
+        # Two images a run halve the hand-overs between threads, which these measurements do not see.
+        beside = warm_up(streams, shape, [size for size in sizes if size > 1] or sizes)
+    except Exception:
+        logger.warning("%d streams failed; one serves", count, exc_info=True)
+        return Tuned(backend, plan)
+    seconds = beside.seconds_per_image, plan.seconds_per_image
+    logger.info("seconds per image in %d streams: %.4f, in one: %.4f", count, *seconds)
+    # Beside decoding and HTTP, which these runs lack, streams gain more: a core that is taken stops only one of them.
+    faster = seconds[0] < _SLOWER * seconds[1]
+    return Tuned(backend, beside, streams) if faster else Tuned(backend, plan)
+
+
+def with_cuda_graphs(backend: Backend, shape: Shape) -> Backend:
+    """The backend with its network recorded as CUDA graphs, where it runs on CUDA and is faster so.
 
     Args:
         backend: of the device and precision that were chosen.
@@ -64,9 +107,6 @@ def autotune(backend: Backend, shape: Shape) -> Backend:
         if isinstance(backend, TorchBackend):
             ends = CUDA_SIZES[0], CUDA_SIZES[-1]
             return choose(backend, lambda: CudaGraphBackend(backend, shape), shape, ends)
-    if isinstance(backend, OpenVinoBackend) and (streams := stream_count(backend.threads)) > 1:
-        sizes = [size for size in CPU_SIZES if size >= streams]
-        return choose(backend, lambda: AsyncOpenVinoBackend(backend, streams), shape, sizes)
     return backend
 
 
@@ -86,7 +126,7 @@ def choose(plain: Backend, make: Callable[[], Backend], shape: Shape, sizes: Seq
         for size in sizes:
             pixels = noise(size, shape)
             expected, actual = plain.run(pixels), other.run(pixels)
-            if not all(np.allclose(actual[name], value, atol=_TOLERANCE) for name, value in expected.items()):
+            if not _alike(expected, actual):
                 logger.warning("%s gives other outputs than the plain backend, which serves", type(other).__name__)
                 return plain
             seconds.append(_seconds(plain, other, pixels))
@@ -96,6 +136,10 @@ def choose(plain: Backend, make: Callable[[], Backend], shape: Shape, sizes: Seq
     logger.info("%s: seconds per batch of %s, plain and other: %s", type(other).__name__, sizes, seconds)
     faster = any(new < _FASTER * old for old, new in seconds) and all(new < _SLOWER * old for old, new in seconds)
     return other if faster else plain
+
+
+def _alike(expected: Mapping[str, Floats], actual: Mapping[str, Floats]) -> bool:
+    return all(np.allclose(actual[name], value, atol=_TOLERANCE) for name, value in expected.items())
 
 
 def _seconds(plain: Backend, other: Backend, pixels: Pixels) -> tuple[float, float]:

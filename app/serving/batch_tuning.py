@@ -2,19 +2,17 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.serving.backends.base import is_out_of_memory
+from app.serving.backends.base import Run, is_out_of_memory
 
 logger = logging.getLogger(__name__)
-
-Array = NDArray[Any]
-Run = Callable[[Array], Mapping[str, Array]]
 
 CPU_SIZES: Final = (1, 2, 4, 8)
 CUDA_SIZES: Final = (1, 2, 4, 8, 16, 32, 64)
@@ -29,20 +27,20 @@ class BatchPlan:
 
     Attributes:
         size: largest number of images in one run.
-        seconds_per_image: in a run of that size.
+        seconds_per_image: in runs of that size.
     """
 
     size: int
     seconds_per_image: float
 
 
-def warm_up(run: Run, shape: tuple[int, int, int], sizes: Sequence[int]) -> BatchPlan:
+def warm_up(runs: Sequence[Run], shape: tuple[int, int, int], sizes: Sequence[int]) -> BatchPlan:
     """Measure the batch sizes, choose one, and run every smaller one once.
 
     The first run of a shape compiles it; no request should wait for that.
 
     Args:
-        run: a batch (N, C, H, W) of uint8 to outputs.
+        runs: of one network, on a batch (N, C, H, W) of uint8; measured side by side.
         shape: (C, H, W).
         sizes: candidates, ascending; the smallest one within 5 % of the best images per second wins. Those from the
             first one for which there is no memory are left out.
@@ -53,7 +51,7 @@ def warm_up(run: Run, shape: tuple[int, int, int], sizes: Sequence[int]) -> Batc
     latency: dict[int, float] = {}
     for size in sizes:
         try:
-            latency[size] = _seconds(run, shape, size) / size
+            latency[size] = _seconds(runs, shape, size) / (size * len(runs))
         except Exception as error:
             if not latency or not is_out_of_memory(error):
                 raise
@@ -63,7 +61,8 @@ def warm_up(run: Run, shape: tuple[int, int, int], sizes: Sequence[int]) -> Batc
     chosen = next(size for size in latency if latency[size] <= best * _MIN_SPEEDUP)
     for size in range(1, chosen + 1):
         if size not in latency:
-            run(noise(size, shape))
+            for run in runs:
+                run(noise(size, shape))
     return BatchPlan(chosen, latency[chosen])
 
 
@@ -72,12 +71,14 @@ def noise(count: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
-def _seconds(run: Run, shape: tuple[int, int, int], size: int) -> float:
+def _seconds(runs: Sequence[Run], shape: tuple[int, int, int], size: int) -> float:
+    """The shortest time in which each of the runs has run a batch."""
     pixels = noise(size, shape)
-    run(pixels)
     times = []
-    for _ in range(_REPEATS):
-        started = time.perf_counter()
-        run(pixels)
-        times.append(time.perf_counter() - started)
-    return min(times)
+    with ThreadPoolExecutor(len(runs)) as pool:
+        for _ in range(1 + _REPEATS):  # the first one compiles
+            started = time.perf_counter()
+            for done in [pool.submit(run, pixels) for run in runs]:
+                done.result()
+            times.append(time.perf_counter() - started)
+    return min(times[1:])

@@ -10,22 +10,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.core.exceptions import DeadlineExceededError, UnavailableError
 from app.serving.admission import LatencyEstimator
-from app.serving.backends.base import is_fatal, is_out_of_memory
+from app.serving.backends.base import Run, is_fatal, is_out_of_memory
 from app.serving.batch_tuning import BatchPlan
 from app.serving.daemon_pool import DaemonThreadPool
 
 logger = logging.getLogger(__name__)
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Outputs = Mapping[str, Array]
-Run = Callable[[Array], Outputs]
 
 _MAX_RESTART_S: Final = 30.0
 _NO_MEMORY_RETRY_S: Final = 5
@@ -43,6 +42,32 @@ class _Item:
     deadline: float
     future: asyncio.Future["BatchOutput"]
     queued_at: float = field(default_factory=time.perf_counter)
+
+
+class _Worker:
+    """Runs one batch at a time, in a thread of its own."""
+
+    def __init__(self, name: str, run: Run) -> None:
+        self.run = run
+        self.batch: Sequence[_Item] = ()
+        self._name = name
+        self._thread = DaemonThreadPool(1, name)
+
+    async def call(self, run: Run, pixels: Array, limit_s: float | None) -> Outputs:
+        """Run a batch; one that outlasts the limit is abandoned with its thread."""
+        try:
+            async with asyncio.timeout(limit_s) as limit:
+                return await asyncio.get_running_loop().run_in_executor(self._thread, run, pixels)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._thread = DaemonThreadPool(1, self._name)
+            raise _HungError(f"a run has not ended after {limit_s:g} s") from None
+
+    def shutdown(self) -> None:
+        """End the thread."""
+        self._thread.shutdown()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +93,10 @@ class Engine:
 
     Args:
         name: of the model, for log lines.
-        run: a batch of images (N, C, H, W) to outputs with N rows each; called in one thread only.
+        run: a batch of images (N, C, H, W) to outputs with N rows each; never called twice at the same time.
         plan: batch size, and the latency to start with.
+        streams: runs of the same network on a part of the cores each, called side by side, so that none waits for
+            another at the end of every layer; ``run`` then has an image that is alone. Without them ``run`` has all.
         probe: a batch (1, C, H, W) that the model can take.
         max_queue: largest number of queued images; one more is refused.
         max_run_s: a run that takes longer counts as hung: the engine is dead then, and its thread is abandoned.
@@ -87,6 +114,7 @@ class Engine:
         run: Run,
         *,
         plan: BatchPlan,
+        streams: Sequence[Run] = (),
         probe: Array,
         max_queue: int,
         max_run_s: float,
@@ -102,9 +130,8 @@ class Engine:
         self._restart_s = restart_s
         self._on_batch = on_batch
         self._queue: deque[_Item] = deque()
-        self._current_batch: Sequence[_Item] = ()
         self._arrived = asyncio.Event()
-        self._thread = self._new_thread()
+        self._workers = [_Worker(f"model-{name}", stream) for stream in streams or (run,)]
         self._task: asyncio.Task[None] | None = None
         self._restarting: asyncio.Task[None] | None = None
         self._latency = LatencyEstimator(plan.seconds_per_image)
@@ -139,7 +166,8 @@ class Engine:
             self._restarting.cancel()
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
-        await asyncio.to_thread(self._thread.shutdown)
+        for worker in self._workers:
+            await asyncio.to_thread(worker.shutdown)
 
     async def submit(self, pixels: Array, deadline: float) -> BatchOutput:
         """Queue one image and wait for its outputs.
@@ -167,18 +195,24 @@ class Engine:
             raise DeadlineExceededError("The prediction was not ready before the deadline.") from None
 
     async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for worker in self._workers:
+                group.create_task(self._work(worker))
+
+    async def _work(self, worker: _Worker) -> None:
         while self._queue or not self._draining:
             await self._arrived.wait()
-            self._current_batch = self._next_batch()
-            if self._current_batch:
-                await self._run_batch(self._current_batch)
-            self._current_batch = ()
+            worker.batch = self._next_batch()
+            if worker.batch:
+                await self._run_batch(worker, worker.batch)
+            worker.batch = ()
 
     def _next_batch(self) -> list[_Item]:
-        """The oldest items whose callers still wait."""
+        """The oldest items whose callers still wait: a worker's share of the queue."""
         batch: list[_Item] = []
         now = time.perf_counter()
-        while self._queue and len(batch) < self._max_batch:
+        size = min(self._max_batch, math.ceil(len(self._queue) / len(self._workers)))
+        while self._queue and len(batch) < size:
             item = self._queue.popleft()
             if not item.future.done() and item.deadline > now:
                 batch.append(item)
@@ -186,43 +220,30 @@ class Engine:
             self._arrived.clear()
         return batch
 
-    async def _run_batch(self, batch: Sequence[_Item]) -> None:
+    async def _run_batch(self, worker: _Worker, batch: Sequence[_Item]) -> None:
+        busy = sum(1 for other in self._workers if other.batch)
+        run = self._run if busy == 1 and len(batch) == 1 else worker.run
         started = time.perf_counter()
         try:
-            outputs = await self._in_thread(np.stack([item.pixels for item in batch]), self._max_run_s)
+            outputs = await worker.call(run, np.stack([item.pixels for item in batch]), self._max_run_s)
         except _HungError:
             raise
         except Exception as error:
             if is_out_of_memory(error) and len(batch) > 1:
-                await self._run_halves(batch)
+                await self._run_halves(worker, batch)
                 return
             logger.exception("model %s failed on a batch of %d", self._name, len(batch))
-            await self._retry_singly(batch, error)
+            await self._retry_singly(worker, batch, error)
             return
         run_s = time.perf_counter() - started
-        self._latency.add(run_s / len(batch))
+        self._latency.add(run_s / len(batch) / busy)
         self._on_batch(len(batch))
         for row, item in enumerate(batch):
             if not item.future.done():
                 row_outputs = {name: values[row] for name, values in outputs.items()}
                 item.future.set_result(BatchOutput(row_outputs, started - item.queued_at, run_s))
 
-    async def _in_thread(self, pixels: Array, limit_s: float | None) -> Outputs:
-        """Run a batch; one that outlasts the limit is abandoned with its thread."""
-        try:
-            async with asyncio.timeout(limit_s) as limit:
-                return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, pixels)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            self._thread.shutdown(wait=False, cancel_futures=True)
-            self._thread = self._new_thread()
-            raise _HungError(f"a run has not ended after {limit_s:g} s") from None
-
-    def _new_thread(self) -> DaemonThreadPool:
-        return DaemonThreadPool(1, f"model-{self._name}")
-
-    async def _run_halves(self, batch: Sequence[_Item]) -> None:
+    async def _run_halves(self, worker: _Worker, batch: Sequence[_Item]) -> None:
         """Out of memory: halve the batch size, for good."""
         self._max_batch = min(self._max_batch, len(batch) // 2)
         logger.warning(
@@ -233,9 +254,9 @@ class Engine:
         )
         while batch:
             part, batch = batch[: self._max_batch], batch[self._max_batch :]
-            await self._run_batch(part)
+            await self._run_batch(worker, part)
 
-    async def _retry_singly(self, batch: Sequence[_Item], error: Exception) -> None:
+    async def _retry_singly(self, worker: _Worker, batch: Sequence[_Item], error: Exception) -> None:
         """Run the images one by one, so that only the one that makes the model fail fails."""
         if len(batch) == 1:
             if is_out_of_memory(error):
@@ -246,21 +267,22 @@ class Engine:
             if not batch[0].future.done():
                 batch[0].future.set_exception(error)
             # Is it the image, or does the model fail on everything?
-            await self._in_thread(self._probe, self._max_run_s)
+            await worker.call(worker.run, self._probe, self._max_run_s)
             return
         for item in batch:
             if not item.future.done():
-                await self._run_batch([item])
+                await self._run_batch(worker, [item])
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """The loop has ended: fail what is queued, and restart it."""
         if not task.cancelled() and task.exception() is not None:
             logger.error("the batch loop of %s died", self._name, exc_info=task.exception())
-        for item in [*self._current_batch, *self._queue]:
+        for item in [*(item for worker in self._workers for item in worker.batch), *self._queue]:
             if not item.future.done():
                 error = UnavailableError(f"The model {self._name} stopped. Try again shortly.")
                 item.future.set_exception(error)
-        self._current_batch = ()
+        for worker in self._workers:
+            worker.batch = ()
         self._queue.clear()
         if not self._draining:
             self._restarting = task.get_loop().create_task(self._restart(), name=f"restart-{self._name}")
@@ -270,7 +292,7 @@ class Engine:
         while True:
             await asyncio.sleep(wait)
             try:
-                await self._in_thread(self._probe, None)  # without limit: a new thread would hang too
+                await self._workers[0].call(self._run, self._probe, None)  # without limit: a new thread would hang too
             except Exception as error:
                 if is_fatal(error):
                     logger.exception("the device of model %s failed for good", self._name)

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from app.core.exceptions import UnavailableError, UnprocessableError
 from app.core.settings import Settings
 from app.serving.backends.base import Backend
-from app.serving.backends.openvino import AsyncOpenVinoBackend, OpenVinoBackend
+from app.serving.backends.openvino import OpenVinoBackend
 from app.serving.daemon_pool import DaemonThreadPool
 from app.serving.decode.image import decode
 from ml.dataset.preprocess import Preprocess
@@ -120,12 +120,11 @@ class Explainer:
 
     def _class_activation_map(self, pixels: NDArray[np.uint8], task: str, index: int) -> Floats | None:
         """Grad-CAM, by the cheapest way there is; None where the model's family has none."""
-        openvino = self._backend.plain if isinstance(self._backend, AsyncOpenVinoBackend) else self._backend
-        if isinstance(openvino, OpenVinoBackend) and openvino.has_maps:
+        if isinstance(self._backend, OpenVinoBackend) and self._backend.has_maps:
             weights = self._model.class_weights(task, index)
             with suppress(RuntimeError):  # the cache folder cannot be written, or was emptied meanwhile
                 if weights is not None:
-                    return class_activation_map(openvino.feature_maps(pixels[None]), weights, pixels.shape[-1])
+                    return class_activation_map(self._backend.feature_maps(pixels[None]), weights, pixels.shape[-1])
         if not self._model.has_network or self._model.cam_layer is None:
             return None
         from app.serving.grad_cam import grad_cam  # noqa: PLC0415 - imports PyTorch

@@ -1,7 +1,7 @@
 """The image half of a model: decodes a file in a thread, then runs the network on it in batches."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +11,7 @@ from app.core.settings import Settings
 from app.core.telemetry import Metrics
 from app.serving.admission import LatencyEstimator
 from app.serving.autotune import tune
-from app.serving.backends.base import Backend
+from app.serving.backends.base import Backend, Run
 from app.serving.batch_tuning import CPU_SIZES, CUDA_SIZES, noise, warm_up
 from app.serving.decode.image import decode
 from app.serving.engine import Engine
@@ -65,16 +65,18 @@ class ImageEncoder:
         name = self._model.card.name
         shape = (preprocess.channels, preprocess.size, preprocess.size)
         if not self._model.has_network:
-            run: Callable[[Array], Mapping[str, Array]] = self._run_without_network
-            plan = warm_up(run, shape, self._batch_sizes())
+            run: Run = self._run_without_network
+            streams: Sequence[Run] = ()
+            plan = warm_up([run], shape, self._batch_sizes())
         else:
             self.backend, self.precision = select_backend(self._model, self._settings, self._weights_key(), dev)
-            self.backend, plan = tune(self.backend, shape, self._batch_sizes())
-            run = self.backend.run
+            tuned = tune(self.backend, shape, self._batch_sizes())
+            self.backend, run, streams, plan = tuned.backend, tuned.backend.run, tuned.streams, tuned.plan
         return Engine(
             name,
             run,
             plan=plan,
+            streams=streams,
             probe=noise(1, shape),
             # Admission limits too, before a body is read; this is for requests that were admitted at the same time.
             max_queue=2 * max(self._settings.max_queue, self._settings.max_images_per_request),

@@ -1,19 +1,20 @@
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from app.core.settings import load_settings
-from app.serving.autotune import autotune, choose, tune
+from app.serving.autotune import choose, tune
 from app.serving.backends.base import Backend, Floats, Pixels, Precision
 from app.serving.backends.cuda_graphs import CudaGraphBackend
 from app.serving.backends.devices import make_backend
-from app.serving.backends.openvino import AsyncOpenVinoBackend, OpenVinoBackend, stream_count
+from app.serving.backends.openvino import OpenVinoBackend, stream_count
 from app.serving.backends.torch import TorchBackend
+from app.serving.batch_tuning import BatchPlan
 from ml.dataset.preprocess import Preprocess
 from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
 from tests.serving.owner import Owner
@@ -83,84 +84,78 @@ def _openvino(tmp_path: Path) -> OpenVinoBackend:
     return backend
 
 
-@pytest.mark.parametrize("streams", [2, 3])
-def test_streams_answer_as_one_does(tmp_path: Path, streams: int) -> None:
+@pytest.mark.parametrize("count", [2, 3])
+def test_streams_answer_as_one_does_and_side_by_side(tmp_path: Path, count: int) -> None:
     plain = _openvino(tmp_path)
-    streamed = AsyncOpenVinoBackend(plain, streams)
+    streams = plain.streams(count)
     pixels = np.random.default_rng(0).integers(0, 256, (8, *SHAPE), dtype=np.uint8)
-    for count in (1, 2, 3, 5, 8):
-        expected, got = plain.run(pixels[:count]), streamed.run(pixels[:count])
-        assert got.keys() == expected.keys()
-        for name, value in expected.items():
-            assert got[name] == pytest.approx(value, abs=1e-5)
-    again = streamed.run(pixels)  # what was answered before is not overwritten
-    assert got["location"] is not again["location"]
+    with ThreadPoolExecutor(count) as pool:
+        for size in (1, 2, 3, 5, 8):
+            expected = plain.run(pixels[:size])
+            for done in [pool.submit(run, pixels[:size]) for run in streams]:
+                got = done.result()
+                assert got.keys() == expected.keys()
+                for name, value in expected.items():
+                    assert got[name] == pytest.approx(value, abs=1e-5)
+    first = streams[0](pixels)["location"]
+    kept = first.copy()
+    streams[0](255 - pixels)  # what was answered before is not overwritten
+    assert (first == kept).all()
 
 
-def test_a_stream_that_fails_leaves_the_others_ready(tmp_path: Path) -> None:
-    streamed = AsyncOpenVinoBackend(_openvino(tmp_path), 2)
-    pixels = np.zeros((4, *SHAPE), dtype=np.uint8)
-    expected = streamed.run(pixels)
-    for broken in range(2):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(streamed, "_requests", list(streamed._requests))
-            streamed._requests[broken] = _Broken(streamed._requests[broken])
-            with pytest.raises(RuntimeError, match="out of memory"):
-                streamed.run(pixels)
-        assert streamed.run(pixels)["modality"] == pytest.approx(expected["modality"])
+@pytest.mark.parametrize(("beside", "taken"), [(0.01, True), (0.0104, True), (0.011, False)])
+def test_streams_are_taken_unless_they_are_slower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: float, taken: bool
+) -> None:
+    monkeypatch.setattr("app.serving.backends.devices.usable_cpus", lambda: 2)
+    plans = iter([BatchPlan(4, 0.01), BatchPlan(2, beside)])
+    monkeypatch.setattr("app.serving.autotune.warm_up", lambda *_: next(plans))
+    tuned = tune(_openvino(tmp_path), SHAPE, (1, 2, 4))
+    assert len(tuned.streams) == (2 if taken else 0)
+    assert tuned.plan == (BatchPlan(2, beside) if taken else BatchPlan(4, 0.01))
 
 
-class _Broken:
-    """An infer request whose run fails at its end."""
-
-    def __init__(self, request: Any) -> None:
-        self._request = request
-
-    def start_async(self, *arguments: Any, **named: Any) -> None:
-        self._request.start_async(*arguments, **named)
-
-    def wait(self) -> None:
-        self._request.wait()
-        raise RuntimeError("out of memory")
-
-
-def test_without_a_kept_graph_the_plain_way_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_kept_graph_one_stream_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("app.serving.backends.devices.usable_cpus", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     plain = _openvino(tmp_path)
     assert plain.threads == 2
     shutil.rmtree(tmp_path / "cache")
-    assert autotune(plain, SHAPE) is plain
+    assert tune(plain, SHAPE, (1, 2)).streams == ()
+    assert "2 streams failed; one serves" in caplog.text
 
 
 def test_models_of_one_network_are_compiled_and_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.serving.backends.devices.usable_cpus", lambda: 2)
     sizes = (1, 2, 4)
-    first, plan = tune(_openvino(tmp_path), SHAPE, sizes)
+    first = tune(_openvino(tmp_path), SHAPE, sizes)
 
     def measured(*_: object) -> None:
         raise AssertionError("it is measured again")
 
     monkeypatch.setattr("app.serving.autotune.warm_up", measured)
-    monkeypatch.setattr("app.serving.autotune.autotune", measured)
-    second, same = tune(_openvino(tmp_path), SHAPE, sizes)
-    assert same == plan
-    assert type(second) is type(first)
-    assert second is not first, "each has requests of its own"
+    second = tune(_openvino(tmp_path), SHAPE, sizes)
+    assert second.plan == first.plan
+    assert len(second.streams) == len(first.streams)
+    assert second.backend is not first.backend, "each has requests of its own"
     pixels = np.random.default_rng(1).integers(0, 256, (4, *SHAPE), dtype=np.uint8)
-    for name, expected in first.run(pixels).items():
-        np.testing.assert_allclose(second.run(pixels)[name], expected, atol=1e-5)
+    for name, expected in first.backend.run(pixels).items():
+        np.testing.assert_allclose(second.backend.run(pixels)[name], expected, atol=1e-5)
     with pytest.raises(AssertionError, match="measured again"):
         tune(_openvino(tmp_path / "other"), SHAPE, sizes)
 
 
 def test_streams_share_the_threads_and_one_thread_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [stream_count(threads) for threads in (1, 2, 4, 64)] == [1, 2, 4, 4]
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr("app.serving.backends.devices.usable_cpus", lambda: 1)
     plain = _openvino(tmp_path)
-    assert autotune(plain, SHAPE) is plain
+    assert tune(plain, SHAPE, (1, 2)).streams == ()
     eager = _torch("cpu")
-    assert autotune(eager, SHAPE) is eager
+    tuned = tune(eager, SHAPE, (1, 2))
+    assert tuned.backend is eager
+    assert tuned.streams == ()
 
 
 @pytest.mark.gpu

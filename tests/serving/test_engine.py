@@ -1,7 +1,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -49,12 +49,13 @@ def _soon(seconds: float = 30) -> float:
 
 @asynccontextmanager
 async def _engine(
-    model: Model, *, size: int = 4, max_queue: int = 100, max_run_s: float = 30.0
+    model: Model, *, size: int = 4, max_queue: int = 100, max_run_s: float = 30.0, streams: Sequence[Model] = ()
 ) -> AsyncIterator[Engine]:
     engine = Engine(
         "fake",
         model,
         plan=BatchPlan(size, 0.01),
+        streams=streams,
         probe=_image(0)[None],
         max_queue=max_queue,
         max_run_s=max_run_s,
@@ -64,12 +65,21 @@ async def _engine(
     try:
         yield engine
     finally:
-        model.free.set()
+        for one in (model, *streams):
+            one.free.set()
         await engine.stop()
 
 
 def _submit(engine: Engine, value: int, seconds: float = 30) -> "asyncio.Task[BatchOutput]":
     return asyncio.create_task(engine.submit(_image(value), _soon(seconds)))
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come true")
 
 
 async def _becomes(engine: Engine, *, healthy: bool) -> None:
@@ -275,7 +285,7 @@ def test_the_batch_size_is_the_smallest_that_pays(monkeypatch: pytest.MonkeyPatc
         return {}
 
     monkeypatch.setattr("app.serving.batch_tuning.time.perf_counter", lambda: clock)
-    plan = warm_up(run, (1, 4, 4), (1, 2, 4, 8))
+    plan = warm_up([run], (1, 4, 4), (1, 2, 4, 8))
     assert plan.size == chosen
     assert set(range(1, chosen + 1)) <= set(ran)
 
@@ -323,8 +333,48 @@ def test_a_device_that_failed_for_good_is_not_waited_for() -> None:
 def test_sizes_without_memory_are_no_candidates() -> None:
     model = Model()
     model.memory = 4
-    assert warm_up(model, (1, 2, 2), (1, 2, 4, 8, 16)).size <= 4
+    assert warm_up([model], (1, 2, 2), (1, 2, 4, 8, 16)).size <= 4
     assert max(model.sizes) == 8, "what is larger than one that failed is not tried"
     model.memory = 0
     with pytest.raises(torch.OutOfMemoryError):
-        warm_up(model, (1, 2, 2), (1, 2))
+        warm_up([model], (1, 2, 2), (1, 2))
+
+
+def test_streams_run_side_by_side_and_share_the_queue() -> None:
+    async def main() -> None:
+        alone, streams = Model(), (Model(), Model())
+        for stream in streams:
+            stream.free.clear()
+        async with _engine(alone, streams=streams) as engine:
+            assert (await _submit(engine, 1)).outputs["value"] == 1
+            assert (alone.sizes, [stream.sizes for stream in streams]) == ([1], [[], []]), "one image has all cores"
+            first = [_submit(engine, value) for value in (2, 3, 4)]
+            await asyncio.sleep(0.01)  # they are queued
+            await _until(lambda: engine.depth == 0)
+            rest = [_submit(engine, value) for value in range(5, 13)]
+            await _until(lambda: engine.depth == 8)
+            streams[1].free.set()  # the other is stuck: this one goes on
+            for value, task in enumerate(rest, start=5):
+                assert (await task).outputs["value"] == value
+            assert not all(task.done() for task in first)
+            streams[0].free.set()
+            assert [(await task).outputs["value"] for task in first] == [2, 3, 4]
+            assert alone.sizes == [1]
+            assert max(streams[1].sizes) == 4, "a stream takes its share of the queue"
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_hangs_fails_what_waits_and_the_engine_comes_back() -> None:
+    async def main() -> None:
+        alone, streams = Model(), (Model(), Model())
+        streams[0].free.clear()
+        async with _engine(alone, streams=streams, max_run_s=0.2) as engine:
+            answers = await asyncio.gather(*(_submit(engine, value) for value in range(3)), return_exceptions=True)
+            assert any(isinstance(answer, UnavailableError) for answer in answers)
+            await _becomes(engine, healthy=False)
+            streams[0].free.set()
+            await _becomes(engine, healthy=True)
+            assert (await _submit(engine, 7)).outputs["value"] == 7
+
+    asyncio.run(main())

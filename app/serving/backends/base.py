@@ -1,8 +1,8 @@
 """The interface of what runs a network."""
 
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+
+# A batch (N, ...) to the outputs of a network with N rows each.
+Run = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 

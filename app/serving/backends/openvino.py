@@ -1,10 +1,11 @@
-"""OpenVINO on a CPU: one request with all threads, or asynchronous requests side by side."""
+"""OpenVINO on a CPU: one request with all threads, or streams side by side."""
 
 import logging
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import openvino as ov
 
-from app.serving.backends.base import Floats, NetworkOwner, Pixels, Precision
+from app.serving.backends.base import Floats, NetworkOwner, Pixels, Precision, Run
 from ml.dataset.preprocess import Preprocess
 from ml.models.base import MAPS
 
@@ -65,12 +66,27 @@ class OpenVinoBackend:
         self.has_maps = MAPS in names
         self.outputs = tuple(name for name in names if name != MAPS)
         self._maps: ov.CompiledModel | None = None
-        self._compiled = self.compile(1, graph)
+        self._compiled = self._compiled_for(1, graph)
         self._request = self._compiled.create_infer_request()
 
     def run(self, pixels: Pixels) -> Mapping[str, Floats]:
         """Run a batch, uint8 (N, C, H, W); see ``Backend``."""
-        outputs = self._request.infer([pixels], share_inputs=True)
+        return self._infer(self._request, pixels)
+
+    def streams(self, count: int) -> list[Run]:
+        """Runs of a batch that may be called side by side, each on its share of the threads.
+
+        Args:
+            count: of streams.
+
+        Raises:
+            RuntimeError: the network cannot be compiled again.
+        """
+        compiled = self._compiled_for(count)
+        return [partial(self._infer, compiled.create_infer_request()) for _ in range(count)]
+
+    def _infer(self, request: ov.InferRequest, pixels: Pixels) -> Mapping[str, Floats]:
+        outputs = request.infer([pixels], share_inputs=True)
         return {name: np.array(outputs[index]) for index, name in enumerate(self.outputs)}
 
     def feature_maps(self, pixels: Pixels) -> Floats:
@@ -91,16 +107,8 @@ class OpenVinoBackend:
         """Names what is run: models of one network, as a fusion and its image half, have the same."""
         return str(self._cache), self.precision, self.threads
 
-    def compile(self, streams: int, graph: ov.Model | None = None) -> ov.CompiledModel:
-        """The network for some concurrent requests, each with its share of the threads; compiled once for all models.
-
-        Args:
-            streams: number of requests.
-            graph: the converted network; None to read the one that is kept.
-
-        Raises:
-            RuntimeError: the converted graph is not kept.
-        """
+    def _compiled_for(self, streams: int, graph: ov.Model | None = None) -> ov.CompiledModel:
+        """The network for some concurrent requests; compiled once for all models that run it."""
         with _COMPILING:
             key = (*self.graph_key, streams)
             compiled = _COMPILED.get(key) or self._compile(_part(graph or self._kept_graph(), self.outputs), streams)
@@ -177,49 +185,3 @@ def _convert(model: NetworkOwner, preprocess: Preprocess, cache: Path) -> ov.Mod
 def stream_count(threads: int) -> int:
     """Number of streams to try with a number of threads."""
     return min(threads, _MAX_STREAMS)
-
-
-class AsyncOpenVinoBackend:
-    """Runs the parts of a batch as asynchronous requests, each in a stream with its share of the threads.
-
-    A batch of fewer images than streams runs as one request with all threads, which has the lower latency.
-    The requests are started and awaited one by one. ``ov.AsyncInferQueue`` takes 0.78 to 1.06 of the time of this loop,
-    by batch size, but after a refused request it fails the next one too, which belongs to other callers.
-
-    Args:
-        backend: runs a batch with all threads.
-        streams: parts of a batch.
-
-    Raises:
-        RuntimeError: the network cannot be compiled again.
-    """
-
-    name = "openvino"
-    device = "cpu"
-
-    def __init__(self, backend: OpenVinoBackend, streams: int) -> None:
-        self.precision = backend.precision
-        self.streams = streams
-        self.plain = backend
-        compiled = backend.compile(streams)
-        self._requests = [compiled.create_infer_request() for _ in range(streams)]
-
-    def run(self, pixels: Pixels) -> Mapping[str, Floats]:
-        """Run a batch, uint8 (N, C, H, W); see ``Backend``."""
-        if len(pixels) < self.streams:
-            return self.plain.run(pixels)
-        parts = np.array_split(pixels, self.streams)
-        for request, part in zip(self._requests, parts, strict=True):
-            request.start_async([part], share_inputs=True)
-        errors = []
-        for request in self._requests:  # await all of them: one that still runs could not be started again
-            try:
-                request.wait()
-            except RuntimeError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-        return {
-            name: np.concatenate([request.get_output_tensor(index).data for request in self._requests])
-            for index, name in enumerate(self.plain.outputs)
-        }

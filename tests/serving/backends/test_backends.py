@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from app.core.settings import load_settings
-from app.serving.autotune import autotune
+from app.serving.autotune import with_cuda_graphs
 from app.serving.backends.base import Precision
 from app.serving.backends.devices import make_backend, software
 from app.serving.backends.openvino import OpenVinoBackend
@@ -149,7 +149,7 @@ def test_cuda_answers_as_the_cpu_does(make: object, tmp_path: Path) -> None:
     expected = make_backend(Owner(network), preprocess, exact, "weights").run(pixels)
     backend = make_backend(Owner(network), preprocess, load_settings(home=tmp_path, device="cuda"), "weights")
     assert (backend.name, backend.device) == ("torch", "cuda")
-    got = autotune(backend, (preprocess.channels, preprocess.size, preprocess.size)).run(pixels)
+    got = with_cuda_graphs(backend, (preprocess.channels, preprocess.size, preprocess.size)).run(pixels)
     for name, value in expected.items():
         assert got[name] == pytest.approx(value, abs=1e-3)
 
