@@ -19,6 +19,7 @@ _REPEATS: Final = 5
 _TOLERANCE: Final = 1e-2
 _FASTER: Final = 0.95
 _SLOWER: Final = 1.05
+_STREAM_SIZES: Final = (2, 4)
 
 Shape = tuple[int, int, int]
 
@@ -30,7 +31,7 @@ class Tuned:
     Attributes:
         backend: runs a batch with all cores, or on the GPU.
         plan: the batch size, of the streams where there are any.
-        streams: run batches side by side, see ``OpenVinoBackend.streams``; empty where ``backend.run`` is faster.
+        streams: run batches side by side, see ``OpenVinoBackend.streams``; empty where ``backend.run`` has them all.
     """
 
     backend: Backend
@@ -38,12 +39,11 @@ class Tuned:
     streams: Sequence[Run] = ()
 
 
-# By graph and batch sizes: how many streams and which batch size were the fastest.
-_TUNED: Final[dict[tuple[object, ...], tuple[int, BatchPlan]]] = {}
-
-
 def tune(backend: Backend, shape: Shape, sizes: Sequence[int]) -> Tuned:
-    """The fastest way to run a network; measured once for all models that run one graph.
+    """The fastest way to run a network.
+
+    OpenVINO runs batches in streams side by side. That is not measured at every start, because beside decoding and HTTP
+    it is faster by a third, and a measurement beside a training says the contrary.
 
     Args:
         backend: of the device and precision that were chosen.
@@ -53,44 +53,30 @@ def tune(backend: Backend, shape: Shape, sizes: Sequence[int]) -> Tuned:
     Raises:
         torch.OutOfMemoryError: there is no memory for the smallest one; or MemoryError.
     """
-    if not isinstance(backend, OpenVinoBackend):
-        backend = with_cuda_graphs(backend, shape)
+    backend = with_cuda_graphs(backend, shape)
+    streams = _streams(backend, shape) if isinstance(backend, OpenVinoBackend) else ()
+    if not streams:
         return Tuned(backend, warm_up([backend.run], shape, sizes))
-    key = (*backend.graph_key, *sizes)
-    if key not in _TUNED:
-        tuned = _tune_streams(backend, shape, sizes)
-        _TUNED[key] = len(tuned.streams), tuned.plan
-        return tuned
-    count, plan = _TUNED[key]
-    streams = backend.streams(count) if count else ()
-    for run in streams or [backend.run]:  # its own requests have not run yet
-        for size in range(1, plan.size + 1):
-            run(noise(size, shape))
-    return Tuned(backend, plan, streams)
+    # Two images a run halve the hand-overs between threads; more than four are slower, for want of cache.
+    few = [size for size in sizes if size in _STREAM_SIZES] or sizes[:1]
+    return Tuned(backend, warm_up(streams, shape, few), streams)
 
 
-def _tune_streams(backend: OpenVinoBackend, shape: Shape, sizes: Sequence[int]) -> Tuned:
-    plan = warm_up([backend.run], shape, sizes)
+def _streams(backend: OpenVinoBackend, shape: Shape) -> Sequence[Run]:
+    """Streams that answer as the backend does; empty where there is one thread, or where they fail."""
     count = stream_count(backend.threads)
     if count == 1:
-        return Tuned(backend, plan)
+        return ()
+    pixels = noise(1, shape)
+    expected = backend.run(pixels)
     try:
         streams = backend.streams(count)
-        pixels = noise(1, shape)
-        expected = backend.run(pixels)
-        if not all(_alike(expected, run(pixels)) for run in streams):
-            logger.warning("OpenVINO gives other outputs in %d streams; one serves", count)
-            return Tuned(backend, plan)
-        # Two images a run halve the hand-overs between threads, which these measurements do not see.
-        beside = warm_up(streams, shape, [size for size in sizes if size > 1] or sizes)
+        if all(_alike(expected, run(pixels)) for run in streams):
+            return streams
+        logger.warning("OpenVINO gives other outputs in %d streams; one serves", count)
     except Exception:
         logger.warning("%d streams failed; one serves", count, exc_info=True)
-        return Tuned(backend, plan)
-    seconds = beside.seconds_per_image, plan.seconds_per_image
-    logger.info("seconds per image in %d streams: %.4f, in one: %.4f", count, *seconds)
-    # Beside decoding and HTTP, which these runs lack, streams gain more: a core that is taken stops only one of them.
-    faster = seconds[0] < _SLOWER * seconds[1]
-    return Tuned(backend, beside, streams) if faster else Tuned(backend, plan)
+    return ()
 
 
 def with_cuda_graphs(backend: Backend, shape: Shape) -> Backend:

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
 import torch
 
@@ -14,7 +15,6 @@ from app.serving.backends.cuda_graphs import CudaGraphBackend
 from app.serving.backends.devices import make_backend
 from app.serving.backends.openvino import OpenVinoBackend, stream_count
 from app.serving.backends.torch import TorchBackend
-from app.serving.batch_tuning import BatchPlan
 from ml.dataset.preprocess import Preprocess
 from ml.models.network import CompactBackbone, MultiTaskNetwork, ServingNetwork
 from tests.serving.owner import Owner
@@ -103,16 +103,14 @@ def test_streams_answer_as_one_does_and_side_by_side(tmp_path: Path, count: int)
     assert (first == kept).all()
 
 
-@pytest.mark.parametrize(("beside", "taken"), [(0.01, True), (0.0104, True), (0.011, False)])
-def test_streams_are_taken_unless_they_are_slower(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: float, taken: bool
+@pytest.mark.parametrize(("sizes", "chosen"), [((1, 2, 4, 8), (2, 4)), ((1,), (1,)), ((16,), (16,))])
+def test_streams_take_few_images_unless_the_batch_size_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], chosen: tuple[int, ...]
 ) -> None:
     monkeypatch.setattr("app.serving.backends.devices.usable_cpus", lambda: 2)
-    plans = iter([BatchPlan(4, 0.01), BatchPlan(2, beside)])
-    monkeypatch.setattr("app.serving.autotune.warm_up", lambda *_: next(plans))
-    tuned = tune(_openvino(tmp_path), SHAPE, (1, 2, 4))
-    assert len(tuned.streams) == (2 if taken else 0)
-    assert tuned.plan == (BatchPlan(2, beside) if taken else BatchPlan(4, 0.01))
+    tuned = tune(_openvino(tmp_path), SHAPE, sizes)
+    assert len(tuned.streams) == 2
+    assert tuned.plan.size in chosen
 
 
 def test_without_a_kept_graph_one_stream_serves(
@@ -127,24 +125,24 @@ def test_without_a_kept_graph_one_stream_serves(
     assert "2 streams failed; one serves" in caplog.text
 
 
-def test_models_of_one_network_are_compiled_and_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_one_network_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.serving.backends.devices.usable_cpus", lambda: 2)
-    sizes = (1, 2, 4)
-    first = tune(_openvino(tmp_path), SHAPE, sizes)
+    first = tune(_openvino(tmp_path), SHAPE, (1, 2, 4))
+    compiled: list[object] = []
+    compile_model = ov.Core.compile_model
 
-    def measured(*_: object) -> None:
-        raise AssertionError("it is measured again")
+    def counted(*arguments: object, **options: object) -> object:
+        compiled.append(arguments)
+        return compile_model(*arguments, **options)
 
-    monkeypatch.setattr("app.serving.autotune.warm_up", measured)
-    second = tune(_openvino(tmp_path), SHAPE, sizes)
-    assert second.plan == first.plan
-    assert len(second.streams) == len(first.streams)
-    assert second.backend is not first.backend, "each has requests of its own"
+    monkeypatch.setattr(ov.Core, "compile_model", counted)
+    second = tune(_openvino(tmp_path), SHAPE, (1, 2, 4))
+    assert compiled == []
     pixels = np.random.default_rng(1).integers(0, 256, (4, *SHAPE), dtype=np.uint8)
-    for name, expected in first.backend.run(pixels).items():
-        np.testing.assert_allclose(second.backend.run(pixels)[name], expected, atol=1e-5)
-    with pytest.raises(AssertionError, match="measured again"):
-        tune(_openvino(tmp_path / "other"), SHAPE, sizes)
+    for name, expected in first.streams[0](pixels).items():
+        np.testing.assert_allclose(second.streams[0](pixels)[name], expected, atol=1e-5)
+    tune(_openvino(tmp_path / "other"), SHAPE, (1, 2, 4))
+    assert compiled
 
 
 def test_streams_share_the_threads_and_one_thread_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,7 @@ class OpenVinoBackend:
         self.has_maps = MAPS in names
         self.outputs = tuple(name for name in names if name != MAPS)
         self._maps: ov.CompiledModel | None = None
+        self._streamed: ov.CompiledModel | None = None
         self._compiled = self._compiled_for(1, graph)
         self._request = self._compiled.create_infer_request()
 
@@ -82,7 +83,7 @@ class OpenVinoBackend:
         Raises:
             RuntimeError: the network cannot be compiled again.
         """
-        compiled = self._compiled_for(count)
+        self._streamed = compiled = self._compiled_for(count)  # held, so that other models of the network share it
         return [partial(self._infer, compiled.create_infer_request()) for _ in range(count)]
 
     def _infer(self, request: ov.InferRequest, pixels: Pixels) -> Mapping[str, Floats]:
@@ -102,15 +103,10 @@ class OpenVinoBackend:
             self._maps = self._compile(_part(self._kept_graph(), (MAPS,)), streams=1, precision="fp32")
         return np.array(self._maps([pixels])[0][0])
 
-    @property
-    def graph_key(self) -> tuple[str, str, int]:
-        """Names what is run: models of one network, as a fusion and its image half, have the same."""
-        return str(self._cache), self.precision, self.threads
-
     def _compiled_for(self, streams: int, graph: ov.Model | None = None) -> ov.CompiledModel:
         """The network for some concurrent requests; compiled once for all models that run it."""
         with _COMPILING:
-            key = (*self.graph_key, streams)
+            key = str(self._cache), self.precision, self.threads, streams
             compiled = _COMPILED.get(key) or self._compile(_part(graph or self._kept_graph(), self.outputs), streams)
             _COMPILED[key] = compiled
         return compiled
