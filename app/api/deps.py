@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from app.api.filter_parameters import takes_filters
+from app.core.exceptions import message_of
 from app.core.settings import Settings
 from app.data.annotations import Annotations
 from app.data.fields import CASE_ALIASES, CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS
@@ -245,7 +246,7 @@ async def parse_selection(text: str, repository: Repository, collection: Collect
         parameters = _Parameters.model_validate({name: value for name, value in pairs if name in counts})
     except ValidationError as error:
         raise ParameterError(
-            ParameterProblem(str(each["loc"][0]), each["msg"]) for each in error.errors(include_url=False)
+            ParameterProblem(str(each["loc"][0]), message_of(each)) for each in error.errors(include_url=False)
         ) from error
     aliases = IMAGE_ALIASES if collection is IMAGES else CASE_ALIASES
     filters = [pair for pair in pairs if pair[0] not in counts]

@@ -22,7 +22,14 @@ from pymongo.errors import (
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from app.core.exceptions import ApiError, DeadlineExceededError, ProblemItem, UnavailableError, UnprocessableError
+from app.core.exceptions import (
+    ApiError,
+    DeadlineExceededError,
+    ProblemItem,
+    UnavailableError,
+    UnprocessableError,
+    message_of,
+)
 from app.data.dataset import DatasetNotFoundError
 from app.data.filters import ParameterError
 from app.data.repository import NotFoundError
@@ -120,7 +127,7 @@ def _invalid_request(error: RequestValidationError) -> ApiError:
     items = []
     for problem in error.errors():
         location = [str(part) for part in problem["loc"] if part not in ("query", "path", "body")]
-        items.append(ProblemItem(parameter=".".join(location), message=problem["msg"].removeprefix("Value error, ")))
+        items.append(ProblemItem(parameter=".".join(location), message=message_of(problem)))
     detail = "; ".join(f"{item.parameter}: {item.message}" if item.parameter else item.message for item in items)
     return UnprocessableError(f"The request cannot be used: {detail}", errors=items)
 

@@ -11,6 +11,12 @@ class UserError(Exception):
     """A fault that the user can correct: the command line prints its message, without a traceback."""
 
 
+def message_of(problem: Mapping[str, Any]) -> str:
+    """The message of one of a pydantic error's problems; pydantic puts "Value error, " before a validator's own."""
+    message: str = problem["msg"]
+    return message.removeprefix("Value error, ")
+
+
 @dataclass(frozen=True, slots=True)
 class ProblemItem:
     """One part of a request that cannot be used."""

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import sys
 from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,7 +13,7 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.core.exceptions import UserError
+from app.core.exceptions import UserError, message_of
 
 # An error message never repeats the values of these.
 _SECRET: Final = frozenset({"MEDPIX_API_KEYS", "MEDPIX_MONGO_URI"})
@@ -72,7 +73,17 @@ def _host_names(values: list[str]) -> list[str]:
     return values
 
 
-FolderPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
+def _absolute(path: Path) -> Path:
+    path = path.expanduser().resolve()
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # undecoded bytes: neither MongoDB's address nor JSON can have them
+        encoding = sys.getfilesystemencoding()
+        raise ValueError(f"Its name is not {encoding}, which this environment asks for: set PYTHONUTF8=1") from None
+    return path
+
+
+FolderPath = Annotated[Path, AfterValidator(_absolute)]
 
 
 class ConfigurationError(UserError):
@@ -229,7 +240,7 @@ def load_settings(**overrides: Any) -> Settings:
         for problem in error.errors(include_url=False):
             name = "MEDPIX_" + "_".join(str(part) for part in problem["loc"]).upper()
             value = "***" if name in _SECRET else repr(problem["input"])
-            lines.append(f"{name}={value}: {problem['msg']}")
+            lines.append(f"{name}={value}: {message_of(problem)}")
         raise ConfigurationError("\n".join(lines)) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from app.core.exceptions import UserError
+from app.core.exceptions import UserError, message_of
 from app.data import dataset
 from app.data.record import CaseId, SourceCase, SourceImage
 
@@ -149,7 +149,7 @@ def _read_jsonl(
         except ValidationError as error:
             for problem in error.errors(include_url=False, include_input=False):
                 field_path = ".".join(map(str, problem["loc"])) or "record"
-                yield Problem(name, number, f"{field_path}: {problem['msg']}")
+                yield Problem(name, number, f"{field_path}: {message_of(problem)}")
             continue
         record = SourceRecord(raw, split, name, number)
         first = records.setdefault(raw[key], record)

@@ -48,6 +48,28 @@ def test_too_few_open_files_are_named(tmp_path: Path, generated_dataset: Path) -
     assert "Traceback" not in done.stderr
 
 
+def test_a_folder_that_the_encoding_cannot_name_is_an_error_that_says_what_to_do(
+    tmp_path: Path, generated_dataset: Path
+) -> None:
+    ascii_only = {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "app.main", "up", "--data", str(generated_dataset)],
+        env=environment(tmp_path / "Häuschen", free_port()) | ascii_only,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "MEDPIX_HOME" in done.stderr
+    assert "Value error" not in done.stderr
+    assert "set PYTHONUTF8=1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("command", ["up", "seed"])
 def test_a_home_that_cannot_be_made_is_named(tmp_path: Path, generated_dataset: Path, command: str) -> None:
     file = tmp_path / "file"

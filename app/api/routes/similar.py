@@ -32,7 +32,7 @@ from app.api.routes.predict_image import read_image_file
 from app.api.schemas.predictions import DatasetImage, ImageStamp, ModelStamp, Task, image_stamp, model_stamp
 from app.api.schemas.records import ImageLinks, ImageView
 from app.api.uploads import read_upload, upload_schema
-from app.core.exceptions import ContentTooLargeError, UnprocessableError
+from app.core.exceptions import ContentTooLargeError, UnprocessableError, message_of
 from app.data.fields import IMAGE_FIELDS
 from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem
 from app.data.integrity import case_of
@@ -283,7 +283,7 @@ async def _read_text(request: PredictionRequest) -> str:
     except ValidationError as error:
         problem = error.errors()[0]
         location = ".".join(map(str, problem["loc"])) or "body"
-        raise UnprocessableError(f'Send {{"text": "…"}} as JSON. {location}: {problem["msg"]}.') from error
+        raise UnprocessableError(f'Send {{"text": "…"}} as JSON. {location}: {message_of(problem)}.') from error
 
 
 async def _ranked(
