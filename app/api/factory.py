@@ -12,7 +12,7 @@ from pymongo.errors import PyMongoError
 
 from app.api.deps import check_parameters
 from app.api.errors import install_error_handlers
-from app.api.middleware import BodyLimit, CountRequests, ForwardedPrefix, RequestContext
+from app.api.middleware import BodyLimit, CountRequests, Failures, ForwardedPrefix, RequestContext
 from app.api.ratelimit import RateLimit
 from app.api.routes import (
     annotations,
@@ -159,6 +159,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.rate_limit_per_minute or settings.rate_limit_reads_per_minute:
         app.add_middleware(RateLimit, settings=settings)
     app.add_middleware(BodyLimit, limit_of=lambda path: body_limit(settings, path))
+    app.add_middleware(Failures)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

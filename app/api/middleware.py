@@ -36,11 +36,7 @@ SECURITY_HEADERS: Final[Mapping[str, str]] = {
 
 
 class RequestContext:
-    """Gives every request an id and the time of its start, adds the security headers, answers HEAD as GET.
-
-    What no handler answered becomes a 500 here, not in Starlette's outermost layer: so it has the headers too, its log
-    line has the id, and the connection stays usable.
-    """
+    """Gives every request an id and the time of its start, adds the security headers, answers HEAD as GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -54,7 +50,7 @@ class RequestContext:
         request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         REQUEST_ID.set(request_id)
         scope.setdefault("state", {}).update(request_id=request_id, started=time.perf_counter())
-        is_head, has_started = scope["method"] == "HEAD", False
+        is_head = scope["method"] == "HEAD"
         scope["state"]["is_head"] = is_head  # a file is then not read
         if is_head:
             # The server's own record keeps the method that was asked. Range is defined for GET alone.
@@ -62,9 +58,7 @@ class RequestContext:
             scope = {**scope, "method": "GET", "headers": headers}
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal has_started
             if message["type"] == "http.response.start":
-                has_started = True
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
                 for name, value in SECURITY_HEADERS.items():
@@ -73,13 +67,38 @@ class RequestContext:
                 message = {**message, "body": b""}
             await send(message)
 
+        await self._app(scope, receive, send_with_headers)
+
+
+class Failures:
+    """Answers what no handler did with a 500.
+
+    Starlette's own layer for that is the outermost one: there the answer would have no security and no CORS headers,
+    the log line no id, and the connection would be closed.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        has_started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, receive, noted)
         except Exception as error:
-            logger.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            if scope["type"] != "http":
+                raise
+            method = "HEAD" if scope["state"]["is_head"] else scope["method"]
+            logger.exception("request %s failed: %s %s", scope["state"]["request_id"], method, scope["path"])
             if has_started:
                 raise  # the server closes the connection: there is no other way to say that the answer is cut
-            await problem_response(Request(scope), translate(error))(scope, receive, send_with_headers)
+            await problem_response(Request(scope), translate(error))(scope, receive, send)
 
 
 class ForwardedPrefix:
@@ -133,7 +152,7 @@ class CountRequests:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 500  # what an exception that nobody handles becomes further out
+        status = 500
 
         async def noted(message: Message) -> None:
             nonlocal status

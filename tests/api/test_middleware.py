@@ -20,6 +20,8 @@ from tests.api.predict_client import is_problem
 from tests.conftest import Document, database_address
 from tests.service import running_service
 
+ORIGIN = "https://viewer.example.org"
+
 
 def _failing(app: FastAPI) -> FastAPI:
     async def fail() -> Response:
@@ -44,7 +46,7 @@ def failing(
     generated_database: Database[Document], generated_dataset: Path, mongo_server: str, tmp_path: Path
 ) -> Iterator[httpx.Client]:
     uri = database_address(mongo_server, generated_database.name)
-    settings = load_settings(home=tmp_path, mongo_uri=uri, data_dir=generated_dataset)
+    settings = load_settings(home=tmp_path, mongo_uri=uri, data_dir=generated_dataset, cors_origins=[ORIGIN])
     with running_service(settings, _failing(create_app(settings))) as client:
         yield client
 
@@ -52,11 +54,12 @@ def failing(
 def test_a_500_has_all_headers_and_its_log_line_has_the_id(
     failing: httpx.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer = failing.get("/fail", headers={"X-Request-ID": "find-me-7"})
+    answer = failing.get("/fail", headers={"X-Request-ID": "find-me-7", "Origin": ORIGIN})
     is_problem(answer, 500)
     assert answer.headers["x-request-id"] == "find-me-7"
     for name, value in SECURITY_HEADERS.items():
         assert answer.headers[name] == value
+    assert answer.headers["access-control-allow-origin"] == ORIGIN
     assert "secret" not in answer.text
     [record] = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert record.getMessage() == "request find-me-7 failed: GET /fail"
