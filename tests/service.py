@@ -27,7 +27,10 @@ def running_server(settings: Settings, app: FastAPI | None = None) -> Iterator[t
     """The same, and the server, which a test can tell to stop."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app or create_app(settings), http=RequestHeadProtocol, log_level="warning", lifespan="on")
+    # As the command line does it: uvicorn's own log configuration closes the handlers of the whole process.
+    config = uvicorn.Config(
+        app or create_app(settings), http=RequestHeadProtocol, log_level="warning", log_config=None, lifespan="on"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
