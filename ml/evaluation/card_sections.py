@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ml.evaluation.retrieval import CUTOFFS, KINDS, RELEVANT
 from ml.models.model_specs import MODEL_SPECS
-from ml.registry.model_card import LICENCE, METRICS, NOT_FOR
+from ml.registry.model_card import LICENCE, METRICS, NEVER_CONFIDENT, NOT_FOR
 
 # Fewer images say nothing about a subgroup.
 _LEAST_OF_SUBGROUP: Final = 20
@@ -111,7 +111,8 @@ def _ood_threshold(threshold: float | None, distance: str) -> list[tuple[str, st
 
 
 def _by_task(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{_spoken(task)} {value:.3f}" for task, value in values.items())
+    parts = ((task, "never" if value >= NEVER_CONFIDENT else f"{value:.3f}") for task, value in values.items())
+    return ", ".join(f"{_spoken(task)} {value}" for task, value in parts)
 
 
 def _spoken(task: str) -> str:

@@ -31,9 +31,10 @@ from ml.models.base import EMBEDDING, STAGES, Floats, Outputs, ServedModel, has_
 from ml.models.model_specs import MODEL_SPECS, family_class
 from ml.models.predict_records import captions_of, run_captions, run_images
 from ml.registry.artifacts import exclusive_lock
-from ml.registry.model_card import ModelCard, new_version, now
+from ml.registry.model_card import NEVER_CONFIDENT, ModelCard, new_version, now
 from ml.registry.reference_embeddings import Reference
 from ml.registry.registry import Registry, load_model, load_reference
+from ml.training.calibration import TARGET_ACCURACY
 from ml.training.context import Context, Options
 from ml.training.device import DeviceName, Team, pick_device
 from ml.training.progress import Reporter, Run, silent
@@ -229,7 +230,11 @@ def _outputs(model: ServedModel, context: Context, fold: Fold) -> tuple[Outputs,
 
 
 def recalibrate(model: ServedModel, pooled: Pooled) -> None:
-    """Set temperatures, thresholds and the figures out of fold on the card of a model and of its parts."""
+    """Set temperatures, thresholds and the figures out of fold on the card of a model and of its parts.
+
+    The figures come from thresholds that were chosen without the fold that they are measured on. Where fewer of these
+    confident answers are right than ``TARGET_ACCURACY``, no answer of the task is confident any more.
+    """
     card = model.card
     figures: dict[str, list[LabelledPredictions]] = {task: [] for task in card.tasks}
     sure: dict[str, list[NDArray[np.bool_]]] = {task: [] for task in card.tasks}
@@ -250,6 +255,15 @@ def recalibrate(model: ServedModel, pooled: Pooled) -> None:
     card.metrics[METRICS] = {
         task: _figures(_together(parts), np.concatenate(sure[task])) for task, parts in figures.items() if parts
     }
+    for task, measured in card.metrics[METRICS].items():
+        confident = measured["confident"]
+        if confident["n"] and confident["accuracy"] >= TARGET_ACCURACY[task]:
+            continue
+        # A threshold that keeps what it promises on some patients and not on others is none: no answer is confident.
+        for thresholds in (card.thresholds, card.thresholds_image_only):
+            thresholds.update({key: NEVER_CONFIDENT for key in thresholds if key == task})
+        nobody = {"coverage": 0.0, "n": 0, "cases": 0, "accuracy": None, "accuracy_95": None}
+        measured["confident"] = nobody | ({"withdrawn": confident} if confident["n"] else {})
 
 
 def _set(model: ServedModel, pooled: Pooled) -> None:

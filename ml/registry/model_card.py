@@ -28,6 +28,8 @@ NOT_FOR: Final = (
     "Other kinds of images than CT and MR: there is no answer for them, so one of the known classes is given.",
     "Original DICOM studies of a hospital: it learned from 8-bit images of a teaching file, cropped by their authors.",
 )
+# A threshold above every probability.
+NEVER_CONFIDENT: Final = 2.0
 LICENCE: Final = (
     "The code is under the MIT licence. The data have terms of their own: beside the files of MedPix 2.0 "
     "(Siragusa et al., arXiv 2407.02994) no licence is stated, and the images and texts are those of MedPix."
@@ -103,8 +105,8 @@ class ModelCard(BaseModel):
         weights_source: where pretrained weights came from, or why there are none.
         preprocess: see ``ml.dataset.preprocess``; None for a model without image.
         temperature: per task; see ``calibrated_on``.
-        thresholds: per task, the confidence from which on an answer is "confident"; see
-            ``ml.training.calibration.decision_threshold``.
+        thresholds: per task, the confidence from which on an answer is "confident", ``NEVER_CONFIDENT`` where none is;
+            see ``ml.training.calibration.decision_threshold``.
         thresholds_image_only: the same for answers without a caption, of a model that takes both.
         calibrated_on: what temperatures and thresholds were set on: "dev", or "out-of-fold", predictions of the train
             and dev images by models of the same recipe that never saw their patients.

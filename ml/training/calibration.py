@@ -12,6 +12,7 @@ from ml.dataset.labels import IGNORED, LOCATION, LOCATION_CATEGORY, MODALITY
 from ml.evaluation.bootstrap import CaseBootstrap
 from ml.evaluation.metrics import Probabilities, Targets, labelled, negative_log_likelihood
 from ml.models.base import adjust, softmax
+from ml.registry.model_card import NEVER_CONFIDENT
 
 # Meaning of "confident": of the answers that sure and surer at least this share is right, at the lower end of its
 # interval.
@@ -63,7 +64,7 @@ def decision_threshold(
         target_accuracy: wanted share of right answers among the confident ones.
 
     Returns:
-        A probability; just above the highest one where no share of the answers reaches the target.
+        A probability; ``NEVER_CONFIDENT`` where no share of the answers reaches the target.
     """
     probabilities, targets, cases = labelled(probabilities, targets, cases)
     if not len(targets):
@@ -86,7 +87,7 @@ def decision_threshold(
     probable = confidence >= LEAST_PROBABILITY
     reached = np.flatnonzero(is_last & enough & probable & (lower >= target_accuracy))
     if not len(reached):
-        return float(min(1.0, confidence[0] + 1e-6))
+        return NEVER_CONFIDENT
     return float(confidence[reached[-1]])
 
 

@@ -66,7 +66,8 @@ function facts(card, backend, task, scored, findsImages) {
 /** From which probability on an answer is confident; another one where the caption is missing. */
 function thresholds({ thresholds: usual, thresholds_image_only: imageOnly }, task) {
   if (usual[task] === undefined) return "none";
-  const without = imageOnly?.[task] === undefined ? "" : `; without a caption, below ${percent(imageOnly[task])}`;
+  if (usual[task] > 1) return "no answer is confident: the surest ones were not right often enough for patients that the model had not seen";
+  const without = imageOnly?.[task] === undefined || imageOnly[task] > 1 ? "" : `; without a caption, below ${percent(imageOnly[task])}`;
   return `answers with a probability below ${percent(usual[task])} are uncertain${without}`;
 }
 
@@ -88,7 +89,11 @@ function coverage(card, task, scored) {
   const found = scored?.confident ?? outOfFold?.confident;
   if (!found) return "not evaluated yet";
   const images = scored ? "test images" : `train and dev images (${outOfFold.folds} folds)`;
-  if (!found.n) return `none of the ${images} gets a confident answer: all answers are marked uncertain`;
+  if (!found.n) {
+    const withdrawn = outOfFold?.confident.withdrawn;
+    const surest = withdrawn ? `. Of the surest ${percent(withdrawn.coverage, 0)} of the train and dev images only ${percent(withdrawn.accuracy)} were correct` : "";
+    return `none of the ${images} gets a confident answer: all answers are marked uncertain${surest}`;
+  }
   const interval = found.accuracy_95 ? ` (95% interval ${found.accuracy_95.map((end) => percent(end, 0)).join(" to ")})` : "";
   const kept = found.out_of_distribution ? `. The out-of-distribution rule makes ${plural(found.out_of_distribution, "more answer")} uncertain` : "";
   return `${percent(found.coverage, 0)} of the ${images} get a confident answer, and ${percent(found.accuracy)} of these are correct${interval}${kept}`;

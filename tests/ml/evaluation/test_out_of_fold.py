@@ -1,17 +1,19 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pymongo.database import Database
 
 from app.data.schema import MODELS
-from ml.dataset.labels import LOCATION, LOCATION_CATEGORY
+from ml.dataset.labels import LOCATION, LOCATION_CATEGORY, TASKS
 from ml.dataset.records import Record
 from ml.evaluation.duplicate_patients import patients
 from ml.evaluation.folds import make_folds
-from ml.evaluation.out_of_fold import METRICS, Pooled, calibrate_out_of_fold, due, predict_folds
+from ml.evaluation.out_of_fold import METRICS, Pooled, calibrate_out_of_fold, due, predict_folds, recalibrate
 from ml.models.fusion import FusedModel
+from ml.registry.model_card import NEVER_CONFIDENT
 from ml.registry.registry import Registry, load_reference
 from ml.training.context import Options
 from ml.training.progress import silent
@@ -94,3 +96,35 @@ def test_every_image_is_predicted_once_by_a_model_that_never_saw_its_patient(
     for number, fold in enumerate(folds, start=1):
         held_out = {owner[record.image] for record in pooled.only(pooled.fold == number).records}
         assert held_out.isdisjoint(owner[record.image] for record in (*fold.train, *fold.dev))
+
+
+def test_a_threshold_that_fails_on_other_patients_is_withdrawn(
+    registry: Registry, train_records: list[Record], dev_records: list[Record], tmp_path: Path
+) -> None:
+    folds = list(make_folds([*train_records, *dev_records], 3, 0))
+    options = {"caption-location": Options()}
+    pooled = predict_folds(["caption-location"], folds, options, torch.device("cpu"), tmp_path, silent)
+    model = registry.load("caption-location")
+
+    def confident(target: float) -> dict[str, Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ml.evaluation.out_of_fold.TARGET_ACCURACY", dict.fromkeys(TASKS, target))
+            patch.setattr("ml.training.train.TARGET_ACCURACY", dict.fromkeys(TASKS, 0.0))
+            patch.setattr("ml.training.calibration.LEAST_PROBABILITY", 0.0)
+            recalibrate(model, pooled["caption-location"])
+        own: dict[str, Any] = model.card.metrics[METRICS][LOCATION]["confident"]
+        return own
+
+    kept = confident(0.0)
+    assert kept["n"] > 0
+    assert model.card.threshold(LOCATION, with_caption=True) < 1.0
+    withdrawn = confident(kept["accuracy"] + 0.001)
+    assert withdrawn == {
+        "coverage": 0.0,
+        "n": 0,
+        "cases": 0,
+        "accuracy": None,
+        "accuracy_95": None,
+        "withdrawn": kept,
+    }
+    assert model.card.threshold(LOCATION, with_caption=True) == NEVER_CONFIDENT
