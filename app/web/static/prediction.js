@@ -27,7 +27,7 @@ function doubt(prediction) {
   // The note says more than this sentence could.
   const isUnlike = prediction.notes.find((note) => /unlike|out of distribution|differs from (all|every|the) /i.test(note));
   if (isUnlike) return "Uncertain: the image differs from all images that the model was trained on.";
-  return "Low confidence: treat this as a guess. On validation images, answers at this confidence were wrong too often.";
+  return "Uncertain: for patients that the model had not seen, answers at this confidence were wrong too often.";
 }
 
 /** The answer in a line, with what the dataset says of it and why it is uncertain. */
