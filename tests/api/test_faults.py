@@ -50,7 +50,8 @@ class GatedService:
 
 
 @pytest.fixture
-def gated_service(predict_settings: Settings) -> Iterator[GatedService]:
+def gated_service(predict_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[GatedService]:
+    monkeypatch.setattr("app.serving.autotune.stream_count", lambda _: 1)  # what is held back is one worker
     app = create_app(predict_settings.model_copy(update={"cache_entries": 0, "max_batch": 4}))
     free, runs = threading.Event(), list[int]()
     with running_server(predict_settings, app) as (client, server):
@@ -64,7 +65,8 @@ def gated_service(predict_settings: Settings) -> Iterator[GatedService]:
             runs.append(len(pixels))
             return run(pixels)
 
-        engine._run = gated
+        [worker] = engine._workers
+        engine._run = worker.run = gated
         try:
             yield GatedService(client, server, predictor, app.state.models.upload_budget, free, runs)
         finally:

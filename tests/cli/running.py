@@ -93,7 +93,8 @@ def running_up(
     port = free_port()
     log = home.parent / "up.log"
     former = log.stat().st_size if log.exists() else 0
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it; a terminal's do not
+    # A shell's background jobs ignore SIGINT, those of nohup SIGHUP; a terminal's do not.
+    before = {kind: signal.signal(kind, signal.SIG_DFL) for kind in (signal.SIGINT, signal.SIGHUP)}
     with log.open("ab") as output:
         process = subprocess.Popen(
             [*under, sys.executable, "-m", "app.main", command, "--data", str(data), *options],
@@ -101,7 +102,8 @@ def running_up(
             stdout=output,
             stderr=output,
         )
-    signal.signal(signal.SIGINT, before)
+    for kind, handler in before.items():
+        signal.signal(kind, handler)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             up = Up(process, client, home, log)
