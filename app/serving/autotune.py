@@ -42,8 +42,8 @@ class Tuned:
 def tune(backend: Backend, shape: Shape, sizes: Sequence[int]) -> Tuned:
     """The fastest way to run a network.
 
-    OpenVINO runs batches in streams side by side. That is not measured at every start: beside decoding and HTTP it is as
-    fast as one stream or faster, which a measurement of the network alone, and one beside a training, do not show.
+    OpenVINO runs batches in streams side by side. That is not measured at every start: beside decoding and HTTP it is
+    as fast as one stream or faster, which a measurement of the network alone, or one beside a training, does not show.
 
     Args:
         backend: of the device and precision that were chosen.
