@@ -83,11 +83,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 
 async def _becomes(engine: Engine, *, healthy: bool) -> None:
-    for _ in range(1000):
-        if engine.healthy is healthy:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"the engine did not become healthy={healthy}")
+    await _until(lambda: engine.healthy is healthy)
 
 
 def test_everybody_gets_their_own_answer_in_batches_that_form_while_the_model_is_busy() -> None:
