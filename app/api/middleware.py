@@ -1,4 +1,4 @@
-"""ASGI layers around every request: its id, its size limit, HEAD, security headers."""
+"""ASGI layers around every request: its id, its size limit, HEAD, security headers, the answer to a failure."""
 
 import asyncio
 import logging

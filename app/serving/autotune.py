@@ -57,7 +57,7 @@ def tune(backend: Backend, shape: Shape, sizes: Sequence[int]) -> Tuned:
     streams = _streams(backend, shape) if isinstance(backend, OpenVinoBackend) else ()
     if not streams:
         return Tuned(backend, warm_up([backend.run], shape, sizes))
-    # Two images a run halve the hand-overs between threads; more than four are slower, for want of cache.
+    # Two images a run halve the switches between threads; more than four exceed the cache and are slower.
     few = [size for size in sizes if size in _STREAM_SIZES] or sizes[:1]
     return Tuned(backend, warm_up(streams, shape, few), streams)
 

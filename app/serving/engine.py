@@ -1,4 +1,4 @@
-"""Dynamic batching: one owner of the queue; a batch forms while the device runs the one before.
+"""Dynamic batching: workers share one queue; a batch forms while the device runs the one before.
 
 There is no batching delay: an idle engine runs an image at once, and what arrives meanwhile is the next batch.
 """
