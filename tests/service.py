@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.factory import create_app
-from app.api.request_head import RequestHeadProtocol
+from app.api.http_protocol import HttpProtocol
 from app.core.settings import Settings
 
 
@@ -29,7 +29,7 @@ def running_server(settings: Settings, app: FastAPI | None = None) -> Iterator[t
     listener.bind(("127.0.0.1", 0))
     # As the command line does it: uvicorn's own log configuration closes the handlers of the whole process.
     config = uvicorn.Config(
-        app or create_app(settings), http=RequestHeadProtocol, log_level="warning", log_config=None, lifespan="on"
+        app or create_app(settings), http=HttpProtocol, log_level="warning", log_config=None, lifespan="on"
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -36,13 +36,13 @@ def run_server(settings: "Settings") -> None:
     import uvicorn
 
     from app.api.factory import create_app
-    from app.api.request_head import RequestHeadProtocol
+    from app.api.http_protocol import HttpProtocol
 
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
         port=settings.port,
-        http=RequestHeadProtocol,
+        http=HttpProtocol,
         log_level=settings.log_level,
         timeout_graceful_shutdown=_SHUTDOWN_S,
         access_log=False,

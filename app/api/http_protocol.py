@@ -6,7 +6,7 @@ from typing import ClassVar, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
-class RequestHeadProtocol(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     """Uvicorn's protocol with a limit on the time that a request line and its headers take.
 
     Uvicorn limits only the pause between two requests of a connection (``timeout_keep_alive``). The body has a limit

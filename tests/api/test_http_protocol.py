@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from app.api.request_head import RequestHeadProtocol
+from app.api.http_protocol import HttpProtocol
 from app.core.settings import Settings
 from tests.service import running_service
 
@@ -20,7 +20,7 @@ _GET = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 @pytest.fixture(autouse=True)
 def _short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RequestHeadProtocol, "head_timeout_s", _LIMIT_S)
+    monkeypatch.setattr(HttpProtocol, "head_timeout_s", _LIMIT_S)
 
 
 @contextmanager
