@@ -1,16 +1,54 @@
-"""Hangs up connections that do not send a request: idle ones, and those that send its head byte by byte."""
+"""Uvicorn's HTTP protocol: a time limit on the head of a request, and one write for the head and body of a response."""
 
-from asyncio import BaseTransport, TimerHandle, Transport
-from typing import ClassVar, cast
+from asyncio import AbstractEventLoop, BaseTransport, TimerHandle, Transport
+from typing import Any, ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+
+class ResponseTransport:
+    """A transport that sends the head of a response together with the body that follows it.
+
+    Uvicorn writes them one after the other, and uvloop sends each write at once: two system calls, two packets, and a
+    process killed between them leaves half a response, which no proxy can ask another replica for. A head that
+    nothing follows at once goes out in the next iteration of the event loop.
+    """
+
+    def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Hold a head back, and send anything else behind the head that is held."""
+        if not self._head and data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            self._loop.call_soon(self._send_head)
+        elif self._head:
+            head, self._head = self._head, b""
+            self._transport.writelines((head, data))
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close the connection when all is sent."""
+        self._send_head()
+        self._transport.close()
+
+    def _send_head(self) -> None:
+        head, self._head = self._head, b""
+        if head and not self._transport.is_closing():
+            self._transport.write(head)
 
 
 class HttpProtocol(HttpToolsProtocol):
     """Uvicorn's protocol with a limit on the time that a request line and its headers take.
 
     Uvicorn limits only the pause between two requests of a connection (``timeout_keep_alive``). The body has a limit
-    of its own, in ``BodyLimit``.
+    of its own, in ``BodyLimit``. Responses go out as ``ResponseTransport`` says.
     """
 
     head_timeout_s: ClassVar[float] = 20.0
@@ -18,7 +56,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: BaseTransport) -> None:
         """Begin to wait for the first request."""
-        super().connection_made(cast("Transport", transport))
+        joined = ResponseTransport(cast("Transport", transport), self.loop)
+        super().connection_made(cast("Transport", joined))
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:

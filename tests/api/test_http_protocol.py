@@ -1,16 +1,18 @@
-"""Connections that do not send a request are hung up; slow bodies and slow answers are not."""
+"""Connections that do not send a request are hung up, slow ones are not; a response is sent in one piece."""
 
 import asyncio
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any, cast
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request
+from fastapi.responses import Response, StreamingResponse
 
-from app.api.http_protocol import HttpProtocol
+from app.api.http_protocol import HttpProtocol, ResponseTransport
 from app.core.settings import Settings
 from tests.service import running_service
 
@@ -104,3 +106,92 @@ def test_pipelined_requests_are_all_answered(settings: Settings) -> None:
             part = connection.recv(4096)
             assert part, received
             received += part
+
+
+def _app_of_responses() -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/text")
+    async def text(size: int, status: int = 200) -> Response:
+        return Response(size * b"x", status)
+
+    @app.get("/late")
+    async def late() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            await asyncio.sleep(0.3)
+            for part in (b"one", b"two"):
+                yield part
+
+        return StreamingResponse(parts())
+
+    @app.get("/long")
+    async def long() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            for number in range(2_000):
+                yield b"HTTP/1.1 %07d" % number * 64  # looks like the head of a response, and is none
+
+        return StreamingResponse(parts())
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("request_line", "extra", "size"),
+    [
+        ("GET /text?size=0", "", 0),
+        ("GET /text?size=5", "", 5),
+        ("GET /text?size=30000", "", 30_000),
+        ("GET /text?size=5", "Connection: close\r\n", 5),
+        ("GET /text?size=0&status=304", "", 0),
+        ("HEAD /text?size=5", "", 0),  # answered with 405, whose body a HEAD does not get
+    ],
+)
+def test_the_head_and_the_body_of_a_response_are_sent_together(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, request_line: str, extra: str, size: int
+) -> None:
+    sent: list[bytes] = []
+
+    class Recorded(ResponseTransport):
+        def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+            super().__init__(cast("asyncio.Transport", _Recorder(transport, sent)), loop)
+
+    monkeypatch.setattr("app.api.http_protocol.ResponseTransport", Recorded)
+    with running_service(settings, _app_of_responses()) as client, _connected(client) as connection:
+        for number in range(1 if extra else 3):
+            connection.sendall(f"{request_line} HTTP/1.1\r\nHost: localhost\r\n{extra}\r\n".encode())
+            head, _, body = connection.recv(65_536).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 ")
+            assert len(body) == size
+            assert sent[number:] == [head + b"\r\n\r\n" + body]
+        if extra:
+            assert connection.recv(1) == b""
+
+
+class _Recorder:
+    """Notes what a transport is given in one call, which uvloop sends in one."""
+
+    def __init__(self, transport: asyncio.Transport, sent: list[bytes]) -> None:
+        self._transport = transport
+        self._sent = sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        self._sent.append(data)
+        self._transport.write(data)
+
+    def writelines(self, parts: Sequence[bytes]) -> None:
+        self._sent.append(b"".join(parts))
+        self._transport.writelines(parts)
+
+
+def test_a_head_does_not_wait_for_a_late_body_and_a_long_one_is_whole(settings: Settings) -> None:
+    with running_service(settings, _app_of_responses()) as client:
+        with _connected(client) as connection:
+            connection.sendall(b"GET /late HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            connection.settimeout(0.2)
+            assert connection.recv(4096).endswith(b"\r\n\r\n")
+        assert client.get("/late").text == "onetwo"
+        expected = b"".join(b"HTTP/1.1 %07d" % number * 64 for number in range(2_000))
+        assert client.get("/long").content == expected
