@@ -68,7 +68,8 @@ def names(client: httpx.Client) -> list[str]:
 
 def nginx_conf(folder: Path, port: int, replicas: list[int]) -> Path:
     """The file of the compose profile, with addresses in the place of the name that Compose gives all replicas."""
-    servers = " ".join(f"server 127.0.0.1:{each};" for each in replicas)
+    # As with addresses from the name server, no failure of a replica is remembered.
+    servers = " ".join(f"server 127.0.0.1:{each} max_fails=0;" for each in replicas)
     text = (REPOSITORY / "docs" / "nginx.conf").read_text()
     for former, own in (
         ("listen 8080;", f"listen 127.0.0.1:{port};"),
