@@ -52,9 +52,14 @@ def running_server(settings: Settings, app: FastAPI | None = None) -> Iterator[t
 def wait_for(
     client: httpx.Client, path: str, done: Callable[[httpx.Response], bool], *, seconds: float = 180
 ) -> httpx.Response:
-    """Ask until the answer is as wanted; returns the last one, after so many seconds at most."""
+    """Ask until the answer is as wanted, and return it.
+
+    Raises:
+        AssertionError: it was not within so many seconds; holds the last answer.
+    """
     deadline = time.monotonic() + seconds
-    while not done(answer := client.get(path)) and time.monotonic() < deadline:
+    while not done(answer := client.get(path)):
+        assert time.monotonic() < deadline, f"{path} after {seconds:.0f} s: {answer.status_code} {answer.text[:2000]}"
         time.sleep(0.1)
     return answer
 

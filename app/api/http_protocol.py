@@ -78,14 +78,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         if self._head_timer is None:  # what comes later does not lengthen the time
-            self._head_timer = self.loop.call_later(self.head_timeout_s, self._hang_up)
+            self._head_timer = self.loop.call_later(self.head_timeout_s, self._time_out)
 
     def _cancel_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _hang_up(self) -> None:
+    def _time_out(self) -> None:
         self._head_timer = None
         if self.cycle is None or self.cycle.response_complete:  # a pipelined head waits for the answer before it
             self.transport.close()

@@ -42,7 +42,7 @@ def evaluate(
     split: Annotated[Literal["test", "dev"], typer.Option(help="Split to score")] = "test",
     device: DeviceOption = "auto",
     register: Annotated[bool, typer.Option(help="Write the metrics to the model cards")] = True,
-    cv: Annotated[bool, typer.Option("--cv", help="Also retrain on five folds of all cases; takes hours")] = False,
+    cv: Annotated[bool, typer.Option("--cv", help="Also retrain on five folds of all cases; an hour or more")] = False,
     seeds: Annotated[
         int | None, typer.Option(min=2, help="Also retrain with this many seeds, for mean and deviation; takes hours")
     ] = None,

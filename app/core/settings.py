@@ -195,7 +195,10 @@ class Settings(BaseSettings):
         description="Most searches, exports, facets and statistics per key or address and minute; 0: no limit",
     )
     rate_limit_per_minute: int = Field(
-        default=0, ge=0, le=1_000_000, description="Most POST requests per key or address and minute; 0: no limit"
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Most writes and predictions per key or address and minute; 0: no limit",
     )
 
     @property

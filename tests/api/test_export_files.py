@@ -258,8 +258,9 @@ def test_a_stopping_service_leaves_no_half_file(cache: DiskCache) -> None:
 
         files = ExportFiles(cache)
         waiting = asyncio.create_task(files.path("a.csv", endless))
-        await asyncio.sleep(0.1)
-        assert len(_written(cache)) == 1
+        async with asyncio.timeout(10):
+            while not _written(cache):  # noqa: ASYNC110 - a file has no event
+                await asyncio.sleep(0.01)
         await files.close()
         await asyncio.gather(waiting, return_exceptions=True)
         assert _written(cache) == []

@@ -40,6 +40,7 @@ class GatedService:
     predictor: Predictor
     upload_budget: UploadBudget
     free: threading.Event
+    entered: threading.Event
     runs: list[int]
 
     @property
@@ -53,7 +54,7 @@ class GatedService:
 def gated_service(predict_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[GatedService]:
     monkeypatch.setattr("app.serving.autotune.stream_count", lambda _: 1)  # what is held back is one worker
     app = create_app(predict_settings.model_copy(update={"cache_entries": 0, "max_batch": 4}))
-    free, runs = threading.Event(), list[int]()
+    free, entered, runs = threading.Event(), threading.Event(), list[int]()
     with running_server(predict_settings, app) as (client, server):
         wait_for(client, "/health/ready", is_ok)
         predictor = app.state.models.serving["modality"]
@@ -61,6 +62,7 @@ def gated_service(predict_settings: Settings, monkeypatch: pytest.MonkeyPatch) -
         run = engine._run
 
         def gated(pixels: Any) -> Any:
+            entered.set()
             free.wait(30)
             runs.append(len(pixels))
             return run(pixels)
@@ -68,7 +70,7 @@ def gated_service(predict_settings: Settings, monkeypatch: pytest.MonkeyPatch) -
         [worker] = engine._workers
         engine._run = worker.run = gated
         try:
-            yield GatedService(client, server, predictor, app.state.models.upload_budget, free, runs)
+            yield GatedService(client, server, predictor, app.state.models.upload_budget, free, entered, runs)
         finally:
             free.set()
 
@@ -114,12 +116,10 @@ def _request(client: httpx.Client, data: bytes) -> tuple[http.client.HTTPConnect
     return connection, request.read(), {"Content-Type": request.headers["content-type"]}
 
 
-def test_a_client_that_hangs_up_frees_its_place(gated_service: GatedService, png: bytes) -> None:
+def test_a_client_that_closes_the_connection_frees_its_place(gated_service: GatedService, png: bytes) -> None:
     first = threading.Thread(target=ask, args=(gated_service.client, "/predict/modality", png))
     first.start()
-    _eventually(
-        lambda: gated_service.predictor.admission.active == 1 and gated_service.engine.depth == 0
-    )  # the model is busy with it
+    _eventually(gated_service.entered.is_set)
     for number in range(1, 6):
         connection, body, headers = _request(gated_service.client, png)
         connection.request("POST", "/predict/modality", body, headers)
@@ -215,7 +215,7 @@ def test_a_finished_image_does_not_wait_for_the_decoding_of_others(
     threads = gated_service.predictor._pool._threads
     with ThreadPoolExecutor(1 + len(threads)) as pool:
         first = pool.submit(ask, gated_service.client, "/predict/modality", png)
-        _eventually(lambda: gated_service.predictor.admission.active == 1 and gated_service.engine.depth == 0)
+        _eventually(gated_service.entered.is_set)
         jobs = [pool.submit(ask, gated_service.client, "/predict/modality", png + b"slow") for _ in threads]
         _eventually(lambda: len(decoding) == len(threads))
         gated_service.free.set()
@@ -266,7 +266,7 @@ def test_who_comes_after_the_signal_is_refused_and_who_came_before_is_answered(
     def is_refused() -> bool:
         try:
             return httpx.get(f"{gated_service.client.base_url}/health/ready").status_code != 200
-        except httpx.ConnectError:
+        except httpx.TransportError:
             return True
 
     with ThreadPoolExecutor(3) as pool:
@@ -302,7 +302,7 @@ def test_sigterm_under_load_loses_no_accepted_answer(predict_settings: Settings,
                 connection, body, headers = _request(client, picture + str(number).encode())
                 connection.request("POST", "/predict/modality", body, headers)
                 connections.append(connection)
-            _until_accepted(client, len(connections))
+            _until_accepted(client)
             service.send_signal(signal.SIGTERM)
             answers = []
             for connection in connections:
@@ -331,8 +331,7 @@ def _until_served(client: httpx.Client, service: "subprocess.Popen[bytes]") -> N
     raise AssertionError("the service did not become ready within a minute")
 
 
-def _until_accepted(client: httpx.Client, count: int) -> None:
+def _until_accepted(client: httpx.Client) -> None:
     """One event loop takes connections in their order: when a later one is answered, all were taken."""
-    assert count
     assert client.get("/health/live", headers={"Connection": "close"}).status_code == 200
     time.sleep(0.2)

@@ -67,4 +67,5 @@ def test_text_lines_carry_the_request_id(settings: Settings, capfd: pytest.Captu
     log = capfd.readouterr().err
     assert "medpix.requests" not in log
     with_id = [line for line in log.splitlines() if line.endswith(f"[{answer.json()['request_id']}]")]
+    assert with_id
     assert all(line.split()[0] in ("WARNING", "ERROR", "INFO") for line in with_id)

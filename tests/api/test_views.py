@@ -1,6 +1,5 @@
 """Saved views: a selection under a name, with an address that stays."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from app.data.schema import SEED_RUNS, VIEWS
 from app.data.seed import seed
 from tests.api.predict_client import is_problem
 from tests.conftest import database_address
-from tests.service import running_service
+from tests.service import running_service, wait_for
 
 Document = dict[str, Any]
 READER, OTHER = "reader-key-0123456789", "other-key-0123456789"
@@ -130,19 +129,21 @@ def test_a_view_says_that_the_dataset_changed(service: httpx.Client, views_datab
     del newest["_id"]
     changed = {"sequence": newest["sequence"] + 1, "dataset_version": "0" * 16, "values": values}
     run = views_database[SEED_RUNS].insert_one({**newest, **changed})
-    time.sleep(1.1)  # the service looks for a new seeding once a second
-    opened = service.get(saved["links"]["self"]).json()
-    assert (opened["dataset_changed"], opened["current_dataset_version"]) == (True, "0" * 16)
-    assert opened["dataset_version"] == saved["dataset_version"] != "0" * 16
-    assert str(saved["total"]) in opened["note"]
-    broken = service.get(unusable["links"]["self"]).json()
-    assert broken["current_total"] is None
-    assert "cannot be used" in broken["note"]
-    file = service.get(saved["links"]["csv"])
-    assert file.headers["x-view-dataset-version"] == saved["dataset_version"]
-    assert file.headers["x-dataset-version"] == "0" * 16
-    views_database[SEED_RUNS].delete_one({"_id": run.inserted_id})
-    time.sleep(1.1)
+    address = saved["links"]["self"]
+    try:
+        opened = wait_for(service, address, lambda answer: answer.json()["dataset_changed"], seconds=10).json()
+        assert opened["current_dataset_version"] == "0" * 16
+        assert opened["dataset_version"] == saved["dataset_version"] != "0" * 16
+        assert str(saved["total"]) in opened["note"]
+        broken = service.get(unusable["links"]["self"]).json()
+        assert broken["current_total"] is None
+        assert "cannot be used" in broken["note"]
+        file = service.get(saved["links"]["csv"])
+        assert file.headers["x-view-dataset-version"] == saved["dataset_version"]
+        assert file.headers["x-dataset-version"] == "0" * 16
+    finally:
+        views_database[SEED_RUNS].delete_one({"_id": run.inserted_id})
+    wait_for(service, address, lambda answer: not answer.json()["dataset_changed"], seconds=10)
 
 
 def test_data_tools_read_a_view_by_its_address(service: httpx.Client, tmp_path: Path) -> None:

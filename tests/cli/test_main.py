@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from app.core import settings
@@ -13,7 +14,7 @@ from app.main import app
 from tests.cli.running import medpix
 from tests.conftest import REPOSITORY
 
-COMMANDS = ("up", "fetch", "seed", "train", "evaluate", "export", "serve", "doctor")
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]  # that of several is a group
 
 
 def test_help_imports_neither_torch_nor_the_database_driver() -> None:

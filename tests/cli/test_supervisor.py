@@ -96,8 +96,8 @@ def test_a_killed_training_is_told_and_started_again(tmp_path: Path, generated_d
         )
         status = wait_for(up.client, "/health/ready", lambda answer: _training(answer.json()).get("state") == "queued")
         assert "killed by SIGKILL" in _training(status.json())["message"]
-        until(lambda: child(up.process.pid, "train --missing") != killed, "the second training")
         wait_for(up.client, "/health/ready", lambda answer: _training(answer.json()).get("state") == "running")
+        assert child(up.process.pid, "train --missing") != killed
         processes = descendants(up.process.pid)
         up.stop()
         assert not any(map(is_running, processes))
@@ -181,6 +181,7 @@ def test_make_passes_on_the_signal_that_ends_it(tmp_path: Path, generated_datase
         process.kill()
         process.wait()
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closed connection may still hold it
         probe.bind(("127.0.0.1", port))
 
 

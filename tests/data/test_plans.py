@@ -75,15 +75,14 @@ def _pairs(query: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("query", IMAGE_QUERIES)
 def test_filters_of_images_use_an_index(generated_database: Database[Document], query: str) -> None:
     selection = parse_filter(_pairs(query), IMAGE_FIELDS, IMAGE_ALIASES)
-    command = {"find": schema.IMAGES, "filter": selection.query, "sort": {"_id": 1}, "limit": 21}
-    assert "COLLSCAN" not in _winning(generated_database, command)
+    # Without an order: the index of the ids would answer any filter in their order.
+    assert "COLLSCAN" not in _winning(generated_database, {"find": schema.IMAGES, "filter": selection.query})
 
 
 @pytest.mark.parametrize("query", CASE_QUERIES)
 def test_filters_of_cases_use_an_index(generated_database: Database[Document], query: str) -> None:
     selection = parse_filter(_pairs(query), CASE_FIELDS, CASE_ALIASES)
-    command = {"find": schema.CASES, "filter": selection.query, "sort": {"_id": 1}, "limit": 21}
-    assert "COLLSCAN" not in _winning(generated_database, command)
+    assert "COLLSCAN" not in _winning(generated_database, {"find": schema.CASES, "filter": selection.query})
 
 
 @pytest.mark.parametrize("sort", ["", "-image", "age", "-age", "sex", "location"])

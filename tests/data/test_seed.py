@@ -114,7 +114,7 @@ def test_a_killed_run_is_completed_by_the_next(
     _wait_for_first_write(database, process)
     time.sleep(delay_s)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     again = seed(database, generated_dataset)
@@ -129,6 +129,7 @@ def _wait_for_first_write(database: Database[Document], process: subprocess.Pope
         if database.list_collection_names():
             return
         time.sleep(0.005)
+    raise AssertionError("the seeding ended, or 30 s passed, before it wrote anything")
 
 
 @pytest.mark.medpix

@@ -366,6 +366,7 @@ def test_a_stream_that_hangs_fails_what_waits_and_the_engine_comes_back() -> Non
         alone, streams = Model(), (Model(), Model())
         streams[0].free.clear()
         async with _engine(alone, streams=streams, max_run_s=0.2) as engine:
+            engine._restart_s = 1.0  # long enough to be seen
             answers = await asyncio.gather(*(_submit(engine, value) for value in range(3)), return_exceptions=True)
             assert any(isinstance(answer, UnavailableError) for answer in answers)
             await _becomes(engine, healthy=False)

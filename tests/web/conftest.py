@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from pymongo import MongoClient
 from pymongo.database import Database
 
@@ -23,7 +23,7 @@ from ml.evaluation.report import write_report
 from ml.training.progress import DatabaseReporter
 from tests.conftest import database_address
 from tests.service import is_ok, running_service, wait_for
-from tests.web import layout as looks
+from tests.web import layout
 
 Document = dict[str, Any]
 
@@ -31,6 +31,9 @@ MARKUP = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
 
 # What Chromium says of every answer that is no success; the tests look at what the page makes of it.
 _REFUSED = "Failed to load resource"
+# A prediction takes its time on a busy machine; Playwright's own limit of an expectation is 5 s.
+_TIMEOUT_MS = 20_000
+expect.set_options(timeout=_TIMEOUT_MS)
 
 
 # Not for the session: while it runs, this thread has an event loop, and other tests start their own.
@@ -66,7 +69,7 @@ def page(browser: Browser, site: str, complaints: list[str]) -> Iterator[Page]:
     context.on("console", heard)
     context.on("weberror", lambda failure: complaints.append(str(failure.error)))
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(_TIMEOUT_MS)
     yield page
     context.close()
     assert not complaints
@@ -74,8 +77,8 @@ def page(browser: Browser, site: str, complaints: list[str]) -> Iterator[Page]:
 
 @pytest.fixture
 def shoot(page: Page) -> Callable[[str], None]:
-    """Saves what the page shows, see ``looks.shoot``."""
-    return lambda name: looks.shoot(page, name)
+    """Saves what the page shows, see ``layout.shoot``."""
+    return lambda name: layout.shoot(page, name)
 
 
 @pytest.fixture(scope="session")

@@ -98,9 +98,8 @@ def test_one_model_is_shown_in_detail(page: Page, evaluated: Path, web_results: 
     page.reload()
     expect(page.locator("#model")).to_have_value("compact")
     audit = page.get_by_role("region", name="Label audit").get_by_role("link")
-    if audit.count():
-        audit.first.click()
-        expect(page).to_have_url("**/pages/case/MPX*")
+    audit.first.click()
+    page.wait_for_url("**/pages/case/MPX*")
 
 
 def test_a_card_says_all_that_the_api_knows(page: Page, predict_api: httpx.Client) -> None:

@@ -127,7 +127,7 @@ def test_picture_verdict_and_caption_are_in_the_first_screen(
     params = {"split": "test", "caption__isnull": "false"}
     image = predict_api.get("/images", params=params).json()["items"][0]
     page.goto("/pages/predict")
-    page.get_by_text("Or try an example from the test split").is_visible()
+    expect(page.get_by_text("Or try an example from the test split")).to_be_visible()
     choose(page, png_file("scan.png", predict_api.get(image["links"]["file"]).content))
     shows_status(page, "1 image analysed.")
     assert page.evaluate("scrollY") == 0

@@ -54,7 +54,6 @@ def test_models_are_registered_again_with_other_calibration_and_the_same_weights
         assert figures.keys() == card.tasks.keys()
         images = database["Image_Descriptions"].count_documents({"split": {"$in": ["train", "dev"]}})
         assert all(0 < own["n"] <= images for own in figures.values())
-        assert all(0.0 <= own["confident"]["coverage"] <= 1.0 for own in figures.values())
         assert (load_reference(card, registry.models_dir) is None) == (card.name == "caption-location")
     assert due(list(registry.list())) == []
     fused = registry.load("fused-location")

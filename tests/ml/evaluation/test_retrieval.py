@@ -27,7 +27,6 @@ def test_recall_counts_the_image_its_caption_and_its_case(train_records: list[Re
     turned = retrieval(-images, images, records)
     assert turned is not None
     assert turned["image"]["recall_at"]["10"] == 0.0, "the own image is the last of twelve"
-    assert turned["case"]["recall_at"]["10"] >= turned["image"]["recall_at"]["10"]
     low, high = turned["case"]["recall_at_95"]["10"]
     assert 0.0 <= low <= turned["case"]["recall_at"]["10"] <= high <= 1.0
 

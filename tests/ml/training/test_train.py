@@ -195,7 +195,7 @@ def test_a_class_with_one_example_and_splits_without_captions_are_trained(
             options=Options(epochs=1, members=1),
         )
         assert "Pathology" in card.tasks["location"]
-        assert 0.0 <= (card.score("location") or 0.0) <= 1.0
+        assert card.score("location") is not None
 
 
 def test_a_split_without_labels_is_named_before_training(
