@@ -1,4 +1,4 @@
-"""The one table from exception to answer: every error is an RFC 9457 problem document."""
+"""The one table from exception to response: every error is an RFC 9457 problem document."""
 
 import errno
 import logging
@@ -21,6 +21,7 @@ from pymongo.errors import (
 )
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from app.core.exceptions import (
     ApiError,
@@ -41,7 +42,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 # As nginx counts clients that close the connection before the answer.
 CLIENT_CLOSED_REQUEST: Final = 499
 _UNAUTHORIZED: Final = 13
-_INVALID_REGEX: Final = frozenset({2, 51091, 51108})
+_METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 class Problem(BaseModel):
@@ -86,7 +87,7 @@ def _content(request: Request, error: ApiError) -> dict[str, Any]:
 
 
 def translate(error: Exception) -> ApiError:
-    """The answer that an exception stands for."""
+    """The response that an exception stands for."""
     match error:
         case ApiError():
             return error
@@ -97,6 +98,8 @@ def translate(error: Exception) -> ApiError:
             return UnprocessableError(f"The query cannot be used: {error}", errors=items)
         case RequestValidationError():
             return _invalid_request(error)
+        case HTTPException(__cause__=ApiError() as cause):  # FastAPI answers 400 to whatever ends the reading of a body
+            return cause
         case HTTPException():
             return _http_error(error)
         case PyMongoError():
@@ -143,6 +146,16 @@ def _http_error(error: HTTPException) -> ApiError:
     return _with_status(error.status_code, slug, detail, headers=error.headers)
 
 
+def _methods(request: Request) -> list[str]:
+    """The methods that an address takes; Starlette names those of the first of its routes."""
+    methods = [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
+    return ["GET", "HEAD", *methods[1:]] if "GET" in methods else methods
+
+
 def _database_error(error: PyMongoError) -> ApiError:
     match error:
         case ExecutionTimeout() | NetworkTimeout():
@@ -156,8 +169,6 @@ def _database_error(error: PyMongoError) -> ApiError:
                 ".env.example says: an older version made the user.",
                 retry_after_s=60,
             )
-        case OperationFailure() if error.code in _INVALID_REGEX:
-            return UnprocessableError("The query cannot be used: the regular expression is not valid.")
     if error.timeout:
         return UnavailableError("The database did not answer in time. Try again shortly.")
     logger.error("database error", exc_info=error)
@@ -168,6 +179,8 @@ def install_error_handlers(app: FastAPI) -> None:
     """Answer every exception with a problem document."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            error.headers = {"Allow": ", ".join(_methods(request))}
         return problem_response(request, translate(error))
 
     async def handle_disconnect(_request: Request, _error: Exception) -> Response:

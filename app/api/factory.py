@@ -77,7 +77,8 @@ _TRIM_EVERY_S: Final = 300.0
 # What pages of other origins may read beside the body; ranged reads need those of the content.
 EXPOSED_HEADERS: Final = (
     *("Accept-Ranges", "Content-Disposition", "Content-Length", "Content-Range", "ETag", "Idempotent-Replayed"),
-    *("Link", "Location", "Retry-After", "X-Dataset-Version", "X-Request-ID"),
+    *("Link", "Location", "Retry-After", "Server-Timing", "X-Cache", "X-Dataset-Version", "X-Explained-Label"),
+    *("X-Explanation-Method", "X-Request-ID", "X-View-Dataset-Version"),
 )
 DESCRIPTION = """The cases and images of MedPix 2.0, and predictions of modality and anatomical location.
 

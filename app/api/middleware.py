@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import problem_response, translate
-from app.core.exceptions import ApiError, ContentTooLargeError, UnsupportedMediaTypeError
+from app.core.exceptions import ApiError, ContentTooLargeError, RequestTimeoutError, UnsupportedMediaTypeError
 from app.core.logs import REQUEST_ID
 from app.core.telemetry import Metrics
 
@@ -53,7 +53,7 @@ class RequestContext:
         is_head = scope["method"] == "HEAD"
         scope["state"]["is_head"] = is_head  # a file is then not read
         if is_head:
-            # The server's own record keeps the method that was asked. Range is defined for GET alone.
+            # Range is defined for GET alone.
             headers = [pair for pair in scope["headers"] if pair[0] != b"range"]
             scope = {**scope, "method": "GET", "headers": headers}
 
@@ -165,14 +165,15 @@ class CountRequests:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             seconds = time.perf_counter() - started
-            self._metrics.request(scope["method"], route, status, seconds)
+            method = "HEAD" if scope["state"]["is_head"] else scope["method"]
+            self._metrics.request(method, route, status, seconds)
             if self._log:
-                fields = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 6)}
+                fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 6)}
                 _REQUEST_LOG.info("request", extra={"fields": fields})
 
 
 class BodyLimit:
-    """Refuses a body over the limit of its address, and one with a content coding.
+    """Refuses a body over the limit of its address, one that arrives too slowly, and one with a content coding.
 
     An answer that is complete before its request is read lingers: the rest of the body is read and dropped, within a
     bound, before the connection is closed. A client that sends the whole body first would otherwise see a reset
@@ -181,21 +182,29 @@ class BodyLimit:
     Args:
         app: to protect.
         limit_of: from a path to its limit in bytes.
+        body_s: how long a body may take to arrive.
         linger_s: how long the rest of a body is read.
         idle_s: how long to wait for more of it.
     """
 
     def __init__(
-        self, app: ASGIApp, limit_of: Callable[[str], int], *, linger_s: float = 30.0, idle_s: float = 5.0
+        self,
+        app: ASGIApp,
+        limit_of: Callable[[str], int],
+        *,
+        body_s: float = 120.0,
+        linger_s: float = 30.0,
+        idle_s: float = 5.0,
     ) -> None:
         self._app = app
         self._limit_of = limit_of
+        self._body_s = body_s
         self._linger_s = linger_s
         self._idle_s = idle_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        if scope["type"] != "http" or scope["method"] in ("GET", "OPTIONS"):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -207,10 +216,15 @@ class BodyLimit:
         is_small = declared.isdigit() and len(declared) < 6
         # Such a client waits for leave before it sends.
         can_linger = headers.get("expect", "").lower() != "100-continue"
+        deadline = asyncio.get_running_loop().time() + self._body_s
 
         async def counted() -> Message:
             nonlocal received, has_more
-            message = await receive()
+            try:
+                async with asyncio.timeout_at(deadline if has_more else None):
+                    message = await receive()
+            except TimeoutError as error:
+                raise RequestTimeoutError(f"The body did not arrive within {self._body_s:.0f} s.") from error
             received += len(message.get("body", b""))
             has_more = has_more and message.get("more_body", False)
             if received > limit:

@@ -2,9 +2,9 @@
 
 
 def accepts(header: str, name: str) -> float:
-    """How much a client wants a media type or content coding that its header names: 0, not at all, to 1.
+    """The quality value that a header gives a media type or content coding that it names, from 0 to 1.
 
-    Wildcards are no wish for anything in particular and count as 0.
+    Wildcards name none and count as 0.
     """
     for item in header.split(","):
         offered, *parameters = (part.strip().lower() for part in item.split(";"))

@@ -16,13 +16,12 @@ from app.core.settings import Settings
 
 # The oldest callers are forgotten: a flood of addresses must not fill the memory.
 _MAX_CALLERS: Final = 10_000
-_READS: Final = ("GET", "HEAD")
-# What reads more than one page of documents, or asks a model.
+# What reads more than one page of documents, or runs a model.
 _COSTLY: Final = re.compile(
-    r"/(search(/images)?|facets|statistics|export(/.*)?|views/[^/]+/.*|images/[^/]+/(similar|predict))"
+    r"/(search(/images)?|facets|statistics|export(/.*)?|views/[^/]+(/.*)?|images/[^/]+/(similar|predict))"
 )
 # Parameters with which a list reads more than its page.
-_SCANNING: Final = re.compile(rb"(^|&)(q|sample|[^=&]*__(regex|contains|startswith))=")
+_SCANNING: Final = re.compile(r"q|sample|.*__(regex|contains|startswith)")
 _BULK: Final = re.compile("/(cases|images)/bulk")
 
 
@@ -57,9 +56,9 @@ class RateLimit:
         if not _is_read(scope):
             return 0 if scope["method"] == "OPTIONS" else self._settings.rate_limit_per_minute
         is_costly = (
-            scope["method"] not in _READS
+            scope["method"] != "GET"
             or _COSTLY.fullmatch(_path(scope))
-            or _SCANNING.search(scope.get("query_string", b""))
+            or any(_SCANNING.fullmatch(name) for name, _ in Request(scope).query_params.multi_items())
         )
         return self._settings.rate_limit_reads_per_minute if is_costly else 0
 
@@ -81,7 +80,7 @@ class RateLimit:
 
 def _is_read(scope: Scope) -> bool:
     """Whether a request only reads; bulk reads post their ids."""
-    return scope["method"] in _READS or _BULK.fullmatch(_path(scope)) is not None
+    return scope["method"] == "GET" or _BULK.fullmatch(_path(scope)) is not None
 
 
 def _path(scope: Scope) -> str:

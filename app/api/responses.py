@@ -50,8 +50,8 @@ async def data_response(
 async def not_modified(
     request: Request, repository: Repository, etag: str, *, headers: Mapping[str, str] | None = None
 ) -> Response | None:
-    """The 304 answer to a client that has the entity already; None for any other."""
-    if not etag_matches(request.headers.get("if-none-match"), etag):
+    """The 304 answer to a GET of a client that has the entity already; None for any other."""
+    if request.method != "GET" or not etag_matches(request.headers.get("if-none-match"), etag):
         return None
     return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=await _headers(repository, etag, headers))
 

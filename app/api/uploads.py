@@ -198,6 +198,9 @@ def _check_media_type(request: Request, expected: str) -> None:
     if media_type != "multipart/form-data":
         actual = f"not {media_type}" if media_type else "and name it in Content-Type"
         raise UnsupportedMediaTypeError(f"Send {expected}, {actual}.")
+    charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaTypeError(f"Send the texts as UTF-8, not as {charset[:40]!r}.")
 
 
 def _caption(caption: UploadFile | str, field: str, settings: Settings) -> str | None:

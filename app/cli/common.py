@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
     from app.core.settings import Settings
 
-console = Console()
-errors = Console(stderr=True)
+# Paths and messages may hold square brackets, which are no markup.
+console = Console(markup=False)
+errors = Console(stderr=True, markup=False)
 
 DataOption = Annotated[Path | None, typer.Option("--data", help="MedPix 2.0 folder; default: MEDPIX_DATA_DIR")]
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on; default: MEDPIX_HOST")]
@@ -23,7 +25,7 @@ DeviceOption = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(hel
 
 def fail(message: str) -> NoReturn:
     """Print an error that the user can correct, and end with exit code 1."""
-    errors.print("[bold red]error:[/]", message, highlight=False, soft_wrap=True)
+    errors.print(Text("error:", "bold red"), message, highlight=False, soft_wrap=True)
     sys.exit(1)
 
 
@@ -44,5 +46,5 @@ def load_settings(data: Path | None = None, **overrides: Any) -> "Settings":
     settings = core.load_settings(**values)
     configure_logging(settings)
     for line in core.unknown_variables():
-        errors.print("[bold yellow]warning:[/]", line, highlight=False, soft_wrap=True)
+        errors.print(Text("warning:", "bold yellow"), line, highlight=False, soft_wrap=True)
     return settings

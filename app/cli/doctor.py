@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import typer
+from rich.text import Text
 
 from app.cli.common import DataOption, console, load_settings
 from app.core.exceptions import UserError
@@ -55,7 +56,7 @@ def doctor(data: DataOption = None) -> None:
     for finding in findings:
         colour = _COLOURS[finding.state]
         console.print(
-            f"[{colour}]{finding.state:8}[/] [bold]{finding.subject:9}[/]",
+            Text.assemble((f"{finding.state:8}", colour), " ", (f"{finding.subject:9}", "bold")),
             finding.detail,
             highlight=False,
             soft_wrap=True,
@@ -85,7 +86,7 @@ def examine(settings: "Settings") -> Iterator[Finding]:
     for subject, check in checks.items():
         try:
             yield check(settings)
-        except (UserError, OSError) as error:
+        except (UserError, OSError, subprocess.SubprocessError) as error:
             yield Finding(subject, "error", str(error))
 
 
@@ -142,12 +143,15 @@ def _available_memory() -> int:
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(lines["MemAvailable"].split()[0]) * 1024
     groups = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for limit, used, details in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
     ):
         with suppress(OSError, ValueError):  # "max" is no number: there is no limit
-            available = min(available, int((groups / limit).read_text()) - int((groups / used).read_text()))
+            left = int((groups / limit).read_text()) - int((groups / used).read_text())
+            # The kernel gives the cache of files back when memory is short.
+            stat = dict(line.split() for line in (groups / details).read_text().splitlines())
+            available = min(available, left + int(stat.get("inactive_file", 0)))
     return available
 
 
@@ -164,7 +168,7 @@ def _open_files(_settings: "Settings") -> Finding:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if 0 <= limit < _FILES_NEEDED:
         return Finding("files", "error", f"{limit} open files", "Raise the limit: `ulimit -n 4096`.")
-    return Finding("files", "ok", f"{limit} open files")
+    return Finding("files", "ok", f"{'any number of' if limit < 0 else limit} open files")
 
 
 def _port(settings: "Settings") -> Finding:

@@ -14,7 +14,6 @@ from app.core.exceptions import UserError
 
 if TYPE_CHECKING:
     from app.core.settings import Settings
-    from app.data.filters import Filter
     from app.export.streams import Export
 
 
@@ -75,42 +74,47 @@ def run_export(
     Raises:
         ExportFailedError: a filter or the combination cannot be used, or the file cannot be written.
     """
-    from app.data.fields import ANNOTATION_FIELDS, CASE_ALIASES, CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS
-    from app.data.filters import ParameterError, parse_filter
+    from app.core.exceptions import ApiError
+    from app.data.filters import ParameterError
     from app.export.streams import Export, ExportError
 
-    catalogue, aliases = {
-        "images": (IMAGE_FIELDS, IMAGE_ALIASES),
-        "records": (IMAGE_FIELDS, IMAGE_ALIASES),
-        "cases": (CASE_FIELDS, CASE_ALIASES),
-        "annotations": (ANNOTATION_FIELDS, {}),
-    }[of]
     pairs = [(name, value) for name, _, value in (condition.partition("=") for condition in conditions)]
     try:
         requested = Export(of, file_format, raw, bom)
-        selection = parse_filter(pairs, catalogue, aliases)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         unfinished = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                asyncio.run(_write(settings, uri, file, selection, requested))
+                asyncio.run(_write(settings, uri, file, pairs, requested))
             unfinished.chmod(0o644)
             return unfinished.replace(target).stat().st_size
         finally:
             unfinished.unlink(missing_ok=True)
-    except (ParameterError, ExportError, OSError) as error:
+    except (ApiError, ParameterError, ExportError, OSError) as error:
         raise ExportFailedError(f"Nothing was exported: {error}") from error
 
 
-async def _write(settings: "Settings", uri: str, file: BinaryIO, selection: "Filter", requested: "Export") -> None:
+async def _write(
+    settings: "Settings", uri: str, file: BinaryIO, conditions: Sequence[tuple[str, str]], requested: "Export"
+) -> None:
     from app.data.client import connect_async
+    from app.data.fields import CASE_ALIASES, IMAGE_ALIASES
+    from app.data.filters import parse_filter
     from app.data.image_store import ImageStore
-    from app.data.repository import Repository
+    from app.data.repository import ANNOTATIONS, CASES, IMAGES, Repository
     from app.data.schema import DATABASE
     from app.export.streams import export_parts
 
     image_store = ImageStore(settings.dataset_dir, settings.cache_dir / "thumbnails")
     async with connect_async(uri, settings) as client:
         repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
+        collection, aliases = {
+            "images": (IMAGES, IMAGE_ALIASES),
+            "records": (IMAGES, IMAGE_ALIASES),
+            "cases": (CASES, CASE_ALIASES),
+            "annotations": (ANNOTATIONS, {}),
+        }[requested.of]
+        vocabulary = await repository.vocabulary(collection)
+        selection = parse_filter(list(conditions), collection.fields, aliases, vocabulary)
         async for part in export_parts(repository, image_store, selection, requested):
             file.write(part)

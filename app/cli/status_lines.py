@@ -22,14 +22,19 @@ Document = dict[str, Any]
 _POLL_S: Final = 1.0
 _PROBE_EVERY: Final = 10  # polls
 _PROBE_TIMEOUT_S: Final = 10.0
-# An API that has answered and then does not this many times in a row cannot heal by itself.
+# An API process that has answered and then does not this many times in a row cannot recover by itself.
 _MAX_SILENT_PROBES: Final = 3
 _STEPS: Final = 10  # lines per training
 
 
+def _host(settings: Settings) -> str:
+    """Where this machine reaches the service."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - nothing is bound here
+
+
 def address(settings: Settings) -> str:
     """The address to open in a browser on this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - asked, not bound - is compared
+    host = _host(settings)
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{settings.root_path}"
 
 
@@ -52,6 +57,7 @@ class StatusLines:
         self._ready = False
         self._training_done = False
         self._silent = 0
+        self._answered = 0  # the process id of the API that answered last
         self._said: dict[str, tuple[str, int]] = {}
 
     def __enter__(self) -> "StatusLines":
@@ -112,19 +118,24 @@ class StatusLines:
                 logger.info("%s", _sentence(run))
 
     def _probe(self) -> None:
-        """Have an API started again that has stopped answering, or that says it cannot heal."""
-        if not self._supervisor.api.running:
+        """Have an API started again that has stopped answering, or that says it cannot recover."""
+        api = self._supervisor.api
+        if not api.running:
             self._silent = 0
             return
-        self._silent = 0 if self._get("/health/live", timeout_s=_PROBE_TIMEOUT_S) is not None else self._silent + 1
+        pid = api.pid
+        if self._get("/health/live", timeout_s=_PROBE_TIMEOUT_S) is not None:
+            self._answered = pid
+            self._silent = 0
+        elif self._answered == pid:  # one that has not answered yet is starting
+            self._silent += 1
         if self._silent >= _MAX_SILENT_PROBES:
             self._silent = 0
             self._supervisor.restart_api(f"{address(self._settings)}/health/live did not answer as it should.")
 
     def _get(self, path: str, *, timeout_s: float = 3.0) -> Document | None:
-        """The JSON of an answer; None where there is none, or a status of 500 or more for /health/live."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._settings.host, self._settings.host)  # noqa: S104 - asked, not bound
-        connection = HTTPConnection(host, self._settings.port, timeout=timeout_s)
+        """The JSON of an answer; None where there is none, or a status of 400 or more for /health/live."""
+        connection = HTTPConnection(_host(self._settings), self._settings.port, timeout=timeout_s)
         try:
             connection.request("GET", path, headers={"Host": "localhost", "User-Agent": "medpix-up"})
             answer = connection.getresponse()

@@ -86,7 +86,8 @@ class Worker:
         """Count a failure and set the time of the next start; returns the sentence for the log."""
         now = time.monotonic()
         self.failures = 1 if now - self.started_at > _STABLE_S else self.failures + 1
-        delay = min(_MAX_DELAY_S, _FIRST_DELAY_S * 2 ** (self.failures - 1))
+        # On a full disk this goes on for days: the power itself has a bound.
+        delay = min(_MAX_DELAY_S, _FIRST_DELAY_S * 2 ** min(self.failures - 1, 10))
         self.start_at = now + delay
         return f"{message}; it is started again in {delay:.0f} s."
 
@@ -226,7 +227,7 @@ class Supervisor:
                 niceness=worker.niceness,
             )
         except OSError as error:
-            self._failed(worker, f"could not be started ({error.strerror})", hopeless=False)
+            self._failed(worker, f"could not be started ({error.strerror})", recurs=False)
             return
         worker.pid = worker.process.pid
         logger.debug("%s is process %d", worker.name, worker.pid)
@@ -240,18 +241,19 @@ class Supervisor:
         worker.process = None
         if code == 0 and worker.ends:
             worker.done = True
+            worker.failures = 0
             return
         # A fault that the user must correct comes again; unless the database was away meanwhile.
-        hopeless = code == _USER_ERROR and self._database_failed_at < worker.started_at
-        self._failed(worker, describe_exit(code), hopeless=hopeless)
+        recurs = code == _USER_ERROR and self._database_failed_at < worker.started_at
+        self._failed(worker, describe_exit(code), recurs=recurs)
 
-    def _failed(self, worker: Worker, how: str, *, hopeless: bool) -> None:
+    def _failed(self, worker: Worker, how: str, *, recurs: bool) -> None:
         """Start a process again later, or give it up.
 
         Args:
             worker: the process.
             how: what happened to it, such as "was killed by SIGKILL".
-            hopeless: whether the same would happen again.
+            recurs: whether the same would happen again.
 
         Raises:
             SupervisorError: it is given up, and the service cannot go on without it.
@@ -259,10 +261,10 @@ class Supervisor:
         what = f"{worker.name[0].upper()}{worker.name[1:]} {how}"
         again, full = worker.failed(what), self._full_disk()
         log = f"{full}Its log: {worker.log}" if worker.log else f"{full}The lines above say why."
-        if worker.essential and (hopeless or worker.failures >= _MAX_FAILURES):
+        if worker.essential and (recurs or worker.failures >= _MAX_FAILURES):
             raise SupervisorError(f"{what}. {log}")
         # A training waits for space on a full disk: it goes on from its checkpoints.
-        if not full and (hopeless or worker.failures >= _MAX_FAILURES):
+        if not full and (recurs or worker.failures >= _MAX_FAILURES):
             worker.done = True
             logger.error("%s and is not started again. %s", what, log)
             self.trainer_failed(worker.pid, f"{what[0].lower()}{what[1:]}. {log}", False)

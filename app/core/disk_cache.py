@@ -1,8 +1,11 @@
 """Keeps the folder of what can be computed again within its disk budget."""
 
+import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+_UNFINISHED_S: Final = 600.0
 
 
 class _Entry(NamedTuple):
@@ -25,17 +28,22 @@ class DiskCache:
         self.folder = folder
         self.max_bytes = max_bytes
 
-    def trim(self) -> dict[str, int]:
+    def trim(self, keep: Path | None = None) -> dict[str, int]:
         """Remove the files unused for longest while there are more bytes than the budget.
+
+        Args:
+            keep: is needed now. Files that are being written stay too: ``.tmp``, for ten minutes.
 
         Returns:
             Bytes that are left, by subfolder.
         """
+        now = time.time()
         entries = sorted(self._entries())
         excess = sum(entry.size for entry in entries) - self.max_bytes
         remaining = []
         for entry in entries:
-            if excess > 0:
+            is_needed = entry.path == keep or (entry.path.suffix == ".tmp" and now - entry.used_at < _UNFINISHED_S)
+            if excess > 0 and not is_needed:
                 with suppress(OSError):
                     entry.path.unlink()
                     excess -= entry.size

@@ -1,5 +1,6 @@
 """Downloads one file over HTTP; a download that broke off goes on where it stopped."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,8 @@ from app.core.exceptions import UserError
 Progress = Callable[[int, int | None], None]
 
 _ATTEMPTS: Final = 5
+_BUSY: Final = frozenset({429, 500, 502, 503, 504})
+_PAUSE_S: Final = 2.0
 _TIMEOUT_S: Final = 30.0
 
 
@@ -38,15 +41,20 @@ def download(url: str, part: Path, progress: Progress, *, advice: str) -> None:
             try:
                 _receive(client, url, part, tag_file, progress)
             except httpx.HTTPStatusError as error:
-                raise DownloadError(f"{url} answers {error.response.status_code}. Is the address right?") from error
+                if error.response.status_code not in _BUSY:
+                    raise DownloadError(f"{url} answers {error.response.status_code}. Is the address right?") from error
+                failure = error
+                time.sleep(_PAUSE_S)
             except httpx.TransportError as error:
                 failure = error
+            except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
+                raise DownloadError(f"{url} cannot be used ({error}). Is the address right?") from error
             else:
                 tag_file.unlink(missing_ok=True)
                 return
     received = part.stat().st_size if part.exists() else 0
     raise DownloadError(
-        f"The download from {httpx.URL(url).host} broke off {_ATTEMPTS} times ({failure or 'no answer'}); "
+        f"The download from {httpx.URL(url).host} failed {_ATTEMPTS} times ({failure or 'no answer'}); "
         f"{received / 1e6:.0f} MB are kept. {advice}"
     ) from failure
 

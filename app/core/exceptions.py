@@ -26,7 +26,7 @@ class ProblemItem:
 
 
 class ApiError(Exception):
-    """An error that knows its own answer.
+    """An error that knows its own HTTP response.
 
     Subclasses set ``status`` and ``slug``; instances may add headers and members of the problem.
     """
@@ -64,6 +64,16 @@ class ForbiddenError(ApiError):
 
     status = 403
     slug = "forbidden"
+
+
+class RequestTimeoutError(ApiError):
+    """The body did not arrive in time; the connection is closed, since the rest of it may still come."""
+
+    status = 408
+    slug = "request-timeout"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Connection": "close"})
 
 
 class ConflictError(ApiError):

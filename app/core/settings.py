@@ -27,7 +27,8 @@ _COMPOSE: Final = frozenset(
 # As a browser sends it: nothing else ever equals it.
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 _HOST_NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-_NAMED_KEY: Final = re.compile(r"([A-Za-z0-9_.-]{1,64}):(\S{16,256})")
+# A header holds such characters unchanged whatever encoding its sender takes.
+_NAMED_KEY: Final = re.compile(r"([A-Za-z0-9_.-]{1,64}):([!-~]{16,256})")
 
 
 def _mongo_address(uri: str | None) -> str | None:
@@ -45,7 +46,7 @@ def _named_keys(value: Any) -> Any:
         match = _NAMED_KEY.fullmatch(item)
         if match is None or match[1] in keys:
             raise ValueError(
-                f"entry {number} is not NAME:KEY with a name of its own and a key of 16 characters or more; "
+                f"entry {number} is not NAME:KEY with a name of its own and a key of 16 ASCII characters or more; "
                 "separate entries with commas"
             )
         keys[match[1]] = match[2]

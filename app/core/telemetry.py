@@ -18,9 +18,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self._requests = Counter("medpix_requests", "Answers", ["method", "route", "status"], registry=registry)
+        self._requests = Counter("medpix_requests", "HTTP responses", ["method", "route", "status"], registry=registry)
         self._seconds = Histogram(
-            "medpix_request_seconds", "Time of a request", ["route"], registry=registry, buckets=_STAGE_BUCKETS
+            "medpix_request_seconds", "Duration of a request", ["route"], registry=registry, buckets=_STAGE_BUCKETS
         )
         self._stages = Histogram(
             "medpix_stage_seconds",
@@ -63,13 +63,13 @@ class Metrics:
         )
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count an answer.
+        """Count a response.
 
         Args:
             method: of the request.
             route: the template of its address, so that ids do not become labels.
-            status: of the answer.
-            seconds: that it took.
+            status: of the response.
+            seconds: duration of the request.
         """
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)

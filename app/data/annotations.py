@@ -97,7 +97,7 @@ class Annotations:
 
     async def of_image(self, image: str) -> list[Document]:
         """The current annotations on an image, newest first; at most 100."""
-        selection = await self.current(Filter({"image": image}, f"image={image}", scans=False))
+        selection = await self.current(Filter({"image": image}, f"image={image}"))
         documents = self._annotations.find(selection.query, max_time_ms=MAX_TIME_MS)
         return await documents.sort([("created_at", -1), ("_id", 1)]).to_list(100)
 

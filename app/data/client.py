@@ -1,7 +1,7 @@
 """Clients for MongoDB with the service's timeouts; one place decides how a connection behaves."""
 
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
@@ -21,11 +21,12 @@ class DatabaseConfigurationError(UserError):
 
 def redact(uri: str) -> str:
     """A MongoDB address without its password, fit for a log line; the path of a socket is readable."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return parts._replace(netloc=unquote(parts.netloc)).geturl()
-    user = parts.netloc.rpartition("@")[0].partition(":")[0]
-    return parts._replace(netloc=f"{user}:***@{parts.netloc.rpartition('@')[2]}").geturl()
+    scheme, mark, rest = uri.partition("://")
+    # Not by urllib: a password with a slash or a hash that were not escaped would end the host's part there.
+    secret, at, address = rest.rpartition("@")
+    if not at:
+        return f"{scheme}{mark}{unquote(rest)}"
+    return f"{scheme}{mark}{secret.partition(':')[0]}:***@{address}"
 
 
 def _options(settings: Settings) -> Document:

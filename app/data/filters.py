@@ -58,12 +58,10 @@ class Filter:
     Attributes:
         query: what MongoDB is asked, once ``Repository.resolve`` has replaced its regular expressions.
         canonical: the same filter in one spelling, for a cursor to remember.
-        scans: whether an operator needs to look at every document (contains, regex).
     """
 
     query: Document
     canonical: str
-    scans: bool
 
     @property
     def is_empty(self) -> bool:
@@ -78,10 +76,10 @@ class Filter:
             canonical: the condition in one spelling.
         """
         query = {"$and": [self.query, condition]} if self.query else condition
-        return Filter(query, f"{self.canonical}&{canonical}", self.scans)
+        return Filter(query, f"{self.canonical}&{canonical}")
 
 
-EVERYTHING: Final = Filter({}, "", scans=False)
+EVERYTHING: Final = Filter({}, "")
 
 
 def operators_of(field: Field) -> tuple[str, ...]:
@@ -110,7 +108,6 @@ def parse_filter(
     problems: list[ParameterProblem] = []
     conditions: list[Document] = []
     canonical: list[str] = []
-    scans = False
     grouped: dict[tuple[str, str], list[str]] = {}
     for parameter, value in parameters:
         name, _, operator = parameter.partition("__") if not parameter.endswith("__") else (parameter, "", "")
@@ -123,14 +120,13 @@ def parse_filter(
             field = _field(name, catalogue, aliases)
             allowed = field.values or tuple((vocabulary or {}).get(name, ()))
             conditions.append(_condition(field, operator, values, allowed))
-            scans = scans or operator in ("contains", "startswith", "regex") or field.kind == "text"
         except ValueError as error:
             problems.append(ParameterProblem(parameter, str(error)))
         canonical.append(f"{parameter}={sorted(values)!r}")
     if problems:
         raise ParameterError(problems)
     query: Document = {} if not conditions else conditions[0] if len(conditions) == 1 else {"$and": conditions}
-    return Filter(query, "&".join(canonical), scans)
+    return Filter(query, "&".join(canonical))
 
 
 def _field(name: str, catalogue: Mapping[str, Field], aliases: Mapping[str, str]) -> Field:

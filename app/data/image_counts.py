@@ -33,12 +33,13 @@ def covers(query: Mapping[str, Any]) -> bool:
     return True
 
 
-def write_image_counts(database: Database[Document], run: str) -> int:
+def write_image_counts(database: Database[Document], run: str, before: str = "") -> int:
     """Count the images that the database holds now; the counts of earlier runs are removed.
 
     Args:
         database: with all cases and images.
         run: names these counts; a reader asks for those of the seeding that it reads.
+        before: the run before, whose counts stay: for a second, readers ask for them still.
 
     Returns:
         The number of rows.
@@ -76,7 +77,7 @@ def write_image_counts(database: Database[Document], run: str) -> int:
             batch = []
     if batch:
         written += len(counts.insert_many(batch, ordered=False).inserted_ids)
-    counts.delete_many({"run": {"$ne": run}})
+    counts.delete_many({"run": {"$nin": [run, before]}})
     return written
 
 

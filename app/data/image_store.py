@@ -2,8 +2,7 @@
 
 import os
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,12 +16,9 @@ THUMBNAIL_WIDTHS: Final = (64, 128, 256, 512)
 class ImageStore:
     """Paths of image files and cached thumbnails."""
 
-    def __init__(self, dataset_dir: Path, cache_dir: Path, max_thumbnails: int = 20_000) -> None:
+    def __init__(self, dataset_dir: Path, cache_dir: Path) -> None:
         self._dataset_dir = dataset_dir
         self._cache_dir = cache_dir
-        self._max_thumbnails = max_thumbnails
-        self._lock = threading.Lock()
-        self._count: int | None = None  # of the cached thumbnails; unknown until one is written
 
     def path(self, file: Mapping[str, Any]) -> Path:
         """The image file of a record.
@@ -49,26 +45,10 @@ class ImageStore:
         sha256 = str(file["sha256"])
         cached = self._cache_dir / sha256[:2] / f"{sha256}-{width}.jpg"
         try:
-            os.utime(cached)  # the cache forgets what was not asked for the longest time
+            os.utime(cached)  # DiskCache removes what was not used for the longest time
         except FileNotFoundError:
             self._write_thumbnail(self.path(file), cached, width)
-            self._forget_oldest()
         return cached
-
-    def _forget_oldest(self) -> None:
-        """Keep the cache within its bound after a thumbnail was added."""
-        with self._lock:
-            self._count = sum(1 for _ in self._thumbnails()) if self._count is None else self._count + 1
-            if self._count <= self._max_thumbnails:
-                return
-            by_age = sorted(self._thumbnails(), key=lambda path: path.stat().st_mtime)
-            keep = self._max_thumbnails * 3 // 4
-            for path in by_age[: len(by_age) - keep]:
-                path.unlink(missing_ok=True)
-            self._count = min(len(by_age), keep)
-
-    def _thumbnails(self) -> Iterator[Path]:
-        return self._cache_dir.glob("*/*.jpg")
 
     @staticmethod
     def _write_thumbnail(source: Path, target: Path, width: int) -> None:

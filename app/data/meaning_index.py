@@ -1,6 +1,7 @@
 """Sentence embeddings of the cases and captions, compared with the embedding of a query."""
 
 import hashlib
+import logging
 import os
 import sys
 import threading
@@ -16,6 +17,7 @@ from app.data.fields import CASE_FIELDS, IMAGE_FIELDS, pick
 from app.data.text_encoder import DIMENSIONS, WEIGHTS_SHA256, Embeddings, TextEncoder
 
 Document = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 # A passage each; the encoder reads the first 128 tokens of it. Title and diagnosis are the same text in nearly all
 # cases, so that one of them and the topic's title stand for both.
@@ -116,7 +118,10 @@ def load_or_compute(passages: Passages, folder: Path, stop: threading.Event) -> 
             raise StoppedError
         rows = order[start : start + _BATCH]
         embeddings[rows] = encoder.encode([texts[row] for row in rows])
-    _write(file, embeddings)
+    try:
+        _write(file, embeddings)
+    except OSError as error:  # the next start computes them again
+        logger.warning("The embeddings of the search could not be stored in %s: %s", folder, error.strerror)
     return MeaningIndex(passages, embeddings)
 
 
@@ -132,9 +137,12 @@ def _write(file: Path, embeddings: Embeddings) -> None:
     """Whole or not at all; half precision moves a similarity by less than 0.001."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-    with unfinished.open("wb") as target:
-        np.save(target, embeddings.astype(np.float16))
-    unfinished.replace(file)
+    try:
+        with unfinished.open("wb") as target:
+            np.save(target, embeddings.astype(np.float16))
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
     for other in file.parent.glob("embeddings-*.npy"):
         if other != file:
             other.unlink(missing_ok=True)

@@ -154,11 +154,12 @@ def normalize_case(raw: Mapping[str, Any], images: list[Document]) -> Document:
         values = {image[name] for image in images}
         norm[name] = values.pop() if len(values) == 1 else None
         disagree = disagree or bool(values)
-    norm["quality_flags"] = _case_flags(raw, norm, disagree=disagree)
+    left_blank = norm["location"] is None and any("location_left_blank" in image["quality_flags"] for image in images)
+    norm["quality_flags"] = _case_flags(raw, norm, disagree=disagree, left_blank=left_blank)
     return norm
 
 
-def _case_flags(raw: Mapping[str, Any], norm: Document, *, disagree: bool) -> list[str]:
+def _case_flags(raw: Mapping[str, Any], norm: Document, *, disagree: bool, left_blank: bool) -> list[str]:
     case, topic = raw["Case"], raw["Topic"]
     texts = [text for text in (*case.values(), *topic.values()) if text]
     flags = {
@@ -171,5 +172,6 @@ def _case_flags(raw: Mapping[str, Any], norm: Document, *, disagree: bool) -> li
         "control_characters": any(_CONTROL.search(text) for text in texts),
         "private_use_characters": any(_PRIVATE_USE.search(text) for text in texts),
         "images_disagree": disagree,
+        "location_left_blank": left_blank,
     }
     return [flag for flag, present in flags.items() if present]

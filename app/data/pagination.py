@@ -42,7 +42,7 @@ class SortOrder:
 
 
 def parse_sort(text: str | None, catalogue: Mapping[str, Field]) -> SortOrder:
-    """Read a sort order such as ``-age,u_id``; the id is added as the last key.
+    """Read a sort order such as ``-age,u_id``; the id is the last key.
 
     Raises:
         ParameterError: unknown or unsortable field, the same field twice, too many keys.
@@ -59,10 +59,11 @@ def parse_sort(text: str | None, catalogue: Mapping[str, Field]) -> SortOrder:
         keys.append(SortKey(name, field.path, direction))
     if len(keys) > _MAX_SORT_KEYS:
         raise ParameterError([ParameterProblem("sort", f"more than {_MAX_SORT_KEYS} keys")])
-    if not any(key.path == "_id" for key in keys):
-        identifier = next(field for field in catalogue.values() if field.path == "_id")
-        keys.append(SortKey(identifier.name, "_id", 1))
-    return SortOrder(tuple(keys))
+    paths = [key.path for key in keys]
+    if "_id" in paths:
+        return SortOrder(tuple(keys[: paths.index("_id") + 1]))  # no two documents are equal up to there
+    identifier = next(field for field in catalogue.values() if field.path == "_id")
+    return SortOrder((*keys, SortKey(identifier.name, "_id", 1)))
 
 
 def _fingerprint(filter_text: str, order: SortOrder) -> str:
@@ -86,6 +87,7 @@ def decode_cursor(cursor: str, order: SortOrder, filter_text: str) -> Document:
         payload = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         values, fingerprint = payload["k"], payload["h"]
         usable = isinstance(values, list) and len(values) == len(order.keys) and all(map(_is_sort_value, values))
+        usable = usable and values[-1] is not None  # the id
     except (ValueError, TypeError, KeyError, RecursionError):
         usable = False
     if not usable:

@@ -191,7 +191,11 @@ def _read_overview(source: Source) -> Iterator[Problem]:
     path = source.folder / dataset.OVERVIEW
     if not path.exists():
         return
-    rows = list(csv.DictReader(_read_text(source, path).splitlines()))
+    try:
+        rows = list(csv.DictReader(_read_text(source, path).splitlines()))
+    except UnicodeDecodeError as error:
+        yield Problem(path.name, 0, f"not UTF-8 text: {error}")
+        return
     for number, row in enumerate(rows, start=2):
         image, large, article = (row.get(key) for key in ("ID_Image", "Img_Large", "URL_Article_image"))
         if not (image and large and article):

@@ -148,7 +148,8 @@ class Repository:
         if document is None:
             raise NotFoundError(f"There is no {collection.noun} {key}.")
         if _has_answer(collection, document):
-            return document[ANSWER]  # type: ignore[no-any-return]  # seeding wrote it
+            answer: Document = document[ANSWER]
+            return answer
         return await self._made_answer(collection, await self.get(collection, key))
 
     async def answers(self, collection: Collection, keys: Sequence[str], member: str) -> dict[str, bytes]:
@@ -215,12 +216,13 @@ class Repository:
         """
         if not regex_filter.has_regex(selection.query):
             return selection
-        seeded = await self.seed_runs.latest_id() if collection is not ANNOTATIONS else None
+        # Cases and images change with a seeding alone.
+        seeded = await self.seed_runs.latest_id() if collection in (CASES, IMAGES) else None
         key = (seeded or "", collection.name, selection.canonical)
         query = self._resolved.get(key)
         if query is None:
             query = await regex_filter.resolve(self._database[collection.name], selection.query)
-            if seeded is not None:
+            if seeded is not None and self.seed_runs.settled:
                 self._resolved[key] = query
                 if len(self._resolved) > _MAX_RESOLVED:
                     del self._resolved[next(iter(self._resolved))]

@@ -139,6 +139,8 @@ class SearchIndex:
             self._embedding = call(self._background, load_or_compute, self._passages, self._folder, self._stop)
         embedding = self._embedding  # a seeding may replace it while this waits
         done, _ = await asyncio.wait([embedding], timeout=_MAX_EMBEDDING_WAIT_S)
+        if done and embedding.exception() is not None and self._embedding is embedding:
+            self._embedding = None  # the next search tries again
         return embedding.result() if done else None
 
     def encode(self, text: str) -> Embeddings:

@@ -22,7 +22,7 @@ _APOSTROPHE: Final = re.compile(rf"[{APOSTROPHES}]")
 # Letters that Unicode does not decompose into a base letter and a mark.
 _BASE_LETTERS: Final = str.maketrans({"ø": "o", "đ": "d", "ł": "l", "æ": "ae", "œ": "oe", "ı": "i"})
 _QUOTES: Final = str.maketrans(dict.fromkeys(QUOTES, '"'))
-_TERM: Final = re.compile(rf'([{HYPHENS}]?)"([^"]*)"|(?<!\S)([{HYPHENS}])?([^\s"]+)')
+_TERM: Final = re.compile(rf'([{HYPHENS}]?)"([^"]*)(?:"|$)|(?<![^\s"])([{HYPHENS}])?([^\s"]+)')
 # Function words: nearly every case holds them, so they neither find nor rank anything.
 _COMMON: Final = """
     a an and are as at be been but by can could did do does for from had has have he her him his i if in into is it
@@ -69,7 +69,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class ParsedQuery:
-    """A search text, taken apart.
+    """A search text, parsed.
 
     Attributes:
         wanted: terms that are looked for.
@@ -125,7 +125,7 @@ def compounds(tokens: list[Token], text: str) -> Iterator[tuple[Token, Token, st
 
 
 def parse_query(text: str) -> ParsedQuery:
-    """Take a search text apart: words, prefixes (``aort*``), "quoted phrases", and -excluded ones of each."""
+    """Parse a search text: words, prefixes (``aort*``), "quoted phrases", and -excluded ones of each."""
     wanted: list[Term] = []
     excluded: list[Term] = []
     stop_words: list[str] = []
@@ -135,7 +135,8 @@ def parse_query(text: str) -> ParsedQuery:
         if phrase is not None:
             stems = tuple(token.stem for token in tokenize(phrase))
             if stems:
-                target.append(Term((stems,), phrase.strip(), match.start(2), is_phrase=True))
+                start = match.start(2) + len(phrase) - len(phrase.lstrip())
+                target.append(Term((stems,), phrase.strip(), start, is_phrase=True))
             continue
         for term in _words(word, match.start(4)):
             if fold(term.text) in STOP_WORDS and not term.is_prefix:

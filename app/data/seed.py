@@ -86,7 +86,7 @@ def seed(database: Database[Document], folder: Path) -> SeedReport:
         case_counts = _load(database, schema.CASES, cases)
         image_counts = _load(database, schema.IMAGES, images)
         _gate(database, source)
-        write_image_counts(database, str(run_id))
+        write_image_counts(database, str(run_id), str(latest.get("_id")))
     except Exception as error:
         failed = {"state": "failed", "finished_at": datetime.now(UTC), "error": str(error)}
         runs.update_one({"_id": run_id}, {"$set": failed})

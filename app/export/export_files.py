@@ -84,7 +84,7 @@ class ExportFiles:
                 if error.errno not in _FULL:
                     raise
                 raise InsufficientStorageError(f"The file cannot be kept: {error.strerror}.") from error
-        await asyncio.to_thread(self._cache.trim)
+        await asyncio.to_thread(self._cache.trim, path)
 
     def _open(self) -> tuple[BinaryIO, Path]:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -70,10 +70,22 @@ def test_errors_are_problem_documents(api: httpx.Client, path: str, status: int,
 
 
 def test_a_wrong_method_is_told_the_right_one(api: httpx.Client) -> None:
-    answer = api.post("/cases")
-    assert answer.status_code == 405
-    assert "GET" in answer.headers["allow"]
-    assert "GET" in answer.json()["detail"]
+    for method, path, allowed in (
+        ("POST", "/cases", "GET, HEAD"),
+        ("PATCH", "/annotations/0f8fad5b", "GET, HEAD, PUT, DELETE"),
+        ("PUT", "/views", "GET, HEAD, POST"),
+        ("PATCH", "/cases/bulk", "GET, HEAD, POST"),
+    ):
+        answer = api.request(method, path)
+        assert answer.status_code == 405
+        assert answer.headers["allow"] == allowed
+        assert allowed in answer.json()["detail"]
+
+
+def test_a_post_is_not_conditional(api: httpx.Client) -> None:
+    answer = api.post("/cases/bulk", json={"ids": ["MPX1008"]}, headers={"If-None-Match": "*"})
+    assert answer.status_code == 200
+    assert answer.json()["items"]
 
 
 def test_head_has_the_headers_of_get_and_no_body(api: httpx.Client) -> None:

@@ -245,6 +245,13 @@ def test_the_numbers_of_the_real_data(medpix_api: httpx.Client, query: str, tota
 
 
 @pytest.mark.medpix
+def test_a_case_is_found_by_a_location_that_was_left_blank(medpix_api: httpx.Client) -> None:
+    [case] = medpix_api.get("/cases?location=Left Blank").json()["items"]
+    assert (case["u_id"], case["location"]) == ("MPX1325", None)
+    assert medpix_api.get("/cases?location__ne=Left Blank").json()["total"] == 670
+
+
+@pytest.mark.medpix
 def test_every_real_image_is_seen_once_in_every_order(medpix_api: httpx.Client) -> None:
     for sort in ("location_category", "-age,plane", ""):
         seen: list[str] = []

@@ -133,6 +133,14 @@ def test_an_image_is_found_by_its_id(api: httpx.Client) -> None:
         assert [image_hit.image.image for image_hit in hit.images] == [image["image"]]
 
 
+@pytest.mark.parametrize("q", ['"hydronephrosis left', '"hydronephrosis"left', 'left"hydronephrosis'])
+def test_an_unclosed_quotation_mark_drops_no_word(api: httpx.Client, q: str) -> None:
+    both = _ids(_search(api, "hydronephrosis left", limit=100))
+    assert set(_ids(_search(api, q, limit=100))) <= set(both)
+    assert _search(api, q.replace("left", "xylophone")).matched != "all"
+    assert _search(api, q.replace("hydronephrosis", "xylophone")).matched != "all"
+
+
 @pytest.mark.parametrize("q", ["uret", "uret*", "URET"])
 def test_the_beginning_of_a_word_finds_it(api: httpx.Client, q: str) -> None:
     page = _search(api, q, limit=100)
@@ -145,6 +153,7 @@ def test_the_beginning_of_a_word_finds_it(api: httpx.Client, q: str) -> None:
     [
         ("hydronefrosis left", "hydronephrosis left"),
         ('"hydronefrosis of"', '"hydronephrosis of"'),
+        ('" hydronefrosis of"', '" hydronephrosis of"'),
         ('"ureter left"', "ureter left"),
         ("hydronephrosis", None),
         ("xylophone", None),

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 
 import httpx
 import numpy as np
@@ -16,7 +17,9 @@ from PIL import Image
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.middleware import BodyLimit
+from app.core.settings import Settings
 from tests.api.predict_client import ask, is_problem
+from tests.service import running_service
 from tests.serving.decode.dicom_files import dicom
 from tests.serving.hostile_files import accepted
 
@@ -94,6 +97,44 @@ def test_a_body_with_a_content_coding_is_refused_by_name(api: httpx.Client, path
     is_problem(answer, 415)
     assert "content coding 'gzip'" in answer.json()["detail"]
     assert answer.headers["accept-encoding"] == "identity"
+
+
+def test_texts_are_utf_8_whatever_the_header_says(predict_api: httpx.Client) -> None:
+    body = _form(('name="image"; filename="a.png"', PNG), ('name="caption"', b"CT of the chest"))
+    for charset in ("utf-16", "undefined", "latin-1"):
+        headers = {"Content-Type": f"{FORM['Content-Type']}; charset={charset}"}
+        is_problem(predict_api.post("/predict/location", content=body, headers=headers), 415)
+    headers = {"Content-Type": f"{FORM['Content-Type']}; charset=UTF-8"}
+    assert predict_api.post("/predict/location", content=body, headers=headers).status_code == 200
+
+
+def test_a_large_chunked_body_of_json_is_answered_with_413(api: httpx.Client) -> None:
+    def parts() -> Iterator[bytes]:
+        for _ in range(12):
+            yield bytes(1024**2)
+
+    headers = {"Content-Type": "application/json"}
+    is_problem(api.post("/images/bulk", content=parts(), headers=headers), 413)
+
+
+@pytest.mark.parametrize("path", ["/cases/bulk", "/views", "/preview"])
+def test_a_body_that_does_not_arrive_is_answered_with_408(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr("app.api.factory.BodyLimit", partial(BodyLimit, body_s=0.3))
+    with (
+        running_service(settings) as client,
+        closing(socket.create_connection((client.base_url.host, client.base_url.port or 80))) as raw,
+    ):
+        raw.settimeout(20)
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\nContent-Type: "
+        kind = FORM["Content-Type"] if path == "/preview" else "application/json"
+        raw.sendall(f"{head}{kind}\r\n\r\n".encode())
+        received = b""
+        while part := raw.recv(65536):
+            received += part
+        assert received.startswith(b"HTTP/1.1 408")
+        assert b"did not arrive within" in received
 
 
 def test_two_captions_are_refused(predict_api: httpx.Client) -> None:

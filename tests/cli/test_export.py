@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,30 @@ def test_a_selection_is_written(exporting: tuple[Settings, str], tmp_path: Path)
     assert _export(exporting, tmp_path / "all.zip") > 10_000
 
 
+def test_letter_case_is_folded_as_by_the_api(exporting: tuple[Settings, str], tmp_path: Path) -> None:
+    for condition in ("plane=Axial", "plane=axial"):
+        _export(exporting, tmp_path / f"{condition}.jsonl", conditions=[condition])
+    assert (tmp_path / "plane=axial.jsonl").read_text() == (tmp_path / "plane=Axial.jsonl").read_text() != ""
+
+
+def test_an_image_file_that_is_missing_is_named(
+    exporting: tuple[Settings, str], tmp_path: Path, generated_dataset: Path
+) -> None:
+    settings, uri = exporting
+    data = shutil.copytree(generated_dataset, tmp_path / "MedPix-2.0")
+    gone = next((data / "images").iterdir())
+    gone.unlink()
+    with pytest.raises(ExportFailedError, match=gone.stem):
+        _export((settings.model_copy(update={"data_dir": data}), uri), tmp_path / "all.zip")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"conditions": ["colour=red"]}, "colour"),
         ({"conditions": ["modality"]}, "expected one of CT, MR"),
         ({"raw": True}, "raw"),
+        ({"conditions": ["plane=Axail"]}, "Axial"),  # a value that no image has, as the API says
     ],
 )
 def test_what_cannot_be_written_leaves_the_old_file(

@@ -1,4 +1,5 @@
 import os
+import time
 from pathlib import Path
 
 from app.core.disk_cache import DiskCache
@@ -26,6 +27,14 @@ def test_a_file_read_of_late_stays(tmp_path: Path) -> None:
     os.utime(tmp_path / "thumbnails" / "a.jpg", (3_000, 1_000))
     DiskCache(tmp_path, 500).trim()
     assert [path.name for path in (tmp_path / "thumbnails").iterdir()] == ["a.jpg"]
+
+
+def test_what_is_needed_or_being_written_stays(tmp_path: Path) -> None:
+    now = time.time()
+    for name, used_at in (("made.zip", 1_000), ("other.zip", 2_000), ("killed.tmp", now - 3_600), ("next.tmp", now)):
+        _write(tmp_path / "exports" / name, 400, used_at)
+    assert DiskCache(tmp_path, 100).trim(tmp_path / "exports" / "made.zip") == {"exports": 800}
+    assert {path.name for path in (tmp_path / "exports").iterdir()} == {"made.zip", "next.tmp"}
 
 
 def test_a_folder_that_is_missing_is_empty(tmp_path: Path) -> None:

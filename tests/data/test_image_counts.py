@@ -67,6 +67,8 @@ def test_counts_of_an_earlier_run_are_removed(database: Database[Document], mong
     database[schema.IMAGES].delete_one({"_id": "4"})
     assert write_image_counts(database, "second") == 1  # two equal cases
     assert database[schema.IMAGE_COUNTS].distinct("run") == ["second"]
+    assert write_image_counts(database, "third", before="second") == 1
+    assert database[schema.IMAGE_COUNTS].distinct("run") == ["second", "third"]
     kept = _facets(mongo_server, database.name, _filter(), "second")
     assert (kept["total"], kept["cases"]) == (4, 2)
     assert kept == _facets(mongo_server, database.name, _filter(), None)

@@ -40,13 +40,17 @@ def test_a_cursor_keeps_its_place_and_knows_its_filter() -> None:
         decode_cursor(cursor, parse_sort("split", IMAGE_FIELDS), "sex=male")
 
 
+def test_keys_behind_the_id_decide_nothing() -> None:
+    assert parse_sort("sex,-image,age", IMAGE_FIELDS).canonical == "sex,-image"
+
+
 @given(st.one_of(st.text(max_size=60), st.binary(max_size=60).map(lambda b: base64.urlsafe_b64encode(b).decode())))
 def test_no_text_is_taken_for_a_cursor(text: str) -> None:
     with pytest.raises(ParameterError, match="cursor"):
         decode_cursor(text, parse_sort(None, IMAGE_FIELDS), "")
 
 
-@pytest.mark.parametrize("keys", [[{"$gt": ""}], [1.5], [], ["a", "b"], [[1]], [2**70], "x"])
+@pytest.mark.parametrize("keys", [[{"$gt": ""}], [None], [1.5], [], ["a", "b"], [[1]], [2**70], "x"])
 def test_a_forged_cursor_carries_no_operator(keys: object) -> None:
     order = parse_sort(None, IMAGE_FIELDS)
     good = json.loads(base64.urlsafe_b64decode(encode_cursor({"_id": "x"}, order, "") + "=="))

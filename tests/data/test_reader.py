@@ -100,6 +100,10 @@ DEV, DEV_CASES = "descriptions_dev.jsonl", "data_dev.jsonl"
         (_unknown_split_file, "data_valid.jsonl: unknown split 'valid'"),
         (lambda folder: (folder / "splitted_dataset" / DEV).unlink(), f"{DEV}: the file is missing"),
         (lambda folder: (folder / "splitted_dataset" / DEV).write_bytes(b"\xff\xfe"), f"{DEV}: not UTF-8 text"),
+        (
+            lambda folder: (folder / "images_overview.csv").write_bytes(b"\xff\xfe"),
+            "images_overview.csv: not UTF-8 text",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "edit",
 )

@@ -45,7 +45,6 @@ router = APIRouter(tags=["export"])
 
 Kind = Literal["images", "cases", "records", "annotations"]
 Format = Literal["json", "jsonl", "csv", "parquet", "zip"]
-Row = dict[str, Any]
 
 MEDIA_TYPES: Final = {
     "json": "application/json",

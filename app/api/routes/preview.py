@@ -20,7 +20,6 @@ router = APIRouter(tags=["predict"])
 _MAX_SIDE: Final = 1024
 # Decoding takes memory and a core: no more than this at once, beside the predictions.
 _SLOTS: Final = threading.BoundedSemaphore(2)
-_RETRY_AFTER_S: Final = 2
 _PNG: Responses = {200: {"content": {"image/png": BINARY}, "description": "The image"}}
 
 
@@ -36,23 +35,29 @@ async def preview(request: Request, settings: SettingsDep) -> Response:
 
     A PNG of 8 bits per sample, at most 1,024 pixels wide and high. Nothing is stored.
     """
-    if not _SLOTS.acquire(blocking=False):
-        raise UnavailableError("Too many images are being decoded. Try again shortly.", retry_after_s=_RETRY_AFTER_S)
     try:
         async with asyncio.timeout(settings.request_deadline_s):
             upload = await read_upload(request, settings, with_caption=False)
             body = await run_in_threadpool(_png, upload.data, settings)
     except TimeoutError as error:
         raise DeadlineExceededError("The image took too long to upload or to decode.") from error
-    finally:
-        _SLOTS.release()
     return Response(body, media_type="image/png", headers={"Cache-Control": "no-store"})
 
 
 def _png(data: bytes, settings: Settings) -> bytes:
+    """Decode and encode, in a slot of this thread: a thread goes on where its request has ended.
+
+    Raises:
+        UnavailableError: no slot is free.
+    """
     from app.serving.decode.image import decode  # noqa: PLC0415  # pydicom takes a second to import
 
-    image = to_eight_bits(decode(data, settings).image)
+    if not _SLOTS.acquire(blocking=False):
+        raise UnavailableError("Too many images are being decoded. Try again shortly.")
+    try:
+        image = to_eight_bits(decode(data, settings).image)
+    finally:
+        _SLOTS.release()
     image = image if image.mode in ("L", "RGB") else image.convert("RGB")
     image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     stream = io.BytesIO()

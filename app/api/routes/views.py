@@ -157,7 +157,7 @@ async def list_views(
 @router.get(
     "/views/{view}",
     response_model=OpenedView,
-    responses=documented(404, 422, 503, 504),
+    responses=documented(404, 422, 429, 503, 504),
     summary="Open a view",
     operation_id="get_view",
 )
@@ -182,7 +182,7 @@ async def _today(document: dict[str, Any], repository: Repository) -> dict[str, 
                 f"The dataset changed since this view was saved: it selected {was} {of} then and selects {total} now."
             )
     except ParameterError as error:
-        note = f"The dataset changed since this view was saved, and its query cannot be used any more: {error}"
+        note = f"The query of this view cannot be used any more: {error}"
     return {"current_total": total, "current_dataset_version": version, "dataset_changed": changed, "note": note}
 
 
