@@ -33,5 +33,5 @@ async function figures() {
 
 const bibtex = byId("bibtex");
 byId("copy-bibtex").replaceChildren(copyButton("the BibTeX entry", bibtex.textContent, bibtex));
-// What stands in the page without them stays true.
+// They are the last part of the page, so that nothing moves when they arrive.
 await Promise.allSettled([counts(), figures()]);
