@@ -1,1 +1,1 @@
-"""Measurements: each runs the project and a peer side by side and prints ratios."""
+"""Measurements; those that have a peer run it in the same run and print ratios."""

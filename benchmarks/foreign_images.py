@@ -54,7 +54,7 @@ def dicom_kinds(settings: Settings) -> dict[str, Images]:
             seen.add(key)
             by_modality.setdefault(modality, []).append(image)
     return {
-        # There are two: their quarters and mirror images are other views of a kind that the models never saw.
+        # There are two: their crops and mirror images are other views of a kind that the models never saw.
         "radiographs": [view for image in by_modality.get("CR", []) for view in _views(image)],
         "ultrasound": [view for image in by_modality.get("US", []) for view in (image, image.convert("L"))],
         "nuclear medicine": [view for image in by_modality.get("NM", []) for view in _views(image)],

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -96,7 +97,7 @@ class Check:
         exact = self.settings.model_copy(update={"device": "cpu", "precision": "fp32"})
         on_cpu = make_backend(model, model.preprocess, exact, weights)
         expected = _run(on_cpu.run, pixels)
-        dev = lambda: load_records(self.database, self.data / IMAGE_FOLDER, ("dev",))  # noqa: E731 - one expression
+        dev = partial(load_records, self.database, self.data / IMAGE_FOLDER, ("dev",))
         # Loaded again: a backend moves the network that it is given.
         other = registry.load(name)
         plain, choice = select_backend(other, self.settings, weights, dev)
@@ -162,11 +163,11 @@ def check(todo: Check, families: Sequence[str], seconds: float) -> bool:
     print(_HEADER, flush=True)
     good = []
     for name in families:
-        good.append(step(f"train {name}", lambda name=name: todo.train(name)))  # type: ignore[misc]  # bound now
+        good.append(step(f"train {name}", partial(todo.train, name)))
         if good[-1]:
-            good.append(step(f"compare {name}", lambda name=name: todo.compare(name)))  # type: ignore[misc]  # bound now
+            good.append(step(f"compare {name}", partial(todo.compare, name)))
     if seconds:
-        good.append(step("serve resnet50-modality", lambda: todo.serve(seconds)))
+        good.append(step("serve resnet50-modality", partial(todo.serve, seconds)))
     return all(good)
 
 

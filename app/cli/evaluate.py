@@ -144,7 +144,7 @@ def run_evaluation(
                 reporter=to_all([reporter, _of_the_evaluation(DatabaseReporter(database))]),
             )
     except (OSError, UnknownLabelError) as error:
-        advice = "; started again, it goes on from the checkpoints of its trainings" if cv or seeds else ""
+        advice = "; started again, it resumes from the checkpoints of its trainings" if cv or seeds else ""
         raise EvaluationError(f"the evaluation could not be finished: {error}{advice}") from error
     report = write_report(results, folder)
     scratch.clear()  # only now: the trainings took hours, and the disk may have been full

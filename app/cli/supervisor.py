@@ -263,7 +263,7 @@ class Supervisor:
         log = f"{full}Its log: {worker.log}" if worker.log else f"{full}The lines above say why."
         if worker.essential and (recurs or worker.failures >= _MAX_FAILURES):
             raise SupervisorError(f"{what}. {log}")
-        # A training waits for space on a full disk: it goes on from its checkpoints.
+        # A training waits for space on a full disk: it resumes from its checkpoints.
         if not full and (recurs or worker.failures >= _MAX_FAILURES):
             worker.done = True
             logger.error("%s and is not started again. %s", what, log)

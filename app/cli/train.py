@@ -143,7 +143,7 @@ def run_training(
                         choice.save(database)
                         _LOG.warning("%s", choice.notes[-1])
     except OSError as error:
-        raise TrainingError(f"{error}; started again, the training goes on from its checkpoint") from error
+        raise TrainingError(f"{error}; started again, the training resumes from its checkpoint") from error
     except (RecordsError, RegistryError) as error:
         raise TrainingError(str(error)) from error
 
@@ -168,6 +168,7 @@ def calibrate_if_due(
     from ml.evaluation.out_of_fold import METRICS, calibrate_out_of_fold, due
     from ml.models.model_specs import DEFAULTS
     from ml.registry.registry import Registry, RegistryError
+    from ml.training.pretrained import WeightsError
 
     if os.environ.get("RANK", "0") != "0":
         return
@@ -192,7 +193,7 @@ def calibrate_if_due(
     except FoldError as error:
         _LOG.warning("The models stay calibrated on dev: %s", error)
         return
-    except (RecordsError, RegistryError, OSError) as error:
+    except (RecordsError, RegistryError, WeightsError, OSError) as error:
         raise TrainingError(f"the models could not be calibrated out of fold: {error}") from error
     for card in cards:
         for task, figures in card.metrics[METRICS].items():

@@ -54,7 +54,7 @@ def download(url: str, part: Path, progress: Progress, *, advice: str) -> None:
                 return
     received = part.stat().st_size if part.exists() else 0
     raise DownloadError(
-        f"The download from {httpx.URL(url).host} failed {_ATTEMPTS} times ({failure or 'no answer'}); "
+        f"The download from {httpx.URL(url).host} broke off {_ATTEMPTS} times ({failure or 'no answer'}); "
         f"{received / 1e6:.0f} MB are kept. {advice}"
     ) from failure
 

@@ -117,7 +117,8 @@ async def about(request: Request) -> HTMLResponse:
 async def missing(request: Request, address: str) -> Response:
     """Any other address below /pages: a person reads the answer."""
     if address.endswith("/") and address.strip("/"):
-        return RedirectResponse(f"{prefix_of(request)}/pages/{address.strip('/')}")
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(f"{prefix_of(request)}/pages/{address.strip('/')}{query}")
     return _missing(request)
 
 

@@ -181,7 +181,7 @@ def _record(document: Document, images_dir: Path) -> Record:
         except labels.UnknownLabelError as error:
             raise RecordsError(
                 f"image {record.image}: {error}. The models of this version know the classes of MedPix 2.0 alone; "
-                "mend the label in the source files and run `medpix seed` again"
+                "correct the label in the source files and run `medpix seed` again"
             ) from error
     return record
 

@@ -101,6 +101,11 @@ def _details(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _unofficial(run: dict[str, Any]) -> str:
+    epochs = run["options"]["epochs"]
+    return f", quick try of {epochs} epochs" if epochs else ", another recipe than the registered model's"
+
+
 def _ood_threshold(threshold: float | None, distance: str) -> list[tuple[str, str]]:
     if threshold is None:
         return []
@@ -155,13 +160,13 @@ def _figures(name: str, results: Mapping[str, Any]) -> Iterator[list[str]]:
         folds = results["cv"].get(name, {}).get(task)
         if folds:
             measured_on = f"{len(folds['folds'])} folds of all cases" + (
-                "" if folds["run"]["official"] else ", quick try"
+                "" if folds["run"]["official"] else _unofficial(folds["run"])
             )
             yield [_spoken(task), measured_on, str(folds["n"]), *(_figure(folds, key) for key in _SHOWN)]
         seeds = results["seeds"].get(name, {}).get(task)
         if seeds:
             measured_on = f"{split}, mean and SD of {len(seeds['seeds'])} seeds"
-            measured_on += "" if seeds["run"]["official"] else ", quick try"
+            measured_on += "" if seeds["run"]["official"] else _unofficial(seeds["run"])
             spread = (seeds["figures"][key] for key in _SHOWN)
             yield [_spoken(task), measured_on, str(seeds["n"]), *(f"{s['mean']:.3f} ± {s['sd']:.3f}" for s in spread)]
 

@@ -25,7 +25,7 @@ def tables(results: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _task_table(results: Mapping[str, Any], task: str, task_results: Mapping[str, Any]) -> Table:
-    """Majority row, models, models that are not trained, and rows quoted from others."""
+    """Majority row, models, models that are not trained, and published baselines."""
     majority, absent = task_results["majority"], task_results["absent"]
     missing = f" Absent: {'; '.join(absent)}." if absent else ""
     table = Table(
@@ -48,7 +48,7 @@ def _task_table(results: Mapping[str, Any], task: str, task_results: Mapping[str
     for row in task_results["untrained"]:
         table.add_row(row["name"], "not trained", style="dim")
     for row in task_results["quoted"]:
-        mark = "quoted" if row["comparable"] else "quoted, not a test figure"
+        mark = "published" if row["comparable"] else "published, not a test figure"
         f1 = "" if row["macro_f1"] is None else f"{row['macro_f1']:.2f}"
         table.add_row(escape(f"{row['name']} [{mark}]"), "", f"{row['accuracy']:.3g}", "", "", f1, style="italic dim")
     return table

@@ -222,7 +222,8 @@ def _tasks(
         doing = [card for card in cards if task in card.tasks]
         if not doing:
             continue
-        best = max(doing, key=lambda card: card.score(task) or 0.0)
+        # As the service selects; caption models alone are never served.
+        best = next(iter(Registry.ranked(task, doing)), max(doing, key=lambda card: card.score(task) or 0.0))
         rows = [MAJORITY, *(card.name for card in doing)]
         present, absent = presence(records, task)
         by_task[task] = {

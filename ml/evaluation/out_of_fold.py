@@ -96,11 +96,17 @@ class Pooled:
 
 
 def due(cards: Sequence[ModelCard]) -> list[str]:
-    """The names of the models among these that can be calibrated out of fold and are not."""
+    """The names of the models among these that can be calibrated out of fold and are not.
+
+    One that began with weights from a file is left out: models retrained on folds would begin with others.
+    """
     return [
         card.name
         for card in cards
-        if card.calibrated_on == "dev" and card.name in MODEL_SPECS and family_class(card.family).combines_any_outputs
+        if card.calibrated_on == "dev"
+        and card.name in MODEL_SPECS
+        and family_class(card.family).combines_any_outputs
+        and not card.weights_source.startswith("local ")
     ]
 
 
@@ -160,6 +166,8 @@ def calibrate_out_of_fold(
             if registry.get(name).version != card.version:
                 _LOG.warning("%s was retrained meanwhile; it is calibrated by the next run", name)
                 continue
+            # Test figures are those of the temperatures and thresholds before.
+            model.card.metrics.pop("test", None)
             reference = load_reference(card, models_dir)
             model.card.version = new_version(now())
             done.append(registry.register(model, reference))

@@ -33,15 +33,15 @@ def _frame(axes: Axes, title: str, x: str, y: str) -> None:
 def accuracy_plot(
     task: str, rows: Sequence[tuple[str, Mapping[str, Any]]], quoted: Sequence[Mapping[str, Any]]
 ) -> bytes:
-    """Accuracy of every row with its interval over cases; quoted rows as hollow marks.
+    """Accuracy of every row with its interval over cases; published baselines as hollow marks.
 
     Args:
         task: for the title.
         rows: names and scores of what was run.
-        quoted: rows of others.
+        quoted: published baselines.
     """
     comparable = [row for row in quoted if row["comparable"]]
-    names = [name for name, _ in rows] + [f"{row['name']} (quoted)" for row in comparable]
+    names = [name for name, _ in rows] + [f"{row['name']} (published)" for row in comparable]
     figure = Figure(figsize=(7.5, 1.1 + 0.36 * len(names)), layout="constrained")
     axes = figure.subplots()
     for position, (_, scores) in enumerate(rows):
@@ -88,7 +88,7 @@ def coverage_plot(curve: Sequence[Sequence[float]], confident: Mapping[str, Any]
         figure.legend(loc="outside upper left", fontsize=9, frameon=False)
     axes.set_xlim(0, 1.02)
     axes.set_ylim(min(0.5, float(coverage[:, 1].min())) - 0.02, 1.02)
-    _frame(axes, "Answering only the surest", "share answered", "accuracy among them")
+    _frame(axes, "Risk–coverage curve", "share answered", "accuracy among them")
     return _png(figure)
 
 

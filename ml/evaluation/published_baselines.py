@@ -1,4 +1,4 @@
-"""Figures that others measured, quoted beside ours and never run here."""
+"""Published baselines: figures that others measured, shown beside ours and never run here."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -85,5 +85,5 @@ ORIGINAL_WEIGHTS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def baselines_for(task: str) -> list[dict[str, Any]]:
-    """The quoted rows of a task, as JSON values."""
+    """The published baselines of a task, as JSON values."""
     return [asdict(row) for row in PUBLISHED_BASELINES if row.task == task]

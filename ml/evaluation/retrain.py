@@ -55,13 +55,13 @@ class Scratch:
         """
         chosen = {name: asdict(option) for name, option in options.items()}
         text = snapshot_hash(records) + json.dumps(chosen, sort_keys=True)
-        path = self._root / f"anew-{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        path = self._root / f"retrain-{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self._used.append(path)
         return path
 
     def clear(self) -> None:
         """Remove the folders that were asked for, once what they led to is written, and those of a month ago."""
-        for path in self._root.glob("anew-*"):
+        for path in self._root.glob("retrain-*"):
             if path in self._used or time.time() - path.stat().st_mtime > _FORGET_AFTER_S:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -141,7 +141,7 @@ def retrain(
     A run that was stopped resumes from the checkpoints in the scratch folder, which is left there.
 
     Args:
-        names: keys of ``ml.training.train.MODEL_SPECS``, each after those that it builds on.
+        names: keys of ``ml.models.model_specs.MODEL_SPECS``, each after those that it builds on.
         parts: what to train and score on.
         settings: device, folder, options.
 
@@ -318,7 +318,11 @@ def provenance(
         the registered model, which they may not after a quick try or with another recipe.
     """
     quick = options.epochs is not None or options.members is not None
-    same = registered is not None and card.init == registered.init and _recipe(card) == _recipe(registered)
+    same = (
+        registered is not None
+        and (card.init, card.weights_source) == (registered.init, registered.weights_source)
+        and _recipe(card) == _recipe(registered)
+    )
     return {
         "images": len(records),
         "snapshot": snapshot_hash(records),

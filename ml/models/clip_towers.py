@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from safetensors import SafetensorError
 from transformers import CLIPModel, CLIPTokenizer
 
 from ml.dataset.preprocess import Preprocess
@@ -49,7 +50,7 @@ def start_from(folder: Path, source: str) -> Start:
         towers = _read_towers(folder)
         tokenizer = read_tokenizer(folder)
         preprocess = read_preprocess(folder, image_size(towers))
-    except (OSError, RuntimeError, ValueError, DamagedFileError) as error:
+    except (OSError, RuntimeError, ValueError, DamagedFileError, SafetensorError) as error:
         raise WeightsError(f"{folder.name} holds no usable CLIP model: {error}") from error
     return Start(towers, tokenizer, preprocess, source)
 

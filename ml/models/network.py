@@ -105,7 +105,8 @@ class MultiTaskNetwork(nn.Module):
     """A backbone, average pooling, dropout and one linear head per task.
 
     Args:
-        backbone: images to feature map; its attribute ``features`` is the number of channels.
+        backbone: images to feature map.
+        features: channels of the last feature map.
         classes: number of classes per task.
         dropout: share of pooled features dropped in training.
     """

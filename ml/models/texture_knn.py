@@ -98,7 +98,7 @@ class Neighbours:
         return np.asarray((raw - self.mean) / self.std, dtype=np.float32)
 
     def vote(self, scaled: Floats, count: int, classes: int) -> Floats:
-        """The share of each class among the nearest neighbours, with one vote added for every class.
+        """The share of each class among the nearest neighbours, with one vote added, shared by all classes.
 
         Args:
             scaled: (M, D).

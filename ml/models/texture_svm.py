@@ -27,7 +27,7 @@ NAME: Final = "fused-modality"
 FAMILY: Final = "texture-svm"
 WEIGHTS_FILE: Final = "machine.safetensors"
 _DESCRIPTORS: Final = ["texture"]
-_COST: Final = 10.0
+_C: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,12 @@ class RbfSvm:
         """The machine for descriptors (N, D) and classes 0 or 1, (N,)."""
         mean, std = raw.mean(axis=0), np.maximum(raw.std(axis=0), 1e-9)
         gamma = 1.0 / raw.shape[1]  # the features have variance 1
-        svm = SVC(C=_COST, gamma=gamma).fit((raw - mean) / std, classes)
+        svm = SVC(C=_C, gamma=gamma).fit((raw - mean) / std, classes)
         vectors, weights = (np.asarray(a, np.float32) for a in (svm.support_vectors_, svm.dual_coef_[0]))
         return cls(vectors, weights, float(svm.intercept_[0]), gamma, mean.astype(np.float32), std.astype(np.float32))
 
     def margin(self, raw: NDArray[np.float64]) -> Floats:
-        """Signed distances from the border for raw descriptors (M, D), (M,); positive for the second class."""
+        """Values of the decision function for raw descriptors (M, D), (M,); positive for the second class."""
         scaled = ((raw - self.mean) / self.std).astype(np.float32)
         squares = (scaled**2).sum(axis=1)[:, None] + (self.vectors**2).sum(axis=1) - 2.0 * scaled @ self.vectors.T
         kernel = np.exp(-self.gamma * np.maximum(squares, 0.0))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file as save_numpy_file
 
 from app.core.exceptions import UserError
 
@@ -154,10 +155,8 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mappi
     Raises:
         OSError: the disk is full or failed.
     """
-    from safetensors.numpy import save_file  # noqa: PLC0415 - imports every framework that it finds
-
     with _system_errors():
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, _as_text(metadata))
+        save_numpy_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, _as_text(metadata))
 
 
 def _as_text(metadata: Mapping[str, Any] | None) -> dict[str, str]:

@@ -86,7 +86,7 @@ class Registry:
 
         Args:
             card: of the version that was scored.
-            split: test, dev or cv.
+            split: test, dev, cv or seeds.
             metrics: per task.
 
         Raises:

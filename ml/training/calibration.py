@@ -68,7 +68,7 @@ def decision_threshold(
     """
     probabilities, targets, cases = labelled(probabilities, targets, cases)
     if not len(targets):
-        return 0.5
+        return NEVER_CONFIDENT
     confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
     confidence = confidence[order]

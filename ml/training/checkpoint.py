@@ -146,7 +146,7 @@ class Checkpoint:
             state.scaler.load_state_dict(metadata["scaler"])
         epochs = int(metadata["epochs"])
         run.load_state_dict(metadata["run"])
-        run.update(epochs / self._epochs, f"going on after epoch {epochs}", epoch=epochs, epochs=self._epochs)
+        run.update(epochs / self._epochs, f"resumes after epoch {epochs}", epoch=epochs, epochs=self._epochs)
         return epochs
 
 

@@ -26,7 +26,7 @@ class Options:
 
     Attributes:
         weights: auto, pretrained, scratch or the path of local pretrained weights.
-        seed: of everything random.
+        seed: of all random numbers.
         resume: continue from checkpoints of the same settings.
         epochs: instead of the recipe's; for quick tries.
         members: networks of the ensemble, instead of the recipe's.

@@ -10,7 +10,7 @@ from ml.training.context import Context
 from ml.training.loop import Examples, Recipe, fit
 
 # An epoch that trains the heads alone needs no backward pass through the backbone.
-_COST_OF_FROZEN = 0.4
+_FROZEN_EPOCH = 0.4
 
 
 class Phase(NamedTuple):
@@ -29,7 +29,7 @@ class Phase(NamedTuple):
     @property
     def cost(self) -> float:
         """Expected time of the phase, in epochs that train all layers."""
-        return self.recipe.epochs * (_COST_OF_FROZEN if 0.0 in self.rates.values() else 1.0)
+        return self.recipe.epochs * (_FROZEN_EPOCH if 0.0 in self.rates.values() else 1.0)
 
 
 def fine_tuning(head: Recipe, tune: Recipe, tune_rates: Mapping[str, float]) -> list[Phase]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import torch
@@ -19,12 +19,13 @@ from huggingface_hub import constants, try_to_load_from_cache
 from rich.console import Console
 from rich.progress import DownloadColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
+from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
 from app.core.download import DownloadError, Progress, download
 from app.core.exceptions import UserError
-from ml.registry.artifacts import DamagedFileError, atomic_folder, read_tensors, sha256_of, write_tensors
+from ml.registry.artifacts import DamagedFileError, atomic_folder, sha256_of, write_tensors
 
 _LOG = logging.getLogger(__name__)
 _CLIP: Final = "openai/clip-vit-base-patch32"
@@ -307,11 +308,14 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"--weights {path}: there is no such file")
     try:
-        if path.suffix == ".safetensors":
-            return read_tensors(path)[0]
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except DamagedFileError as error:
-        raise WeightsError(str(error)) from error
+        # Not read_tensors, which reads the metadata of this project's own files.
+        state: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # torch.load raises whatever its unpickler met
-        raise WeightsError(f"{path.name} is not a file of tensors: {error}") from error
+        raise WeightsError(f"{path.name} is not a file of tensors, or is cut: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path.name} is no state dict: expected the names of parameters and their tensors")
     return state

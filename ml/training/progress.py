@@ -138,7 +138,7 @@ def to_all(reporters: Sequence[Reporter]) -> Reporter:
 
 
 class _RemainingTime:
-    """Estimates the seconds to the end of a run from its speed of late.
+    """Estimates the seconds to the end of a run from its recent speed.
 
     The phases of a training differ in speed, so elapsed time x unfinished / finished share would be wrong for
     minutes after each change. Time and share before about the last tenth of the run count exponentially less.

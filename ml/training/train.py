@@ -97,7 +97,7 @@ def queued(names: Sequence[str], database: Database[dict[str, Any]]) -> Iterator
         yield
     except BaseException as error:
         cause = STOPPED if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
-        ended = {"state": "failed", "updated_at": now(), "message": f"its turn did not come: {cause}"}
+        ended = {"state": "failed", "updated_at": now(), "message": f"not started: {cause}"}
         with suppress(PyMongoError):
             database[schema.TRAINING_RUNS].update_many(
                 {"_id": {"$in": list(names)}, "state": "queued"}, {"$set": ended}
@@ -132,7 +132,7 @@ def train_model(
         models_dir: folder for model files and checkpoints.
         weights: auto, pretrained, scratch or the path of local pretrained weights.
         device: auto, cpu, cuda or mps.
-        seed: of everything random.
+        seed: of all random numbers.
         resume: continue a run that was killed, where its settings were the same.
         reporter: called with the progress.
         options: further choices; weights, seed and resume above win over its own.

@@ -169,7 +169,7 @@ def test_a_failing_disk_is_said_in_a_sentence(
 
     monkeypatch.setattr("ml.evaluation.evaluate.evaluate", full)
     with pytest.raises(
-        EvaluationError, match=r"could not be finished: .*No space left .* goes on from the checkpoints"
+        EvaluationError, match=r"could not be finished: .*No space left .* resumes from the checkpoints"
     ):
         run_evaluation(own_settings, database, ["all"], cv=True)
     with pytest.raises(EvaluationError, match=r"No space left on device$"):

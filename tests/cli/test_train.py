@@ -125,7 +125,7 @@ def test_ctrl_c_says_how_to_go_on(settings: Settings, database: Database[Documen
     assert STOPPED in errors
     assert "Traceback" not in errors
     assert (run_of(database, "compact")["state"], run_of(database, "compact")["message"]) == ("failed", STOPPED)
-    assert run_of(database, "caption-location")["message"] == f"its turn did not come: {STOPPED}"
+    assert run_of(database, "caption-location")["message"] == f"not started: {STOPPED}"
 
 
 def test_a_full_disk_leaves_the_model_of_before_in_use(

@@ -9,6 +9,7 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tests.serving.decode.dicom_files import deflated, dicom, dicom_start, jpeg
@@ -111,6 +112,8 @@ def refused() -> Mapping[str, tuple[bytes, int, str]]:
         "cut in the header": (good[:20], 422, "cut or damaged"),
         "signature only": (good[:8], 422, "cut or damaged"),
         "broken checksum": (good[:60] + bytes([good[60] ^ 0xFF]) + good[61:], 422, "cut or damaged"),
+        "wrong checksum of 16-bit colours": (_wrong_checksum(), 422, "cut or damaged"),
+        "jpeg of many segments": (jpeg_with_exif([b"II*\0 of 20"] * 2000), 422, "more than 1000 segments"),
         "one pixel": (_encode(Image.new("L", (1, 1))), 422, "at least 16"),
         "bomb": (png_bomb(), 413, "megapixels"),
         "scan bomb": (scan_bomb(), 422, "more than 100 scans"),
@@ -123,6 +126,46 @@ def refused() -> Mapping[str, tuple[bytes, int, str]]:
         "over the byte limit": (good + b"\0" * (10 * 1024**2), 413, "limit"),
         **_refused_dicoms(),
     }
+
+
+def private_sequence(items: int, elements: int) -> bytes:
+    """A private sequence without a length: nothing asks for it, and pydicom reads all of it."""
+    item = b"\xfe\xff\0\xe0" + b"\xff" * 4 + b"\x08\0\0\0CS\0\0" * elements + b"\xfe\xff\x0d\xe0\0\0\0\0"
+    return b"\x09\0\x10\x10SQ\0\0" + b"\xff" * 4 + item * items + b"\xfe\xff\xdd\xe0\0\0\0\0"
+
+
+def explicit_sequence(pixels: NDArray[np.uint8], elements: int) -> bytes:
+    """An image with a modality LUT sequence that has a length and one item."""
+    content = b"\x08\0\0\0CS\0\0" * elements
+    item = b"\xfe\xff\0\xe0" + struct.pack("<I", len(content)) + content
+    plain = dicom(pixels)
+    at = plain.index(b"\xe0\x7f\x10\0OB")
+    return plain[:at] + b"\x28\0\0\x30SQ\0\0" + struct.pack("<I", len(item)) + item + plain[at:]
+
+
+def empty_segments(count: int) -> dict[str, Any]:
+    """The tags of a palette whose indirect segments go through as many empty ones, each time without an entry."""
+    words = np.array([0, 0] * count + [2, count, 0, 0] * 50_000, dtype="<u2").tobytes()
+    tags: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name in ("Red", "Green", "Blue"):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        tags[f"Segmented{name}PaletteColorLookupTableData"] = words
+    return tags
+
+
+def jpeg_with_exif(segments: list[bytes]) -> bytes:
+    """A JPEG with Exif segments of the given content."""
+    plain = _encode(_picture("RGB"), "JPEG")
+    parts = (b"\xff\xe1" + struct.pack(">H", len(content) + 8) + b"Exif\0\0" + content for content in segments)
+    return plain[:2] + b"".join(parts) + plain[2:]
+
+
+def _wrong_checksum() -> bytes:
+    """A PNG of 16-bit colours whose pixels are whole."""
+    png = bytes(imagecodecs.png_encode(np.zeros((32, 32, 3), dtype=np.uint16)))
+    at = png.index(b"IDAT")
+    end = at + 4 + int.from_bytes(png[at - 4 : at])
+    return png[:end] + b"????" + png[end + 4 :]
 
 
 def _rle(segments: list[bytes]) -> bytes:
@@ -161,6 +204,7 @@ def dicom_bombs() -> Mapping[str, bytes]:
 def _refused_dicoms() -> Mapping[str, tuple[bytes, int, str]]:
     ramp = np.tile(np.arange(64, dtype=np.int16), (32, 1))
     grey = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
+    twelve = np.tile(np.arange(0, 4096, 64, dtype=np.uint16), (64, 1))
     square = np.zeros((400, 400), dtype=np.uint8)
     bombs = dicom_bombs()
     files = {
@@ -191,8 +235,50 @@ def _refused_dicoms() -> Mapping[str, tuple[bytes, int, str]]:
         ),
         "larger inside": (bombs["jpeg 2000 larger inside"], 422, "64 x 64 pixels of 1 sample(s), the compressed"),
         "scan bomb": (dicom(square, syntax=JPEG_BASELINE, frame=scan_bomb(400)), 422, "more than 100 scans"),
-        "of many elements": (dicom_start() + b"\x08\0\0\0CS\0\0" * 1_000_000, 422, "more than 20000 elements"),
-        "of much meta information": (b"\0" * 128 + b"DICM" + b"\2\0\2\0UI\0\0" * 1_000_000, 422, "20000 elements"),
+        "of many elements": (dicom_start() + b"\x08\0\0\0CS\0\0" * 1_000_000, 422, "more than 200000 elements"),
+        "of much meta information": (
+            b"\0" * 128 + b"DICM" + b"\2\0\2\0UI\0\0" * 1_000_000,
+            422,
+            "more than 200000 elements",
+        ),
+        "of many elements in items": (dicom_start() + private_sequence(40, 8000), 422, "more than 200000 elements"),
+        "of many elements in a sequence with a length": (
+            explicit_sequence(grey, 250_000),
+            422,
+            "more than 200000 elements",
+        ),
+        "palette of empty segments": (
+            dicom(grey, **empty_segments(65_535)),
+            422,
+            "segments for red are cut or damaged",
+        ),
+        "of fewer bits than its jpeg 2000": (
+            dicom(grey, syntax=JPEG_2000, frame=imagecodecs.jpeg2k_encode(twelve, codecformat="j2k", bitspersample=12)),
+            422,
+            "BitsAllocated is 8, and the compressed frame has 12 bits",
+        ),
+        "of fewer bits than its jpeg-ls": (
+            dicom(grey, syntax=JPEG_LS, frame=imagecodecs.jpegls_encode(twelve)),
+            422,
+            "BitsAllocated is 8, and the compressed frame has 16 bits",
+        ),
+        "of fewer bits than its jpeg lossless": (
+            dicom(
+                grey,
+                syntax=JPEG_LOSSLESS,
+                frame=imagecodecs.jpeg8_encode(twelve, lossless=True, bitspersample=12),
+            ),
+            422,
+            "BitsAllocated is 8, and the compressed frame has 12 bits",
+        ),
+        **{
+            f"{colours} without jpeg 2000": (
+                dicom(np.zeros((32, 32, 3), np.uint8), PhotometricInterpretation=colours),
+                422,
+                f"{colours} are colours of JPEG 2000",
+            )
+            for colours in ("YBR_ICT", "YBR_RCT")
+        },
         "of many items": (
             dicom_start() + b"\0\x52\x30\x92SQ\0\0" + b"\xff" * 4 + b"\xfe\xff\0\xe0\0\0\0\0" * 1_000_000,
             422,

@@ -21,7 +21,7 @@ class FrameHeader:
     Attributes:
         width, height: in pixels.
         components: samples per pixel.
-        precision: bits per sample, of the first component.
+        precision: bits per sample, the most of any component.
     """
 
     width: int
@@ -64,4 +64,6 @@ def jpeg_2000_header(codestream: bytes) -> FrameHeader | None:
         return None
     right, bottom, left, top = (int.from_bytes(size[at : at + 4]) for at in (4, 8, 12, 16))
     components = int.from_bytes(size[36:38])
-    return FrameHeader(right - left, bottom - top, components, precision=(size[38] & 0x7F) + 1)
+    start = len(_JPEG_2000_START) + 38
+    depths = codestream[start : start + 3 * components : 3] or size[38:]
+    return FrameHeader(right - left, bottom - top, components, precision=max(depth & 0x7F for depth in depths) + 1)

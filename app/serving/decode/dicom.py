@@ -15,11 +15,12 @@ from app.serving.decode.decoded_image import DecodedImage, ImageInfo, check_size
 from app.serving.decode.dicom_grey import grey_levels
 from app.serving.decode.dicom_header import PIXEL_KEYWORDS, code, functional_groups, integer, numbers, read_header
 from app.serving.decode.dicom_palette import apply_palette
-from app.serving.decode.dicom_pixels import COMPRESSED, NATIVE, has_unread_pixels, stored_pixels
+from app.serving.decode.dicom_pixels import COMPRESSED, JPEG_2000_SYNTAXES, NATIVE, has_unread_pixels, stored_pixels
 from app.serving.decode.levels import to_eight_bits
 
 _SEND_PNG: Final = "Export the image from your viewer as PNG or JPEG and send that."
 _COLOURS: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
+_JPEG_2000_COLOURS: Final = frozenset({"YBR_ICT", "YBR_RCT"})  # of its own colour transforms
 _PALETTE: Final = "PALETTE COLOR"
 _MONOCHROME: Final = frozenset({"MONOCHROME1", "MONOCHROME2"})
 # Larger than any detector's; a header that says more is wrong.
@@ -141,6 +142,12 @@ def _check_pixels(dataset: Dataset) -> None:
         raise UnsupportedMediaTypeError(
             f"The pixels of the DICOM file are not supported: {samples} sample(s) of {bits} bits, {photometric}. "
             f"{_SEND_PNG}"
+        )
+    syntax: UID = dataset.file_meta.TransferSyntaxUID
+    if photometric in _JPEG_2000_COLOURS and syntax not in JPEG_2000_SYNTAXES:
+        raise UnprocessableError(
+            f"The DICOM file contradicts itself: {photometric} are colours of JPEG 2000, and its transfer syntax is "
+            f"{syntax.name}. {_SEND_PNG}"
         )
     stored = integer(dataset, "BitsStored", bits)
     dataset.SamplesPerPixel, dataset.BitsAllocated, dataset.PhotometricInterpretation = samples, bits, photometric

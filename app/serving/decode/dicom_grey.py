@@ -20,19 +20,22 @@ Floats: TypeAlias = NDArray[np.float64]
 Transform: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]
 
 _VOI_FUNCTIONS: Final = frozenset({"LINEAR", "LINEAR_EXACT", "SIGMOID"})
+_NO_CONTRAST: Final = "The {} of the DICOM file shows no contrast and was not used."
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """One way to show the values of the modality.
+    """A VOI transformation: from the values of the modality to those that are shown.
 
     Attributes:
         levels: from such values to grey levels, 0 to 255.
+        is_window: it is one, so that grey levels never fall where values rise.
         name: of the window or lookup table; None where it is made from the values themselves.
         note: that says so.
     """
 
     levels: Transform
+    is_window: bool
     name: str | None
     note: str
 
@@ -62,7 +65,13 @@ def grey_levels(values: NDArray[Any], dataset: Dataset, frame: int) -> tuple[NDA
         or code(dataset, "PresentationLUTShape") == "INVERSE"
     )
     levels = np.zeros(values.shape, dtype=np.uint8)
+    extremes: Floats | None = None
     for view in _views(values, dataset, frame, rescale, is_padding, use_window=is_calibrated):
+        if view.is_window:  # two values tell, and a file can have many windows
+            extremes = _extremes(values, rescale, is_padding) if extremes is None else extremes
+            if np.ptp(view.levels(extremes).round().astype(np.uint8)) == 0:
+                notes.append(_NO_CONTRAST.format(view.name))
+                continue
         low, high, padded = 255, 0, False
         for rows in strips(values):
             grey = view.levels(rescale(values[rows])).round().astype(np.uint8)
@@ -75,11 +84,23 @@ def grey_levels(values: NDArray[Any], dataset: Dataset, frame: int) -> tuple[NDA
         if low < high:
             break
         if view.name is not None:
-            notes.append(f"The {view.name} of the DICOM file shows no contrast and was not used.")
+            notes.append(_NO_CONTRAST.format(view.name))
     notes.append(view.note)
     if padded:
         notes.append("The padding around the image was left out of the range and drawn black.")
     return levels, notes
+
+
+def _extremes(
+    values: NDArray[Any], rescale: Transform, is_padding: Callable[[NDArray[Any]], NDArray[np.bool_] | None]
+) -> Floats:
+    """The lowest and the highest value of the modality without padding; zeros where all is padding."""
+    found = []
+    for rows in strips(values):
+        part, hidden = rescale(values[rows]), is_padding(values[rows])
+        if (part := part if hidden is None else part[~hidden]).size:
+            found += [part.min(), part.max()]
+    return np.array([min(found), max(found)] if found else [0, 0], dtype=np.float64)
 
 
 def _padding(values: NDArray[Any], dataset: Dataset) -> Callable[[NDArray[Any]], NDArray[np.bool_] | None]:
@@ -127,11 +148,11 @@ def _views(
     hidden = is_padding(values)
     low, high, name = percentile_range(values if hidden is None else values[~hidden], rescale) or NOTHING
     note = f"The DICOM file has no window that can be used; it was read from {name}: {low:g} to {high:g}."
-    yield _View(lambda part: linear(part, low, high), None, note)
+    yield _View(lambda part: linear(part, low, high), is_window=False, name=None, note=note)
 
 
 def _windows(group: Dataset) -> Iterator[_View]:
-    """The windows of a data set or functional group that can be used."""
+    """The first windows of a data set or functional group, of those that can be used."""
     centres, widths = numbers(group, "WindowCenter"), numbers(group, "WindowWidth")
     function = code(group, "VOILUTFunction")
     for centre, width in zip(centres, widths, strict=False):
@@ -142,7 +163,7 @@ def _windows(group: Dataset) -> Iterator[_View]:
             chosen = "LINEAR_EXACT"
         values = f"centre {centre:g}, width {width:g}" + (f", {chosen}" if chosen != "LINEAR" else "")
         note = f"The DICOM file was read with its window: {values}."
-        yield _View(_windowing(centre, width, chosen), f"window ({values})", note)
+        yield _View(_windowing(centre, width, chosen), is_window=True, name=f"window ({values})", note=note)
 
 
 def _windowing(centre: float, width: float, function: str) -> Transform:
@@ -157,7 +178,7 @@ def _windowing(centre: float, width: float, function: str) -> Transform:
 def _lookup_view(item: Dataset, dataset: Dataset) -> _View:
     lookup, top = _lookup_table(item, dataset)
     note = "The DICOM file was read with its VOI lookup table."
-    return _View(lambda part: lookup(part) * (255.0 / top), "VOI lookup table", note)
+    return _View(lambda part: lookup(part) * (255.0 / top), is_window=False, name="VOI lookup table", note=note)
 
 
 def _lookup_table(item: Dataset, dataset: Dataset) -> tuple[Transform, float]:

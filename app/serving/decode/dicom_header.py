@@ -6,14 +6,16 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, MutableSequence
 from typing import Any, Final
 
 import numpy as np
 from pydicom import Dataset, config
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
-from pydicom.filereader import read_dataset
+from pydicom.filereader import read_dataset, read_sequence
+from pydicom.hooks import hooks, raw_element_value
 from pydicom.tag import BaseTag
 from pydicom.uid import (
     UID,
@@ -32,7 +34,12 @@ warnings.filterwarnings("ignore", module=r"pydicom\.")
 
 _MAGIC: Final = b"DICM"
 _PREAMBLE: Final = 128
-_MAX_ELEMENTS: Final = 20_000
+# At all depths; pydicom takes about a second for so many. A frame of a multi-frame image has about 60.
+_MAX_ELEMENTS: Final = 200_000
+_ELEMENT_HEADER: Final = 8  # bytes
+# Of an element that is a number or a code; no attribute that is used has more.
+_MAX_VALUES: Final = 16
+_MAX_VALUE_BYTES: Final = 1024
 # Items of sequences and fragments of pixel data; pydicom takes seconds for the million that fit into an upload.
 _MAX_ITEMS: Final = 100_000
 _ITEM: Final = b"\xfe\xff\x00\xe0"
@@ -122,42 +129,83 @@ def read_header(data: bytes, max_inflated: int) -> Dataset:
 
     Raises:
         ContentTooLargeError: a deflated data set is larger.
-        UnprocessableError: a deflated data set is cut or damaged.
+        UnprocessableError: a deflated data set is cut or damaged, or there are more elements or sequence items than
+            any device writes.
     """
-    stream = io.BytesIO(data)
+    stream = _HeaderStream(data)
     prefixed = data[_PREAMBLE : _PREAMBLE + len(_MAGIC)] == _MAGIC
     stream.seek(_PREAMBLE + len(_MAGIC) if prefixed else len(_MAGIC) if data.startswith(_MAGIC) else 0)
     meta = _file_meta(stream, data)
+    _shorten(meta, "TransferSyntaxUID")
     syntax = UID(str(meta.get("TransferSyntaxUID") or "").strip("\0 "))
     if syntax == DeflatedExplicitVRLittleEndian:
-        stream = io.BytesIO(_inflate(data[stream.tell() :], max_inflated))
+        stream = _HeaderStream(_inflate(data[stream.tell() :], max_inflated))
     elif not syntax:
         syntax = _guessed_syntax(data[stream.tell() : stream.tell() + 6])
     implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
     if stream.getvalue().count(_ITEM if little else _ITEM[1::-1] + _ITEM[:1:-1]) > _MAX_ITEMS:
         raise UnprocessableError(f"The DICOM file has more than {_MAX_ITEMS} sequence items or fragments.")
-    stop = _stop_when(lambda tag: int(tag) > _LAST_TAG)
-    dataset = read_dataset(stream, implicit, little, stop_when=stop, specific_tags=_TAGS)
+    dataset = read_dataset(
+        stream, implicit, little, stop_when=lambda tag, *_: int(tag) > _LAST_TAG, specific_tags=_TAGS
+    )
     dataset.set_original_encoding(implicit, little)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
     if "SOPClassUID" not in dataset:
         dataset.SOPClassUID = meta.get("MediaStorageSOPClassUID")
+    _shorten(dataset, "SOPClassUID")
     return dataset
 
 
-def _stop_when(is_past: Callable[[BaseTag], bool]) -> Callable[[BaseTag, str | None, int], bool]:
-    """Where to stop reading: behind some tag. Refuses more elements than any device writes; each takes time to read."""
-    count = 0
+class _HeaderStream(io.BytesIO):
+    """A data set that refuses to be read where it has more elements than any device writes.
 
-    def stop(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-        nonlocal count
-        count += 1
-        if count > _MAX_ELEMENTS:
-            raise UnprocessableError(f"The header of the DICOM file has more than {_MAX_ELEMENTS} elements.")
-        return is_past(tag)
+    pydicom reads the header of every element and sequence item in a call of its own, also of those that it then skips.
+    Values of the same length are counted too.
+    """
 
-    return stop
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._count = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of the base class.
+
+        Raises:
+            UnprocessableError: more than ``_MAX_ELEMENTS`` were read.
+        """
+        if size == _ELEMENT_HEADER:
+            self._count += 1
+            if self._count > _MAX_ELEMENTS:
+                raise UnprocessableError(f"The header of the DICOM file has more than {_MAX_ELEMENTS} elements.")
+        return super().read(size)
+
+
+def _convert_value(
+    raw: RawDataElement,
+    data: dict[str, Any],
+    *,
+    encoding: str | MutableSequence[str] | None = None,
+    ds: Dataset | None = None,
+    **kwargs: Any,
+) -> None:
+    """Convert a raw value as pydicom does, and count the elements of a sequence that has a length as well.
+
+    Such a sequence is kept as bytes until something asks for it.
+
+    Raises:
+        UnprocessableError: more than ``_MAX_ELEMENTS`` in the sequence.
+    """
+    if data["VR"] == "SQ" and raw.value:
+        stream, encodings = _HeaderStream(raw.value), encoding or "iso8859"
+        data["value"] = read_sequence(
+            stream, raw.is_implicit_VR, raw.is_little_endian, len(raw.value), encodings, raw.value_tell
+        )
+    else:
+        raw_element_value(raw, data, encoding=encoding, ds=ds, **kwargs)
+
+
+hooks.register_callback("raw_element_value", _convert_value)
 
 
 def _file_meta(stream: io.BytesIO, data: bytes) -> Dataset:
@@ -166,7 +214,7 @@ def _file_meta(stream: io.BytesIO, data: bytes) -> Dataset:
     if data[start : start + 2] != b"\x02\x00":
         return Dataset()
     implicit = _EXPLICIT_VR.fullmatch(data[start + 4 : start + 6]) is None  # against the standard, but it occurs
-    return read_dataset(stream, implicit, is_little_endian=True, stop_when=_stop_when(lambda tag: tag.group != 2))
+    return read_dataset(stream, implicit, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 2)
 
 
 def _guessed_syntax(first: bytes) -> UID:
@@ -209,20 +257,29 @@ def functional_groups(dataset: Dataset, frame: int, macro: str) -> Iterator[Data
 def numbers(dataset: Dataset, keyword: str) -> list[float]:
     """The values of a numeric element, NaN for those that are none; empty where there is no value.
 
-    Decimal strings may have a comma for the point, as some devices write them.
+    Of more than ``_MAX_VALUES`` only the first are returned. Decimal strings may have a comma for the point, as some
+    devices write them.
     """
     if keyword not in dataset:
         return []
+    _shorten(dataset, keyword)
     element = dataset.get_item(keyword)
     value: Any = element.value
     if isinstance(value, bytes) and element.VR in _TEXT_VR and keyword in _TEXTS:
         texts = value.decode("ascii", "replace").strip("\0 ").split("\\")
-        return [] if texts == [""] else [_number(text.replace(",", ".")) for text in texts]
+        return [] if texts == [""] else [_number(text.replace(",", ".")) for text in texts[:_MAX_VALUES]]
     value = dataset[keyword].value
     if value is None or value == "":
         return []
     many = value if isinstance(value, (list, tuple)) or hasattr(value, "append") else [value]
-    return [_number(one) for one in many]
+    return [_number(one) for one in many[:_MAX_VALUES]]
+
+
+def _shorten(dataset: Dataset, keyword: str) -> None:
+    """Cut a value of which only the start is used: it can be as long as the file, and pydicom converts all of it."""
+    element: Any = dataset.get_item(keyword) if keyword in dataset else None
+    if isinstance(element, RawDataElement) and element.value and len(element.value) > _MAX_VALUE_BYTES:
+        dataset[keyword] = element._replace(value=element.value[:_MAX_VALUE_BYTES], length=_MAX_VALUE_BYTES)
 
 
 def _number(value: Any) -> float:
@@ -249,6 +306,7 @@ def integer(dataset: Dataset, keyword: str, default: int) -> int:
 
 def code(dataset: Dataset, keyword: str) -> str | None:
     """A code string such as CT or MONOCHROME2; None where it is missing or no code."""
+    _shorten(dataset, keyword)
     value = dataset.get(keyword)
     text = str(value).strip("\0 ").upper() if value is not None else ""
     return text if _CODE.fullmatch(text) else None

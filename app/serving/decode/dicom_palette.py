@@ -16,6 +16,8 @@ from ml.dataset.preprocess import strips
 
 _COLOURS: Final = ("Red", "Green", "Blue")
 _DISCRETE, _LINEAR, _INDIRECT = 0, 1, 2
+# An entry takes six words at most, as an indirect segment of one entry with words of 8 bits.
+_MAX_WORDS: Final = 6 * 2**16
 _UNUSABLE: Final = "The colour palette of the DICOM file cannot be used: {}."
 
 
@@ -61,7 +63,8 @@ def _table(dataset: Dataset, colour: str) -> tuple[NDArray[np.uint16], int]:
     if not isinstance(segmented, bytes) or not segmented:
         raise UnprocessableError(_UNUSABLE.format(f"it has no table for {colour.lower()}"))
     size = 1 if bits <= 8 else 2
-    words = np.frombuffer(segmented[: len(segmented) // size * size], dtype=f"{order}u{size}").tolist()
+    count = min(len(segmented) // size, _MAX_WORDS)
+    words = np.frombuffer(segmented, dtype=f"{order}u{size}", count=count).tolist()
     try:
         expanded = _expanded(words, entries, size)
     except IndexError:
@@ -78,12 +81,17 @@ def _expanded(words: list[int], entries: int, size: int) -> list[int]:
         words: the segments.
         entries: of the whole table.
         size: bytes per word.
+
+    Raises:
+        IndexError: a segment is cut, without a length, or of an unknown kind.
     """
     table: list[int] = []
     position = 0
     while position + 1 < len(words) and len(table) < entries:
         kind, length = words[position : position + 2]
         position += 2
+        if length == 0:  # such segments add nothing, and repeated by indirect ones they would take hours
+            raise IndexError(position)
         if kind == _INDIRECT:
             # An offset in bytes, of four bytes or of two words with the lower one first; it must not lead to
             # another indirect segment.
@@ -100,9 +108,11 @@ def _expanded(words: list[int], entries: int, size: int) -> list[int]:
 
 
 def _append(table: list[int], words: list[int], position: int, entries: int) -> int:
-    """Add a discrete or linear segment; the place behind it."""
+    """Add a discrete or linear segment, by one entry at least or it raises ``IndexError``; the place behind it."""
     kind, length = words[position], words[position + 1]
     position += 2
+    if length == 0 or position >= len(words):
+        raise IndexError(position)
     if kind == _DISCRETE:
         table += words[position : position + length]
         position += length

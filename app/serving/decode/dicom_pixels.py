@@ -1,8 +1,8 @@
 """The pixels of one DICOM frame as they are stored, with imagecodecs as pydicom's decoder for compressed frames.
 
 imagecodecs is chosen over pydicom's other plugins because it alone decodes every DICOM codec (libjpeg-turbo for JPEG
-of 8 and 12 bits and JPEG Lossless, CharLS, OpenJPEG and RLE) under the BSD licence, and because it writes into a
-buffer of a given size: no frame can be larger than its header says.
+of 8 and 12 bits and JPEG Lossless, CharLS, OpenJPEG and RLE) under the BSD licence. No frame can be larger than the
+header says: RLE is decoded into a buffer of that size, and the sizes in other frames are compared with it before.
 """
 
 import math
@@ -42,8 +42,8 @@ from ml.dataset.preprocess import strips
 
 _JPEG: Final = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1})
 _JPEG_LS: Final = frozenset({JPEGLSLossless, JPEGLSNearLossless})
-_JPEG_2000: Final = frozenset({JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K})
-COMPRESSED: Final = _JPEG | _JPEG_LS | _JPEG_2000 | {RLELossless}
+JPEG_2000_SYNTAXES: Final = frozenset({JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K})
+COMPRESSED: Final = _JPEG | _JPEG_LS | JPEG_2000_SYNTAXES | {RLELossless}
 NATIVE: Final = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
 
 _PLUGIN: Final = "imagecodecs"
@@ -172,12 +172,13 @@ def _check_length(dataset: Dataset) -> None:
 def _checked_frame(frame: bytes, dataset: Dataset, syntax: UID) -> bytes:
     """A compressed frame, whose own size may be of another order than the one in the header.
 
-    JP2 boxes are taken off: pydicom reads them in a loop that does not end where a box has no length.
+    JP2 boxes are taken off: pydicom reads them in a loop that does not end where a box has no length. ``BitsStored`` is
+    raised to the bits of the frame where these are more and values are unsigned.
     """
     if syntax == RLELossless:
         return frame  # it has no header of its own, and is decoded into a buffer of the expected size
     header: FrameHeader | None
-    if syntax in _JPEG_2000:
+    if syntax in JPEG_2000_SYNTAXES:
         frame = jpeg_2000_codestream(frame) or b""
         header = jpeg_2000_header(frame)
     else:
@@ -192,4 +193,13 @@ def _checked_frame(frame: bytes, dataset: Dataset, syntax: UID) -> bytes:
             f"{expected[0]} x {expected[1]} pixels of {expected[2]} sample(s), the compressed frame "
             f"{header.width} x {header.height} of {header.components}."
         )
+    allocated = int(dataset.BitsAllocated)
+    if header.precision > allocated:  # pydicom would keep the lower bits alone
+        raise UnprocessableError(
+            f"The DICOM file contradicts itself: BitsAllocated is {allocated}, and the compressed frame has "
+            f"{header.precision} bits per sample."
+        )
+    # Encoders may write signed values without their sign in the upper bits; BitsStored tells where it is.
+    if header.precision > int(dataset.BitsStored) and dataset.PixelRepresentation == 0:
+        dataset.BitsStored, dataset.HighBit = header.precision, header.precision - 1
     return frame

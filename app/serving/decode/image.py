@@ -9,16 +9,19 @@ from typing import Any, Final
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from app.core.exceptions import ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
 from app.core.settings import Settings
 from app.serving.decode.decoded_image import DecodedImage, ImageInfo, check_size
 from app.serving.decode.dicom import decode_dicom
 from app.serving.decode.dicom_header import is_dicom
+from app.serving.decode.exif import orientation
 from app.serving.decode.jpeg import check_scans
+from app.serving.decode.jpeg import without_metadata as jpeg_without_metadata
 from app.serving.decode.levels import to_eight_bits
-from app.serving.decode.png import SIGNATURE, has_deep_colour, without_metadata
+from app.serving.decode.png import SIGNATURE, has_deep_colour
+from app.serving.decode.png import without_metadata as png_without_metadata
 
 _JPEG_SIGNATURE: Final = b"\xff\xd8\xff"
 # What Pillow calls a JPEG that carries further ones behind it.
@@ -31,8 +34,9 @@ def decode(data: bytes, settings: Settings, sha256: str | None = None) -> Decode
 
     The header is read first: nothing is decoded that is over a limit. Animated files are refused,
     because only one of their frames would be analysed; of a JPEG with several images (MPO, as phones
-    write them) the first one is the photograph, and is read. Metadata are skipped, and 16 bits per
-    sample become 8 between two percentiles.
+    write them) the first one is the photograph, and is read. Metadata are left out before anything is
+    decoded; of them only the Exif orientation is applied. 16 bits per sample become 8 between two
+    percentiles.
 
     Args:
         data: the file.
@@ -55,8 +59,7 @@ def decode(data: bytes, settings: Settings, sha256: str | None = None) -> Decode
         if is_dicom(data):
             return decode_dicom(data, settings, sha256)
         raise UnsupportedMediaTypeError("The file is not an image of a known format (PNG, JPEG or DICOM).")
-    if is_png:
-        data = without_metadata(data)
+    data, exif = png_without_metadata(data) if is_png else jpeg_without_metadata(data)
     image = _open(data, is_png=is_png)
     _check_header(image, settings)
     check_scans(data)
@@ -67,23 +70,13 @@ def decode(data: bytes, settings: Settings, sha256: str | None = None) -> Decode
             image = _deep_colour(data)
         elif image.mode in _DEEP_GREY:
             image = Image.fromarray(to_eight_bits(np.asarray(image)))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, imagecodecs.PngError) as error:
         raise UnprocessableError(f"The image is cut or damaged: {error}.") from error
     if image.format == _MULTI_PICTURE:
         count = getattr(image, "n_frames", 2)
         info = replace(info, notes=(f"The JPEG file holds {count} images; the first one was analysed.",))
-    return DecodedImage(_upright(image), info)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF says; as it is stored where the EXIF is damaged."""
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # noqa: BLE001 - Pillow raises anything on damaged EXIF, and pixels do not depend on it
-        image = image.copy()
-        for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
-            image.info.pop(name, None)
-    return image
+    method = orientation(exif)
+    return DecodedImage(image if method is None else image.transpose(method), info)
 
 
 def _open(data: bytes, *, is_png: bool) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Grey levels of more than 8 bits to 8: from a low to a high percentile, so that a few outliers do not decide."""
+"""Rescales grey levels of more than 8 bits to 8, between a low and a high percentile."""
 
 import math
 from collections.abc import Callable

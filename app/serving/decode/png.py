@@ -4,13 +4,14 @@ import zlib
 from typing import Final
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-# What pixels, transparency, orientation and animation need. The last three make an animation known as one.
-_KEPT: Final = frozenset({b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"})
+# Ancillary chunks that transparency and animation need. The last three make an animation known as one.
+_KEPT: Final = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})
+_EXIF: Final = b"eXIf"
 _ANCILLARY: Final = 0x20  # of the first letter: lower case (PNG specification, 5.4)
 
 
-def without_metadata(data: bytes) -> bytes:
-    """A PNG file without ancillary chunks that nothing needs, and without needed ones whose checksum is wrong.
+def without_metadata(data: bytes) -> tuple[bytes, bytes]:
+    """A PNG file without ancillary chunks that nothing needs or whose checksum is wrong, and its Exif metadata.
 
     Decoders refuse files for a text chunk that is too long or a wrong checksum in metadata; browsers show them.
     Critical chunks stay as they are, so a damaged image is still found out.
@@ -19,9 +20,10 @@ def without_metadata(data: bytes) -> bytes:
         data: a file that starts with the signature.
 
     Returns:
-        The same image; whatever follows a chunk that is cut is kept for the decoder to complain of.
+        The same image, with all that follows a chunk that is cut for the decoder to complain of; and the first Exif
+        chunk, empty where there is none.
     """
-    parts = [SIGNATURE]
+    parts, exif = [SIGNATURE], b""
     position = len(SIGNATURE)
     while position + 12 <= len(data):
         length = int.from_bytes(data[position : position + 4])
@@ -30,14 +32,19 @@ def without_metadata(data: bytes) -> bytes:
             break
         chunk = data[position:end]
         is_ancillary = bool(kind[0] & _ANCILLARY)
-        checksum = int.from_bytes(chunk[-4:])
-        if not is_ancillary or (kind in _KEPT and zlib.crc32(memoryview(chunk)[4:-4]) == checksum):
+        is_needed = kind in _KEPT or (kind == _EXIF and not exif)
+        if not is_ancillary:
             parts.append(chunk)
+        elif is_needed and zlib.crc32(memoryview(chunk)[4:-4]) == int.from_bytes(chunk[-4:]):
+            if kind == _EXIF:
+                exif = chunk[8:-4]
+            else:
+                parts.append(chunk)
         position = end
         if kind == b"IEND":
-            return b"".join(parts)
+            return b"".join(parts), exif
     parts.append(data[position:])
-    return b"".join(parts)
+    return b"".join(parts), exif
 
 
 def has_deep_colour(data: bytes) -> bool:

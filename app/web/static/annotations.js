@@ -3,13 +3,14 @@
 import { at } from "./address.js";
 import { ask, getJson, Problem } from "./api.js";
 import { loadCatalogue } from "./catalogue.js";
-import { el, problemBox, spoken } from "./dom.js";
+import { el, moment, problemBox, spoken } from "./dom.js";
 
 const LABELS = ["modality", "location", "location_category"];
 const KEY = "medpix-key";
 const LIMIT = 50;
 
-const moment = (iso) => new Date(iso).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
+// Not crypto.randomUUID, which only a secure context has: the service may be on a plain http address.
+const randomKey = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
 function entry(annotation) {
   const labels = LABELS.filter((name) => annotation[name]).map((name) => `${spoken(name)}: ${annotation[name]}`);
@@ -53,8 +54,11 @@ export class Annotations {
     this.image = image;
     const list = el("ul", { "aria-live": "polite" });
     const form = el("details", {}, el("summary", { text: "Correct a label or add a comment" }));
+    let isAsked = false; // the form may be closed and opened again before the catalogue is there
     form.addEventListener("toggle", async () => {
-      if (form.open && form.children.length === 1) form.append(await this._form(image, list));
+      if (!form.open || isAsked) return;
+      isAsked = true;
+      form.append(await this._form(image, list));
     });
     this.root.replaceChildren(list, form);
     await this._list(image, list);
@@ -76,6 +80,8 @@ export class Annotations {
     const key = el("label", { hidden: true }, "API key", el("input", { type: "password", name: "key", autocomplete: "off", maxlength: 200 }));
     const comment = el("label", {}, "Comment", el("textarea", { name: "comment", rows: 3, maxlength: 5000 }));
     const form = el("form", { class: "annotate" }, selects, comment, key, el("p", {}, el("button", { class: "primary", text: "Save annotation" })), said);
+    // One idempotency key per annotation: sent again after a lost response, it is stored once.
+    const sent = new Map();
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
       const { key: typed, ...values } = Object.fromEntries(new FormData(form));
@@ -84,20 +90,22 @@ export class Annotations {
         said.replaceChildren(problemBox(new Problem("Choose a corrected label or write a comment.", 422)));
         return;
       }
-      await this._send(image, body, typed, { form, list, said, key });
+      await this._send(image, JSON.stringify(body), typed, { form, list, said, key, sent });
     });
     return form;
   }
 
-  async _send(image, body, typed, { form, list, said, key }) {
+  async _send(image, body, typed, { form, list, said, key, sent }) {
     const button = form.querySelector("button");
     button.disabled = true;
     // For this tab only: a key is not to be found later.
     if (typed) sessionStorage.setItem(KEY, typed);
     const known = sessionStorage.getItem(KEY);
-    const headers = { "Content-Type": "application/json", ...(known ? { "X-API-Key": known } : {}) };
+    if (!sent.has(body)) sent.set(body, randomKey());
+    const headers = { "Content-Type": "application/json", "Idempotency-Key": sent.get(body), ...(known ? { "X-API-Key": known } : {}) };
     try {
-      await ask(`${image.links.self}/annotations`, { method: "POST", headers, body: JSON.stringify(body) });
+      await ask(`${image.links.self}/annotations`, { method: "POST", headers, body });
+      sent.clear();
       form.reset();
       key.hidden = true;
       said.replaceChildren(el("p", { text: "Saved." }));

@@ -1,5 +1,8 @@
 // Asks the API. Every failure becomes a Problem whose message is a sentence that can be shown.
 
+/** What the service predicts of an image for a reader. */
+export const TASKS = ["modality", "location"];
+
 export class Problem extends Error {
   constructor(message, status = 0, body = {}, retryAfter = 0) {
     super(message);

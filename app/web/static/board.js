@@ -2,7 +2,7 @@
 
 import { whisker } from "./charts.js";
 import { el, number, onPlainClick, percent, spoken } from "./dom.js";
-import { moment, scoresOf, TASKS } from "./scores.js";
+import { scoresOf, TASKS } from "./scores.js";
 
 const decimals = (value) => value?.toFixed(3) ?? "";
 

@@ -7,11 +7,10 @@ import { loadFacets, renderFacets } from "./facets.js";
 import { renderChips, setUpFieldFilter } from "./filters.js";
 import { setUpMenu } from "./menu.js";
 import { CASE_FIELDS, isByWords, MAX_CASES, Result } from "./result.js";
-import { caseAddress, caseOf, nameInAddress, readState, writeState } from "./state.js";
+import { caseAddress, caseOf, nameInAddress, PAGE_SIZES, readState, writeState } from "./state.js";
 import { caseCard, emptyView, hitView, imageTile, nameCase, searchNotes, skeleton } from "./tiles.js";
 import { rememberWalk } from "./walk.js";
 
-const SIZES = { cases: 30, images: 40 };
 const EAGER = 18; // images that are asked for at once
 const SORTS = [
   ["", "Case id"],
@@ -49,7 +48,7 @@ async function show() {
   if (!results.childElementCount) results.replaceChildren(skeleton());
   showCounts(mine);
   try {
-    const found = await next(mine, Math.max(SIZES[state.view], state.shown));
+    const found = await next(mine, Math.max(PAGE_SIZES[state.view], state.shown));
     if (signal.aborted) return;
     results.replaceChildren();
     mine.isShown = true;
@@ -229,7 +228,7 @@ async function showMore() {
   moreProblem.replaceChildren();
   try {
     const before = mine.images.length;
-    const found = await next(mine, SIZES[state.view]);
+    const found = await next(mine, PAGE_SIZES[state.view]);
     if (mine.signal.aborted) return;
     append(mine, found);
     state.shown = mine.images.length;

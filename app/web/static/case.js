@@ -6,11 +6,10 @@ import { getJson, load, Problem } from "./api.js";
 import { showBookmark, toggleBookmark } from "./bookmarks.js";
 import { caseLine, caseText, imageCaption, imageFacts } from "./casetext.js";
 import { byId, el, isTyping, number, onPlainClick, problemBox, thumbnail } from "./dom.js";
-import { caseAddress, EMPTY, nameInAddress, readState, resultAddress, writeState } from "./state.js";
+import { caseAddress, EMPTY, nameInAddress, PAGE_SIZES, readState, resultAddress, writeState } from "./state.js";
 import { Viewer } from "./viewer.js";
 import { place } from "./walk.js";
 
-const SIZES = { cases: 30, images: 40 }; // pages of the browse page
 const QUIET_MS = 300; // until what was scrolled to is taken for what is looked at
 
 const viewer = new Viewer(byId("viewer"), { onStep: step, onPane: showWords });
@@ -90,14 +89,15 @@ async function beginQuiz() {
 
 /** The annotations of the image that is shown, once they are asked for. */
 async function showAnnotations() {
-  if (!byId("annotations-part").open || level() < 3) return;
+  const isWanted = () => image && level() === 3 && byId("annotations-part").open;
+  if (!isWanted()) return;
   const { Annotations } = await load("annotations").catch((error) => {
     byId("annotations").replaceChildren(problemBox(error, showAnnotations));
     return {};
   });
   if (!Annotations) return;
   annotations ??= new Annotations(byId("annotations"));
-  annotations.show(image);
+  if (isWanted()) annotations.show(image); // else quiz mode began meanwhile
 }
 
 /** All that is said of the case, as far as quiz mode lets it be seen. */
@@ -113,6 +113,8 @@ function showCase() {
     for (const id of ["prediction", "similar"]) byId(id).replaceChildren();
     byId("similar").dataset.image = "";
     annotations?.clear();
+  } else {
+    showAnnotations();
   }
   showBookmark(byId("bookmark"), shown.u_id);
   showWords();
@@ -251,7 +253,7 @@ async function showWalk(signal) {
     if (walk[name]) byId(`${name}-case`).href = caseAddress(walk[name], state);
   }
   // The browse page shows at least as many as were walked through.
-  const shownThere = walk.isSeen && walk.index >= SIZES[state.view] && state.view === "cases" ? walk.index + 1 : 0;
+  const shownThere = walk.isSeen && walk.index >= PAGE_SIZES[state.view] && state.view === "cases" ? walk.index + 1 : 0;
   byId("back").href = resultAddress({ ...state, shown: shownThere || state.shown }, image.image);
 }
 

@@ -1,12 +1,10 @@
 // What the models say of an image of the case page: predictions beside its labels, and visually similar cases.
 
 import { at } from "./address.js";
-import { getJson, Problem } from "./api.js";
+import { getJson, Problem, TASKS } from "./api.js";
 import { el, problemBox, spoken } from "./dom.js";
 import { predictionView } from "./prediction.js";
-import { similarTiles } from "./similar.js";
-
-const SIMILAR = 8;
+import { SIMILAR, similarTiles } from "./similar.js";
 
 document.head.append(el("link", { rel: "stylesheet", href: at("/static/prediction.css") }));
 
@@ -29,7 +27,7 @@ export async function showPredictions(target, image, { withCaption, signal, isSh
   };
   try {
     const answer = await getJson(`${image.links.self}/predict`, [["caption", String(withCaption)]], { signal });
-    if (isShown()) target.replaceChildren(...["modality", "location"].map((task) => taskView(task, answer[task])));
+    if (isShown()) target.replaceChildren(...TASKS.map((task) => taskView(task, answer[task])));
   } catch (error) {
     if (isShown() && error.name !== "AbortError") target.replaceChildren(problemOf(error, again, isShown));
   }

@@ -1,4 +1,4 @@
-// Copies a text, and says so to the eye and to the ear.
+// Copies a text, and says so in a status that screen readers announce.
 
 import { el } from "./dom.js";
 
@@ -8,7 +8,7 @@ export async function copyText(text, said, code = null) {
     await navigator.clipboard.writeText(text);
     said.textContent = "Copied.";
   } catch {
-    // Browsers lend the clipboard to https and to this machine alone.
+    // The Clipboard API needs a secure context: https or localhost.
     if (code) getSelection().selectAllChildren(code);
     said.textContent = code ? "Press Ctrl+C." : "Copying is not allowed here.";
   }

@@ -24,6 +24,9 @@ export const number = (value) => whole.format(value);
 export const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)}%`;
 export const plural = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
 
+/** A time as people write it. */
+export const moment = (iso) => new Date(iso).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
+
 /** "topic.category" as people say it. */
 export function spoken(name) {
   const words = name.replaceAll("_", " ").replaceAll(".", " ").replace("u id", "case id").replace("acr", "ACR");

@@ -42,6 +42,7 @@ export class ExportMenu {
   /** `root`: the details element of the menu; `current()`: the result and the state of the page. */
   constructor(root, { current }) {
     this._current = current;
+    this._turn = 0;
     this._kind = null; // until the reader chooses: what the page shows
     this._link = el("a", { class: "button primary", download: "", text: "Download" });
     this._about = el("p", { class: "small", role: "status" });
@@ -83,17 +84,18 @@ export class ExportMenu {
     option("raw", "true").disabled = !["json", "jsonl"].includes(format);
     if (option("raw", "true").disabled && raw === "true") option("raw", (raw = "false")).checked = true;
     const [result, state] = [this._result, this._state];
+    const turn = (this._turn += 1);
     this._link.removeAttribute("href");
     this._about.textContent = "Preparing …";
     try {
       const { params, sorted } = await this._select(result, state, of);
-      if (result !== this._result || of !== this._values().of || format !== this._values().format) return;
+      if (turn !== this._turn) return; // another choice was made meanwhile
       const query = new URLSearchParams([...params, ["of", of], ["format", format]]);
       if (["json", "jsonl"].includes(format)) query.set("raw", raw);
       this._link.href = at(`/export?${query}`);
       this._about.textContent = `Contains the current results. ${sorted}`;
     } catch (error) {
-      if (result === this._result) this._about.textContent = `No export: ${error.message}`;
+      if (turn === this._turn) this._about.textContent = `No export: ${error.message}`;
     }
   }
 
@@ -107,8 +109,8 @@ export class ExportMenu {
       return { params: result.conditions(ids), sorted: `${plural(ids.length, "case")}. ${byId}` };
     }
     const params = (await result.query()) ?? [];
-    // An export knows no order by relevance, nor one by a field of cases.
-    if (state.sort && !result.isByCase) return { params: [...params, ["sort", state.sort]], sorted: "Sorted as shown." };
+    // An export knows no order by relevance or similarity, nor one by a field of cases.
+    if (state.sort && !result.isByCase && !result.isByWords) return { params: [...params, ["sort", state.sort]], sorted: "Sorted as shown." };
     return { params, sorted: byId };
   }
 }

@@ -2,11 +2,13 @@
 
 import { at } from "./address.js";
 import { getJson } from "./api.js";
+import { loadCatalogue } from "./catalogue.js";
 import { byId, el, number, spoken } from "./dom.js";
 
 const ORDER = ["modality", "location_category", "location", "plane", "age_band", "sex", "split", "topic.category"];
 const FEW = 6;
 const opened = new Set();
+let aliases = {}; // other names of fields that filters take
 
 /** The parameters that one facet may set. */
 function parametersOf(name) {
@@ -14,17 +16,39 @@ function parametersOf(name) {
   return [name, `${name}__in`, `${name}__isnull`];
 }
 
-const of = (filters, names) => filters.filter(([name]) => names.includes(name));
+/** A parameter by the name of its field: "modality__in" of "type__in". */
+const canonical = (parameter) => parameter.replace(/^[^_]+(?=__|$)/, (name) => aliases[name] ?? name);
+
+const of = (filters, names) => filters.filter(([name]) => names.includes(canonical(name)));
+
+/** A value as the API compares it: letter case and spaces at commas make no difference. */
+const folded = (value) => String(value).toLowerCase().split(",").map((part) => part.trim()).join(", ");
+
+/** The values of a list, folded: separated by bars, else by the commas that are no part of a value. */
+function valuesOf(list, entries) {
+  if (list.includes("|")) return list.split("|").map((value) => folded(value.trim()));
+  const possible = new Set(entries.map((entry) => folded(entry.value)));
+  const parts = folded(list).split(", ");
+  const values = [];
+  while (parts.length) {
+    let length = parts.length;
+    while (length > 1 && !possible.has(parts.slice(0, length).join(", "))) length -= 1;
+    values.push(parts.splice(0, length).join(", "));
+  }
+  return values;
+}
 
 /** What /facets answers, where a facet with a filter of its own also counts the values that are not chosen. */
 export async function loadFacets(result, options) {
   const everything = await result.query();
   if (everything === null) return { total: 0, cases: 0, facets: {} };
   const base = await getJson(at("/facets"), everything, options);
-  const names = Object.keys(base.facets);
-  const chosen = names.filter((name) => of(everything, parametersOf(name)).length);
+  const { filters } = result.state;
+  if (filters.length) ({ aliases } = await loadCatalogue());
+  const own = (name) => of(filters, parametersOf(name)).map(([parameter]) => parameter);
+  const chosen = Object.keys(base.facets).filter((name) => own(name).length);
   const others = await Promise.all(
-    chosen.map(async (name) => getJson(at("/facets"), await result.query(parametersOf(name)), options)),
+    chosen.map(async (name) => getJson(at("/facets"), (await result.query(own(name))) ?? [], options)),
   );
   chosen.forEach((name, index) => {
     base.facets[name] = others[index].facets[name];
@@ -37,22 +61,22 @@ function conditionOf(name, entry) {
   return entry.value === null ? [[`${name}__isnull`, "true"]] : [[name, String(entry.value)]];
 }
 
-function isChosen(name, entry, filters) {
-  const several = of(filters, [`${name}__in`]).flatMap(([, value]) => value.split("|"));
-  if (entry.value !== null && several.includes(String(entry.value))) return true;
-  return conditionOf(name, entry).every(([key, value]) => filters.some(([k, v]) => k === key && v === value));
+function isChosen(name, entry, entries, filters) {
+  const several = of(filters, [`${name}__in`]).flatMap(([, list]) => valuesOf(list, entries));
+  if (entry.value !== null && several.includes(folded(entry.value))) return true;
+  return conditionOf(name, entry).every(([key, value]) => of(filters, [key]).some(([, other]) => folded(other) === folded(value)));
 }
 
 /** The filters after a value was checked or unchecked: several values of a field mean any of them. */
 function toggled(name, entry, entries, filters) {
-  const rest = filters.filter(([key]) => !parametersOf(name).includes(key));
-  const wasChosen = isChosen(name, entry, filters);
+  const rest = filters.filter(([key]) => !parametersOf(name).includes(canonical(key)));
+  const wasChosen = isChosen(name, entry, entries, filters);
   const condition = conditionOf(name, entry);
   const isPlain = condition.length === 1 && condition[0][0] === name;
   // “Unknown” and a value cannot both be asked for, nor two ranges of ages: the last choice holds.
   if (!isPlain) return wasChosen ? rest : [...rest, ...condition];
   const values = entries
-    .filter((other) => other.value !== null && (other === entry ? !wasChosen : isChosen(name, other, filters)))
+    .filter((other) => other.value !== null && (other === entry ? !wasChosen : isChosen(name, other, entries, filters)))
     .map((other) => String(other.value));
   if (!values.length) return rest;
   return [...rest, values.length === 1 ? [name, values[0]] : [`${name}__in`, values.join("|")]];
@@ -105,7 +129,7 @@ function facet(name, entries, filters, change) {
     return isSingle ? String(value).replace("-", "–") : String(value);
   };
   const rows = entries.map((entry, index) => {
-    const checked = isChosen(name, entry, filters);
+    const checked = isChosen(name, entry, entries, filters);
     const id = `facet-${name}-${String(entry.value).replace(/\W+/g, "-")}`;
     const box = el("input", { type: isSingle ? "radio" : "checkbox", name: isSingle ? name : null, id, checked });
     box.addEventListener("change", () => change((current) => toggled(name, entry, entries, current)));

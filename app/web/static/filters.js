@@ -5,22 +5,26 @@ import { byId, el, spoken } from "./dom.js";
 
 const OPERATORS = {
   "": "is",
+  ne: "is not",
   in: "is one of (separate with |)",
+  nin: "is none of (separate with |)",
+  all: "has all of (separate with |)",
   contains: "contains",
+  startswith: "starts with",
   gte: "is at least",
   lte: "is at most",
   isnull: "is unknown",
   known: "is known",
   regex: "matches the regular expression",
 };
-const CHIP_WORDS = { "": ":", in: "one of", contains: "contains", gte: "≥", lte: "≤", regex: "matches" };
+const CHIP_WORDS = { ...OPERATORS, "": ":", in: "one of", nin: "is none of", all: "has all of", gte: "≥", lte: "≤", regex: "matches" };
 
 /** A filter in words: "Age ≥ 60". */
 export function describe([parameter, value]) {
   const [name, operator = ""] = parameter.split("__");
   if (operator === "isnull") return `${spoken(name)} ${value === "false" ? "is known" : "is unknown"}`;
   const word = CHIP_WORDS[operator] ?? operator;
-  return `${spoken(name)}${word === ":" ? ": " : ` ${word} `}${operator === "in" ? value.replaceAll("|", ", ") : value}`;
+  return `${spoken(name)}${word === ":" ? ": " : ` ${word} `}${["in", "nin", "all"].includes(operator) ? value.replaceAll("|", ", ") : value}`;
 }
 
 /** The conditions that make sense for a field: an order of words helps nobody, and not every value can be unknown. */
@@ -63,7 +67,7 @@ export async function setUpFieldFilter(add) {
   const [fields, operators, value] = [byId("filter-field"), byId("filter-operator"), byId("filter-value")];
   const catalogue = await loadCatalogue();
   const group = (label, list) => {
-    const options = list.map((field) => el("option", { value: field.name, text: field.label ?? spoken(field.name) }));
+    const options = list.map((field) => el("option", { value: field.name, text: spoken(field.name) }));
     return el("optgroup", { label }, options);
   };
   const caseOnly = [...catalogue.cases.values()].filter((field) => !catalogue.images.has(field.name));

@@ -51,7 +51,7 @@ function badge([, label, explanation], recorded) {
   return details;
 }
 
-/** Hands out the badges of one image or case by field. `recordedOf(field)` finds the value as it is in the dataset. */
+/** The badges of one image or case, by field. `recordedOf(field)` finds the value as it is in the dataset. */
 export class Flags {
   constructor(flags, kind, recordedOf = null) {
     const table = kind === "image" ? OF_IMAGES : OF_CASES;

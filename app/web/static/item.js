@@ -1,16 +1,15 @@
 // One file on the predict page: its image, its caption and what the models predict for it.
 
 import { at } from "./address.js";
+import { TASKS } from "./api.js";
 import { el, percent, problemBox, spoken } from "./dom.js";
 import { explainer } from "./explanation.js";
 import { postForm } from "./post.js";
 import { predictionView, verdictView } from "./prediction.js";
-import { similarTiles } from "./similar.js";
+import { SIMILAR, similarTiles } from "./similar.js";
 import { snippetsView } from "./snippets.js";
 
-export const TASKS = ["modality", "location"];
 const MAX_CAPTION = 5000;
-const SIMILAR = 8;
 
 const size = (bytes) => (bytes < 1024 ** 2 ? `${Math.ceil(bytes / 1024)} KiB` : `${(bytes / 1024 ** 2).toFixed(1)} MiB`);
 const best = ({ probabilities }) => probabilities[0].probability;
@@ -163,6 +162,8 @@ export class Item {
     // With the answer goes its explanation: a map says nothing about the next one.
     slot.replaceChildren();
     this._verdicts[task].replaceChildren(el("h3", { text: spoken(task) }), el("p", { class: "muted", text: `Predicting the ${task} …` }));
+    // Nor does a sentence on the former answer.
+    if (task === "location") this._effect.textContent = "";
     this.waiting.delete(task);
     this.answered.delete(task);
     const asked = this._form(task);
@@ -203,7 +204,6 @@ export class Item {
 
   /** What the caption did: the same question without it. */
   async _compare(answer, caption, turn) {
-    this._effect.textContent = "";
     if (!caption) return;
     if (!answer.inputs_used.includes("caption")) {
       this._effect.textContent = "The caption was not used.";

@@ -25,10 +25,7 @@ function csvField(value) {
 const toCsv = (rows) => `${[CSV, ...rows.map((row) => CSV.map((name) => row[name]))].map((row) => row.map(csvField).join(",")).join("\r\n")}\r\n`;
 
 function compare(a, b) {
-  if (a === b) return 0;
-  if (a === null || a === undefined) return 1; // without an answer, at the end
-  if (b === null || b === undefined) return -1;
-  return typeof a === "number" ? b - a : String(a).localeCompare(String(b), "en", { numeric: true });
+  return typeof a === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
 }
 
 export class Overview {
@@ -36,7 +33,7 @@ export class Overview {
   constructor(root, { onChoose }) {
     [this.root, this.onChoose] = [root, onChoose];
     this._by = null;
-    this._isReversed = false;
+    this._isDescending = false;
     this._items = [];
   }
 
@@ -54,20 +51,25 @@ export class Overview {
 
   _sorted() {
     if (!this._by) return this._items;
-    const sorted = this._items.toSorted((a, b) => compare(a.row[this._by], b.row[this._by]));
-    return this._isReversed ? sorted.toReversed() : sorted;
+    const value = (item) => item.row[this._by] ?? null;
+    const answered = this._items.filter((item) => value(item) !== null);
+    const sign = this._isDescending ? -1 : 1;
+    answered.sort((a, b) => sign * compare(value(a), value(b)));
+    // In either order, those without an answer stand at the end.
+    return [...answered, ...this._items.filter((item) => value(item) === null)];
   }
 
   _head([name, text], index) {
     const isSorted = this._by === name;
     const about = index && text === "Probability" ? `${text} of the ${name.split("_")[0]}` : text;
-    const button = el("button", { type: "button", class: "link", text: `${text}${isSorted ? (this._isReversed ? " ▴" : " ▾") : ""}`, "aria-label": about, data: { key: name } });
+    const button = el("button", { type: "button", class: "link", text: `${text}${isSorted ? (this._isDescending ? " ▾" : " ▴") : ""}`, "aria-label": about, data: { key: name } });
     button.addEventListener("click", () => {
-      this._isReversed = isSorted && !this._isReversed;
+      // Probabilities begin with the highest.
+      this._isDescending = isSorted ? !this._isDescending : name.endsWith("_probability");
       this._by = name;
       this.show(this._items, this._chosen);
     });
-    return el("th", { scope: "col", "aria-sort": isSorted ? (this._isReversed ? "descending" : "ascending") : null }, button);
+    return el("th", { scope: "col", "aria-sort": isSorted ? (this._isDescending ? "descending" : "ascending") : null }, button);
   }
 
   _row(item) {
@@ -77,7 +79,7 @@ export class Overview {
       const isSure = row[`${task}_decision`] === "confident";
       return [el("td", {}, row[task], " ", !isSure && el("span", { class: "tag warn", text: "uncertain" })), el("td", { class: "number", text: percent(row[`${task}_probability`]) })];
     };
-    const name = el("button", { type: "button", class: "link", text: row.file, "aria-pressed": null, data: { key: `item-${item.number}` }, on: { click: () => this.onChoose(item) } });
+    const name = el("button", { type: "button", class: "link", text: row.file, data: { key: `item-${item.number}` }, on: { click: () => this.onChoose(item) } });
     return el("tr", { class: item === this._chosen ? "chosen" : null }, el("th", { scope: "row" }, name), cell("modality"), cell("location"), el("td", { class: "small", text: row.problem ?? row.note ?? "" }));
   }
 

@@ -1,9 +1,9 @@
 // The predict page: images come by drop, paste, file dialogue or as an example of the dataset, and are predicted at once.
 
 import { at } from "./address.js";
-import { getJson } from "./api.js";
-import { byId, el, number, plural, problemBox } from "./dom.js";
-import { Item, TASKS } from "./item.js";
+import { getJson, TASKS } from "./api.js";
+import { byId, el, number, onPlainClick, plural, problemBox } from "./dom.js";
+import { Item } from "./item.js";
 import { Overview } from "./overview.js";
 import { getBlob } from "./post.js";
 import { watchTraining } from "./training.js";
@@ -17,23 +17,26 @@ const [LEAST_S, MOST_S] = [5, 60];
 const items = new Set();
 const overview = new Overview(byId("overview"), { onChoose: (item) => choose(item, { isFocused: true }) });
 let chosen = null; // of several, the one that is shown
-const queue = [];
-let running = 0;
+const queue = []; // of items with the tasks to ask about; an item once
+const running = []; // items; one twice while it is asked about its tasks apart
 let isWatching = false;
 let rounds = 0; // of asking again in vain
+let exampleTurn = 0;
 
 function enqueue(item, tasks = TASKS) {
-  queue.push([item, tasks]);
+  const queued = queue.find(([other]) => other === item);
+  if (queued) queued[1] = [...new Set([...queued[1], ...tasks])];
+  else queue.push([item, tasks]);
   work();
 }
 
 async function work() {
-  if (running >= AT_ONCE || !queue.length) return say();
-  running += 1;
+  if (running.length >= AT_ONCE || !queue.length) return say();
   const [item, tasks] = queue.shift();
+  running.push(item);
   say();
   await item.predict(tasks);
-  running -= 1;
+  running.splice(running.indexOf(item), 1);
   if (item.waiting.size) watch();
   else rounds = 0;
   return work();
@@ -50,7 +53,7 @@ function outcome() {
 }
 
 function say() {
-  const open = queue.length + running;
+  const open = [...items].filter((item) => running.includes(item) || queue.some(([queued]) => queued === item)).length;
   const text = open ? `Analysing ${plural(items.size, "image")}, ${number(items.size - open)} done …` : outcome();
   byId("status").textContent = items.size ? text : "";
   byId("clear").hidden = items.size < 2;
@@ -107,6 +110,7 @@ const exampleInAddress = () => new URLSearchParams(location.search).get("image")
 
 /** Show the image of the dataset that the address names, in the place of an earlier one. */
 async function showExample() {
+  const turn = (exampleTurn += 1);
   for (const item of items) {
     if (!item.example) continue;
     items.delete(item);
@@ -122,10 +126,11 @@ async function showExample() {
   try {
     const image = await getJson(at(`/images/${encodeURIComponent(name)}`));
     const blob = await getBlob(image.links.file);
-    if (exampleInAddress() !== name) return;
+    if (turn !== exampleTurn) return; // asked for again or for another one meanwhile
     const file = new File([blob], `${image.image}.png`, { type: "image/png" });
     add([file], { caption: image.caption ?? "", example: image });
   } catch (error) {
+    if (turn !== exampleTurn) return;
     say();
     problem.replaceChildren(problemBox(error, showExample));
   }
@@ -162,13 +167,12 @@ function exampleItem(image) {
   const words = `${image.modality}, ${image.location}`;
   const picture = el("img", { src: `${image.links.thumbnail}?width=128`, alt: "", width: 96, height: 96 });
   const link = el("a", { href: `?image=${encodeURIComponent(image.image)}`, class: "tile" }, el("span", { class: "frame" }, picture), el("span", { class: "line", text: words }));
-  link.addEventListener("click", (event) => {
-    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-    event.preventDefault();
-    history.pushState(null, "", link.getAttribute("href"));
+  const open = () => {
+    // A double click is one step of the history.
+    if (exampleInAddress() !== image.image) history.pushState(null, "", link.getAttribute("href"));
     showExample();
-  });
-  return el("li", {}, link);
+  };
+  return el("li", {}, onPlainClick(link, open));
 }
 
 /** Watch the training until every task is served, and ask again then what could not be answered. */
@@ -176,7 +180,10 @@ async function watch() {
   if (isWatching) return;
   isWatching = true;
   const askAgain = (isMeant) => {
-    for (const item of items) for (const task of item.waiting.keys()) if (isMeant(task)) enqueue(item, [task]);
+    for (const item of items) {
+      const tasks = [...item.waiting.keys()].filter(isMeant);
+      if (tasks.length) enqueue(item, tasks);
+    }
   };
   await watchTraining(byId("training"), {
     onKnown: () => (byId("below").hidden = false),

@@ -1,12 +1,11 @@
 // Quiz mode: an unknown case, the reader's own answer against the label and the model, and the score in this browser.
 
 import { at } from "./address.js";
-import { getJson } from "./api.js";
+import { getJson, TASKS } from "./api.js";
 import { loadCatalogue } from "./catalogue.js";
 import { el, percent, spoken } from "./dom.js";
 
 const STORED = "medpix-quiz";
-const TASKS = ["modality", "location"];
 const TRIES = 8;
 
 /** The score and the cases that were answered; of this browser alone. */
@@ -114,7 +113,10 @@ export class Quiz {
     if (this._answers) parts.push(this._table());
     if (this.level > 0) parts.push(this._buttons());
     parts.push(scoreView(() => this._draw()));
+    // A button that replaces itself would lose the focus to the page.
+    const hadFocus = this.root.contains(document.activeElement);
     this.root.replaceChildren(el("section", { class: "card quiz", "aria-labelledby": "quiz-title" }, parts));
+    if (hadFocus) parts[0].focus({ preventScroll: true });
   }
 
   async _question() {

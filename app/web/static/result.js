@@ -66,9 +66,17 @@ export class Result {
     });
   }
 
-  /** The parameters that select all images of the result, for /facets and /export; null if it is empty. */
+  /**
+   * The parameters that select all images of the result, for /facets and /export; null if it is empty. `without`: names
+   * of filters that are left out.
+   */
   async query(without = []) {
     await this._start();
+    // Filters of cases chose the ids, so without one of these the ids are others.
+    if (this._ofCases.some(([name]) => without.includes(name))) {
+      const filters = this.state.filters.filter(([name]) => !without.includes(name));
+      return new Result({ ...this.state, filters, sort: "" }, { signal: this.signal }).query();
+    }
     await this._allIds();
     if (this._ids?.length === 0) return null;
     const params = this._ofImages.filter(([name]) => !without.includes(name));
@@ -100,7 +108,7 @@ export class Result {
 
   async _findCases() {
     const { ofImages, ofCases } = await splitFilters(this.state.filters);
-    this._ofImages = ofImages;
+    [this._ofImages, this._ofCases] = [ofImages, ofCases];
     this._isSelecting = this._isSearch || ofCases.length > 0;
     const isCaseOrder = !this.isByWords && (await this._hasCaseOrder());
     if (this._isSearch) await this._search(ofCases);

@@ -17,8 +17,18 @@ export class SavedMenu {
   /** `state()`: what the page shows. */
   constructor(root, { state }) {
     [this.root, this._state] = [root, state];
-    this._body = el("div", { class: "menu-body" });
-    root.append(this._body);
+    this._lists = el("div");
+    // These stay, so that they keep the focus and a screen reader hears the status change.
+    this._status = el("p", { class: "muted small", role: "status" });
+    this._button = el("button", { type: "button", text: "Save this view", on: { click: () => this._save() } });
+    const exportIt = el("button", { type: "button", text: "Export as JSON", on: { click: () => this._export() } });
+    const input = el("input", { type: "file", accept: ".json,application/json", class: "hidden", id: "saved-file" });
+    input.addEventListener("change", () => {
+      this._import(input.files[0]);
+      input.value = ""; // the same file may be chosen again
+    });
+    const actions = el("p", { class: "row" }, this._button, exportIt, el("label", { class: "button", for: "saved-file", text: "Import" }), input);
+    root.append(el("div", { class: "menu-body" }, this._lists, actions, this._status));
   }
 
   open() {
@@ -27,21 +37,20 @@ export class SavedMenu {
 
   _draw(said = "") {
     const { views, bookmarks } = readSaved();
-    const save = el("button", { type: "button", text: "Save this view", on: { click: () => this._save() } });
-    const exportIt = el("button", { type: "button", text: "Export as JSON", on: { click: () => this._export() } });
-    const input = el("input", { type: "file", accept: ".json,application/json", class: "hidden", id: "saved-file" });
-    input.addEventListener("change", () => this._import(input.files[0]));
+    const focused = [...this._lists.querySelectorAll("button")].indexOf(document.activeElement);
     const list = (title, items, empty) => [el("h3", { text: title }), items.length ? el("ul", { class: "saved" }, items) : el("p", { class: "muted small", text: empty })];
-    this._body.replaceChildren(
+    this._lists.replaceChildren(
       ...list("Views", views.map((each) => this._entry(el("a", { href: at(`/${each.query}`), text: each.name }), each.name, "views", each)), "No views saved yet."),
       ...list(
         "Bookmarks",
         bookmarks.map((each) => this._entry(el("a", { href: at(`/pages/case/${each.u_id}`), text: each.title ?? each.u_id }), each.title ?? each.u_id, "bookmarks", each)),
         "No cases bookmarked yet. Each case page has a Bookmark button.",
       ),
-      el("p", { class: "row" }, save, exportIt, el("label", { class: "button", for: "saved-file", text: "Import" }), input),
-      el("p", { class: "muted small", role: "status", text: said || "Stored in this browser only." }),
     );
+    this._status.textContent = said || "Stored in this browser only.";
+    if (focused < 0) return;
+    const buttons = this._lists.querySelectorAll("button");
+    (buttons[Math.min(focused, buttons.length - 1)] ?? this._button).focus();
   }
 
   _entry(link, name, kind, entry) {

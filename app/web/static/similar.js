@@ -3,6 +3,8 @@
 import { el, thumbnail } from "./dom.js";
 import { caseAddress, EMPTY } from "./state.js";
 
+export const SIMILAR = 8; // images that the pages ask for
+
 function similarTile(item) {
   const words = el("span", { class: "line" }, el("b", { text: item.modality }), ` ${item.location ?? "location unknown"}, ${Math.round(100 * item.similarity)}% similar`);
   const title = el("span", { class: "caption", text: item.diagnosis ?? item.title ?? item.caption ?? "" });

@@ -8,6 +8,9 @@ const RESERVED = new Set([
   ..."limit cursor fields expand raw offset of format".split(" "),
 ]);
 
+/** How many cases or images the browse page shows at once. */
+export const PAGE_SIZES = { cases: 30, images: 40 };
+
 export function readState(search) {
   const params = new URLSearchParams(search);
   return {

@@ -4,8 +4,6 @@ import { at } from "./address.js";
 import { el, onPlainClick, plural, spoken, thumbnail } from "./dom.js";
 import { caseAddress, EMPTY } from "./state.js";
 
-// Some of the words that every text has; the search looks for none of them.
-const FREQUENT = /^(an?|and|are|as|at|be|by|for|from|has|have|in|is|it|no|not|of|on|or|that|the|this|to|was|were|with)$/i;
 const SNIPPETS = 2;
 
 /** A text with its matching words marked. */
@@ -49,7 +47,7 @@ function caseFacts(record, cover) {
   return [el("span", { class: "line" }, el("b", { text: modalities }), ` ${where}`), el("span", { class: "line muted", text: count })];
 }
 
-/** A case as a link to its page. `isSecret`: nothing that tells the diagnosis, the modality or the location. */
+/** A case as a link to its page; in quiz mode without all that tells the diagnosis, the modality or the location. */
 export function caseCard({ u_id: uId, cover, hit }, state, { isLazy = false } = {}) {
   const link = el("a", { class: "tile case-tile", href: caseAddress(cover.image, state), data: { image: cover.image, case: uId } });
   link.append(thumbnail(cover.image, { isLazy, size: cover }));
@@ -109,13 +107,8 @@ export function imageTile(image, state, { hit = null, isLazy = false } = {}) {
 
 /** What to do about an empty result; `change` takes what to change of the state. */
 export function emptyView({ q, filters, view }, change) {
-  const words = q.replaceAll('"', " ").split(/\s+/).filter(Boolean);
-  const isExcluding = words.length > 0 && /^(-("[^"]*"|\S+)\s*)+$/.test(q);
-  const isFrequent = !isExcluding && words.every((word) => word.startsWith("-") || FREQUENT.test(word));
   const hints = [];
-  if (isExcluding) hints.push("Add a word to search for: a word with a minus only excludes cases.");
-  else if (q && isFrequent) hints.push("Add a specific word: words as frequent as “the” are ignored.");
-  else if (q) hints.push("Use fewer or other words. The search compares word stems: “ureters” finds “ureter”.");
+  if (q) hints.push("Use fewer or other words. The search compares word stems: “ureters” finds “ureter”.");
   if (q.includes('"')) hints.push("Leave out the quotation marks: quoted words must stand side by side.");
   if (filters.length) hints.push("Remove one of the active filters.");
   const button = (text, changed) => el("button", { type: "button", text, on: { click: () => change(changed) } });

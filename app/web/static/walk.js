@@ -34,7 +34,7 @@ function recallWalk(state) {
 
 /**
  * Where a case stands in a result: index, total (null if not known), previous and next image or case, and whether the
- * browse page showed it (`isSeen`); null if it is not in the result.
+ * result was listed from its start up to it (`isSeen`); null if it is not in the result.
  */
 export async function place(state, uId) {
   const found = find(recallWalk(state), uId);

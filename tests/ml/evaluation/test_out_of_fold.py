@@ -63,7 +63,7 @@ def test_models_are_registered_again_with_other_calibration_and_the_same_weights
     assert fused.image_model.card.temperature == image
     assert fused.card.settings["halves"]["image"]["temperature"] == image
     assert fused.card.thresholds_image_only.keys() == {LOCATION, LOCATION_CATEGORY}
-    assert list((registry.models_dir / ".training").glob("anew-oof-*")) == []
+    assert list((registry.models_dir / ".training").glob("retrain-oof-*")) == []
 
 
 def test_a_model_that_was_retrained_meanwhile_is_left_alone(

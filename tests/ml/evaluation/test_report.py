@@ -169,7 +169,7 @@ def test_models_that_are_not_trained_have_rows(results: Results, plots: dict[str
 
 
 def test_foreign_figures_are_shown_where_there_are_any(results: Results, plots: dict[str, bytes]) -> None:
-    assert "Quoted from others" not in render(results, plots)
+    assert "Published baselines" not in render(results, plots)
     changed = copy.deepcopy(results)
     for task, figures in changed["tasks"].items():
         figures["quoted"] = baselines_for(task)
@@ -179,7 +179,7 @@ def test_foreign_figures_are_shown_where_there_are_any(results: Results, plots: 
     assert quoted["resnet50-location"][3] == "0.31"
     assert "5 classes" in quoted["RN50x16 + BioBERT, prompts"][-1]
     text = "".join(_printed(changed))
-    assert "clip-location [quoted, not a test figure]" in text
+    assert "clip-location [published, not a test figure]" in text
 
 
 def test_a_row_that_began_otherwise_than_the_original_says_so(results: Results, plots: dict[str, bytes]) -> None:

@@ -34,7 +34,7 @@ def test_folders_are_of_records_and_options(train_records: list[Record], tmp_pat
 def test_what_was_used_and_what_is_old_is_cleared(train_records: list[Record], tmp_path: Path) -> None:
     scratch = Scratch(tmp_path)
     used = scratch.folder("cv", train_records, {"compact": Options()})
-    old, running, foreign = tmp_path / "anew-cv-old", tmp_path / "anew-cv-running", tmp_path / "compact"
+    old, running, foreign = tmp_path / "retrain-cv-old", tmp_path / "retrain-cv-running", tmp_path / "compact"
     for folder in (used, old, running, foreign):
         (folder / "fold-1").mkdir(parents=True)
     month_ago = time.time() - 31 * 24 * 3600

@@ -10,7 +10,7 @@ from ml.dataset.records import targets
 from ml.evaluation.metrics import Probabilities
 from ml.models.base import adjust, softmax
 from ml.models.resnet import ResNetModel, ResNetSettings, train_location
-from ml.registry.model_card import ModelCard
+from ml.registry.model_card import NEVER_CONFIDENT, ModelCard
 from ml.training.calibration import LEAST_PROBABILITY, choose_tau, decision_threshold, fit_temperature
 from ml.training.context import log_prior
 from ml.training.train import calibrate
@@ -53,7 +53,7 @@ def test_threshold_is_the_lowest_whose_answers_are_right_at_the_lower_bound() ->
     stricter = decision_threshold(two_classes(confidence), targets, cases, 0.97)
     assert stricter > threshold
     assert decision_threshold(two_classes(confidence), 1 - targets, cases, 0.97) > 0.99, "nothing is confident"
-    assert decision_threshold(two_classes(confidence), np.full(200, IGNORED), cases, 0.9) == 0.5
+    assert decision_threshold(two_classes(confidence), np.full(200, IGNORED), cases, 0.9) == NEVER_CONFIDENT
 
 
 def test_images_of_one_case_do_not_make_a_threshold_certain() -> None:

@@ -98,7 +98,7 @@ def test_history_and_time_are_kept_with_the_weights(tmp_path: Path) -> None:
     assert [(epoch.part, epoch.epoch) for epoch in second.history] == [("network", 1), ("network", 2)]
     assert second.history[0] == first.history[0]
     assert second.seconds > 100.0
-    assert reports[0].message == "going on after epoch 1"
+    assert reports[0].message == "resumes after epoch 1"
     assert reports[0].fraction == 0.5
     assert reports[0].eta_s == pytest.approx(second.seconds, rel=0.1), "half of it took what is left"
 

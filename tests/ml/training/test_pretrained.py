@@ -54,12 +54,19 @@ def test_scratch_asks_nobody() -> None:
 def test_a_local_state_dict_is_read_in_both_formats(tmp_path: Path) -> None:
     state: dict[str, Tensor] = {"conv1.weight": torch.arange(4.0)}
     torch.save(state, tmp_path / "w.pth")
-    save_file(state, tmp_path / "w.safetensors")
+    save_file(state, tmp_path / "w.safetensors", {"format": "pt"})  # as transformers writes it
     for name in ("w.pth", "w.safetensors"):
         loaded, source = resnet50_state(str(tmp_path / name))
         assert loaded is not None
         assert loaded["conv1.weight"].tolist() == [0.0, 1.0, 2.0, 3.0]
         assert source == f"local file {name}"
+
+
+@pytest.mark.parametrize("content", [torch.arange(3.0), [1, 2], {"epoch": 3}])
+def test_a_file_that_is_no_state_dict_is_told(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="is no state dict"):
+        resnet50_state(str(tmp_path / "w.pth"))
 
 
 class Runs:

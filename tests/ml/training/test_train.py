@@ -147,7 +147,7 @@ def test_what_waits_fails_with_what_it_waited_for(database: Database[Document]) 
         work()
     compact, caption = (database[schema.TRAINING_RUNS].find_one({"_id": name}) or {} for name in names)
     assert compact["state"] == "done"
-    assert (caption["state"], caption["message"]) == ("failed", "its turn did not come: no images")
+    assert (caption["state"], caption["message"]) == ("failed", "not started: no images")
 
 
 def test_a_model_is_trained_by_one_process_at_a_time(

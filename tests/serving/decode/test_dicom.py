@@ -4,18 +4,22 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pydicom.data
 import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.pixels import processing
+from pydicom.uid import ImplicitVRLittleEndian
 
 from app.core.exceptions import ApiError
 from app.core.settings import load_settings
+from app.serving.decode import dicom_grey
 from app.serving.decode.decoded_image import DecodedImage
 from app.serving.decode.image import decode
 from tests.serving.decode.dicom_files import PATIENT, dicom, functional_group, jpeg, lookup_table, palette
-from tests.serving.hostile_files import JPEG_2000, JPEG_BASELINE
+from tests.serving.hostile_files import JPEG_2000, JPEG_BASELINE, JPEG_LOSSLESS
 
 RAMP = np.tile(np.arange(64, dtype=np.int16), (32, 1))
 GREY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
@@ -385,3 +389,65 @@ def test_rows_that_are_fewer_than_there_are_in_the_data_are_told() -> None:
 @pytest.mark.parametrize(("modality", "expected"), [("MR", "MR"), (" ct", "CT"), ("<b>", None), (None, None)])
 def test_the_modality_of_the_header(modality: str | None, expected: str | None) -> None:
     assert _decode(dicom(RAMP, Modality=modality)).info.header_modality == expected
+
+
+def test_only_the_first_windows_are_tried() -> None:
+    """A window per value would take hours for all that fit into a file."""
+    levels, notes = _shown(RAMP, WindowCenter=[4000] * 3000, WindowWidth=[20] * 3000)
+    assert (levels.min(), levels.max()) == (0, 255)
+    assert notes.count("shows no contrast and was not used") == 16
+    assert "no window that can be used" in notes
+
+
+def test_windows_without_contrast_are_not_tried_on_all_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    windowing = processing.apply_windowing
+
+    def watched(part: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+        sizes.append(part.size)
+        return windowing(part, dataset)
+
+    monkeypatch.setattr(dicom_grey, "apply_windowing", watched)
+    padded = np.pad(RAMP, 16, constant_values=5000)  # of which the window would show a contrast
+    levels, notes = _shown(padded, PixelPaddingValue=5000, WindowCenter=[4000, 32], WindowWidth=[20, 20])
+    assert sizes == [2, 2, padded.size]
+    assert "centre 32, width 20." in notes
+    assert np.abs(levels[16, 16:-16] - _window(31.5, 19)).max() <= 1
+
+
+def test_a_constant_image_is_black_whatever_its_windows() -> None:
+    levels, notes = _shown(RAMP * 0 + 7, WindowCenter=[7, 7], WindowWidth=[20, 1])
+    assert levels.max() == 0
+    assert notes.count("shows no contrast") == 2
+
+
+def test_a_long_value_is_read_up_to_what_is_used() -> None:
+    """Without a VR a value can be as long as the file."""
+    data = dicom(RAMP, syntax=ImplicitVRLittleEndian, WindowCenter="77777777", WindowWidth=20, Modality="CT")
+    centres = b"32" + b"\\32" * 1_000_000 + b" " * 2
+    element = b"\x28\0\x50\x10"
+    long = data.replace(element + b"\x08\0\0\x0077777777", element + struct.pack("<I", len(centres)) + centres)
+    assert len(long) > 3_000_000
+    tracemalloc.start()
+    try:
+        decoded = _decode(long)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(long)
+    finally:
+        tracemalloc.stop()
+    assert "centre 32, width 20." in decoded.info.notes[0]
+
+
+def test_bits_stored_is_at_least_that_of_the_compressed_frame() -> None:
+    """16 bits in the frame and 12 in the header: the upper four were lost."""
+    values = np.tile(np.arange(64, dtype=np.uint16) * 1000, (32, 1))
+    frame = imagecodecs.jpeg8_encode(values, lossless=True, bitspersample=16)
+    levels, _ = _shown(values, syntax=JPEG_LOSSLESS, frame=frame, BitsStored=12, HighBit=11)
+    assert np.array_equal(levels, _shown(values)[0])
+
+
+def test_bits_stored_tells_where_the_sign_of_a_compressed_frame_is() -> None:
+    """Negative values of 12 bits in a frame of 16 bits."""
+    values = RAMP * 10 - 300
+    frame = imagecodecs.jpeg8_encode(values.astype(np.uint16) & 0xFFF, lossless=True, bitspersample=16)
+    levels, _ = _shown(values, syntax=JPEG_LOSSLESS, frame=frame, BitsStored=12, HighBit=11)
+    assert np.array_equal(levels, _shown(values)[0])

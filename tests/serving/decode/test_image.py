@@ -1,19 +1,29 @@
 import hashlib
 import io
+import struct
 import tracemalloc
 import zlib
 
 import imagecodecs
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from app.core.exceptions import ApiError
 from app.core.settings import load_settings
+from app.serving.decode import jpeg
 from app.serving.decode.decoded_image import check_size
 from app.serving.decode.image import decode
 from ml.dataset.preprocess import Preprocess
-from tests.serving.hostile_files import GOOD_SIZE, accepted, accepted_dicoms, png_bomb, png_chunk, refused
+from tests.serving.hostile_files import (
+    GOOD_SIZE,
+    accepted,
+    accepted_dicoms,
+    jpeg_with_exif,
+    png_bomb,
+    png_chunk,
+    refused,
+)
 
 ACCEPTED, REFUSED = {**accepted(), **accepted_dicoms()}, refused()
 
@@ -126,7 +136,6 @@ def test_the_limit_of_pixels_is_the_setting_alone(monkeypatch: pytest.MonkeyPatc
         assert decode(ACCEPTED[name], load_settings()).image.size == GOOD_SIZE
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0not exif", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x09"]
 )
@@ -148,3 +157,39 @@ def test_an_image_is_turned_as_its_exif_says() -> None:
     levels = np.asarray(decoded.image)
     assert levels[0, 0] > 240
     assert Preprocess(size=64).apply(decoded.image)[0, 32, 17] > 240  # and not a second time
+
+
+def _exif(orientation: int, order: str = "<", kind: int = 3) -> bytes:
+    """A TIFF header with one directory, in which the orientation follows another tag."""
+    width = struct.pack(order + "HHIHH", 0x0100, 3, 1, 64, 0)
+    turned = struct.pack(order + "HHIHH", 0x0112, kind, 1, orientation, 0)
+    return (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, 2) + width + turned + bytes(4)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_orientations_are_those_of_pillow(orientation: int, order: str) -> None:
+    """Pillow as the reference: in a JPEG, where the metadata have a prefix."""
+    data = jpeg_with_exif([_exif(orientation, order)])
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(np.asarray(decode(data, load_settings()).image), np.asarray(expected))
+
+
+def test_the_first_exif_segment_of_a_jpeg_counts() -> None:
+    """And it alone reaches no decoder: Pillow would join all segments, each time with a copy."""
+    first, more = _exif(6), [b"II*\0 and more"] * 500
+    decoded = decode(jpeg_with_exif([first, *more]), load_settings())
+    assert decoded.image.size == GOOD_SIZE[::-1]
+    assert "exif" not in decoded.image.info
+    data, exif = jpeg.without_metadata(jpeg_with_exif([first, *more]))
+    assert (exif, len(data) < 5000, b"Exif" in data) == (b"Exif\0\0" + first, True, False)
+
+
+@pytest.mark.parametrize("shape", [(32, 64), (32, 64, 3), (32, 64, 4)], ids=["grey", "rgb", "rgba"])
+def test_sixteen_bit_images_are_turned_as_their_exif_says(shape: tuple[int, ...]) -> None:
+    values = np.full(shape, 65535, dtype=np.uint16)
+    values[:, :, ...] = (np.arange(64, dtype=np.uint16) * 1000).reshape(1, 64, *[1] * (len(shape) - 2))
+    png = bytes(imagecodecs.png_encode(values))
+    turned = png[:33] + png_chunk(b"eXIf", _exif(6)) + png[33:]
+    upright, plain = (np.asarray(decode(data, load_settings()).image) for data in (turned, png))
+    assert np.array_equal(upright, np.rot90(plain, -1))
