@@ -3,6 +3,7 @@
 import json
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any, Final
@@ -53,7 +54,7 @@ class ImageArchive:
             # The image file itself becomes the column `image`.
             entry["image_id" if name == "image" else name] = value if name in numbers else _as_text(value)
         if split not in self._lines:
-            self._lines[split] = SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  # end() closes it
+            self._lines[split] = SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  # close() closes it
             self._present[split] = set()
         self._lines[split].write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
         self._present[split] |= {name for name in numbers if row[name] is not None}
@@ -71,6 +72,14 @@ class ImageArchive:
             yield from self._sink.take_parts()
         self._zip.close()
         yield from self._sink.take_parts()
+        self.close()
+
+    def close(self) -> None:
+        """Close the temporary files, also of an archive that is not complete."""
+        for lines in self._lines.values():
+            lines.close()
+        with suppress(ValueError):  # an entry is open
+            self._zip.close()
         self._sink.close()
 
     def _without_missing(self, line: bytes) -> bytes:

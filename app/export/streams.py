@@ -157,12 +157,15 @@ async def _archive(
 ) -> AsyncGenerator[bytes]:
     archive = ImageArchive()
     numbers = {name for name, field in columns(export.of).items() if field.kind == "integer"}
-    async with aclosing(_batches(repository, selection, export, _ARCHIVE_BATCH)) as batches:
-        async for batch in batches:
-            yield await _in_thread(_archived, archive, batch, export, numbers, image_store)
-    directory = archive.end()
-    while part := await _in_thread(next, directory, b""):
-        yield part
+    try:
+        async with aclosing(_batches(repository, selection, export, _ARCHIVE_BATCH)) as batches:
+            async for batch in batches:
+                yield await _in_thread(_archived, archive, batch, export, numbers, image_store)
+        directory = archive.end()
+        while part := await _in_thread(next, directory, b""):
+            yield part
+    finally:
+        archive.close()
 
 
 def _archived(

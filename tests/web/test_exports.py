@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.web.browse_page import image_names
+from tests.web.network import hold
 
 pytestmark = pytest.mark.browser
 
@@ -85,3 +86,19 @@ def test_choices_of_an_export_that_exclude_each_other_cannot_be_made(page: Page)
     expect(page.get_by_role("link", name="Download")).to_have_attribute("href", "/export?of=images&format=zip")
     page.keyboard.press("Escape")
     expect(page.get_by_role("link", name="Download")).to_be_hidden()
+
+
+def test_the_last_choice_of_an_export_wins(page: Page) -> None:
+    page.goto("/?modality=CT&location=Spine")
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    asked = hold(page, re.compile(r"/images\?"))
+    page.get_by_text("Export", exact=True).click()
+    page.get_by_role("radio", name=re.compile("^JSON Lines")).check()
+    page.get_by_role("radio", name=re.compile("^Raw")).check()
+    link = page.locator("#export a")
+    for route in reversed(asked):
+        with page.expect_response(route.request.url):
+            route.continue_()
+        page.evaluate("new Promise(resolve => setTimeout(resolve, 50))")
+    expect(link).to_have_attribute("href", re.compile("raw=true"))
+    assert len(asked) == 3

@@ -39,6 +39,38 @@ def test_facets_filter_and_the_address_keeps_them(page: Page, predict_api: httpx
     shows_images(page, predict_api.get("/facets", params={"location_category": "Head"}).json()["total"])
 
 
+@pytest.mark.parametrize(
+    ("query", "checked"),
+    [
+        ("type=ct", ["CT"]),
+        ("plane__in=axial, Coronal", ["Axial", "Coronal"]),
+        ("topic.category=Neoplasm, benign", ["Neoplasm, benign"]),
+    ],
+)
+def test_what_an_address_filters_is_checked(page: Page, query: str, checked: list[str]) -> None:
+    page.goto(f"/?{query}")
+    boxes = page.locator("#facets").get_by_role("checkbox", checked=True)
+    expect(boxes).to_have_count(len(checked))
+    for value in checked:
+        expect(page.get_by_role("checkbox", name=re.compile(f"^{value} "))).to_be_checked()
+    # The values that are not chosen are counted too, and go with one click.
+    field = boxes.first.locator("xpath=ancestor::fieldset")
+    assert field.get_by_role("checkbox", include_hidden=True).count() > len(checked)
+    for value in checked:
+        page.get_by_role("checkbox", name=re.compile(f"^{value} ")).uncheck()
+    expect(page.locator("#chips button")).to_have_count(0)
+
+
+def test_every_operator_has_words(page: Page) -> None:
+    page.goto("/?location__ne=Spine&plane__nin=Axial|Coronal&title__startswith=a")
+    words = ["Location is not Spine", "Plane is none of Axial, Coronal", "Title starts with a"]
+    expect(page.locator("#chips .text")).to_have_text(words)
+    expect(page.locator("#filter-field option")).not_to_have_count(0)
+    page.locator("#filter-field").select_option("quality_flags")
+    options = page.locator("#filter-operator option").all_inner_texts()
+    assert not {"ne", "nin", "all", "startswith"} & set(options)
+
+
 def test_several_values_of_a_facet_mean_any_of_them(page: Page, predict_api: httpx.Client) -> None:
     page.goto("/?plane=Axial")
     page.get_by_role("checkbox", name=re.compile("^Coronal ")).check()

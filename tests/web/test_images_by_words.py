@@ -43,6 +43,13 @@ def test_images_are_found_by_words(page: Page, text_api: httpx.Client) -> None:
     assert fits(page)
 
 
+def test_an_export_does_not_say_that_it_has_their_order(page: Page, text_api: httpx.Client) -> None:
+    page.goto(f"{text_api.base_url}/?q={TEXT}&mode=images&view=images&sort=-age")
+    page.get_by_text("Export", exact=True).click()
+    expect(page.locator("#export")).to_contain_text("Sorted by case id.")
+    expect(page.get_by_role("link", name="Download")).not_to_have_attribute("href", re.compile("sort="))
+
+
 def test_cases_are_in_the_order_of_their_best_image(page: Page, text_api: httpx.Client) -> None:
     page.goto(f"{text_api.base_url}/?q={TEXT}&mode=images")
     images = _images(page)

@@ -114,6 +114,31 @@ def test_an_example_of_the_dataset_is_one_click_and_an_address(page: Page, predi
     expect(page.locator(".item .name")).to_have_text(first)
 
 
+def test_a_double_click_adds_an_example_once(page: Page) -> None:
+    page.goto("/pages/predict")
+    files = hold(page, "**/images/*/file")
+    example = page.locator("#examples a").first
+    expect(example).to_be_visible()
+    before = page.evaluate("history.length")
+    example.dblclick()
+    expect(page.locator("#status")).to_have_text("Loading the image …")
+    page.wait_for_load_state("networkidle")
+    page.unroute_all()
+    for route in files:
+        route.continue_()
+    shows_status(page, "1 image analysed.")
+    assert len(files) == 2
+    expect(page.locator(".item")).to_have_count(1)
+    assert page.evaluate("history.length") == before + 1
+
+
+def test_a_slash_at_the_end_leaves_the_query(page: Page, training_image: tuple[Document, bytes]) -> None:
+    name = training_image[0]["image"]
+    page.goto(f"/pages/predict/?image={name}")
+    expect(page.locator(".item .name")).to_have_text(f"{name}.png")
+    assert page.url.endswith(f"/pages/predict?image={name}")
+
+
 def test_an_unknown_example_is_said(page: Page) -> None:
     page.goto("/pages/predict?image=MPX9999_synpic99999")
     expect(page.get_by_role("alert")).to_contain_text("There is no image MPX9999_synpic99999")
@@ -159,6 +184,11 @@ def test_what_the_caption_changed_is_said(page: Page, predict_api: httpx.Client,
     else:
         words = f"from {alone['label']} ({share['alone']}) to {both['label']} ({share['both']})."
     expect(page.locator(".effect")).to_contain_text(words)
+    # It is about that answer alone.
+    page.route("**/predict/location", lambda route: route.abort())
+    page.get_by_role("button", name="Predict again").click()
+    expect(page.locator(".verdict-slot[data-task=location]")).to_contain_text("cannot be reached")
+    expect(page.locator(".effect")).to_be_empty()
 
 
 @pytest.mark.parametrize("title", ["curl", "Python"])

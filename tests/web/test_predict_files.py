@@ -45,9 +45,12 @@ def test_many_images_are_a_table_to_sort_and_to_download(
     best = sorted((answer["location"]["probabilities"][0]["probability"] for answer in answers.values()), reverse=True)
     expect(rows.locator(".number").nth(1)).to_have_text(f"{100 * best[0]:.1f}%")
     expect(rows.last).to_contain_text("bad.png")
-    expect(page.get_by_role("columnheader", name="Probability of the location")).to_have_attribute(
-        "aria-sort", "ascending"
-    )
+    column = page.get_by_role("columnheader", name="Probability of the location")
+    expect(column).to_have_attribute("aria-sort", "descending")
+    column.get_by_role("button").click()
+    expect(column).to_have_attribute("aria-sort", "ascending")
+    expect(rows.locator(".number").nth(1)).to_have_text(f"{100 * best[-1]:.1f}%")
+    expect(rows.last).to_contain_text("bad.png")
 
     # One file is shown at a time, the first or the one that is chosen.
     expect(page.locator(".item:visible .name")).to_have_text(next(iter(answers)))

@@ -74,7 +74,9 @@ def test_nothing_tells_the_answer(page: Page, case: Document) -> None:
 
 def test_the_answer_is_shown_step_by_step(page: Page, case: Document) -> None:
     _begin(page, case)
+    page.get_by_text("Annotations of this image").evaluate("part => part.closest('details').open = true")
     page.get_by_role("button", name="Show without answering").click()
+    expect(page.locator("#quiz-title")).to_be_focused()
     expect(page.locator("#case-line")).to_contain_text(case["location"])
     assert _leaked(page, case) == set()
     page.get_by_role("button", name=STEPS[0]).click()
@@ -84,6 +86,8 @@ def test_the_answer_is_shown_step_by_step(page: Page, case: Document) -> None:
     page.get_by_role("button", name=STEPS[1]).click()
     expect(page.get_by_role("heading", level=1)).to_have_text(case["title"])
     expect(page.locator("[data-field=diagnosis]")).to_contain_text(case["diagnosis"])
+    expect(page.locator("#quiz-title")).to_be_focused()
+    expect(page.locator("#annotations")).to_contain_text("No annotations yet.")
     page.locator("#similar").scroll_into_view_if_needed()
     expect(page.locator("#similar .tile").first).to_be_visible(timeout=20_000)
     # Another visit begins anew.

@@ -1,19 +1,21 @@
 """Saved views, bookmarks and annotations."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from pydantic import SecretStr
 from pymongo.database import Database
 
 from app.core.settings import Settings
 from app.data.seed import seed
 from tests.conftest import Document
+from tests.web.network import hold
 
 pytestmark = pytest.mark.browser
 
@@ -41,7 +43,11 @@ def test_a_view_is_saved_opened_and_removed(page: Page) -> None:
     page.get_by_text("Saved", exact=True).click()
     menu = page.locator("#saved")
     expect(menu).to_contain_text("No views saved yet.")
-    menu.get_by_role("button", name="Save this view").click()
+    save = menu.get_by_role("button", name="Save this view")
+    status = menu.get_by_role("status").element_handle()
+    save.click()
+    expect(save).to_be_focused()
+    assert status.text_content() == "Saved."
     page.goto("/")
     page.get_by_text("Saved", exact=True).click()
     menu.get_by_role("link", name="Modality: CT, sorted by -age").click()
@@ -50,6 +56,7 @@ def test_a_view_is_saved_opened_and_removed(page: Page) -> None:
     page.get_by_text("Saved", exact=True).click()
     menu.get_by_role("button", name="Remove Modality: CT").click()
     expect(menu).to_contain_text("No views saved yet.")
+    expect(menu.get_by_role("button", name="Save this view")).to_be_focused()
 
 
 def test_bookmarks_are_exported_and_imported(page: Page, predict_api: httpx.Client, tmp_path: Path) -> None:
@@ -138,3 +145,37 @@ def test_an_annotation_is_written_and_stands_in_the_history(page: Page, writable
     save.click()
     expect(part.locator(".annotation")).to_have_count(2)
     expect(part.locator(".annotation .long").first).to_have_text("second")
+
+
+@pytest.mark.parametrize("writable", [False], indirect=True, ids=["open"])
+def test_an_annotation_whose_answer_was_lost_is_stored_once(page: Page, writable: tuple[httpx.Client, bool]) -> None:
+    client, _ = writable
+    page.goto(f"{client.base_url}/pages/case/MPX1003")
+    part = page.locator("#annotations")
+    fields = hold(page, re.compile("/fields$"))
+    page.get_by_text("Annotations of this image").click()
+    # The form is asked for twice before the catalogue is there.
+    summary = part.get_by_text("Correct a label or add a comment")
+    for _ in range(3):
+        summary.click()
+        page.wait_for_timeout(50)
+    for route in fields:
+        route.continue_()
+    expect(part.locator("form")).to_have_count(1)
+
+    def lose(route: Route) -> None:
+        route.fetch()
+        route.abort()
+
+    path = re.compile("/images/.*/annotations$")
+    page.route(path, lose, times=1)
+    part.get_by_label("Comment").fill("once")
+    part.get_by_role("button", name="Save annotation").click()
+    expect(part).to_contain_text("cannot be reached")
+    part.get_by_role("button", name="Try again").click()
+    expect(part.get_by_text("Saved.")).to_be_visible()
+    expect(part.locator(".annotation")).to_have_count(1)
+    # The same words once more are another annotation.
+    part.get_by_label("Comment").fill("once")
+    part.get_by_role("button", name="Save annotation").click()
+    expect(part.locator(".annotation")).to_have_count(2)

@@ -1,10 +1,13 @@
 """What the pages show while a model is in training."""
 
+import re
+
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.web.conftest import Training
 from tests.web.layout import jumps, shoot, watch_layout
+from tests.web.network import hold
 
 pytestmark = pytest.mark.browser
 
@@ -26,7 +29,13 @@ def test_the_predict_page_shows_it_live_and_then_uses_the_model(page: Page, trai
     training.report(0.8, 10.0)
     _tell(page, "80% done")
     expect(page.locator("#training").get_by_role("progressbar")).to_have_js_property("value", 0.8)
+    asked = hold(page, re.compile("/predict/(modality|location)$"))
     training.finish()
+    # Two tasks of one image are one image that is not done.
+    expect(page.locator("#status")).to_have_text("Analysing 1 image, 0 done …", timeout=30_000)
+    page.unroute_all()
+    for route in asked:
+        route.continue_()
     # Nobody presses anything: the page asks again as soon as there is a model.
     expect(page.locator(".prediction")).to_have_count(2, timeout=30_000)
     expect(page.locator("#training")).to_be_empty(timeout=30_000)

@@ -1,7 +1,7 @@
 // The leaderboard: per task, the models by their accuracy with its interval.
 
 import { whisker } from "./charts.js";
-import { el, number, onPlainClick, percent, spoken } from "./dom.js";
+import { el, moment, number, onPlainClick, percent, spoken } from "./dom.js";
 import { scoresOf, TASKS } from "./scores.js";
 
 const decimals = (value) => value?.toFixed(3) ?? "";

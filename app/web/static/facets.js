@@ -17,7 +17,7 @@ function parametersOf(name) {
 }
 
 /** A parameter by the name of its field: "modality__in" of "type__in". */
-const canonical = (parameter) => parameter.replace(/^[^_]+(?=__|$)/, (name) => aliases[name] ?? name);
+const canonical = (parameter) => parameter.replace(/^.+?(?=__|$)/, (name) => aliases[name] ?? name);
 
 const of = (filters, names) => filters.filter(([name]) => names.includes(canonical(name)));
 

@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 
