@@ -121,13 +121,11 @@ def test_a_double_click_adds_an_example_once(page: Page) -> None:
     expect(example).to_be_visible()
     before = page.evaluate("history.length")
     example.dblclick()
-    expect(page.locator("#status")).to_have_text("Loading the image …")
-    page.wait_for_load_state("networkidle")
-    page.unroute_all()
+    while len(files) < 2:
+        page.wait_for_timeout(20)
     for route in files:
         route.continue_()
     shows_status(page, "1 image analysed.")
-    assert len(files) == 2
     expect(page.locator(".item")).to_have_count(1)
     assert page.evaluate("history.length") == before + 1
 
