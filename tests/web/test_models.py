@@ -97,8 +97,9 @@ def test_one_model_is_shown_in_detail(page: Page, evaluated: Path, web_results: 
     expect(page.locator("#model")).to_have_value("compact")
     page.reload()
     expect(page.locator("#model")).to_have_value("compact")
-    audit = page.get_by_role("region", name="Label audit").get_by_role("link")
-    audit.first.click()
+    task, audit = next((name, part["audit"]) for name, part in web_results["tasks"].items() if part["audit"]["items"])
+    page.goto(f"/pages/models?model={audit['model']}&task={task}")
+    page.get_by_role("region", name="Label audit").get_by_role("link").first.click()
     page.wait_for_url("**/pages/case/MPX*")
 
 

@@ -33,7 +33,8 @@ def test_the_predict_page_shows_it_live_and_then_uses_the_model(page: Page, trai
     training.finish()
     # Two tasks of one image are one image that is not done.
     expect(page.locator("#status")).to_have_text("Analysing 1 image, 0 done …", timeout=30_000)
-    page.unroute_all()
+    while len(asked) < 2:
+        page.wait_for_timeout(20)
     for route in asked:
         route.continue_()
     # Nobody presses anything: the page asks again as soon as there is a model.

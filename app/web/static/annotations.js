@@ -3,7 +3,8 @@
 import { at } from "./address.js";
 import { ask, getJson, Problem } from "./api.js";
 import { loadCatalogue } from "./catalogue.js";
-import { el, moment, problemBox, spoken } from "./dom.js";
+import { el, problemBox, spoken } from "./dom.js";
+import { moment } from "./scores.js";
 
 const LABELS = ["modality", "location", "location_category"];
 const KEY = "medpix-key";

@@ -1,8 +1,8 @@
 // The leaderboard: per task, the models by their accuracy with its interval.
 
 import { whisker } from "./charts.js";
-import { el, moment, number, onPlainClick, percent, spoken } from "./dom.js";
-import { scoresOf, TASKS } from "./scores.js";
+import { el, number, onPlainClick, percent, spoken } from "./dom.js";
+import { moment, scoresOf, TASKS } from "./scores.js";
 
 const decimals = (value) => value?.toFixed(3) ?? "";
 

@@ -2,7 +2,8 @@
 
 import { at } from "./address.js";
 import { curves, reliability, riskCoverage } from "./charts.js";
-import { el, moment, number, percent, plural } from "./dom.js";
+import { el, number, percent, plural } from "./dom.js";
+import { moment } from "./scores.js";
 
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 const duration = (seconds) => (seconds < 100 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`);

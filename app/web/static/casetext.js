@@ -2,8 +2,20 @@
 
 import { getJson } from "./api.js";
 import { loadCatalogue } from "./catalogue.js";
-import { el, number, plural, spoken, webLink } from "./dom.js";
+import { el, number, plural, spoken } from "./dom.js";
 import { Flags } from "./flags.js";
+
+/** A web address as a link if it is one, else as text: data may hold any scheme. */
+function webLink(address, text = address) {
+  let url = null;
+  try {
+    url = new URL(address);
+  } catch {
+    return document.createTextNode(text);
+  }
+  if (url.protocol !== "https:" && url.protocol !== "http:") return document.createTextNode(text);
+  return el("a", { href: url.href, rel: "noopener noreferrer external", target: "_blank", text });
+}
 
 // What quiz mode lets be seen: the question, then the findings, then everything.
 const TEXTS = [

@@ -24,9 +24,6 @@ export const number = (value) => whole.format(value);
 export const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)}%`;
 export const plural = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
 
-/** A time as people write it. */
-export const moment = (iso) => new Date(iso).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
-
 /** "topic.category" as people say it. */
 export function spoken(name) {
   const words = name.replaceAll("_", " ").replaceAll(".", " ").replace("u id", "case id").replace("acr", "ACR");
@@ -42,13 +39,6 @@ export function problemBox(error, retry) {
     el("p", { text: error.message }),
     retry && !isRefused && el("button", { type: "button", text: "Try again", on: { click: retry } }),
   );
-}
-
-/** A bar of 0 to 1. The width is set by script, since the pages allow no style attribute. */
-export function bar(fraction, className = "") {
-  const fill = el("span", { class: "fill" });
-  fill.style.width = `${Math.max(0, Math.min(1, fraction)) * 100}%`;
-  return el("span", { class: `bar ${className}`, "aria-hidden": "true" }, fill);
 }
 
 /** Whether a key press belongs to a form field or to an open dialog, and not to the page. */
@@ -93,16 +83,4 @@ export function onPlainClick(link, then) {
     then(event);
   });
   return link;
-}
-
-/** A web address as a link if it is one, else as text: data may hold any scheme. */
-export function webLink(address, text = address) {
-  let url = null;
-  try {
-    url = new URL(address);
-  } catch {
-    return document.createTextNode(text);
-  }
-  if (url.protocol !== "https:" && url.protocol !== "http:") return document.createTextNode(text);
-  return el("a", { href: url.href, rel: "noopener noreferrer external", target: "_blank", text });
 }

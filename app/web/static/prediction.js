@@ -1,6 +1,13 @@
 // Shows a prediction: labels as bars with calibrated percentages, and all that qualifies them.
 
-import { bar, el, percent, plural, spoken } from "./dom.js";
+import { el, percent, plural, spoken } from "./dom.js";
+
+/** A bar of 0 to 1. The width is set by script, since the pages allow no style attribute. */
+function bar(fraction, className = "") {
+  const fill = el("span", { class: "fill" });
+  fill.style.width = `${Math.max(0, Math.min(1, fraction)) * 100}%`;
+  return el("span", { class: `bar ${className}`, "aria-hidden": "true" }, fill);
+}
 
 const FIRST = 5;
 const MODALITIES = ["CT", "MR"];

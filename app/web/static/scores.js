@@ -5,6 +5,9 @@ import { getJson } from "./api.js";
 
 export const TASKS = ["modality", "location", "location_category"];
 
+/** A time as people write it. */
+export const moment = (iso) => new Date(iso).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
+
 /** A model's figures of a task: of the last evaluation if it is of this version, else of its card; null if of neither. */
 export function scoresOf(card, task, report) {
   const found = report?.models[card.name];
