@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -156,7 +157,7 @@ class BatchPredictor:
 
     def __init__(self, cards: Mapping[str, ModelCard], settings: Settings, dev: LoadRecords | None = None) -> None:
         self._settings = settings
-        self._pool = DaemonThreadPool(settings.decode_threads or usable_cpus(), "decode")
+        self._pool = DaemonThreadPool(settings.decode_threads or usable_cpus(), "decode", max_job_s=_DEADLINE_S)
         own = settings.model_copy(update={"cache_entries": 0, "max_queue": 4 * _IN_FLIGHT})
         cache: PredictionCache[PredictionContext] = PredictionCache(0)
         folder, metrics = settings.model_files_dir, Metrics()
@@ -325,6 +326,22 @@ class _RayWorker:
         return self._predictor.predict(ImageFile(**row) for row in batch.to_pylist())
 
 
+def gpus_per_worker(device: str, workers: int, gpus: int) -> float:
+    """The GPUs that each worker asks of Ray, which hides those that are not asked for.
+
+    Args:
+        device: as in MEDPIX_DEVICE.
+        workers: number of processes that predict.
+        gpus: of the cluster.
+
+    Returns:
+        1 for "cuda"; for "auto" the share of a GPU with which all workers find room; 0 without GPU or for "cpu".
+    """
+    if device == "auto" and gpus:
+        return 1.0 / math.ceil(workers / gpus)
+    return 1.0 if device == "cuda" else 0.0
+
+
 def predict_files_on_ray(
     images: Sequence[ImageFile],
     cards: Mapping[str, ModelCard],
@@ -356,7 +373,6 @@ def predict_files_on_ray(
     except ImportError as error:
         raise BatchPredictionError("--ray needs Ray: pip install 'medpix-service[ray]'.") from error
     plain = settings.model_dump(exclude={"api_keys", "mongo_uri", "train"})  # secrets stay here
-    gpus = 1.0 if settings.device == "cuda" else 0.0
     table = pa.table(
         {
             "name": pa.array([image.name for image in images], pa.string()),
@@ -366,6 +382,8 @@ def predict_files_on_ray(
     )
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus = gpus_per_worker(settings.device, workers, int(resources.get("GPU", 0)))
         dataset = ray.data.from_arrow(
             [table.slice(start, part_files) for start in range(0, len(images), part_files)]
         ).map_batches(

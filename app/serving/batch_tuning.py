@@ -35,12 +35,13 @@ class BatchPlan:
 
 
 def warm_up(runs: Sequence[Run], shape: tuple[int, int, int], sizes: Sequence[int]) -> BatchPlan:
-    """Measure the batch sizes, choose one, and run every smaller one once.
+    """Measure the batch sizes, choose one, and run smaller ones once: all up to 8, beyond that powers of two.
 
-    The first run of a shape compiles it; no request should wait for that.
+    The first run of a shape compiles it; no request should wait for that. To run every size up to 256 would take
+    minutes on a CPU, though: what is left out is compiled when it comes.
 
     Args:
-        runs: of one network, on a batch (N, C, H, W) of uint8; measured side by side.
+        runs: of one network, on a batch (N, C, H, W) of uint8; measured while they run concurrently.
         shape: (C, H, W).
         sizes: candidates, ascending; the smallest one within 5 % of the best images per second wins. Those from the
             first one for which there is no memory are left out.
@@ -59,11 +60,16 @@ def warm_up(runs: Sequence[Run], shape: tuple[int, int, int], sizes: Sequence[in
             break
     best = min(latency.values())
     chosen = next(size for size in latency if latency[size] <= best * _MIN_SPEEDUP)
-    for size in range(1, chosen + 1):
-        if size not in latency:
-            for run in runs:
-                run(noise(size, shape))
+    few = range(1, min(chosen, CPU_SIZES[-1]) + 1)
+    for size in sorted({*few, *powers_of_two(chosen)} - latency.keys()):
+        for run in runs:
+            run(noise(size, shape))
     return BatchPlan(chosen, latency[chosen])
+
+
+def powers_of_two(largest: int) -> tuple[int, ...]:
+    """The powers of two below a batch size, ascending, and the size itself."""
+    return (*(2**exponent for exponent in range((largest - 1).bit_length())), largest)
 
 
 def noise(count: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import math
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,9 +94,10 @@ class Engine:
 
     Args:
         name: of the model, for log lines.
-        run: a batch of images (N, C, H, W) to outputs with N rows each; never called twice at the same time.
+        run: a batch of images (N, C, H, W) to outputs with N rows each; called by one thread at a time, unless a run
+            was abandoned because it hangs.
         plan: batch size, and the latency to start with.
-        streams: runs of the same network on a part of the cores each, called side by side, so that none waits for
+        streams: runs of the same network on a part of the cores each, called concurrently, so that none waits for
             another at the end of every layer; ``run`` then has an image that is alone. Without them ``run`` has all.
         probe: a batch (1, C, H, W) that the model can take.
         max_queue: largest number of queued images; one more is refused.
@@ -224,16 +226,22 @@ class Engine:
         busy = sum(1 for other in self._workers if other.batch)
         run = self._run if busy == 1 and len(batch) == 1 else worker.run
         started = time.perf_counter()
+        failure: Exception | None = None
         try:
             outputs = await worker.call(run, np.stack([item.pixels for item in batch]), self._max_run_s)
         except _HungError:
             raise
         except Exception as error:
-            if is_out_of_memory(error) and len(batch) > 1:
+            if not is_out_of_memory(error) or len(batch) == 1:
+                logger.exception("model %s failed on a batch of %d", self._name, len(batch))
+            # The traceback holds the frames of the failed run, and with them its tensors on the device.
+            failure = error.with_traceback(None)
+        # Outside of the except block, which holds the error with its traceback until it is left.
+        if failure is not None:
+            if is_out_of_memory(failure) and len(batch) > 1:
                 await self._run_halves(worker, batch)
-                return
-            logger.exception("model %s failed on a batch of %d", self._name, len(batch))
-            await self._retry_singly(worker, batch, error)
+            else:
+                await self._retry_singly(worker, batch, failure)
             return
         run_s = time.perf_counter() - started
         self._latency.add(run_s / len(batch) / busy)
@@ -275,12 +283,15 @@ class Engine:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """The loop has ended: fail what is queued, and restart it."""
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("the batch loop of %s died", self._name, exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            logger.error("the batch loop of %s died", self._name, exc_info=error)
+            # The ended tasks keep these frames until the restart, which needs the memory of the tensors in them.
+            for each in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+                traceback.clear_frames(each.__traceback__)
         for item in [*(item for worker in self._workers for item in worker.batch), *self._queue]:
             if not item.future.done():
-                error = UnavailableError(f"The model {self._name} stopped. Try again shortly.")
-                item.future.set_exception(error)
+                item.future.set_exception(UnavailableError(f"The model {self._name} stopped. Try again shortly."))
         for worker in self._workers:
             worker.batch = ()
         self._queue.clear()

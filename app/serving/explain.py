@@ -1,17 +1,16 @@
 """Explanations: a Grad-CAM map of a class, and the prediction from each input alone."""
 
-import asyncio
 import copy
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from app.core.exceptions import UnavailableError, UnprocessableError
 from app.core.settings import Settings
@@ -25,7 +24,6 @@ from ml.models.base import Floats, InputError, ServedModel
 if TYPE_CHECKING:
     from ml.models.network import ServingNetwork
 
-T = TypeVar("T")
 Method = Literal["grad-cam", "occlusion"]
 
 MAP_SIDE: Final = 32
@@ -83,23 +81,20 @@ class Explainer:
             label: one of the task's classes.
 
         Raises:
-            UnavailableError: too many explanations wait.
+            UnavailableError: too many explanations wait, or the model was stopped.
             UnprocessableError: the model does not look at images.
         """
         if self._waiting >= self._settings.max_explain:
             raise UnavailableError("Too many explanations are being made. Try again later.", retry_after_s=5)
         self._waiting += 1
         try:
-            return await self._in_thread(self._explain, task, data, label)
+            return await self._thread.run(self._explain, task, data, label)
         finally:
             self._waiting -= 1
 
     def stop(self) -> None:
         """End the thread when its work is done."""
         self._thread.shutdown(wait=False)
-
-    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     def _explain(self, task: str, data: bytes, label: str) -> Explanation:
         preprocess = self._model.preprocess
@@ -113,7 +108,7 @@ class Explainer:
         if square is None:
             method = "occlusion"
             square = occlusion(self._model, pixels, task, index)
-        size = ImageOps.exif_transpose(image).size
+        size = image.size
         heat = _resized(_cropped(square, preprocess.size, size), _fitted(size, MAP_SIDE))
         heat = heat / max(float(heat.max()), 1e-12)
         return Explanation(label, method, heat, _overlay(image, heat))
@@ -204,13 +199,13 @@ def by_input(model: ServedModel, task: str, outputs: dict[str, Any] | None, capt
 def _alone(
     model: ServedModel, task: str, image: dict[str, Any] | None, caption: Floats | None
 ) -> Mapping[str, float] | None:
-    """The answer from one input; where the model refuses, from its half for captions, if it has one."""
+    """The answer from one input; where the model refuses, from its caption model, if it has one."""
     if image is None and caption is None:
         return None
-    for half in (model, getattr(model, "caption_model", None)):
-        if isinstance(half, ServedModel):
+    for each in (model, getattr(model, "caption_model", None)):
+        if isinstance(each, ServedModel):
             with suppress(InputError):
-                return dict(zip(half.tasks[task], map(float, half.combine(image, caption)[task][0]), strict=True))
+                return dict(zip(each.tasks[task], map(float, each.combine(image, caption)[task][0]), strict=True))
     return None
 
 
@@ -233,7 +228,7 @@ def _resized(heat: Floats, size: tuple[int, int]) -> Floats:
 
 def _overlay(image: Image.Image, heat: Floats) -> bytes:
     """The image, no longer than 1024 pixels, with a map on it, as PNG."""
-    size = ImageOps.exif_transpose(image).size
+    size = image.size
     side = max(8, min(_OVERLAY_SIDE, max(size)))
     recipe = replace(Preprocess(), size=side, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
     pixels = _cropped(recipe.apply(image), side, size).transpose(1, 2, 0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The image half of a model: decodes a file in a thread, then runs the network on it in batches."""
+"""The image encoder of a model: decodes a file in a thread, then runs the network on it in batches."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ _MIN_HANG_S: Final = 30.0
 
 
 class ImageEncoder:
-    """Encodes image files with the image half of one model.
+    """Encodes image files with the image encoder of one model.
 
     Args:
         model: loaded from the registry.
@@ -93,7 +93,7 @@ class ImageEncoder:
     def _weights_key(self) -> str:
         """Names the weights and what the network does with them (its tasks, and what it gives beside).
 
-        That of a fusion is its image half's, so that both run one graph.
+        That of a fusion is its image model's, so that both run one graph.
         """
         card = self._model.card
         owner, files = getattr(self._model, "image_model", self._model), card.files

@@ -49,6 +49,8 @@ _STATE_ORDER: Final = {"running": 0, "queued": 1}
 # The largest bodies that are held in memory at once; images are seldom a hundredth of that.
 _MAX_BODIES: Final = 8
 _POLL_S: Final = 2.0
+# The shortest time after which decoding counts as hung; nobody waits for it beyond the request's deadline.
+_MIN_HANG_S: Final = 30.0
 # A model that could not be loaded is tried again after this long: its files may have been repaired.
 _RETRY_S: Final = 30.0
 
@@ -251,7 +253,7 @@ class ModelManager:
 
     def _read_registry(self) -> RegistryState:
         if self._registry is None:
-            from ml.registry.registry import Registry  # noqa: PLC0415 - see above
+            from ml.registry.registry import Registry  # noqa: PLC0415 - not at start-up, see the module's docstring
 
             self._registry = Registry(self._database, self._settings.model_files_dir)
         return RegistryState.read(self._registry, self._database, self._selected)
@@ -298,10 +300,12 @@ class ModelManager:
             self._text_fault = str(error) or repr(error)
             self._unusable[card.version] = (time.monotonic(), self._text_fault)
             expected = isinstance(error, (UserError, RuntimeError))
-            logger.exception("%s cannot find images by words: %s", card.name, self._text_fault, exc_info=not expected)
+            logger.exception(
+                "%s cannot serve text-to-image search: %s", card.name, self._text_fault, exc_info=not expected
+            )
             return
         self._text_fault = None
-        logger.info("%s %s finds images by words", card.name, card.version)
+        logger.info("%s %s serves text-to-image search", card.name, card.version)
         await asyncio.to_thread(freeze_garbage_collector)
         if current is not None:
             current.stop()
@@ -357,8 +361,8 @@ class ModelManager:
 
     def _load_text_search(self, card: ModelCard, predictor: "Predictor | None") -> "TextSearch":
         """The search with a model that is served already, or that is loaded for it."""
-        from app.serving.text_search import TextSearch  # noqa: PLC0415 - see above
-        from ml.registry.registry import load_model, load_reference  # noqa: PLC0415 - see above
+        from app.serving.text_search import TextSearch  # noqa: PLC0415 - not at start-up, see the module's docstring
+        from ml.registry.registry import load_model, load_reference  # noqa: PLC0415 - not at start-up, see the module's docstring
 
         folder = self._settings.model_files_dir
         model = load_model(card, folder) if predictor is None else predictor.model
@@ -368,12 +372,13 @@ class ModelManager:
         return TextSearch(model, reference)
 
     def _load(self, card: ModelCard) -> "Predictor":
-        from app.serving.backends.devices import decode_threads  # noqa: PLC0415 - see above
-        from app.serving.predictor import Predictor  # noqa: PLC0415 - see above
-        from ml.registry.registry import load_model, load_reference  # noqa: PLC0415 - see above
+        from app.serving.backends.devices import decode_threads  # noqa: PLC0415 - not at start-up, see the module's docstring
+        from app.serving.predictor import Predictor  # noqa: PLC0415 - not at start-up, see the module's docstring
+        from ml.registry.registry import load_model, load_reference  # noqa: PLC0415 - not at start-up, see the module's docstring
 
         if self._pool is None:
-            self._pool = DaemonThreadPool(decode_threads(self._settings), "decode")
+            longest = max(self._settings.request_deadline_s, _MIN_HANG_S)
+            self._pool = DaemonThreadPool(decode_threads(self._settings), "decode", max_job_s=longest)
         folder = self._settings.model_files_dir
         model = load_model(card, folder, defer_network=True)
         # BLAS threads spin for milliseconds after each small product and take the cores from the network's own

@@ -1,8 +1,9 @@
-"""Precision gate: a model may compute in bf16 or fp16 only if its predictions on the dev split are those of fp32."""
+"""Precision gate: tf32, bf16 or fp16 are used only if the predictions on the dev split are those of fp32."""
 
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from app.core.settings import Settings
 from app.serving.backends.base import Backend, Precision
 from app.serving.backends.devices import device_name, lower_precisions, make_backend, software
 from ml.dataset.image_loading import load_images
+from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import Record, snapshot_hash
 from ml.models.base import Floats, Outputs, ServedModel
 from ml.models.predict_records import captions_of
@@ -54,7 +56,7 @@ class Parity:
     Attributes:
         images: compared.
         changed: answers with another label, ties left out.
-        shift: largest difference between two probabilities of one class.
+        shift: largest difference between two probabilities of one class; infinite where outputs are not finite.
     """
 
     images: int
@@ -68,6 +70,8 @@ class Parity:
 
     def describe(self, precision: Precision) -> str:
         """One sentence about the lower precision, for people."""
+        if not math.isfinite(self.shift):
+            return f"On {self.images} dev images outputs in fp32 or {precision} are not finite."
         changed = "no label" if not self.changed else f"{self.changed} label{'s' * (self.changed > 1)}"
         return (
             f"On {self.images} dev images {precision} changes {changed} and moves a probability by "
@@ -84,8 +88,10 @@ def compare(model: ServedModel, full: Outputs, low: Outputs, captions: Sequence[
         low: outputs in the lower precision, of the same images.
         captions: N, one per image.
     """
+    if not all(np.isfinite(values).all() for values in (*full.values(), *low.values())):
+        return Parity(len(captions), 0, math.inf)  # what follows would pass over NaN
     changed, shift = 0, 0.0
-    for encoded in _caption_halves(model, captions):
+    for encoded in _encoded_captions(model, captions):
         expected, actual = model.combine(full, encoded), model.combine(low, encoded)
         for task, probabilities in expected.items():
             chosen = actual[task].argmax(axis=1)
@@ -95,7 +101,8 @@ def compare(model: ServedModel, full: Outputs, low: Outputs, captions: Sequence[
     return Parity(len(captions), changed, shift)
 
 
-def _caption_halves(model: ServedModel, captions: Sequence[str | None]) -> list[Floats | None]:
+def _encoded_captions(model: ServedModel, captions: Sequence[str | None]) -> list[Floats | None]:
+    """The text encoder's outputs to compare with: none, and those of the captions where the model takes them."""
     return [None] if "caption" not in model.inputs else [None, model.encode_captions(captions)]
 
 
@@ -134,12 +141,18 @@ def select_backend(
         return full, PrecisionChoice("fp32", f"{candidates[0]} was not compared: there is no dev split.")
     backend, reasons = full, []
     for lower in candidates:
-        make = partial(make_backend, model, preprocess, settings, weights, lower)
-        choice = _compared(model, full, lower, make, records, settings)
-        reasons.append(choice.reason)
-        if choice.precision == lower:
-            backend = make()
-            break
+        make = partial(_in_precision, lower, model, preprocess, settings, weights)
+        try:
+            parity = _compared(model, full, lower, make, records, settings)
+            reasons.append(parity.describe(lower))
+            if parity.holds:
+                backend = make()
+                break
+        except Exception as error:  # whatever it is, such as no memory for a second copy: the full precision serves
+            expected = isinstance(error, UserError)
+            logger.warning("%s cannot compute in %s", model.card.name, lower, exc_info=not expected)
+            cause = str(error).partition("\n")[0] or repr(error)
+            reasons.append(f"{lower} is not used: {cause}")
     choice = PrecisionChoice(backend.precision, " ".join(reasons))
     logger.info("%s computes in %s: %s", model.card.name, choice.precision, choice.reason)
     return backend, choice
@@ -152,7 +165,7 @@ def _compared(
     make: Callable[[], Backend],
     records: Sequence[Record],
     settings: Settings,
-) -> PrecisionChoice:
+) -> Parity:
     card = model.card
     # The version stands for the temperatures, which move probabilities.
     machine = (full.name, device_name(full.device), software())
@@ -161,15 +174,26 @@ def _compared(
     path = settings.home / "cache" / "precision" / f"{key}.json"
     parity = _read(path)
     if parity is None:
-        try:
-            parity = _measure(model, full, make(), records)
-        except UserError as error:
-            return PrecisionChoice("fp32", f"{lower} was not compared: {error}")
+        parity = _measure(model, full, make(), records)
         with suppress(OSError):  # a disk that is full or read-only costs time, not the service
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
                 write_json(temporary, asdict(parity))
-    return PrecisionChoice(lower if parity.holds else "fp32", parity.describe(lower))
+    return parity
+
+
+def _in_precision(
+    lower: Precision, model: ServedModel, preprocess: Preprocess, settings: Settings, weights: str
+) -> Backend:
+    """The backend in a lower precision.
+
+    Raises:
+        UserError: what runs networks there cannot compute it; ``make_backend`` falls back to fp32 then.
+    """
+    backend = make_backend(model, preprocess, settings, weights, lower)
+    if backend.precision != lower:
+        raise UserError("the network cannot be run in it on this machine.")
+    return backend
 
 
 def _read(path: Path) -> Parity | None:

@@ -30,9 +30,9 @@ class PredictionContext:
         timings_s: seconds per stage: wait (for a decode thread), decode, queue (for the model), run, postprocess,
             explain; wait and cache for an answer from the cache.
         info: the file's hash, size and mode (decode).
-        pixels: uint8 (C, S, S), as the network takes them; None for a model without an image half (decode).
+        pixels: uint8 (C, S, S), as the network takes them; None for a model without an image encoder (decode).
         plausible: whether the input heuristics accept the pixels as those of a CT or MR image (decode).
-        outputs: of the network, one row each; None for a model without an image half (encode).
+        outputs: of the network, one row each; None for a model without an image encoder (encode).
         card: of the model that answers (postprocess).
         probabilities: per task of the model, class to calibrated probability (postprocess).
         out_of_distribution: whether the image is too far from the training images or fails the input heuristics;
@@ -71,10 +71,10 @@ class PredictionContext:
         """The most probable class of the task."""
         return max(self.probabilities[self.task].items(), key=lambda pair: pair[1])[0]
 
-    def without_image(self) -> "PredictionContext":
-        """A copy without file, pixels and network outputs: what the cache keeps, about 1 KB."""
+    def without_inputs(self) -> "PredictionContext":
+        """A copy without file, caption, pixels and network outputs: what the cache keeps, a few KB."""
         context = copy(self)
-        context.data, context.pixels, context.outputs = b"", None, None
+        context.data, context.caption, context.pixels, context.outputs = b"", None, None, None
         return context
 
     def answer_from(self, cached: "PredictionContext") -> None:

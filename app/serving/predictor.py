@@ -4,9 +4,8 @@ import asyncio
 import hashlib
 import io
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import numpy as np
 from PIL import Image
@@ -28,9 +27,9 @@ from ml.models.base import EMBEDDING, InputError, ServedModel
 from ml.registry.model_card import ModelCard
 from ml.registry.reference_embeddings import Reference
 
-T = TypeVar("T")
-
-_DRAIN_S: Final = 30.0
+# The shortest time in which accepted requests may end before a model is stopped.
+_MIN_DRAIN_S: Final = 30.0
+_WARM_UP_S: Final = 30.0
 
 
 class Predictor:
@@ -63,6 +62,7 @@ class Predictor:
         self.reference = reference
         self._distance = None if reference is None else reference.distance_by(model.card.ood_distance)
         self._pool = pool
+        self._drain_s = max(_MIN_DRAIN_S, settings.request_deadline_s)
         self._cache = cache
         self._metrics = metrics
         self._sha256 = model.card.sha256
@@ -90,12 +90,12 @@ class Predictor:
     @property
     def healthy(self) -> bool:
         """Whether requests can be answered."""
-        return self.image_encoder.healthy
+        return self.image_encoder.healthy and not self._pool.exhausted
 
     @property
     def fatal_error(self) -> str | None:
-        """What the device said when it failed for good; None while it did not."""
-        return self.image_encoder.fatal_error
+        """Why only a new process can answer again: the device failed for good, or too many decoders hang; else None."""
+        return "too many decode threads hang" if self._pool.exhausted else self.image_encoder.fatal_error
 
     def start(self) -> None:
         """Start to answer, on the running event loop."""
@@ -104,11 +104,11 @@ class Predictor:
     async def stop(self) -> None:
         """Finish accepted requests, then shut down."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_DRAIN_S):
+            async with asyncio.timeout(self._drain_s):
                 await self.admission.idle()
         await self.image_encoder.stop()
         self._explainer.stop()
-        self._postprocessing.shutdown(wait=False, cancel_futures=True)
+        self._postprocessing.shutdown(wait=False)  # what the network has answered already is finished
 
     async def predict(self, context: PredictionContext) -> None:
         """Predict the context's task.
@@ -120,11 +120,11 @@ class Predictor:
             ApiError: the image cannot be used, the service is full, or the deadline passed.
         """
         async with enforce_deadline(context.deadline):
-            await _in(self._pool, self._recall_or_decode, context, time.perf_counter())
+            await self._pool.run(self._recall_or_decode, context, time.perf_counter())
             if not context.cached:
                 await self.image_encoder.encode(context)
                 await self._postprocess(context)
-                self._cache.put(self._key(context, context.info.sha256), context.without_image())
+                self._cache.put(self._key(context, context.info.sha256), context.without_inputs())
         probability = context.probabilities[context.task][context.label]
         self._metrics.prediction(
             context.task, context.label, probability, confident=context.confident, cached=context.cached
@@ -148,8 +148,8 @@ class Predictor:
             await self._decode_and_encode(context)
             await self._postprocess(context)
             started = time.perf_counter()
-            context.by_input = await _in(
-                self._postprocessing, by_input, self.model, context.task, context.outputs, context.caption
+            context.by_input = await self._postprocessing.run(
+                by_input, self.model, context.task, context.outputs, context.caption
             )
             context.explanation = await self._explainer.explain(context.task, context.data, label or context.label)
         context.timings_s["explain"] = time.perf_counter() - started
@@ -173,7 +173,7 @@ class Predictor:
             if embedding is None:
                 raise UnprocessableError(f"The model {self.card.name} does not look at images.")
             started = time.perf_counter()
-            context.neighbours = await _in(self._postprocessing, self.reference.nearest, embedding[0], count)
+            context.neighbours = await self._postprocessing.run(self.reference.nearest, embedding[0], count)
         context.timings_s["postprocess"] = time.perf_counter() - started
         self._metrics.stages(self.card.name, context.timings_s)
 
@@ -182,13 +182,13 @@ class Predictor:
         file = io.BytesIO()
         Image.fromarray(noise(1, (1, 256, 256))[0, 0]).save(file, "PNG")
         caption = "A picture without meaning" if "caption" in self.model.inputs else None
-        context = PredictionContext(file.getvalue(), caption, deadline=time.perf_counter() + _DRAIN_S)
+        context = PredictionContext(file.getvalue(), caption, deadline=time.perf_counter() + _WARM_UP_S)
         await self._decode_and_encode(context)
         for context.task in self.model.tasks:
             await self._postprocess(context)
 
     async def _decode_and_encode(self, context: PredictionContext) -> None:
-        await _in(self._pool, self.image_encoder.decode, context, None, time.perf_counter())
+        await self._pool.run(self.image_encoder.decode, context, None, time.perf_counter())
         await self.image_encoder.encode(context)
 
     def _recall_or_decode(self, context: PredictionContext, queued_at: float) -> None:
@@ -203,12 +203,18 @@ class Predictor:
             context.timings_s = {"wait": started - queued_at, "cache": time.perf_counter() - started}
 
     def _key(self, context: PredictionContext, sha256: str) -> tuple[str | None, ...]:
-        """All that an answer depends on; the version stands for temperatures and thresholds, which are in no file."""
-        return context.task, sha256, context.caption, self._sha256, self.card.version, self.card.preprocess_hash
+        """All that an answer depends on; the version stands for temperatures and thresholds, which are in no file.
+
+        Of a caption it holds the hash: captions may be long.
+        """
+        caption = context.caption
+        if caption is not None:
+            caption = hashlib.sha256(caption.encode(errors="surrogatepass")).hexdigest()
+        return context.task, sha256, caption, self._sha256, self.card.version, self.card.preprocess_hash
 
     async def _postprocess(self, context: PredictionContext) -> None:
         started = time.perf_counter()
-        await _in(self._postprocessing, self.postprocess, context)
+        await self._postprocessing.run(self.postprocess, context)
         context.timings_s["postprocess"] = time.perf_counter() - started
 
     def postprocess(self, context: PredictionContext) -> None:
@@ -270,7 +276,3 @@ class Predictor:
         if context.outputs is None or self._distance is None or limit is None:
             return None
         return bool(self._distance(context.outputs)[0] > limit)
-
-
-async def _in(pool: DaemonThreadPool, function: Callable[..., T], *arguments: Any) -> T:
-    return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)

@@ -1,6 +1,5 @@
-"""Text-to-image search: a dual encoder's caption half against the embeddings of the dataset's images, in memory."""
+"""Text-to-image search: a dual encoder's text encoder against the embeddings of the dataset's images, in memory."""
 
-import asyncio
 from typing import Final
 
 import numpy as np
@@ -54,7 +53,7 @@ class TextSearch:
         self._waiting += 1
         try:
             async with enforce_deadline(deadline):
-                return await asyncio.get_running_loop().run_in_executor(self._thread, self._rank, text)
+                return await self._thread.run(self._rank, text)
         finally:
             self._waiting -= 1
 

@@ -1,5 +1,5 @@
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from app.core.settings import load_settings
-from app.serving.autotune import choose, tune
+from app.serving import autotune
+from app.serving.autotune import choose, tune, with_cuda_graphs
 from app.serving.backends.base import Backend, Floats, Pixels, Precision
 from app.serving.backends.cuda_graphs import CudaGraphBackend
 from app.serving.backends.devices import make_backend
@@ -156,10 +157,35 @@ def test_streams_share_the_threads_and_one_thread_has_none(tmp_path: Path, monke
     assert tuned.streams == ()
 
 
+@pytest.mark.parametrize(
+    ("sizes", "captured"), [((48,), (1, 2, 4, 8, 16, 32, 48)), ((1, 2, 4), (1, 2, 4)), ((1,), (1,))]
+)
+def test_graphs_are_captured_for_the_sizes_that_are_configured(
+    monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], captured: tuple[int, ...]
+) -> None:
+    made, tried = list[tuple[int, ...]](), list[list[int]]()
+
+    def graphs(backend: Backend, shape: tuple[int, int, int], sizes: tuple[int, ...]) -> Backend:
+        assert shape == SHAPE
+        made.append(sizes)
+        return backend
+
+    def choose_second(_: Backend, make: Callable[[], Backend], __: object, sizes: list[int]) -> Backend:
+        tried.append(sizes)
+        return make()
+
+    monkeypatch.setattr("app.serving.backends.cuda_graphs.CudaGraphBackend", graphs)
+    monkeypatch.setattr(autotune, "choose", choose_second)
+    backend = _torch("cpu")
+    backend.device = "cuda"
+    assert with_cuda_graphs(backend, SHAPE, sizes) is backend
+    assert (made, tried) == ([captured], [sorted({1, max(sizes)})])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_recorded_network_answers_as_the_plain_one(precision: Precision) -> None:
+def test_a_captured_network_answers_as_the_baseline(precision: Precision) -> None:
     plain = _torch("cuda", precision)
     graphs = CudaGraphBackend(plain, SHAPE, (1, 4))
     pixels = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), dtype=np.uint8)

@@ -1,6 +1,7 @@
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -197,6 +198,50 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_for_good() -> None:
     asyncio.run(scenario())
 
 
+def test_the_tensors_of_a_run_without_memory_are_freed_before_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.serving.engine.logger.disabled", True)  # pytest keeps log records with their tracebacks
+
+    class Tensors:
+        """What a forward allocates."""
+
+    class Holding(Model):
+        """Notes at each run how many tensors of earlier runs are still alive."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tensors: list[weakref.ref[Tensors]] = []
+            self.alive: list[int] = []
+
+        def __call__(self, pixels: Pixels) -> Mapping[str, Pixels]:
+            self.alive.append(sum(reference() is not None for reference in self.tensors))
+            tensors = Tensors()
+            self.tensors.append(weakref.ref(tensors))
+            return super().__call__(pixels)
+
+    async def scenario() -> None:
+        model = Holding()
+        async with _engine(model, size=8) as engine:
+            model.memory = 1
+            model.free.clear()
+            tasks = [_submit(engine, value) for value in range(9)]
+            await asyncio.sleep(0.05)
+            model.free.set()
+            await asyncio.gather(*tasks)
+            assert [size for size in model.sizes if size > 1] == [8, 4, 2]
+            assert set(model.alive) == {0}
+            model.alive.clear()
+            model.memory = 0  # the probe fails too: the engine is restarted
+            answer = await asyncio.gather(_submit(engine, 1), return_exceptions=True)
+            assert isinstance(answer[0], UnavailableError)
+            await _becomes(engine, healthy=False)
+            model.memory = 1
+            await _becomes(engine, healthy=True)
+            assert len(model.alive) >= 3
+            assert set(model.alive) == {0}
+
+    asyncio.run(scenario())
+
+
 def test_a_deadline_ends_the_wait_and_the_image_is_not_run() -> None:
     async def scenario() -> None:
         model = Model()
@@ -284,6 +329,17 @@ def test_the_batch_size_is_the_smallest_that_pays(monkeypatch: pytest.MonkeyPatc
     plan = warm_up([run], (1, 4, 4), (1, 2, 4, 8))
     assert plan.size == chosen
     assert set(range(1, chosen + 1)) <= set(ran)
+
+
+def test_a_large_batch_size_is_warmed_up_with_few_runs() -> None:
+    sizes: list[int] = []
+
+    def run(pixels: Pixels) -> Mapping[str, Pixels]:
+        sizes.append(len(pixels))
+        return {}
+
+    assert warm_up([run], (1, 2, 2), (200,)).size == 200
+    assert sorted(set(sizes)) == [*range(1, 9), 16, 32, 64, 128, 200]
 
 
 def test_no_memory_for_one_image_is_a_503_and_passes() -> None:

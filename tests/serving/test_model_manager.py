@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -15,11 +16,14 @@ from typing import Any
 import pytest
 from pymongo.database import Database
 
+from app.core.exceptions import UnavailableError
 from app.core.settings import Settings
 from app.core.telemetry import Metrics
 from app.data.schema import MODELS, TRAINING_RUNS
 from app.serving import model_manager as manager_module
+from app.serving import predictor as predictor_module
 from app.serving.model_manager import ModelManager
+from app.serving.prediction_context import PredictionContext
 from app.serving.predictor import Predictor
 from ml.models.image_model import WEIGHTS_FILE
 from ml.registry.model_card import ModelCard
@@ -304,3 +308,105 @@ def test_a_device_that_failed_for_good_ends_the_process(
     asyncio.run(scenario())
     assert ended == [1], "once"
     assert "this process ends, so that a new one is started: CUDA error: uncorrectable ECC" in caplog.text
+
+
+def test_a_model_is_stopped_when_the_longest_request_has_ended(
+    copies: TrainedCopies, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor_module, "_MIN_DRAIN_S", 0.05)
+    postprocess = Predictor.postprocess
+
+    def slowly(predictor: Predictor, context: PredictionContext) -> None:
+        time.sleep(0.3)
+        postprocess(predictor, context)
+
+    async def scenario() -> None:
+        copies.register("compact")
+        async with _serving(copies) as server:
+            await _until(lambda: server.healthy)
+            predictor = server.serving["modality"]
+            with predictor.admission.admit(30):
+                stopping = asyncio.create_task(predictor.stop())
+                await asyncio.sleep(0.2)
+                context = PredictionContext(png, task="modality", deadline=time.perf_counter() + 30)
+                await predictor.predict(context)
+                assert context.label
+            await stopping
+
+    asyncio.run(scenario())
+
+
+def test_what_outlasts_the_drain_is_answered_if_the_network_has_answered(
+    copies: TrainedCopies, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postprocess, entered, free = Predictor.postprocess, threading.Event(), threading.Event()
+
+    def slowly(predictor: Predictor, context: PredictionContext) -> None:
+        entered.set()
+        free.wait(30)
+        postprocess(predictor, context)
+
+    async def scenario() -> None:
+        copies.register("compact")
+        async with _serving(copies) as server:
+            await _until(lambda: server.healthy)
+            predictor = server.serving["modality"]
+            predictor._drain_s = 0.1
+            monkeypatch.setattr(Predictor, "postprocess", slowly)
+            with predictor.admission.admit(30, 2):
+                contexts = [
+                    PredictionContext(png, None, task, time.perf_counter() + 30) for task in predictor.model.tasks
+                ]
+                jobs = [asyncio.create_task(predictor.predict(context)) for context in contexts[:2]]
+                await _until(lambda: entered.is_set() and predictor._postprocessing._jobs.qsize() == 1)
+                await predictor.stop()
+                free.set()
+                await asyncio.gather(*jobs)
+            context = PredictionContext(png + b"!", None, "modality", time.perf_counter() + 30)
+            with pytest.raises(UnavailableError):
+                await predictor.predict(context)
+
+    asyncio.run(scenario())
+
+
+def test_when_too_many_decoders_hang_only_a_new_process_can_answer(
+    copies: TrainedCopies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(manager_module, "_end_process", lambda: ended.append(1))
+
+    async def scenario() -> None:
+        copies.register("compact")
+        async with _serving(copies) as server:
+            await _until(lambda: server.healthy)
+            assert server._pool is not None
+            assert server._pool._max_job_s == max(copies.settings.request_deadline_s, 30)
+            monkeypatch.setattr("app.serving.daemon_pool._MAX_HUNG", 0)
+            assert not server.healthy
+            await _until(lambda: bool(ended))
+            assert server.fatal_error == "too many decode threads hang"
+
+    asyncio.run(scenario())
+
+
+def test_the_cache_keeps_no_caption(copies: TrainedCopies, png: bytes) -> None:
+    async def ask(predictor: Predictor, caption: str | None) -> PredictionContext:
+        context = PredictionContext(png, caption, "location", time.perf_counter() + 30)
+        await predictor.predict(context)
+        return context
+
+    async def scenario() -> None:
+        copies.register("fused-location", of="fused-location")
+        async with _serving(copies) as server:
+            await _until(lambda: server.healthy)
+            predictor = server.serving["location"]
+            caption = "Axial CT of the chest \ud800" * 200
+            contexts = [await ask(predictor, each) for each in (caption, caption, "Sagittal MR of the knee", None)]
+            assert [context.cached for context in contexts] == [False, True, False, False]
+            assert contexts[0].notes == contexts[1].notes
+            assert len(server._cache) == 3
+            for key, kept in server._cache._results.items():
+                assert all(len(str(part)) <= 64 for part in key)
+                assert kept.caption is None
+
+    asyncio.run(scenario())

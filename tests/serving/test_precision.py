@@ -149,6 +149,57 @@ def test_tf32_is_the_step_between_bf16_and_fp32(
     assert [name for name in ("bf16", "tf32") if f"dev images {name} changes" in choice.reason] == tried
 
 
+def _on_a_gpu(monkeypatch: pytest.MonkeyPatch, make: object) -> None:
+    monkeypatch.setattr(precision_module, "make_backend", make)
+    monkeypatch.setattr(precision_module, "lower_precisions", lambda _: ("bf16",))
+    monkeypatch.setattr(precision_module, "device_name", lambda _: "a GPU")
+
+
+def test_without_memory_for_a_second_copy_fp32_serves(
+    model: ServedModel, dev: list[Record], auto: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(owner: ServedModel, *arguments: object) -> _Rounding:
+        if len(arguments) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nand more")
+        assert owner.network is not None
+        return _Rounding(owner.network, "fp32", {})
+
+    _on_a_gpu(monkeypatch, make)
+    backend, choice = select_backend(model, auto, "weights", lambda: dev)
+    assert (backend.precision, choice.precision) == ("fp32", "fp32")
+    assert choice.reason == "bf16 is not used: CUDA out of memory."
+
+
+def test_a_fallback_to_full_precision_is_not_taken_for_the_lower_one(
+    model: ServedModel, dev: list[Record], auto: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[_Rounding]()
+
+    def make(owner: ServedModel, *_: object) -> _Rounding:
+        assert owner.network is not None
+        made.append(_Rounding(owner.network, "fp32", {}))
+        return made[-1]
+
+    _on_a_gpu(monkeypatch, make)
+    backend, choice = select_backend(model, auto, "weights", lambda: dev)
+    assert len(made) == 2
+    assert backend is made[0]
+    assert "bf16 is not used: the network cannot be run in it" in choice.reason
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_not_finite_fail_the_comparison(model: ServedModel, value: float) -> None:
+    rng = np.random.default_rng(0)
+    full = {task: rng.normal(size=(4, len(classes))).astype(np.float32) for task, classes in model.tasks.items()}
+    full["embedding"] = rng.normal(size=(4, 8)).astype(np.float32)
+    for name in full:
+        low = {task: values.copy() for task, values in full.items()}
+        low[name][1, 0] = value
+        parity = compare(model, full, low, ["a caption"] * 4)
+        assert not parity.holds, name
+        assert parity.describe("fp16") == "On 4 dev images outputs in fp32 or fp16 are not finite."
+
+
 def test_a_changed_label_counts_unless_it_was_a_tie(model: ServedModel) -> None:
     rng = np.random.default_rng(0)
     full = {task: rng.normal(size=(4, len(classes))).astype(np.float32) for task, classes in model.tasks.items()}

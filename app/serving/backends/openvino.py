@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU: one request with all threads, or streams side by side."""
+"""OpenVINO on a CPU: one infer request with all threads, or concurrent infer requests, one per stream."""
 
 import logging
 import shutil
@@ -75,7 +75,7 @@ class OpenVinoBackend:
         return self._infer(self._request, pixels)
 
     def streams(self, count: int) -> list[Run]:
-        """Runs of a batch that may be called side by side, each on its share of the threads.
+        """Concurrent infer requests: functions that run a batch, each on its share of the threads.
 
         Args:
             count: of streams.
