@@ -65,7 +65,8 @@ def predict(
     from app.data.dataset import IMAGE_FOLDER, find_dataset
     from app.data.mongod import database_uri
     from app.data.schema import DATABASE
-    from app.serving.batch_prediction import find_images, predict_files, predict_files_on_ray, select_cards
+    from app.serving.batch_prediction import find_images, predict_files, select_cards
+    from app.serving.ray_prediction import predict_files_on_ray
     from ml.dataset.records import load_records
     from ml.registry.registry import Registry
     from ml.training.device import pick_device

@@ -17,6 +17,7 @@ from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, VIEW_F
 from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem, Vocabulary
 from app.data.image_hash_index import ImageHashIndex
 from app.data.pagination import SortOrder
+from app.data.point_reads import PointReads
 from app.data.sampling import sample
 from app.data.search import MAX_HITS, Mode, Search, SearchResult
 from app.data.search_index import SearchIndex
@@ -87,52 +88,6 @@ def _summary(collection: Collection, document: Document) -> bytes:
     return encode(image_view(document) if collection is IMAGES else case_view(document))
 
 
-class _PointReads:
-    """Reads documents by their ids: those asked for in one iteration of the event loop in one query.
-
-    Of a read by id PyMongo's own work is the larger part, and it is the same for one document and for many.
-    """
-
-    def __init__(self, database: AsyncDatabase[Document]) -> None:
-        self._database = database
-        self._waiting: dict[tuple[str, tuple[str, ...]], dict[str, list[asyncio.Future[Document | None]]]] = {}
-        self._queries: set[asyncio.Task[None]] = set()
-
-    async def find(self, collection: str, key: str, paths: tuple[str, ...]) -> Document | None:
-        """The document with an id, or None; ``paths`` are read of it."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Document | None] = loop.create_future()
-        waiting = self._waiting.get((collection, paths))
-        if waiting is None:
-            waiting = self._waiting[collection, paths] = {}
-            loop.call_soon(self._start, collection, paths)
-        # A future for each request: one that is cancelled ends no other.
-        waiting.setdefault(key, []).append(future)
-        return await future
-
-    def _start(self, collection: str, paths: tuple[str, ...]) -> None:
-        query = asyncio.create_task(self._query(collection, paths, self._waiting.pop((collection, paths))))
-        self._queries.add(query)
-        query.add_done_callback(self._queries.discard)
-
-    async def _query(
-        self, collection: str, paths: tuple[str, ...], waiting: dict[str, list[asyncio.Future[Document | None]]]
-    ) -> None:
-        query = {"_id": {"$in": list(waiting)}}
-        fields = dict.fromkeys(paths, 1)
-        try:
-            documents = await self._database[collection].find(query, fields, max_time_ms=MAX_TIME_MS).to_list()
-        except PyMongoError as error:
-            for future in (future for futures in waiting.values() for future in futures if not future.done()):
-                future.set_exception(error)
-            return
-        found = {document["_id"]: document for document in documents}
-        for key, futures in waiting.items():
-            for future in futures:
-                if not future.done():
-                    future.set_result(found.get(key))
-
-
 class Repository:
     """Reads cases and images.
 
@@ -152,7 +107,7 @@ class Repository:
         self._totals: dict[tuple[str, str, str], int] = {}
         self._hash_index = ImageHashIndex(database, MAX_TIME_MS)
         self._resolved: dict[tuple[str, str, str], Document] = {}
-        self._point_reads = _PointReads(database)
+        self._point_reads = PointReads(database, MAX_TIME_MS)
         self._search = Search(database, SearchIndex(database, cache / "search"))
 
     async def revision(self, collection: Collection) -> str:

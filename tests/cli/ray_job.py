@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from app.cli.predict import write_predictions
 from app.core.settings import Settings
-from app.serving.batch_prediction import ImageFile, find_images, predict_files_on_ray
+from app.serving.batch_prediction import ImageFile, find_images
+from app.serving.ray_prediction import predict_files_on_ray
 from ml.registry.model_card import ModelCard
 from tests.cli.running import descendants
 

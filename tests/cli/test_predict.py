@@ -26,9 +26,9 @@ from app.serving.batch_prediction import (
     ImageFile,
     find_images,
     predict_files,
-    predict_files_on_ray,
     select_cards,
 )
+from app.serving.ray_prediction import predict_files_on_ray
 from ml.registry.model_card import ModelCard
 from ml.registry.registry import Registry
 from tests.cli.running import environment, fails, medpix

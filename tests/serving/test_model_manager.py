@@ -314,11 +314,6 @@ def test_a_model_is_stopped_when_the_longest_request_has_ended(
     copies: TrainedCopies, png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predictor_module, "_MIN_DRAIN_S", 0.05)
-    postprocess = Predictor.postprocess
-
-    def slowly(predictor: Predictor, context: PredictionContext) -> None:
-        time.sleep(0.3)
-        postprocess(predictor, context)
 
     async def scenario() -> None:
         copies.register("compact")

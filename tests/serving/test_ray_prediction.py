@@ -1,6 +1,6 @@
 import pytest
 
-from app.serving.batch_prediction import gpus_per_worker
+from app.serving.ray_prediction import gpus_per_worker
 
 
 @pytest.mark.parametrize(
