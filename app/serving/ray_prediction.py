@@ -78,7 +78,7 @@ def predict_files_on_ray(
     )
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = ray.cluster_resources()
         gpus = gpus_per_worker(settings.device, workers, int(resources.get("GPU", 0)))
         dataset = ray.data.from_arrow(
             [table.slice(start, part_files) for start in range(0, len(images), part_files)]
