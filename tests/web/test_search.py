@@ -82,6 +82,20 @@ def test_a_search_by_meaning_is_a_choice(page: Page, view: str) -> None:
     page.unroute_all(behavior="ignoreErrors")
 
 
+def test_a_search_without_the_embeddings_says_so_and_is_repeated(page: Page) -> None:
+    """The answer of a hybrid search: first before the sentence embeddings are there, then after."""
+    modes = ["words", "hybrid"]
+    page.route(re.compile(r"/search\?"), lambda route: route.fulfill(json=route.fetch().json() | {"mode": modes[0]}))
+    page.goto("/?q=stone&mode=hybrid")
+    notes = page.locator("#search-notes")
+    expect(notes).to_contain_text("Found by words only: the sentence embeddings")
+    modes.pop(0)
+    notes.get_by_role("button", name="Search again").click()
+    expect(notes).to_be_empty()
+    expect(page.locator(".tile").first).to_be_visible()
+    page.unroute_all(behavior="ignoreErrors")
+
+
 def test_fields_with_the_same_words_are_one_passage(page: Page) -> None:
     def answer(route: Route) -> None:
         body = route.fetch().json()

@@ -217,7 +217,10 @@ function comeBack() {
 function go(change) {
   keepPlace();
   state = { ...state, shown: 0, ...change };
-  history.pushState(null, "", at(`/${writeState(state)}`));
+  const address = at(`/${writeState(state)}`);
+  // A search again is no step that Back should repeat.
+  const isSame = address === location.pathname + location.search;
+  history[isSame ? "replaceState" : "pushState"](null, "", address);
   show();
 }
 

@@ -121,8 +121,8 @@ export function emptyView({ q, filters, view }, change) {
   );
 }
 
-/** What the search itself says of its result: a better spelling, or that not all words were found together. */
-export function searchNotes(about, { q }, change) {
+/** What the search itself says of its result: a better spelling, or that it is less than was asked for. */
+export function searchNotes(about, { q, mode }, change) {
   const notes = [];
   if (about.exact_id) {
     const id = about.exact_id;
@@ -134,6 +134,10 @@ export function searchNotes(about, { q }, change) {
     notes.push(el("p", {}, "Did you mean ", onPlainClick(link, () => change({ q: suggestion })), "?"));
   }
   if (about.model) notes.push(el("p", { text: `Ranked by the similarity of each image to the words, computed by ${about.model}. All images are ranked; the last ones do not match.` }));
+  if (mode === "hybrid" && about.mode === "words" && !about.exact_id) {
+    const again = el("button", { type: "button", text: "Search again", on: { click: () => change({}) } });
+    notes.push(el("p", {}, "Found by words only: the sentence embeddings, which a search by meaning compares, are not ready. ", again));
+  }
   if (about.matched === "any") notes.push(el("p", { text: `No case has all the words of “${q}”. These have some of them.` }));
   return notes;
 }
