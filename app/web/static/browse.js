@@ -219,8 +219,7 @@ function go(change) {
   state = { ...state, shown: 0, ...change };
   const address = at(`/${writeState(state)}`);
   // A search again is no step that Back should repeat.
-  const isSame = address === location.pathname + location.search;
-  history[isSame ? "replaceState" : "pushState"](null, "", address);
+  history[address === location.pathname + location.search ? "replaceState" : "pushState"](null, "", address);
   show();
 }
 

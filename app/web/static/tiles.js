@@ -128,7 +128,7 @@ export function searchNotes(about, { q, mode }, change) {
     const id = about.exact_id;
     notes.push(el("p", {}, "Open ", el("a", { href: caseAddress(id, EMPTY), text: id }), "."));
   }
-  const suggestion = typeof about.did_you_mean === "string" ? about.did_you_mean : about.did_you_mean?.q;
+  const suggestion = about.did_you_mean;
   if (suggestion) {
     const link = el("a", { href: at(`/?${new URLSearchParams({ q: suggestion })}`), text: suggestion });
     notes.push(el("p", {}, "Did you mean ", onPlainClick(link, () => change({ q: suggestion })), "?"));
@@ -136,7 +136,7 @@ export function searchNotes(about, { q, mode }, change) {
   if (about.model) notes.push(el("p", { text: `Ranked by the similarity of each image to the words, computed by ${about.model}. All images are ranked; the last ones do not match.` }));
   if (mode === "hybrid" && about.mode === "words" && !about.exact_id) {
     const again = el("button", { type: "button", text: "Search again", on: { click: () => change({}) } });
-    notes.push(el("p", {}, "Found by words only: the sentence embeddings, which a search by meaning compares, are not ready. ", again));
+    notes.push(el("p", {}, "Found by words only: the sentence embeddings are not ready. ", again));
   }
   if (about.matched === "any") notes.push(el("p", { text: `No case has all the words of “${q}”. These have some of them.` }));
   return notes;
