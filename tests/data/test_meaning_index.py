@@ -76,6 +76,16 @@ def test_equal_texts_are_embedded_once_and_found_for_each_owner(
     assert index.rank(encoder.encode(["slipped disc"])[0])[0][0][0] == "B"
 
 
+def test_an_exam_and_a_discussion_count_less_than_a_finding(tmp_path: Path, encoder: TextEncoder) -> None:
+    passages = Passages()
+    text = "Weakness of the left arm and leg"
+    for key, name in (("A", "exam"), ("B", "findings"), ("C", "discussion")):
+        passages.add({"_id": key, "norm": {name: text}}, [])
+    ranking, _ = load_or_compute(passages, tmp_path, threading.Event()).rank(encoder.encode([text])[0])
+    assert [key for key, _ in ranking] == ["B", "A", "C"]
+    np.testing.assert_allclose([score for _, score in ranking], [1.0, 0.94, 0.94], atol=1e-3)
+
+
 def test_stored_embeddings_are_read_again_and_damaged_ones_are_not(
     passages: Passages, tmp_path: Path, encoder: TextEncoder
 ) -> None:
