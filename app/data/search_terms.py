@@ -1,11 +1,12 @@
 """Tokenisation, normalisation and query syntax of the word search; texts and queries pass the same functions."""
 
 import re
+import threading
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import Any, Final, NamedTuple
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 import snowballstemmer
 
@@ -82,9 +83,14 @@ class ParsedQuery:
     stop_words: tuple[str, ...]
 
 
-@cache
-def _stemmer() -> Any:
-    return snowballstemmer.stemmer("english")
+class _Stemmer(threading.local):
+    """A Snowball stemmer of each thread: it keeps the word it works on, so that threads would mix theirs up."""
+
+    def __init__(self) -> None:
+        self.stem = snowballstemmer.stemmer("english").stemWord
+
+
+_stemmer: Final = _Stemmer()
 
 
 @lru_cache(maxsize=100_000)
@@ -98,7 +104,7 @@ def fold(word: str) -> str:
 @lru_cache(maxsize=100_000)
 def stem(word: str) -> str:
     """The stem by which a word is compared: of its folded form, by the English Snowball rules."""
-    return str(_stemmer().stemWord(fold(word)))
+    return str(_stemmer.stem(fold(word)))
 
 
 def tokenize(text: str) -> Iterator[Token]:
