@@ -7,15 +7,10 @@ from typing import Any, Final
 
 from app.data.fields import Field, pick
 from app.data.search_terms import Term, Token, compounds, tokenize
-from app.data.typography import APOSTROPHES, HYPHENS
 
 _SPACE: Final = re.compile(r"\s+")
 _CONTEXT: Final = 90
 _ELLIPSIS: Final = "…"
-# What may stand within a word or a compound; the stems are without it.
-_WITHIN_WORDS: Final = str.maketrans("", "", APOSTROPHES + HYPHENS + "_")
-# The Snowball rules change a word before its stem's end by at most this ("-bilities" to "-bl").
-_CHANGED_CHARS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +37,6 @@ class Highlighter:
         for term in terms:
             for stems in term.alternatives:
                 self._sequences.setdefault(stems[0], []).append(stems)
-        # "dying" has the stem "die": of a short one only the first letter is sure.
-        self._beginnings = {stem[: max(1, len(stem) - _CHANGED_CHARS)] for stem in self._sequences}
 
     def find_matches(self, document: Mapping[str, Any], fields: Sequence[Field]) -> list[Match]:
         """The fields of a stored document that hold a term, in the given order."""
@@ -57,10 +50,6 @@ class Highlighter:
 
     def _ranges(self, text: str) -> list[tuple[int, int]]:
         """Start and end of each word of a text that belongs to a term."""
-        if text.isascii():  # most texts hold none, which is quicker to see than to tokenize them
-            bare = text.lower().translate(_WITHIN_WORDS)
-            if not any(beginning in bare for beginning in self._beginnings):
-                return []
         tokens = list(tokenize(text))
         marked: dict[int, Token] = {}
         for index, token in enumerate(tokens):
