@@ -90,7 +90,7 @@ def test_a_search_without_the_embeddings_says_so_and_is_repeated(page: Page) -> 
     notes = page.locator("#search-notes")
     expect(notes).to_contain_text("Found by words only: the sentence embeddings")
     modes.pop(0)
-    notes.get_by_role("button", name="Search again").click()
+    notes.get_by_role("link", name="Search again").click()
     expect(notes).to_be_empty()
     expect(page.locator(".tile").first).to_be_visible()
     page.unroute_all(behavior="ignoreErrors")

@@ -217,9 +217,7 @@ function comeBack() {
 function go(change) {
   keepPlace();
   state = { ...state, shown: 0, ...change };
-  const address = at(`/${writeState(state)}`);
-  // A search again is no step that Back should repeat.
-  history[address === location.pathname + location.search ? "replaceState" : "pushState"](null, "", address);
+  history.pushState(null, "", at(`/${writeState(state)}`));
   show();
 }
 

@@ -135,8 +135,7 @@ export function searchNotes(about, { q, mode }, change) {
   }
   if (about.model) notes.push(el("p", { text: `Ranked by the similarity of each image to the words, computed by ${about.model}. All images are ranked; the last ones do not match.` }));
   if (mode === "hybrid" && about.mode === "words" && !about.exact_id) {
-    const again = el("button", { type: "button", text: "Search again", on: { click: () => change({}) } });
-    notes.push(el("p", {}, "Found by words only: the sentence embeddings are not ready. ", again));
+    notes.push(el("p", {}, "Found by words only: the sentence embeddings are not ready. ", el("a", { href: location.href, text: "Search again" })));
   }
   if (about.matched === "any") notes.push(el("p", { text: `No case has all the words of “${q}”. These have some of them.` }));
   return notes;
