@@ -12,7 +12,12 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from app.core.settings import load_settings
+from app.serving.decode.decoded_image import DecodedImage
+from app.serving.decode.image import decode
+
 PATIENT = "Doe^Jane^Secret"
+RAMP = np.tile(np.arange(64, dtype=np.int16), (32, 1))
 
 
 def dicom(
@@ -118,3 +123,14 @@ def jpeg(pixels: NDArray[np.uint8], kind: str = "JPEG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
+
+
+def read(data: bytes) -> DecodedImage:
+    """What the service makes of a file."""
+    return decode(data, load_settings())
+
+
+def shown(pixels: NDArray[Any], **tags: Any) -> tuple[NDArray[np.uint8], str]:
+    """The grey levels of a file, and its notes."""
+    decoded = read(dicom(pixels, **tags))
+    return np.array(decoded.image), " ".join(decoded.info.notes)

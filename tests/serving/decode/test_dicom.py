@@ -1,3 +1,5 @@
+"""DICOM files that are read: syntaxes, colours, frames, headers and shapes."""
+
 import logging
 import struct
 import tracemalloc
@@ -9,24 +11,22 @@ import numpy as np
 import pydicom.data
 import pytest
 from numpy.typing import NDArray
-from pydicom import Dataset
-from pydicom.pixels import processing
 from pydicom.uid import ImplicitVRLittleEndian
 
 from app.core.exceptions import ApiError
-from app.core.settings import load_settings
-from app.serving.decode import dicom_grey
-from app.serving.decode.decoded_image import DecodedImage
-from app.serving.decode.image import decode
-from tests.serving.decode.dicom_files import PATIENT, dicom, functional_group, jpeg, lookup_table, palette
+from tests.serving.decode.dicom_files import (
+    PATIENT,
+    RAMP,
+    dicom,
+    functional_group,
+    jpeg,
+    palette,
+    read,
+    shown,
+)
 from tests.serving.hostile_files import JPEG_2000, JPEG_BASELINE, JPEG_LOSSLESS
 
-RAMP = np.tile(np.arange(64, dtype=np.int16), (32, 1))
 GREY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
-
-
-def _decode(data: bytes) -> DecodedImage:
-    return decode(data, load_settings())
 
 
 def test_the_window_of_the_file_is_used() -> None:
@@ -38,7 +38,7 @@ def test_the_window_of_the_file_is_used() -> None:
         WindowCenter=[300, 40],
         WindowWidth=[201, 400],
     )
-    decoded = _decode(data)
+    decoded = read(data)
     values = np.asarray(decoded.image)
     assert values.shape == (32, 64)
     assert values.dtype == np.uint8
@@ -49,27 +49,21 @@ def test_the_window_of_the_file_is_used() -> None:
     assert (decoded.info.width, decoded.info.height, decoded.info.mode) == (64, 32, "DICOM MONOCHROME2")
 
 
-def _shown(pixels: NDArray[Any], **tags: Any) -> tuple[NDArray[np.uint8], str]:
-    """The grey levels of a file, and its notes."""
-    decoded = _decode(dicom(pixels, **tags))
-    return np.array(decoded.image), " ".join(decoded.info.notes)
-
-
 def test_without_a_window_the_whole_range_is_used() -> None:
-    decoded = _decode(dicom(RAMP))
+    decoded = read(dicom(RAMP))
     assert (decoded.image.getextrema(), "no window" in decoded.info.notes[0]) == ((0, 255), True)
-    assert _decode(dicom(RAMP * 0 + 7)).image.getextrema() == (0, 0)
+    assert read(dicom(RAMP * 0 + 7)).image.getextrema() == (0, 0)
 
 
 def test_monochrome1_is_inverted() -> None:
-    upright = np.asarray(_decode(dicom(RAMP)).image)
-    inverted = np.asarray(_decode(dicom(RAMP, PhotometricInterpretation="MONOCHROME1")).image)
+    upright = np.asarray(read(dicom(RAMP)).image)
+    inverted = np.asarray(read(dicom(RAMP, PhotometricInterpretation="MONOCHROME1")).image)
     assert np.array_equal(inverted, 255 - upright)
 
 
 def test_the_middle_frame_is_decoded_and_that_is_said() -> None:
     frames = np.stack([RAMP, RAMP, RAMP.max() - RAMP, RAMP, RAMP])
-    decoded = _decode(dicom(frames))
+    decoded = read(dicom(frames))
     assert "5 frames; frame 3" in decoded.info.notes[0]
     values = np.asarray(decoded.image)
     assert values[0, 0] == 255
@@ -82,7 +76,7 @@ def test_a_large_file_takes_little_memory(tags: dict[str, Any]) -> None:
     data = dicom(pixels, RescaleSlope=1, RescaleIntercept=-1000, **tags)
     tracemalloc.start()
     try:
-        assert _decode(data).image.getextrema() == (0, 255)
+        assert read(data).image.getextrema() == (0, 255)
         assert tracemalloc.get_traced_memory()[1] < 3 * len(data) + 40_000_000  # the parts of a strip
     finally:
         tracemalloc.stop()
@@ -91,14 +85,14 @@ def test_a_large_file_takes_little_memory(tags: dict[str, Any]) -> None:
 def test_colour_is_read() -> None:
     colour = np.zeros((32, 40, 3), dtype=np.uint8)
     colour[..., 0] = 200
-    decoded = _decode(dicom(colour))
+    decoded = read(dicom(colour))
     assert (decoded.image.mode, decoded.image.getpixel((3, 3))) == ("RGB", (200, 0, 0))
 
 
 @pytest.mark.parametrize(("syntax", "kind"), [(JPEG_BASELINE, "JPEG"), (JPEG_2000, "JPEG2000")])
 def test_compressed_files_are_read(syntax: str, kind: str) -> None:
-    values = np.asarray(_decode(dicom(GREY, syntax=syntax, frame=jpeg(GREY, kind))).image)
-    plain = np.asarray(_decode(dicom(GREY)).image)
+    values = np.asarray(read(dicom(GREY, syntax=syntax, frame=jpeg(GREY, kind))).image)
+    plain = np.asarray(read(dicom(GREY)).image)
     assert np.abs(values.astype(int) - plain.astype(int)).max() < 12
 
 
@@ -106,178 +100,12 @@ def test_compressed_files_are_read(syntax: str, kind: str) -> None:
 def test_no_word_about_the_patient_leaves_the_decoder(tags: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         try:
-            decoded = repr(_decode(dicom(RAMP, **tags)))
+            decoded = repr(read(dicom(RAMP, **tags)))
         except ApiError as error:
             decoded = f"{error.detail} {error.__cause__} {error.members}"
     for word in (PATIENT, "Doe", "4711"):
         assert word not in decoded
         assert word not in caplog.text
-
-
-SIGNED = (RAMP * 10 - 100).astype(np.int16)  # -100 to 530 from left to right
-
-
-@pytest.mark.parametrize(
-    "tags",
-    [
-        {"PixelPaddingValue": -2000},
-        {"PixelPaddingValue": -2000, "WindowCenter": 215, "WindowWidth": 630},
-        {"PixelPaddingValue": -2000, "PhotometricInterpretation": "MONOCHROME1"},
-        {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -3000},
-        {"PixelPaddingValue": -3000, "PixelPaddingRangeLimit": -1900},
-    ],
-)
-def test_padding_is_black_and_left_out_of_the_range(tags: dict[str, Any]) -> None:
-    padded = np.pad(SIGNED, 16, constant_values=-2000)
-    levels, notes = _shown(padded, **tags)
-    inner = levels[16:-16, 16:-16].copy()
-    levels[16:-16, 16:-16] = 0
-    assert levels.max() == 0
-    bare = {name: value for name, value in tags.items() if "Padding" not in name}
-    assert np.abs(inner.astype(int) - _shown(SIGNED, **bare)[0]).max() <= 1
-    assert "padding around the image was left out" in notes
-
-
-def test_padding_that_is_written_as_an_unsigned_value() -> None:
-    data = dicom(np.pad(SIGNED, 16, constant_values=-2000), PixelPaddingValue=-2000)
-    wrong = data.replace(b"\x28\0\x20\x01SS", b"\x28\0\x20\x01US")
-    assert wrong != data
-    assert np.array_equal(np.asarray(_decode(wrong).image), np.asarray(_decode(data).image))
-
-
-def test_outliers_do_not_decide_where_there_is_no_window() -> None:
-    spoiled = SIGNED.copy()
-    spoiled[5, 10:13] = 30000
-    levels, notes = _shown(spoiled)
-    clean, _ = _shown(SIGNED)
-    assert np.abs(levels[8].astype(int) - clean[8]).max() <= 2
-    assert "0.5th to its 99.5th percentile: -100 to 530" in notes
-
-
-@pytest.mark.parametrize(
-    ("slope", "intercept", "centre"),
-    [(b"2", b"", b"630"), (b"", b"-1000", b"-685"), (b"0,5 ", b"1,5 ", b"159"), (b"2", b"-1000", b"-370")],
-)
-def test_rescale_that_is_empty_or_has_a_decimal_comma(slope: bytes, intercept: bytes, centre: bytes) -> None:
-    tags: dict[str, Any] = {
-        "RescaleSlope": "7777",
-        "RescaleIntercept": "8888",
-        "WindowCenter": "6666",
-        "WindowWidth": 200,
-    }
-    data = dicom(RAMP * 10, **tags)
-    for placeholder, value in ((b"7777", slope), (b"8888", intercept), (b"6666", centre)):
-        padded = value + b" " * (len(value) % 2)
-        data = data.replace(b"DS\4\0" + placeholder, b"DS" + struct.pack("<H", len(padded)) + padded)
-    decoded = _decode(data)
-    factor = float(slope.replace(b",", b".") or 1)
-    offset = float(intercept.replace(b",", b".") or 0)
-    expected = np.clip((RAMP[0] * 10 * factor + offset - (float(centre) - 0.5)) / 199 + 0.5, 0, 1) * 255
-    assert np.abs(np.asarray(decoded.image)[0] - expected).max() <= 1
-    assert "read with its window" in decoded.info.notes[0]
-
-
-@pytest.mark.parametrize("slope", ["0", "NaN", "x"])
-def test_a_slope_that_cannot_be_used_is_left_out_with_its_window(slope: str) -> None:
-    tags: dict[str, Any] = {"RescaleSlope": "7777", "RescaleIntercept": 0, "WindowCenter": 9, "WindowWidth": 2}
-    padded = slope.encode() + b" " * (len(slope) % 2)
-    data = dicom(RAMP, **tags).replace(b"DS\4\x007777", b"DS" + struct.pack("<H", len(padded)) + padded)
-    decoded = _decode(data)
-    assert np.array_equal(np.asarray(decoded.image), _shown(RAMP)[0])
-    assert "rescale slope or intercept cannot be used" in decoded.info.notes[0]
-
-
-def _window(centre: float, width: float) -> NDArray[Any]:
-    levels: NDArray[Any] = np.clip((RAMP[0] - centre) / width + 0.5, 0, 1) * 255
-    return levels
-
-
-@pytest.mark.parametrize(
-    ("tags", "expected", "note"),
-    [
-        ({"WindowCenter": 32, "WindowWidth": 20, "VOILUTFunction": "LINEAR_EXACT"}, _window(32, 20), "LINEAR_EXACT"),
-        ({"WindowCenter": 32, "WindowWidth": 20, "VOILUTFunction": "LINEAR"}, _window(31.5, 19), "width 20."),
-        ({"WindowCenter": 32, "WindowWidth": 20, "VOILUTFunction": "CUBIC"}, _window(31.5, 19), "width 20."),
-        (
-            {"WindowCenter": 32, "WindowWidth": 20, "VOILUTFunction": "SIGMOID"},
-            255 / (1 + np.exp(-4 * (RAMP[0] - 32.0) / 20)),
-            "SIGMOID",
-        ),
-        ({"WindowCenter": 32, "WindowWidth": 0.5}, _window(32, 0.5), "width 0.5, LINEAR_EXACT"),
-        ({"WindowCenter": 32, "WindowWidth": 0}, _window(31.5, 63), "no window that can be used"),
-        ({"WindowCenter": [0, 32], "WindowWidth": [-5, 20]}, _window(31.5, 19), "centre 32, width 20."),
-        ({"WindowCenter": 4000, "WindowWidth": 20}, _window(31.5, 63), "shows no contrast and was not used"),
-        ({"WindowCenter": [4000, 32], "WindowWidth": [20, 20]}, _window(31.5, 19), "centre 32, width 20."),
-        (
-            {
-                "SharedFunctionalGroupsSequence": [
-                    functional_group("FrameVOILUTSequence", WindowCenter=32, WindowWidth=20)
-                ],
-                "WindowCenter": 4000,
-                "WindowWidth": 20,
-            },
-            _window(31.5, 19),
-            "centre 32, width 20.",
-        ),
-        (
-            {
-                "VOILUTSequence": [lookup_table(np.arange(64)[::-1] * 1000, first=0, bits=16)],
-                "WindowCenter": 32,
-                "WindowWidth": 20,
-            },
-            (63.0 - RAMP[0]) * 1000 / 65535 * 255,
-            "VOI lookup table",
-        ),
-        # 8 bits per entry, 300 entries and a negative first input: these wrapped around.
-        (
-            {"VOILUTSequence": [lookup_table(np.arange(300) // 2, first=-100, bits=8)]},
-            (RAMP[0] + 100) // 2,
-            "VOI lookup table",
-        ),
-        (
-            {
-                "ModalityLUTSequence": [lookup_table(np.arange(64) * 3, first=0, bits=16)],
-                "WindowCenter": 96,
-                "WindowWidth": 60,
-            },
-            np.clip((RAMP[0] * 3 - 95.5) / 59 + 0.5, 0, 1) * 255,
-            "centre 96, width 60.",
-        ),
-        (
-            {"WindowCenter": 32, "WindowWidth": 20, "PresentationLUTShape": "INVERSE"},
-            255 - _window(31.5, 19),
-            "width 20",
-        ),
-        (
-            {
-                "WindowCenter": 32,
-                "WindowWidth": 20,
-                "PresentationLUTShape": "INVERSE",
-                "PhotometricInterpretation": "MONOCHROME1",
-            },
-            255 - _window(31.5, 19),
-            "width 20",
-        ),
-    ],
-)
-def test_windows_and_lookup_tables(tags: dict[str, Any], expected: NDArray[Any], note: str) -> None:
-    levels, notes = _shown(RAMP, **tags)
-    assert np.abs(levels[0] - expected).max() <= 1
-    assert note in notes
-
-
-def test_each_frame_has_its_own_rescale_and_window() -> None:
-    groups = []
-    for frame in range(3):
-        group = functional_group("FrameVOILUTSequence", WindowCenter=1000 * frame + 32, WindowWidth=20)
-        inner = Dataset()
-        inner.RescaleSlope, inner.RescaleIntercept = 1, 1000 * frame
-        group.PixelValueTransformationSequence = [inner]
-        groups.append(group)
-    levels, notes = _shown(np.stack([RAMP] * 3), PerFrameFunctionalGroupsSequence=groups)
-    assert "frame 2" in notes
-    assert "centre 1032, width 20." in notes
-    assert np.abs(levels[0] - _window(31.5, 19)).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -298,7 +126,7 @@ def test_each_frame_has_its_own_rescale_and_window() -> None:
     ],
 )
 def test_pixels_become_square(tags: dict[str, Any], size: tuple[int, int]) -> None:
-    decoded = _decode(dicom(RAMP, **tags))
+    decoded = read(dicom(RAMP, **tags))
     assert decoded.image.size == size
     assert (decoded.info.width, decoded.info.height) == (64, 32)
     assert any("resampled to square" in note for note in decoded.info.notes) == (size != (64, 32))
@@ -306,10 +134,10 @@ def test_pixels_become_square(tags: dict[str, Any], size: tuple[int, int]) -> No
 
 def test_files_without_preamble_or_meta_header() -> None:
     whole = dicom(RAMP)
-    expected = np.asarray(_decode(whole).image)
+    expected = np.asarray(read(whole).image)
     body = whole[whole.index(b"\x08\0\x16\0UI") :]
     for data in (whole[128:], whole[132:], body):
-        assert np.array_equal(np.asarray(_decode(data).image), expected)
+        assert np.array_equal(np.asarray(read(data).image), expected)
 
 
 @pytest.mark.parametrize(
@@ -318,14 +146,14 @@ def test_files_without_preamble_or_meta_header() -> None:
 def test_the_encoding_of_a_file_without_meta_header_is_found(name: str, first: bytes) -> None:
     whole = (Path(pydicom.data.__file__).parent / "test_files" / name).read_bytes()
     body = whole[whole.index(first) :]
-    assert np.array_equal(np.asarray(_decode(body).image), np.asarray(_decode(whole).image))
+    assert np.array_equal(np.asarray(read(body).image), np.asarray(read(whole).image))
 
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_palette_colours(bits: int) -> None:
     scale = 257 if bits == 16 else 1
     reds, greens, blues = (np.arange(256) * scale, np.full(256, 9 * scale), np.arange(256)[::-1] * scale)
-    image = _decode(dicom(GREY, **palette(reds, greens, blues, bits))).image
+    image = read(dicom(GREY, **palette(reds, greens, blues, bits))).image
     assert image.mode == "RGB"
     assert [image.getpixel((column, 0)) for column in (0, 1, 63)] == [(0, 9, 255), (4, 9, 251), (252, 9, 3)]
 
@@ -337,7 +165,7 @@ def test_segmented_palette() -> None:
     for name in ("Red", "Green", "Blue"):
         tags[f"{name}PaletteColorLookupTableDescriptor"] = [202, 0, 16]
         tags[f"Segmented{name}PaletteColorLookupTableData"] = words.tobytes()
-    image = np.asarray(_decode(dicom(GREY, **tags)).image)
+    image = np.asarray(read(dicom(GREY, **tags)).image)
     rising = [0, 0, *range(2, 101, 2)]
     table = [*rising, *range(98, -1, -2), *range(2, 101, 2), *range(98, -1, -2)]
     expected = [table[min(value, 201)] for value in range(0, 256, 4)]
@@ -347,7 +175,7 @@ def test_segmented_palette() -> None:
 def test_colour_of_twelve_bits_is_stretched() -> None:
     colour = np.zeros((32, 64, 3), dtype=np.uint16)
     colour[..., 0], colour[..., 1] = RAMP * 65, 2000
-    image = np.asarray(_decode(dicom(colour, BitsStored=12, HighBit=11)).image)
+    image = np.asarray(read(dicom(colour, BitsStored=12, HighBit=11)).image)
     assert (image[0, -1, 0], image[0, 0, 0], image[0, 0, 2]) == (255, 0, 0)
     assert image[0, 0, 1] == pytest.approx(2000 / 4095 * 255, abs=2)
 
@@ -358,7 +186,7 @@ def test_a_segmentation_of_one_bit() -> None:
     data = dicom(
         mask, PixelData=np.packbits(mask, bitorder="little").tobytes(), BitsAllocated=1, BitsStored=1, HighBit=0
     )
-    decoded = _decode(data)
+    decoded = read(data)
     assert np.array_equal(np.asarray(decoded.image), mask * 255)
     assert "lowest to highest value: 0 to 1" in decoded.info.notes[0]
 
@@ -377,48 +205,18 @@ def test_a_segmentation_of_one_bit() -> None:
     ],
 )
 def test_values_in_other_bits_than_the_lowest(stored: NDArray[Any], tags: dict[str, Any]) -> None:
-    levels, _ = _shown(stored, **tags)
-    assert np.array_equal(levels, _shown(RAMP)[0])
+    levels, _ = shown(stored, **tags)
+    assert np.array_equal(levels, shown(RAMP)[0])
 
 
 def test_rows_that_are_fewer_than_there_are_in_the_data_are_told() -> None:
-    assert "more pixel data in the DICOM file than its header says" in _shown(RAMP, Rows=20)[1]
-    assert "more pixel data" not in _shown(RAMP[:, :63].astype(np.uint8))[1]  # a byte of padding
+    assert "more pixel data in the DICOM file than its header says" in shown(RAMP, Rows=20)[1]
+    assert "more pixel data" not in shown(RAMP[:, :63].astype(np.uint8))[1]  # a byte of padding
 
 
 @pytest.mark.parametrize(("modality", "expected"), [("MR", "MR"), (" ct", "CT"), ("<b>", None), (None, None)])
 def test_the_modality_of_the_header(modality: str | None, expected: str | None) -> None:
-    assert _decode(dicom(RAMP, Modality=modality)).info.header_modality == expected
-
-
-def test_only_the_first_windows_are_tried() -> None:
-    """A window per value would take hours for all that fit into a file."""
-    levels, notes = _shown(RAMP, WindowCenter=[4000] * 3000, WindowWidth=[20] * 3000)
-    assert (levels.min(), levels.max()) == (0, 255)
-    assert notes.count("shows no contrast and was not used") == 16
-    assert "no window that can be used" in notes
-
-
-def test_windows_without_contrast_are_not_tried_on_all_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    windowing = processing.apply_windowing
-
-    def watched(part: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
-        sizes.append(part.size)
-        return windowing(part, dataset)
-
-    monkeypatch.setattr(dicom_grey, "apply_windowing", watched)
-    padded = np.pad(RAMP, 16, constant_values=5000)  # of which the window would show a contrast
-    levels, notes = _shown(padded, PixelPaddingValue=5000, WindowCenter=[4000, 32], WindowWidth=[20, 20])
-    assert sizes == [2, 2, padded.size]
-    assert "centre 32, width 20." in notes
-    assert np.abs(levels[16, 16:-16] - _window(31.5, 19)).max() <= 1
-
-
-def test_a_constant_image_is_black_whatever_its_windows() -> None:
-    levels, notes = _shown(RAMP * 0 + 7, WindowCenter=[7, 7], WindowWidth=[20, 1])
-    assert levels.max() == 0
-    assert notes.count("shows no contrast") == 2
+    assert read(dicom(RAMP, Modality=modality)).info.header_modality == expected
 
 
 def test_a_long_value_is_read_up_to_what_is_used() -> None:
@@ -430,7 +228,7 @@ def test_a_long_value_is_read_up_to_what_is_used() -> None:
     assert len(long) > 3_000_000
     tracemalloc.start()
     try:
-        decoded = _decode(long)
+        decoded = read(long)
         assert tracemalloc.get_traced_memory()[1] < 3 * len(long)
     finally:
         tracemalloc.stop()
@@ -441,13 +239,13 @@ def test_bits_stored_is_at_least_that_of_the_compressed_frame() -> None:
     """16 bits in the frame and 12 in the header: the upper four were lost."""
     values = np.tile(np.arange(64, dtype=np.uint16) * 1000, (32, 1))
     frame = imagecodecs.jpeg8_encode(values, lossless=True, bitspersample=16)
-    levels, _ = _shown(values, syntax=JPEG_LOSSLESS, frame=frame, BitsStored=12, HighBit=11)
-    assert np.array_equal(levels, _shown(values)[0])
+    levels, _ = shown(values, syntax=JPEG_LOSSLESS, frame=frame, BitsStored=12, HighBit=11)
+    assert np.array_equal(levels, shown(values)[0])
 
 
 def test_bits_stored_tells_where_the_sign_of_a_compressed_frame_is() -> None:
     """Negative values of 12 bits in a frame of 16 bits."""
     values = RAMP * 10 - 300
     frame = imagecodecs.jpeg8_encode(values.astype(np.uint16) & 0xFFF, lossless=True, bitspersample=16)
-    levels, _ = _shown(values, syntax=JPEG_LOSSLESS, frame=frame, BitsStored=12, HighBit=11)
-    assert np.array_equal(levels, _shown(values)[0])
+    levels, _ = shown(values, syntax=JPEG_LOSSLESS, frame=frame, BitsStored=12, HighBit=11)
+    assert np.array_equal(levels, shown(values)[0])
