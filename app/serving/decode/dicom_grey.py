@@ -69,12 +69,12 @@ def grey_levels(values: NDArray[Any], dataset: Dataset, frame: int) -> tuple[NDA
     for view in _views(values, dataset, frame, rescale, is_padding, use_window=is_calibrated):
         if view.is_window:  # two values tell, and a file can have many windows
             extremes = _extremes(values, rescale, is_padding) if extremes is None else extremes
-            if np.ptp(view.levels(extremes).round().astype(np.uint8)) == 0:
+            if np.ptp(_eight_bits(view.levels(extremes))) == 0:
                 notes.append(_NO_CONTRAST.format(view.name))
                 continue
         low, high, padded = 255, 0, False
         for rows in strips(values):
-            grey = view.levels(rescale(values[rows])).round().astype(np.uint8)
+            grey = _eight_bits(view.levels(rescale(values[rows])))
             levels[rows] = 255 - grey if inverted else grey
             if (hidden := is_padding(values[rows])) is not None and hidden.any():
                 levels[rows][hidden] = 0
@@ -89,6 +89,11 @@ def grey_levels(values: NDArray[Any], dataset: Dataset, frame: int) -> tuple[NDA
     if padded:
         notes.append("The padding around the image was left out of the range and drawn black.")
     return levels, notes
+
+
+def _eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Grey levels, 0 to 255, as bytes; a float pixel that is no number is black."""
+    return np.nan_to_num(levels.round(), nan=0.0, posinf=255.0, neginf=0.0).astype(np.uint8)
 
 
 def _extremes(
@@ -125,7 +130,7 @@ def _modality(dataset: Dataset, frame: int) -> tuple[Transform, str | None, bool
     groups = list(functional_groups(dataset, frame, "PixelValueTransformationSequence"))
     slope = next((values[0] for group in groups if (values := numbers(group, "RescaleSlope"))), 1.0)
     intercept = next((values[0] for group in groups if (values := numbers(group, "RescaleIntercept"))), 0.0)
-    if math.isnan(slope) or math.isnan(intercept) or slope == 0:
+    if not math.isfinite(slope) or not math.isfinite(intercept) or slope == 0:
         note = "The DICOM file's rescale slope or intercept cannot be used; the values were read as they are stored."
         return lambda part: np.asarray(part, dtype=np.float64), note, False
     return lambda part: np.asarray(part, dtype=np.float64) * slope + intercept, None, True
@@ -156,7 +161,7 @@ def _windows(group: Dataset) -> Iterator[_View]:
     centres, widths = numbers(group, "WindowCenter"), numbers(group, "WindowWidth")
     function = code(group, "VOILUTFunction")
     for centre, width in zip(centres, widths, strict=False):
-        if math.isnan(centre) or math.isnan(width) or width <= 0:
+        if not math.isfinite(centre) or not math.isfinite(width) or width <= 0:
             continue
         chosen = function if function in _VOI_FUNCTIONS else "LINEAR"
         if chosen == "LINEAR" and width < 1:  # not defined in PS3.3 C.11.2.1.2.1; what is meant is clear
@@ -202,7 +207,7 @@ def _lookup_table(item: Dataset, dataset: Dataset) -> tuple[Transform, float]:
         raise UnprocessableError("A lookup table of the DICOM file cannot be used: it is empty or of a wrong depth.")
 
     def lookup(part: NDArray[Any]) -> NDArray[Any]:
-        index = np.rint(np.asarray(part, dtype=np.float64)) - first
+        index = np.nan_to_num(np.rint(np.asarray(part, dtype=np.float64)) - first, nan=0.0)
         entries: NDArray[Any] = table[np.clip(index, 0, table.size - 1).astype(np.intp)]
         return entries
 

@@ -206,3 +206,25 @@ def test_a_constant_image_is_black_whatever_its_windows() -> None:
     levels, notes = shown(RAMP * 0 + 7, WindowCenter=[7, 7], WindowWidth=[20, 1])
     assert levels.max() == 0
     assert notes.count("shows no contrast") == 2
+
+
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 265, "WindowWidth": 530}])
+@pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
+def test_float_pixels_that_are_no_number_are_black_and_left_out_of_the_range(
+    window: dict[str, Any], hole: float
+) -> None:
+    values = (RAMP * 10).astype(np.float32)
+    values[4:8, 10:20] = hole
+    tags: dict[str, Any] = {"PixelData": None, "FloatPixelData": values.tobytes()} | window
+    levels, _ = shown(values.view(np.int32), BitsStored=32, **tags)
+    assert levels[4:8, 10:20].max() == 0
+    levels[4:8] = levels[12:16]
+    expected = np.clip(RAMP * 10 / (530 if window else 630), 0, 1) * 255
+    assert np.abs(levels.astype(float) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("tags", [{"RescaleSlope": "1e999"}, {"RescaleIntercept": "-1e999"}])
+def test_an_infinite_rescale_is_not_used(tags: dict[str, Any]) -> None:
+    levels, notes = shown(SIGNED, **({"RescaleSlope": "1", "RescaleIntercept": "0"} | tags))
+    assert np.array_equal(levels, shown(SIGNED)[0])
+    assert "cannot be used" in notes
