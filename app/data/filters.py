@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 from app.data import regex_filter
@@ -178,11 +179,13 @@ def _split_at_commas(field: Field, parts: list[str], allowed: tuple[str, ...]) -
     """
     if not any(parts):
         return []
-    possible = {_folded(each) for each in (*allowed, *map(str, field.recorded_as_null))}
+    possible = _spellings(_possible(field, allowed))
+    # No value has more parts than this: longer runs need not be tried.
+    longest = 1 + max((value.count(",") for value in possible), default=0)
     items: list[str] = []
     start = 0
     while start < len(parts):
-        for end in range(len(parts), start, -1):
+        for end in range(min(len(parts), start + longest), start, -1):
             item = ", ".join(parts[start:end])
             if not item or _folded(item) in possible or (end == start + 1 and _has_form(field, item)):
                 items.append(item)
@@ -200,6 +203,19 @@ def _split_at_commas(field: Field, parts: list[str], allowed: tuple[str, ...]) -
 def _has_form(field: Field, item: str) -> bool:
     """Whether any text of this form, which has no comma, is a value of the field."""
     return field.kind == "integer" or (field.pattern is not None and _in_pattern(field, item) is not None)
+
+
+def _possible(field: Field, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    return (*allowed, *map(str, field.recorded_as_null))
+
+
+@lru_cache(maxsize=256)
+def _spellings(possible: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """Possible values by their folded form; kept, since one request may ask for thousands of values of a field."""
+    spellings: dict[str, list[str]] = {}
+    for value in possible:
+        spellings.setdefault(_folded(value), []).append(value)
+    return spellings
 
 
 def _folded(text: str) -> str:
@@ -235,18 +251,18 @@ def _stored_values(field: Field, value: str, allowed: tuple[str, ...]) -> list[s
         return [formed]
     if not allowed:
         return [value]
-    possible = [*allowed, *map(str, field.recorded_as_null)]
-    stored: list[str | int] = [each for each in possible if _folded(each) == _folded(value)]
+    possible = _possible(field, allowed)
+    stored: list[str | int] = [*_spellings(possible).get(_folded(value), ())]
     if not stored:
         raise ValueError(_not_a_value(field, value, possible))
     return stored
 
 
-def _not_a_value(field: Field, value: str, possible: list[str]) -> str:
-    if "," in value and all(_folded(part) in map(_folded, possible) for part in value.split(",")):
+def _not_a_value(field: Field, value: str, possible: tuple[str, ...]) -> str:
+    if "," in value and all(_folded(part) in _spellings(possible) for part in value.split(",")):
         return f"{value[:60]!r} are several values; use {field.name}__in"
-    close = difflib.get_close_matches(_folded(value), map(_folded, possible), n=1)
-    hint = next((f". Did you mean {each}?" for each in possible if close and _folded(each) == close[0]), "")
+    close = difflib.get_close_matches(_folded(value), _spellings(possible), n=1)
+    hint = f". Did you mean {_spellings(possible)[close[0]][0]}?" if close else ""
     named = ", ".join(possible[:_MAX_NAMED]) + (", ..." if len(possible) > _MAX_NAMED else "")
     return f"expected one of {named}; got {value[:60]!r}{hint}"
 

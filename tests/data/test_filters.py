@@ -1,4 +1,5 @@
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -172,6 +173,21 @@ def test_what_no_image_has_is_refused(parameter: str, value: str, message: str) 
     with pytest.raises(ParameterError) as caught:
         _known(parameter, value)
     assert message in str(caught.value)
+
+
+def test_the_time_of_a_list_grows_with_its_length_alone() -> None:
+    parts = [f"{letter}{number}" for number in range(10) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = {"figure_part": parts, "location": [f"{part}, {part}" for part in parts]}
+    for name, value, count in (
+        ("age__in", ",".join(["1"] * 249), 249),
+        ("figure_part__in", ",".join(parts[:160]), 160),
+        ("figure_part__in", "|".join(parts[:160]), 160),
+        ("location__in", ",".join(vocabulary["location"][:60]), 60),
+    ):
+        started = time.thread_time()
+        query = parse_filter([(name, value)] * 20, IMAGE_FIELDS, IMAGE_ALIASES, vocabulary).query
+        assert time.thread_time() - started < 0.6, name
+        assert len(query["$or"]) == 20 * count
 
 
 def test_negations_are_the_complement() -> None:
