@@ -14,11 +14,11 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from app.api.filter_parameters import takes_filters
-from app.core.exceptions import message_of
+from app.core.exceptions import ProblemItem, message_of
 from app.core.settings import Settings
 from app.data.annotations import Annotations
 from app.data.fields import CASE_ALIASES, CASE_FIELDS, IMAGE_ALIASES, IMAGE_FIELDS
-from app.data.filters import Filter, ParameterError, ParameterProblem, parse_filter
+from app.data.filters import Filter, ParameterError, parse_filter
 from app.data.image_store import ImageStore
 from app.data.pagination import SortOrder, parse_sort
 from app.data.record import CASE_ID, IMAGE_ID
@@ -30,6 +30,8 @@ from app.serving.model_manager import ModelManager
 MAX_LIMIT: Final = 100
 MAX_QUERY_CHARS: Final = 300
 MAX_SAMPLE: Final = 1_000
+# More than a route declares and a filter may have; each unknown one is answered with a sentence.
+_MAX_PARAMETERS: Final = 50
 
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
 
@@ -101,7 +103,7 @@ async def case_id(u_id: Annotated[str, Path(examples=["MPX1007"])]) -> str:
         ParameterError: it cannot be the id of a case.
     """
     if not _CASE_ID.fullmatch(u_id):
-        raise ParameterError([ParameterProblem("u_id", f"expected an id such as MPX1007, got {u_id[:40]!r}")])
+        raise ParameterError([ProblemItem("u_id", f"expected an id such as MPX1007, got {u_id[:40]!r}")])
     return u_id.upper()
 
 
@@ -113,7 +115,7 @@ async def image_id(image: Annotated[str, Path(examples=["MPX1007_synpic46719"])]
     """
     if not _IMAGE_ID.fullmatch(image):
         message = f"expected an id such as MPX1007_synpic46719, got {image[:40]!r}"
-        raise ParameterError([ParameterProblem("image", message)])
+        raise ParameterError([ProblemItem("image", message)])
     case, _, number = image.upper().partition("_SYNPIC")
     return f"{case}_synpic{number}"
 
@@ -133,21 +135,22 @@ async def check_parameters(request: Request) -> None:
     """Refuse a query parameter that a route does not take, or takes once and was given several times.
 
     Raises:
-        ParameterError: names each.
+        ParameterError: names each, or there are too many to look at.
     """
     route: APIRoute = request.scope["route"]
-    declared, counts = _declared(route), Counter(name for name, _ in request.query_params.multi_items())
+    pairs = request.query_params.multi_items()
+    if len(pairs) > _MAX_PARAMETERS:
+        raise ParameterError([ProblemItem("", f"{len(pairs)} parameters; at most {_MAX_PARAMETERS} are read")])
+    declared, counts = _declared(route), Counter(name for name, _ in pairs)
     problems = [
-        ParameterProblem(name, f"given {count} times; this parameter is taken once")
+        ProblemItem(name, f"given {count} times; this parameter is taken once")
         for name, count in counts.items()
         if name in declared and count > 1
     ]
     if not takes_filters(route):
         accepted = f"takes {', '.join(sorted(declared))}" if declared else "takes none"
         unknown = [name for name in counts if name not in declared]
-        problems += [
-            ParameterProblem(name[:60], f"is no parameter of {route.path}, which {accepted}") for name in unknown
-        ]
+        problems += [ProblemItem(name[:60], f"is no parameter of {route.path}, which {accepted}") for name in unknown]
     if problems:
         raise ParameterError(problems)
 
@@ -206,7 +209,7 @@ async def narrowing(
     """
     for name, value in (("seed", seed), ("sample_by", sample_by)):
         if value is not None and sample is None:
-            raise ParameterError([ParameterProblem(name, "belongs to a sample; give `sample` too")])
+            raise ParameterError([ProblemItem(name, "belongs to a sample; give `sample` too")])
     return Narrowing(q, sample, seed or 0, per_case=sample_by is not None)
 
 
@@ -239,14 +242,14 @@ async def parse_selection(text: str, repository: Repository, collection: Collect
     """
     pairs = parse_qsl(text, keep_blank_values=True)
     counts = Counter(name for name, _ in pairs if name in _Parameters.model_fields)
-    twice = [ParameterProblem(name, f"given {count} times") for name, count in counts.items() if count > 1]
+    twice = [ProblemItem(name, f"given {count} times") for name, count in counts.items() if count > 1]
     if twice:
         raise ParameterError(twice)
     try:
         parameters = _Parameters.model_validate({name: value for name, value in pairs if name in counts})
     except ValidationError as error:
         raise ParameterError(
-            ParameterProblem(str(each["loc"][0]), message_of(each)) for each in error.errors(include_url=False)
+            ProblemItem(str(each["loc"][0]), message_of(each)) for each in error.errors(include_url=False)
         ) from error
     aliases = IMAGE_ALIASES if collection is IMAGES else CASE_ALIASES
     filters = [pair for pair in pairs if pair[0] not in counts]

@@ -94,8 +94,7 @@ def translate(error: Exception) -> ApiError:
         case NotFoundError():
             return _with_status(404, "not-found", str(error))
         case ParameterError():
-            items = [ProblemItem(parameter=p.parameter, message=p.message) for p in error.problems]
-            return UnprocessableError(f"The query cannot be used: {error}", errors=items)
+            return UnprocessableError(f"The query cannot be used: {error}", errors=[*error.problems])
         case RequestValidationError():
             return _invalid_request(error)
         case HTTPException(__cause__=ApiError() as cause):  # FastAPI answers 400 to whatever ends the reading of a body

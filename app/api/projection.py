@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Query
 
+from app.core.exceptions import ProblemItem
 from app.data.fields import CASE_FIELDS, IMAGE_FIELDS, Field
-from app.data.filters import ParameterError, ParameterProblem
+from app.data.filters import ParameterError
 
 Document = dict[str, Any]
 
@@ -52,7 +53,7 @@ def parse_fields(text: str | None, catalogue: Mapping[str, Field], identifier: s
     unknown = [name for name in names if name not in allowed]
     if unknown or not names:
         problem = f"{unknown[0][:60]!r} is not a field" if unknown else "names no field"
-        raise ParameterError([ParameterProblem("fields", f"{problem}. Fields: {', '.join(allowed)}")])
+        raise ParameterError([ProblemItem("fields", f"{problem}. Fields: {', '.join(allowed)}")])
     whole = {name for name in names if "." not in name}
     kept = [name for name in names if name in whole or name.partition(".")[0] not in whole]
     return Projection(tuple(dict.fromkeys([identifier, *kept])))

@@ -19,7 +19,7 @@ def message_of(problem: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ProblemItem:
-    """One part of a request that cannot be used."""
+    """One part of a request that cannot be used, such as a query parameter; "" is the request as a whole."""
 
     parameter: str
     message: str

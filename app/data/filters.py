@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
 
+from app.core.exceptions import ProblemItem
 from app.data import regex_filter
 from app.data.fields import Field
 from app.data.typography import composed, literal_pattern
@@ -36,20 +37,14 @@ _TIME: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ParameterProblem:
-    """One query parameter that cannot be used."""
-
-    parameter: str
-    message: str
-
-
 class ParameterError(ValueError):
     """Query parameters cannot be used; ``problems`` names each."""
 
-    def __init__(self, problems: Iterable[ParameterProblem]) -> None:
+    def __init__(self, problems: Iterable[ProblemItem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("; ".join(f"{problem.parameter}: {problem.message}" for problem in self.problems))
+        super().__init__(
+            "; ".join(f"{each.parameter}: {each.message}" if each.parameter else each.message for each in self.problems)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +101,7 @@ def parse_filter(
     Raises:
         ParameterError: unknown field or operator, wrong value, too many conditions.
     """
-    problems: list[ParameterProblem] = []
+    problems: list[ProblemItem] = []
     conditions: list[Document] = []
     canonical: list[str] = []
     grouped: dict[tuple[str, str], list[str]] = {}
@@ -114,7 +109,7 @@ def parse_filter(
         name, _, operator = parameter.partition("__") if not parameter.endswith("__") else (parameter, "", "")
         grouped.setdefault((aliases.get(name, name), operator), []).append(composed(value))
     if sum(map(len, grouped.values())) > MAX_CONDITIONS:
-        problems.append(ParameterProblem("", f"more than {MAX_CONDITIONS} conditions"))
+        raise ParameterError([ProblemItem("", f"more than {MAX_CONDITIONS} conditions")])
     for (name, operator), values in sorted(grouped.items()):
         parameter = f"{name}__{operator}" if operator else name
         try:
@@ -122,7 +117,7 @@ def parse_filter(
             allowed = field.values or tuple((vocabulary or {}).get(name, ()))
             conditions.append(_condition(field, operator, values, allowed))
         except ValueError as error:
-            problems.append(ParameterProblem(parameter, str(error)))
+            problems.append(ProblemItem(parameter, str(error)))
         canonical.append(f"{parameter}={sorted(values)!r}")
     if problems:
         raise ParameterError(problems)

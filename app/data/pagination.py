@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.core.exceptions import ProblemItem
 from app.data.fields import Field, pick
-from app.data.filters import SORTABLE, ParameterError, ParameterProblem
+from app.data.filters import SORTABLE, ParameterError
 
 Document = dict[str, Any]
 
@@ -53,12 +54,12 @@ def parse_sort(text: str | None, catalogue: Mapping[str, Field]) -> SortOrder:
         field = catalogue.get(name)
         if field is None or field.kind not in SORTABLE:
             sortable = ", ".join(each.name for each in catalogue.values() if each.kind in SORTABLE)
-            raise ParameterError([ParameterProblem("sort", f"cannot sort by {name!r}. Sortable: {sortable}")])
+            raise ParameterError([ProblemItem("sort", f"cannot sort by {name!r}. Sortable: {sortable}")])
         if any(key.path == field.path for key in keys):
-            raise ParameterError([ParameterProblem("sort", f"{name} is named twice")])
+            raise ParameterError([ProblemItem("sort", f"{name} is named twice")])
         keys.append(SortKey(name, field.path, direction))
     if len(keys) > _MAX_SORT_KEYS:
-        raise ParameterError([ParameterProblem("sort", f"more than {_MAX_SORT_KEYS} keys")])
+        raise ParameterError([ProblemItem("sort", f"more than {_MAX_SORT_KEYS} keys")])
     paths = [key.path for key in keys]
     if "_id" in paths:
         return SortOrder(tuple(keys[: paths.index("_id") + 1]))  # no two documents are equal up to there
@@ -91,10 +92,10 @@ def decode_cursor(cursor: str, order: SortOrder, filter_text: str) -> Document:
     except (ValueError, TypeError, KeyError, RecursionError):
         usable = False
     if not usable:
-        raise ParameterError([ParameterProblem("cursor", "is not a cursor of this service; start without one")])
+        raise ParameterError([ProblemItem("cursor", "is not a cursor of this service; start without one")])
     if fingerprint != _fingerprint(filter_text, order):
         message = "belongs to another filter or sort order; start without one"
-        raise ParameterError([ParameterProblem("cursor", message)])
+        raise ParameterError([ProblemItem("cursor", message)])
     return _after(order, values)
 
 

@@ -28,6 +28,7 @@ Sex = Literal["male", "female"]
 LocationCategory = Literal["Head", "Thorax", "Abdomen", "Spine and Muscles", "Reproductive and Urinary System"]
 UNKNOWN_ACR_CODE: Final = "-1.-1"
 LEFT_BLANK: Final = "Left Blank"
+MAX_VIEW_QUERY_CHARS: Final = 4_000
 
 Kind = Literal["keyword", "text", "integer", "list", "time"]
 
@@ -247,7 +248,7 @@ class SavedView(BaseModel):
     of: Annotated[Literal["images", "cases"], Stored("of")] = Field(description="What it selects")
     query: Annotated[str, Stored("query", kind="text")] = Field(
         description="The parameters of `/images` or `/cases` that select it",
-        max_length=4000,
+        max_length=MAX_VIEW_QUERY_CHARS,
         examples=["modality=CT&age__gte=60"],
     )
     total: Annotated[int, Stored("total")] = Field(description="How many it selected when it was saved")

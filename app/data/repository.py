@@ -1,6 +1,7 @@
 """Every question that the API asks of the data collections."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any, Final
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure, PyMongoError
 
-from app.core.exceptions import UnavailableError
+from app.core.exceptions import ProblemItem, UnavailableError
 from app.data import integrity, regex_filter, schema
 from app.data import pagination as cursor
 from app.data.facets import facets, statistics
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, VIEW_FIELDS, Field
-from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem, Vocabulary
+from app.data.filters import EVERYTHING, Filter, ParameterError, Vocabulary
 from app.data.image_hash_index import ImageHashIndex
 from app.data.pagination import SortOrder
 from app.data.point_reads import PointReads
@@ -33,6 +34,8 @@ MAX_TOTAL: Final = 10_000
 _MAX_TOTALS: Final = 1_000
 _MAX_RESOLVED: Final = 32
 _STREAM_BATCH: Final = 200
+# Health checks and pages ask for the faults every second or two, each time with ten commands.
+_FAULTS_S: Final = 4.0
 _UNAUTHORIZED: Final = 13
 # MongoDB's own work on a whole export, without the time that the client takes.
 _STREAM_TIME_MS: Final = 60_000
@@ -107,6 +110,7 @@ class Repository:
         self._totals: dict[tuple[str, str, str], int] = {}
         self._hash_index = ImageHashIndex(database, MAX_TIME_MS)
         self._resolved: dict[tuple[str, str, str], Document] = {}
+        self._faults: tuple[Any, float, tuple[list[str], list[str]]] | None = None
         self._point_reads = PointReads(database, MAX_TIME_MS)
         self._search = Search(database, SearchIndex(database, cache / "search"))
 
@@ -325,7 +329,7 @@ class Repository:
         keys = await self._search.ids(text, seed_run_id=await self.seed_runs.latest_id())
         if len(keys) >= MAX_HITS:
             message = f"finds {MAX_HITS} cases or more; use more words"
-            raise ParameterError([ParameterProblem("q", message)])
+            raise ParameterError([ProblemItem("q", message)])
         path = "_id" if collection is CASES else "U_id"
         return selection.narrowed({path: {"$in": keys}}, f"q={text!r}")
 
@@ -385,13 +389,20 @@ class Repository:
         selection = await self.resolve(collection, selection)
         return await statistics(self._database, collection.name, collection.fields, selection)
 
-    async def faults(self) -> tuple[list[str], list[str]]:
-        """What was removed since the last complete seeding: documents, and indexes; a sentence for each."""
-        run = await self.seed_runs.read_latest()
+    async def faults(self, run: Document | None) -> tuple[list[str], list[str]]:
+        """What was removed since a seeding: documents, and indexes; a sentence for each, at most 4 s old.
+
+        Args:
+            run: the last complete seeding run as the database has it now.
+        """
         if run is None:
             return [], []
-        documents = await integrity.missing_documents(self._database, run, MAX_TOTAL)
-        return documents, await integrity.missing_indexes(self._database)
+        now = time.monotonic()
+        if self._faults is None or self._faults[0] != run["_id"] or now >= self._faults[1]:
+            documents = await integrity.missing_documents(self._database, run, MAX_TOTAL)
+            faults = documents, await integrity.missing_indexes(self._database)
+            self._faults = run["_id"], now + _FAULTS_S, faults
+        return self._faults[2]
 
     async def counts(self) -> dict[str, int]:
         """How many cases and images there are, each counted to ``MAX_TOTAL``."""

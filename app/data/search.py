@@ -8,10 +8,10 @@ from typing import Any, Final, Literal
 
 from pymongo.asynchronous.database import AsyncDatabase
 
-from app.core.exceptions import UnavailableError, UnprocessableError
+from app.core.exceptions import ProblemItem, UnavailableError
 from app.data import schema
 from app.data.fields import CASE_FIELDS, IMAGE_FIELDS
-from app.data.filters import Filter, ParameterError, ParameterProblem
+from app.data.filters import Filter, ParameterError
 from app.data.highlight import Highlighter, Match
 from app.data.meaning_index import MeaningIndex
 from app.data.search_index import SearchIndex
@@ -25,9 +25,12 @@ Mode = Literal["words", "meaning", "hybrid"]
 Ranking = list[tuple[str, float]]
 
 MAX_HITS: Final = 1_000
+# A prefix stands for up to thousands of words; any number of whole words is cheap, so a history can be the query.
+_MAX_PREFIXES: Final = 10
 _MAX_TIME_MS: Final = 2_000
 _FILTER_BATCH: Final = 2_000
 _EMBEDDING_RETRY_S: Final = 15
+_SETUP_RETRY_S: Final = 60
 # The nearest cases by meaning; those less similar than this have little to do with the query.
 _MAX_NEAR: Final = 100
 _MIN_SIMILARITY: Final = 0.35
@@ -136,9 +139,9 @@ class Search:
             offset: hits before the page.
 
         Raises:
-            ParameterError: the text names nothing to look for.
-            UnprocessableError: the encoder is not installed.
-            UnavailableError: the index is not ready, or too many searches wait.
+            ParameterError: the text names nothing to look for, or has too many prefixes.
+            UnavailableError: the index is not ready, the encoder is not installed, or too many searches wait.
+            DeadlineExceededError: the search took too long.
         """
         query = parse_query(text)
         _check(query)
@@ -163,7 +166,7 @@ class Search:
         """The ids of the cases that hold all terms of a query, best first; at most ``MAX_HITS``.
 
         Raises:
-            ParameterError: the text names nothing to look for.
+            ParameterError: the text names nothing to look for, or has too many prefixes.
             UnavailableError: the index is not ready, or too many searches wait.
         """
         query = parse_query(text)
@@ -189,7 +192,7 @@ class Search:
         except EncoderError as error:
             if mode == "hybrid":
                 return None
-            raise UnprocessableError(f"mode=meaning cannot be used: {error}") from error
+            raise UnavailableError(f"mode=meaning cannot be used: {error}", retry_after_s=_SETUP_RETRY_S) from error
         if meaning_index is None:
             if mode == "hybrid":
                 return None
@@ -246,6 +249,10 @@ class Search:
 
 
 def _check(query: ParsedQuery) -> None:
+    prefixes = sum(term.is_prefix for term in (*query.wanted, *query.excluded))
+    if prefixes > _MAX_PREFIXES:
+        message = f"has {prefixes} prefixes such as aort*, at most {_MAX_PREFIXES} are searched; write whole words"
+        raise ParameterError([ProblemItem("q", message)])
     if query.wanted:
         return
     if query.excluded:
@@ -256,7 +263,7 @@ def _check(query: ParsedQuery) -> None:
         message += f'"{" ".join(query.stop_words)}" in quotes'
     else:
         message = "holds no word; give one or more, such as: ureter stone"
-    raise ParameterError([ParameterProblem("q", message)])
+    raise ParameterError([ProblemItem("q", message)])
 
 
 def _plan(index: WordIndex, query: ParsedQuery, text: str) -> _Plan:

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from pymongo.asynchronous.database import AsyncDatabase
 
-from app.core.exceptions import UnavailableError
+from app.core.exceptions import DeadlineExceededError, UnavailableError
 from app.data import schema
 from app.data.fields import CASE_FIELDS, IMAGE_FIELDS
 from app.data.meaning_index import MeaningIndex, Passages, load_or_compute
@@ -23,6 +23,8 @@ _BUILD_BATCH: Final = 50
 # How long a request waits for the index of a new seeding, and how many requests may wait for the one thread.
 _MAX_BUILD_WAIT_S: Final = 30.0
 _MAX_WAITING: Final = 64
+# One step of a search, with its wait for the thread.
+_MAX_RUN_S: Final = 10.0
 # Stored embeddings are read in less; computing them takes longer than a request should wait.
 _MAX_EMBEDDING_WAIT_S: Final = 2.0
 _INDEXED: Final = {
@@ -119,12 +121,16 @@ class SearchIndex:
 
         Raises:
             UnavailableError: too many requests wait for it.
+            DeadlineExceededError: the thread was not done with it in time.
         """
         if self._waiting >= _MAX_WAITING:
             raise UnavailableError("Too many searches are waiting. Try again shortly.")
         self._waiting += 1
         try:
-            return await self._run(function, *arguments)
+            async with asyncio.timeout(_MAX_RUN_S):
+                return await self._run(function, *arguments)
+        except TimeoutError as error:
+            raise DeadlineExceededError("The search took too long. Use fewer words, or try again shortly.") from error
         finally:
             self._waiting -= 1
 

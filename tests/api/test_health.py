@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import json
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import httpx
+import pytest
 from pymongo.database import Database
 
 from app.api.routes.health import live
@@ -29,6 +31,21 @@ def test_alive_and_ready(api: httpx.Client) -> None:
     assert answer.status_code == 200
     assert answer.json()["database"]["cases"] == 40
     assert answer.json()["models"]["modality"]["state"] == "missing"
+
+
+def test_the_faults_are_not_looked_for_at_each_call(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wait_for(api, "/health/ready", is_ok).json()["database"]["faults"] == []
+    monkeypatch.setattr("app.data.repository._FAULTS_S", 60)
+    looked = []
+
+    async def missing_indexes(_: object) -> list[str]:
+        looked.append(time.monotonic())
+        return []
+
+    monkeypatch.setattr("app.data.integrity.missing_indexes", missing_indexes)
+    for _ in range(5):
+        assert api.get("/health/ready").status_code == 200
+    assert len(looked) <= 1
 
 
 def test_an_empty_database_is_not_ready(settings: Settings, serve: Serve) -> None:
@@ -68,9 +85,14 @@ def test_the_service_outlives_its_database(serve: Serve, tmp_path: Path, generat
 
 
 def test_what_is_removed_from_the_database_is_named_and_nothing_fails(
-    settings: Settings, serve: Serve, database: Database[Document], generated_dataset: Path
+    settings: Settings,
+    serve: Serve,
+    database: Database[Document],
+    generated_dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seed(database, generated_dataset)
+    monkeypatch.setattr("app.data.repository._FAULTS_S", 0)
     with serve(settings) as client:
         assert wait_for(client, "/health/ready", is_ok).json()["database"]["faults"] == []
         for name in (

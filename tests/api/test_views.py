@@ -62,6 +62,16 @@ def _save(client: httpx.Client, name: str = "CT of men", **body: Any) -> Documen
     return saved
 
 
+def test_a_query_too_long_once_it_is_escaped_is_refused(service: httpx.Client) -> None:
+    query = "&".join(f"caption__contains={letter * 190}" for letter in "äöüäöüäöüäöüäöüäöüä")
+    assert len(query) < 4_000
+    answer = service.post("/views", json={"name": "long", "query": query})
+    assert answer.status_code == 422, answer.text
+    [problem] = answer.json()["errors"]
+    assert problem["parameter"] == "query"
+    assert "as an address spells it, at most 4000" in problem["message"]
+
+
 def test_a_view_is_saved_opened_listed_and_deleted(service: httpx.Client) -> None:
     saved = _save(service, query="?sort=-age&modality=CT&sex=male")
     assert (saved["name"], saved["of"], saved["by"]) == ("CT of men", "images", "reader")

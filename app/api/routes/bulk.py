@@ -12,7 +12,8 @@ from app.api.errors import documented
 from app.api.projection import CaseProjectionDep, ImageProjectionDep, Projection
 from app.api.responses import data_response
 from app.api.schemas.records import CaseView, ChosenFields, ImageView
-from app.data.filters import ParameterError, ParameterProblem
+from app.core.exceptions import ProblemItem
+from app.data.filters import ParameterError
 from app.data.repository import CASES, IMAGES, Collection, Repository
 from app.data.serializers import case_view, encode, image_view
 
@@ -97,12 +98,12 @@ async def _checked(ids: list[str], spelling: Callable[[str], Awaitable[str]]) ->
         ParameterError: names each that cannot be an id.
     """
     keys: list[str] = []
-    problems: list[ParameterProblem] = []
+    problems: list[ProblemItem] = []
     for index, text in enumerate(ids):
         try:
             keys.append(await spelling(text))
         except ParameterError as error:
-            problems += [ParameterProblem(f"ids.{index}", each.message) for each in error.problems]
+            problems += [ProblemItem(f"ids.{index}", each.message) for each in error.problems]
     if problems:
         raise ParameterError(problems)
     return keys

@@ -30,9 +30,9 @@ from app.api.file_responses import file_response, not_modified
 from app.api.filter_parameters import filters
 from app.api.responses import data_response
 from app.api.routes.annotations import annotation_filter, annotation_order
-from app.core.exceptions import InsufficientStorageError, UnavailableError
+from app.core.exceptions import InsufficientStorageError, ProblemItem, UnavailableError
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS
-from app.data.filters import Filter, ParameterError, ParameterProblem
+from app.data.filters import Filter, ParameterError
 from app.data.image_store import ImageStore
 from app.data.pagination import SortOrder
 from app.data.repository import ANNOTATIONS, CASES, IMAGES, NotFoundError, Repository
@@ -211,13 +211,13 @@ def make_export(of: Kind, file_format: Format, *, raw: bool, bom: bool, order: S
     try:
         return Export(of, file_format, raw, bom, order)
     except ExportError as error:
-        raise ParameterError([ParameterProblem(error.parameter, str(error))]) from error
+        raise ParameterError([ProblemItem(error.parameter, str(error))]) from error
 
 
 async def _selection(request: Request, repository: Repository, of: Kind, narrowed: Narrowing) -> Filter:
     if of == "annotations":
         if narrowed.q is not None:
-            raise ParameterError([ParameterProblem("q", "searches cases and images, not annotations")])
+            raise ParameterError([ProblemItem("q", "searches cases and images, not annotations")])
         return await narrowed.apply(repository, ANNOTATIONS, await annotation_filter(request))
     if of == "cases":
         return await narrowed.apply(repository, CASES, await case_filter(request, repository))

@@ -78,7 +78,7 @@ async def ready(repository: RepositoryDep, models: ModelsDep) -> Response:
         seed_run = await repository.seed_runs.read_latest()
         database |= {"reachable": True, "seeded": seed_run is not None, **await repository.counts()}
         database["dataset_version"] = seed_run["dataset_version"] if seed_run else None
-        documents, indexes = await repository.faults()
+        documents, indexes = await repository.faults(seed_run)
         database["faults"] = documents + indexes
         is_whole = not documents
         await repository.load_image_hashes()

@@ -32,9 +32,9 @@ from app.api.routes.predict_image import read_image_file
 from app.api.schemas.predictions import DatasetImage, ImageStamp, ModelStamp, Task, image_stamp, model_stamp
 from app.api.schemas.records import ImageLinks, ImageView
 from app.api.uploads import read_upload, upload_schema
-from app.core.exceptions import ContentTooLargeError, UnprocessableError, message_of
+from app.core.exceptions import ContentTooLargeError, ProblemItem, UnavailableError, UnprocessableError, message_of
 from app.data.fields import IMAGE_FIELDS
-from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem
+from app.data.filters import EVERYTHING, Filter, ParameterError
 from app.data.integrity import case_of
 from app.data.record import CaseId, ImageId, Split
 from app.data.repository import IMAGES, Repository
@@ -56,6 +56,7 @@ _MAX_TEXT_BYTES: Final = 16 * 1024
 
 # Cases have up to 31 images; so many may have to be left out.
 _SPARE: Final = 40
+_SETUP_RETRY_S: Final = 60
 
 LimitQuery = Annotated[int, Query(ge=1, le=50, description="How many images"), OnlyDigits]
 TaskQuery = Annotated[Task, Query(description="Whose model compares: the one that serves this task")]
@@ -160,7 +161,7 @@ async def search_images(
         "offset": offset,
         "request_id": request.request_id,
     }
-    return _answer(request, content)
+    return await _answer(request, content)
 
 
 @router.post(
@@ -197,7 +198,7 @@ async def search_similar(
             "notes": [],
             "request_id": request.request_id,
         }
-        return _answer(request, content)
+        return await _answer(request, content)
     with request.admit(task):
         context = await request.read(read_upload(request.http, request.settings, with_caption=False))
         return await _similar(request, task, context, limit, selection)
@@ -236,7 +237,8 @@ async def _similar(
                 request.repository, context.neighbours, in_dataset["u_id"] if in_dataset else None, limit
             )
     if not items and allowed is None:
-        raise UnprocessableError("The model knows no image of this dataset. Train it again: `medpix train --missing`.")
+        detail = "The model knows no image of this dataset. Train it again: `medpix train --missing`."
+        raise UnavailableError(detail, retry_after_s=_SETUP_RETRY_S)
     content = {
         "items": items,
         "model": model_stamp(predictor.card),
@@ -246,12 +248,14 @@ async def _similar(
         "notes": [*context.info.notes, *([] if in_dataset else notes)],
         "request_id": request.request_id,
     }
-    return _answer(request, content, headers=timing_header(context.timings_s))
+    return await _answer(request, content, headers=timing_header(context.timings_s))
 
 
-def _answer(request: PredictionRequest, content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+async def _answer(
+    request: PredictionRequest, content: dict[str, Any], headers: dict[str, str] | None = None
+) -> Response:
     """An answer whose links have the prefix under which the caller reaches this service."""
-    body = with_prefix(encode(content), prefix_of(request.http))
+    body = await with_prefix(encode(content), prefix_of(request.http))
     return Response(body, headers=headers, media_type="application/json")
 
 
@@ -262,7 +266,7 @@ def _words(text: str, parameter: str) -> str:
         ParameterError: nothing is left.
     """
     if not (text := " ".join(text.split())):
-        raise ParameterError([ParameterProblem(parameter, "has no words; describe what the image shows")])
+        raise ParameterError([ProblemItem(parameter, "has no words; describe what the image shows")])
     return text
 
 

@@ -24,11 +24,11 @@ from app.api.filter_parameters import filters
 from app.api.responses import data_response, page_response
 from app.api.routes.export import FILE_RESPONSES, Bom, Format, RawRecords, kept_file, make_export
 from app.api.schemas.records import PageModel
-from app.core.exceptions import ForbiddenError, UnprocessableError
+from app.core.exceptions import ForbiddenError, ProblemItem, UnprocessableError
 from app.data.fields import VIEW_FIELDS, public_view
-from app.data.filters import Filter, ParameterError, ParameterProblem, parse_filter
+from app.data.filters import Filter, ParameterError, parse_filter
 from app.data.pagination import SortOrder, parse_sort
-from app.data.record import SavedView
+from app.data.record import MAX_VIEW_QUERY_CHARS, SavedView
 from app.data.repository import CASES, IMAGES, VIEWS, Repository
 from app.web.pages import prefix_of
 
@@ -46,7 +46,7 @@ class ViewIn(BaseModel):
         examples=["CT of the head, 60 and older"]
     )
     of: Literal["images", "cases"] = "images"
-    query: Annotated[str, StringConstraints(max_length=4000)] = Field(
+    query: Annotated[str, StringConstraints(max_length=MAX_VIEW_QUERY_CHARS)] = Field(
         default="",
         description="The query string of `/images` or `/cases`: filters, `q`, `sample`, `seed`, `sample_by`, `sort`",
         examples=["modality=CT&location_category=Head&age__gte=60"],
@@ -113,11 +113,14 @@ async def save_view(
     """Save a selection under a name. The answer has its stable address and those of its files."""
     # In one spelling, as it goes into addresses.
     query = urlencode(parse_qsl(body.query.removeprefix("?"), keep_blank_values=True))
+    if len(query) > MAX_VIEW_QUERY_CHARS:
+        message = f"has {len(query)} characters as an address spells it, at most {MAX_VIEW_QUERY_CHARS}; use less text"
+        raise ParameterError([ProblemItem("query", message)])
     collection = IMAGES if body.of == "images" else CASES
     try:
         selected = await parse_selection(query, repository, collection)
     except ParameterError as error:
-        problems = (ParameterProblem(f"query.{each.parameter}", each.message) for each in error.problems)
+        problems = (ProblemItem(f"query.{each.parameter}".rstrip("."), each.message) for each in error.problems)
         raise ParameterError(problems) from error
     stored = await saved_views.save(
         body.name,
