@@ -1,6 +1,7 @@
 """Connections that do not send a request are closed, slow ones are not; a response is sent in one piece."""
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -88,6 +89,51 @@ def test_a_slow_body_a_slow_answer_and_a_pause_between_requests_are_waited_for(s
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert answer.endswith(b"3")
             time.sleep(2 * _LIMIT_S)
+
+
+_LONG = 70_000 * b"a"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"GET /health/live?" + _LONG + b" HTTP/1.1\r\nHost: a\r\n\r\n", id="address"),
+        pytest.param(b"GET /health/live?" + 20 * _LONG, id="address without end"),
+        pytest.param(b"GET /health/live HTTP/1.1\r\nX-Long: " + _LONG + b"\r\n\r\n", id="header"),
+        pytest.param(b"GET /health/live HTTP/1.1\r\nX-Long: " + 20 * _LONG, id="header without end"),
+        pytest.param(b"GET /health/live HTTP/1.1\r\n" + 8_000 * b"X-Many: a\r\n" + b"\r\n", id="many headers"),
+        pytest.param(_GET + b"GET /health/live HTTP/1.1\r\nX-Long: " + 20 * _LONG, id="second request"),
+    ],
+)
+def test_a_head_over_the_limit_is_refused(api: httpx.Client, head: bytes) -> None:
+    with _connected(api) as connection:
+        if head.startswith(_GET):
+            connection.sendall(_GET)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+            head = head.removeprefix(_GET)
+        connection.sendall(head)
+        received = b""
+        while part := connection.recv(4096):
+            received += part
+    status_line, _, rest = received.partition(b"\r\n")
+    assert status_line == b"HTTP/1.1 431 Request Header Fields Too Large"
+    assert b"Content-Type: application/problem+json\r\n" in rest
+    problem = json.loads(rest.partition(b"\r\n\r\n")[2])
+    assert (problem["status"], problem["type"]) == (431, "urn:medpix:problem:request-header-fields-too-large")
+    assert api.get("/health/live").status_code == 200
+
+
+def test_a_head_within_the_limit_and_many_small_ones_at_once_are_answered(api: httpx.Client) -> None:
+    assert api.get("/health/live", headers={"X-Long": "a" * 60_000}).status_code == 200
+    with _connected(api) as connection:
+        connection.sendall(4_000 * _GET)
+        answers = received = 0
+        while answers < 4_000:
+            part = connection.recv(65_536)
+            assert part, received
+            received += len(part)
+            answers += part.count(b'{"status":"alive"')
+            assert b" 431 " not in part
 
 
 def test_pipelined_requests_are_all_answered(settings: Settings) -> None:
