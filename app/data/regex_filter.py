@@ -23,6 +23,8 @@ CONDITION: Final = "$re2"
 MAX_CANDIDATES: Final = 20_000
 MAX_TIME_S: Final = 2.0
 _BATCH: Final = 500
+# Of one compiled pattern: a class of Unicode that is repeated takes most, and the time goes with it (up to 20 ms).
+_MAX_PATTERN_BYTES: Final = 1024**2
 _UNSUPPORTED: Final = re.compile(r"\(\?(?:=|!|<[=!]|>|\()|\\[1-9]|\(\?P=|[*+?}]\+")
 
 
@@ -40,6 +42,7 @@ def _compile(pattern: str) -> Any:
     options = re2.Options()
     options.case_sensitive = False
     options.log_errors = False
+    options.max_mem = _MAX_PATTERN_BYTES
     try:
         return re2.compile(pattern, options)
     except re2.error as error:

@@ -60,7 +60,7 @@ def test_every_reader_resolves_the_pattern(api: httpx.Client) -> None:
     assert api.get("/annotations", params={"comment__regex": "."}).json()["total"] == 0
 
 
-@pytest.mark.parametrize("pattern", ["(", r"(a)\1", "(?=a)b", "a++", "a{2000}"])
+@pytest.mark.parametrize("pattern", ["(", r"(a)\1", "(?=a)b", "a++", "a{2000}", r"\pL{200}"])
 def test_what_re2_cannot_read_is_refused(pattern: str) -> None:
     with pytest.raises(ParameterError, match="not a regular expression of RE2"):
         parse_filter([("title__regex", pattern)], CASE_FIELDS, {})
