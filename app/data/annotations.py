@@ -77,9 +77,15 @@ class Annotations:
         query = {"_id": _identifier(by, key)}
         return await self._annotations.find_one(query, {"_id": 1}, max_time_ms=MAX_TIME_MS) is not None
 
-    async def current(self, selection: Filter) -> Filter:
-        """Narrow a filter to the annotations that were neither replaced nor retracted."""
-        replaced = await self._annotations.distinct("amends", {"amends": {"$type": "string"}}, maxTimeMS=MAX_TIME_MS)
+    async def current(self, selection: Filter, *, about: Document | None = None) -> Filter:
+        """Narrow a filter to the annotations that were neither replaced nor retracted.
+
+        Args:
+            selection: the filter.
+            about: a condition on the image that all selected ones meet, so that only its annotations are read.
+        """
+        amending = {**(about or {}), "amends": {"$type": "string"}}
+        replaced = await self._annotations.distinct("amends", amending, maxTimeMS=MAX_TIME_MS)
         return selection.narrowed({"_id": {"$nin": replaced}, "action": {"$ne": "retract"}}, "current")
 
     async def history(self, document: Document) -> list[Document]:
@@ -97,7 +103,8 @@ class Annotations:
 
     async def of_image(self, image: str) -> list[Document]:
         """The current annotations on an image, newest first; at most 100."""
-        selection = await self.current(Filter({"image": image}, f"image={image}"))
+        about = {"image": image}
+        selection = await self.current(Filter(about, f"image={image}"), about=about)
         documents = self._annotations.find(selection.query, max_time_ms=MAX_TIME_MS)
         return await documents.sort([("created_at", -1), ("_id", 1)]).to_list(100)
 

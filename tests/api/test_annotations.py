@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta, timezone
@@ -6,11 +7,15 @@ from typing import Any
 
 import httpx
 import pytest
+from pymongo import AsyncMongoClient, monitoring
 from pymongo.database import Database
 
 from app.core.settings import ConfigurationError, Settings, load_settings
+from app.data.annotations import Annotations
 from app.data.record import Annotation
+from app.data.schema import ANNOTATIONS
 from app.data.seed import seed
+from tests.conftest import database_address
 from tests.service import running_service
 
 Document = dict[str, Any]
@@ -191,6 +196,41 @@ def test_a_body_that_cannot_be_used_is_refused(service: httpx.Client, body: obje
 def test_an_unknown_image_is_not_annotated(service: httpx.Client) -> None:
     assert _annotate(service, "MPX9999_synpic99999", {"comment": "x"}).status_code == 404
     assert _annotate(service, "nothing", {"comment": "x"}).status_code == 422
+
+
+class _Commands(monitoring.CommandListener):
+    """The queries that a client sends about annotations."""
+
+    def __init__(self) -> None:
+        self.queries: list[Document] = []
+
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
+        if event.command_name in ("find", "distinct"):
+            self.queries.append(event.command.get("filter", event.command.get("query", {})))
+
+    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None: ...
+
+    def failed(self, event: monitoring.CommandFailedEvent) -> None: ...
+
+
+def test_the_annotations_of_an_image_are_read_without_those_of_others(
+    mongo_server: str, database: Database[Document]
+) -> None:
+    commands = _Commands()
+
+    async def read() -> list[Document]:
+        uri = database_address(mongo_server, database.name)
+        async with AsyncMongoClient[Document](uri, event_listeners=[commands]) as client:
+            return await Annotations(client.get_default_database()).of_image("MPX1007_synpic46719")
+
+    for number, amends in enumerate((None, "0", None)):
+        image = "MPX1007_synpic46719" if number < 2 else "MPX1008_synpic46720"
+        database[ANNOTATIONS].insert_one(
+            {"_id": str(number), "image": image, "amends": amends, "action": "create", "created_at": str(number)}
+        )
+    assert [each["_id"] for each in asyncio.run(read())] == ["1"]
+    assert len(commands.queries) == 2
+    assert all("MPX1007_synpic46719" in str(query) for query in commands.queries)
 
 
 def test_seeding_again_keeps_annotations(
