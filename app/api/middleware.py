@@ -270,4 +270,5 @@ def _refusal(headers: Headers, limit: int) -> ApiError | None:
 
 
 def _too_large(limit: int) -> ContentTooLargeError:
-    return ContentTooLargeError(f"The body is larger than the limit of {limit / 1024**2:.1f} MiB for this address.")
+    size = f"{limit / 1024**2:.1f} MiB" if limit >= 1024**2 else f"{limit // 1024} KiB"
+    return ContentTooLargeError(f"The body is larger than the limit of {size} for this address.")

@@ -22,6 +22,12 @@ _MAX_FILES: Final = 4
 _MAX_FIELDS: Final = 8
 _FORM_OVERHEAD: Final = 64 * 1024
 _LONGEST_PATH: Final = 4096
+# 500 ids, or a comment of 5,000 characters that are all escaped as two times \uXXXX.
+_MAX_JSON_BYTES: Final = 64 * 1024
+_UPLOAD_ADDRESSES: Final = (
+    *("/predict/modality", "/predict/location", "/explain/modality", "/explain/location"),
+    *("/preview", "/search/similar"),
+)
 
 # A part without a file name is a file all the same where a file belongs.
 _UNNAMED: Final = "upload"
@@ -43,8 +49,10 @@ class BatchUpload:
 
 
 def body_limit(settings: Settings, path: str) -> int:
-    """The largest body of an address, in bytes: one image with its form, or a batch of them."""
-    return settings.max_body_bytes if path.endswith("/batch") else settings.max_image_bytes + _FORM_OVERHEAD
+    """The largest body of an address, in bytes: one image with its form, a batch of them, or JSON."""
+    if path.endswith("/batch"):
+        return settings.max_body_bytes
+    return settings.max_image_bytes + _FORM_OVERHEAD if path.endswith(_UPLOAD_ADDRESSES) else _MAX_JSON_BYTES
 
 
 async def read_upload(request: Request, settings: Settings, *, with_caption: bool) -> PredictionContext:
@@ -65,7 +73,7 @@ async def read_upload(request: Request, settings: Settings, *, with_caption: boo
             raise UnprocessableError(f"There are {len(images)} fields image; send one, or ask the address for batches.")
         if not images:
             raise UnprocessableError(f"The field image must be a file; it is missing.{_fields_of(form)}")
-        _check_fields(form, "image", "caption")
+        _check_fields(form, "image", *(("caption",) if with_caption else ()))
         captions = form.getlist("caption") if with_caption else []
         if len(captions) > 1:
             raise UnprocessableError(f"There are {len(captions)} fields caption; send one.")
@@ -90,7 +98,7 @@ async def read_batch(request: Request, settings: Settings, *, with_captions: boo
             raise UnprocessableError(f"Each field images must be a file; there is none.{_fields_of(form)}")
         if len(images) > limit:
             raise ContentTooLargeError(f"The request has {len(images)} images; the limit is {limit}. Send several.")
-        _check_fields(form, "images", "captions")
+        _check_fields(form, "images", *(("captions",) if with_captions else ()))
         captions = form.getlist("captions") if with_captions else []
         if captions and len(captions) != len(images):
             raise UnprocessableError(
@@ -188,9 +196,8 @@ def _check_fields(form: FormData, *taken: str) -> None:
     """Refuse fields that would be ignored, such as ``captions`` where the caption belongs into ``caption``."""
     unknown = sorted({name for name in form if name not in (*taken, _CHARSET)})
     if unknown:
-        raise UnprocessableError(
-            f"The field {unknown[0][:40]} is not taken here; the fields are {' and '.join(taken)}."
-        )
+        fields = f"the fields are {' and '.join(taken)}" if len(taken) > 1 else f"the only field is {taken[0]}"
+        raise UnprocessableError(f"The field {unknown[0][:40]} is not taken here; {fields}.")
 
 
 def _check_media_type(request: Request, expected: str) -> None:

@@ -14,8 +14,8 @@ def ask(
     caption: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> httpx.Response:
-    """Send one image."""
-    form = None if caption is None else {"caption": caption}
+    """Send one image; the caption to the addresses that take one."""
+    form = None if caption is None or "/location" not in path else {"caption": caption}
     return client.post(path, files={"image": ("any.png", data)}, data=form, headers=headers)
 
 

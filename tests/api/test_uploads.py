@@ -49,6 +49,16 @@ def test_a_file_needs_no_name(api: httpx.Client, disposition: str, data: bytes) 
         assert (picture.format, picture.size) == ("PNG", (96, 80))
 
 
+@pytest.mark.parametrize("path", ["/cases/bulk", "/images/bulk", "/views", "/images/MPX1007_synpic46719/annotations"])
+def test_json_has_a_limit_of_its_own(api: httpx.Client, path: str) -> None:
+    json = {"Content-Type": "application/json"}
+    answer = api.post(path, content=b'{"ids": ["%s"]}' % (b"x" * 70_000), headers=json)
+    is_problem(answer, 413)
+    assert "the limit of 64 KiB" in answer.json()["detail"]
+    longest = b'{"comment": "%s"}' % (b"\\ud83d\\ude00" * 5_000)
+    assert api.post(path, content=longest, headers=json).status_code != 413
+
+
 def test_text_in_the_place_of_a_file_is_told(api: httpx.Client) -> None:
     answer = api.post("/preview", content=_form(('name="image"', b"scan.png")), headers=FORM)
     is_problem(answer, 422)
@@ -61,12 +71,25 @@ def test_a_misspelt_field_is_told(api: httpx.Client) -> None:
     assert answer.json()["detail"].endswith("it is missing. The request has: file, title.")
 
 
-@pytest.mark.parametrize(("path", "field"), [("location", "captions"), ("location/batch", "caption")])
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        *(("location", "captions"), ("location/batch", "caption")),
+        *(("modality", "caption"), ("modality/batch", "captions")),
+    ],
+)
 def test_a_field_that_would_be_ignored_is_told(predict_api: httpx.Client, path: str, field: str) -> None:
     image = "images" if path.endswith("batch") else "image"
     answer = predict_api.post(f"/predict/{path}", files={image: ("any.png", PNG)}, data={field: "Axial CT"})
     is_problem(answer, 422)
     assert f"The field {field} is not taken here" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/preview", "/search/similar", "/explain/modality"])
+def test_a_caption_is_refused_where_the_image_alone_counts(predict_api: httpx.Client, path: str) -> None:
+    answer = predict_api.post(path, files={"image": ("any.png", PNG)}, data={"caption": "Axial CT"})
+    is_problem(answer, 422)
+    assert answer.json()["detail"] == "The field caption is not taken here; the only field is image."
 
 
 def test_a_field_of_text_has_a_limit(api: httpx.Client) -> None:
