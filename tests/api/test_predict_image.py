@@ -49,6 +49,11 @@ def test_the_caption_can_be_left_out(predict_api: httpx.Client, record: Record) 
     assert body["location"]["prediction"]["inputs_used"] == ["image"]
 
 
+def test_the_modality_is_known_again_from_an_upload(predict_api: httpx.Client, record: Record) -> None:
+    assert predict_api.get(f"/images/{record.image}/predict").status_code == 200
+    assert ask(predict_api, "/predict/modality", record.path.read_bytes()).headers["x-cache"] == "hit"
+
+
 def test_a_training_image_says_that_it_proves_nothing(predict_api: httpx.Client, records: list[Record]) -> None:
     image = next(record.image for record in records if record.split == "train")
     notes = predict_api.get(f"/images/{image}/predict").json()["modality"]["prediction"]["notes"]

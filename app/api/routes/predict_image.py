@@ -79,7 +79,8 @@ async def predict_image(
     labels = image_view(document)
     data = await read_image_file(image_store, document)
     text = labels["caption"] if caption else None
-    contexts = [PredictionContext(data, text) for _ in TASKS]
+    # The modality is from the image alone: with the caption, the cache would not know the same upload again.
+    contexts = [PredictionContext(data, text if task == "location" else None) for task in TASKS]
     async with request.cancel_on_disconnect():
         results = await asyncio.gather(
             *(_result(request, task, context, labels[task]) for task, context in zip(TASKS, contexts, strict=True))

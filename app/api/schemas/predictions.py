@@ -58,6 +58,10 @@ class PredictionView(Ranking):
 
     task: Task
     decision: Literal["confident", "uncertain"]
+    out_of_distribution: bool | None = Field(
+        description="Whether the image is unlike all that the model was trained on, which makes the decision "
+        "uncertain; null where the model has no rule for it"
+    )
     inputs_used: list[Literal["image", "caption"]]
     location_category: Ranking | None = Field(default=None, description="Body region; for location only")
     model: ModelStamp
@@ -74,6 +78,7 @@ def prediction_view(context: PredictionContext) -> dict[str, Any]:
         "task": task,
         **ranking(context.probabilities[task]),
         "decision": "confident" if context.confident else "uncertain",
+        "out_of_distribution": context.out_of_distribution,
         "inputs_used": list(context.inputs_used),
         "model": model_stamp(context.card),
         "image": image_stamp(context.info),

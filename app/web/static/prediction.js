@@ -31,9 +31,7 @@ function doubt(prediction) {
   const header = prediction.image.header_modality;
   if (header && !MODALITIES.includes(header)) return `Uncertain: the DICOM header says ${header}, and the model was trained on CT and MR images only.`;
   if (prediction.task === "modality" && header && header !== prediction.label) return `Uncertain: the DICOM header says ${header}.`;
-  // The note says more than this sentence could.
-  const isUnlike = prediction.notes.find((note) => /unlike|out of distribution|differs from (all|every|the) /i.test(note));
-  if (isUnlike) return "Uncertain: the image differs from all images that the model was trained on.";
+  if (prediction.out_of_distribution) return "Uncertain: the image differs from all images that the model was trained on.";
   return "Uncertain: for patients that the model had not seen, answers at this confidence were wrong too often.";
 }
 
