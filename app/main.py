@@ -82,11 +82,11 @@ def main() -> None:
 def _explain_database_error(error: Exception) -> str | None:
     from pymongo.errors import ConnectionFailure, PyMongoError  # noqa: PLC0415 - `medpix --help` needs no driver
 
-    from app.data.client import explain_refusal  # noqa: PLC0415 - it imports the driver
+    from app.data.client import explain_refusal, reason_of  # noqa: PLC0415 - it imports the driver
 
     match error:
         case ConnectionFailure():
-            reason = str(error).partition(" (configured timeouts")[0]
+            reason = reason_of(error)
             return f"MongoDB cannot be reached: {reason}. Is it running, and is MEDPIX_MONGO_URI its address?"
         case PyMongoError():
             return explain_refusal(error)

@@ -31,6 +31,7 @@ from app.core.exceptions import (
     UnprocessableError,
     message_of,
 )
+from app.data.client import UNAUTHORIZED
 from app.data.dataset import DatasetNotFoundError
 from app.data.filters import ParameterError
 from app.data.repository import NotFoundError
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE: Final = "application/problem+json"
 # As nginx counts clients that close the connection before the answer.
 CLIENT_CLOSED_REQUEST: Final = 499
-_UNAUTHORIZED: Final = 13
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
@@ -161,7 +161,7 @@ def _database_error(error: PyMongoError) -> ApiError:
             return DeadlineExceededError("The database did not answer in time. Ask for less, or use a simpler filter.")
         case ConnectionFailure() | AutoReconnect() | WaitQueueTimeoutError():
             return UnavailableError("The database cannot be reached at the moment. Try again shortly.")
-        case OperationFailure() if error.code == _UNAUTHORIZED:
+        case OperationFailure() if error.code == UNAUTHORIZED:
             logger.error("the database user may not do this", exc_info=error)
             return UnavailableError(
                 "The database user of this service may not do this. Run the init script of the database again, as "

@@ -10,20 +10,16 @@ from fastapi import Request, Response
 from fastapi.responses import FileResponse
 
 from app.core.byte_ranges import keep_satisfiable_ranges
-from app.data.repository import NotFoundError
 
 _CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
 
 
-async def image_response(
-    request: Request, etag: str, image: str, find: Callable[[], Path], media_type: str
-) -> Response:
+async def image_response(request: Request, etag: str, find: Callable[[], Path], media_type: str) -> Response:
     """A file of an image with a content hash as its ETag: 304 if the client has it, 206 for a range.
 
     Args:
         request: supplies If-None-Match, If-Range and Range.
         etag: the quoted entity tag.
-        image: whose file it is, for the error message.
         find: finds or makes the file; runs in a thread.
         media_type: of the file.
 
@@ -35,12 +31,7 @@ async def image_response(
     unchanged = not_modified(request, headers)
     if unchanged:
         return unchanged
-    try:
-        path = await asyncio.to_thread(find)
-    except FileNotFoundError as error:
-        message = f"The file of image {image} is not in this service's dataset folder."
-        raise NotFoundError(message) from error
-    return await file_response(request, path, media_type, headers)
+    return await file_response(request, await asyncio.to_thread(find), media_type, headers)
 
 
 def not_modified(request: Request, headers: dict[str, str]) -> Response | None:

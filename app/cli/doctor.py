@@ -218,7 +218,7 @@ def _database(settings: "Settings") -> Finding:
     from pymongo.errors import PyMongoError
 
     from app.data import schema
-    from app.data.client import connect
+    from app.data.client import connect, reason_of
     from app.data.mongod import Mongod, find_mongod
 
     uri = settings.mongo_uri
@@ -235,8 +235,8 @@ def _database(settings: "Settings") -> Finding:
             counts = [database[name].estimated_document_count() for name in (schema.CASES, schema.IMAGES)]
             version = client.server_info()["version"]
     except PyMongoError as error:
-        reason = str(error).partition(" (configured timeouts")[0]
-        return Finding("database", "error", reason, "Is MongoDB running, and is MEDPIX_MONGO_URI its address?")
+        question = "Is MongoDB running, and is MEDPIX_MONGO_URI its address?"
+        return Finding("database", "error", reason_of(error), question)
     detail = f"MongoDB {version} with {counts[0]} cases and {counts[1]} images"
     if not all(counts):
         return Finding("database", "warning", detail, "Load the dataset with `medpix seed`.")

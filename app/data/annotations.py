@@ -9,8 +9,8 @@ from pymongo.errors import DuplicateKeyError
 
 from app.core.exceptions import ConflictError
 from app.data import schema
+from app.data.client import MAX_TIME_MS
 from app.data.filters import Filter
-from app.data.repository import MAX_TIME_MS
 
 Document = dict[str, Any]
 

@@ -11,7 +11,10 @@ from app.core.settings import Settings
 
 Document = dict[str, Any]
 
-_UNAUTHORIZED: Final = 13
+# The server's code for "this user may not do that".
+UNAUTHORIZED: Final = 13
+# Of a read of the API: a contains condition reads every document; MongoDB stops it after this time.
+MAX_TIME_MS: Final = 2_000
 _AUTHENTICATION_FAILED: Final = 18
 
 
@@ -81,6 +84,11 @@ def _explain(uri: str, error: Exception) -> str:
     )
 
 
+def reason_of(error: PyMongoError) -> str:
+    """An error's message without the driver's settings."""
+    return str(error).partition(" (configured timeouts")[0]
+
+
 def explain_refusal(error: PyMongoError) -> str:
     """What a person can do about an error that the server answered with."""
     reason = str(error).partition(", full error")[0]
@@ -90,6 +98,6 @@ def explain_refusal(error: PyMongoError) -> str:
                 "MongoDB refused the user or the password of MEDPIX_MONGO_URI. With docker compose: the database "
                 "keeps the passwords of its first start, whatever is in .env now; .env.example says how to change them."
             )
-        case OperationFailure(code=code) if code == _UNAUTHORIZED:
+        case OperationFailure(code=code) if code == UNAUTHORIZED:
             return f"The user of MEDPIX_MONGO_URI may not do this: {reason}"
     return f"MongoDB refused: {reason}"

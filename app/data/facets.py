@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
+from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 
 from app.data import schema
@@ -50,11 +52,7 @@ async def facets(database: AsyncDatabase[Document], selection: Filter, counted: 
             {"$group": {"_id": {"$first": "$case.norm.topic.category"}, "count": {"$sum": "$count"}}},
         ]
         cases = [{"$group": {"_id": "$U_id"}}, {"$count": "count"}]
-
-    async def ask(*stages: Document) -> list[Document]:
-        cursor = await target.aggregate([{"$match": match}, *stages], maxTimeMS=MAX_TIME_MS)
-        rows: list[Document] = await cursor.to_list()
-        return rows
+    ask = partial(_aggregate, target, match)
 
     def by(key: Any) -> Document:
         return {"$group": {"_id": key, "count": {"$sum": number}}}
@@ -76,6 +74,11 @@ async def facets(database: AsyncDatabase[Document], selection: Filter, counted: 
     by_field[AGE_BAND] = [_age_value(row["_id"], row["count"]) for row in sorted(ages, key=_youngest_first)]
     by_field[TOPIC_CATEGORY] = [_value(None, row["_id"], row["count"]) for row in by_topic]
     return {"total": _only(total), "cases": _only(case_count), "facets": by_field}
+
+
+async def _aggregate(target: AsyncCollection[Document], match: Document, *stages: Document) -> list[Document]:
+    cursor = await target.aggregate([{"$match": match}, *stages], maxTimeMS=MAX_TIME_MS)
+    return await cursor.to_list()
 
 
 def _only(rows: list[Document]) -> int:
@@ -117,14 +120,9 @@ async def statistics(
     return {"total": total, "fields": {field.name: row for field, row in zip(fields, described, strict=True)}}
 
 
-async def _describe(target: Any, field: Field, selection: Filter) -> Document:
+async def _describe(target: AsyncCollection[Document], field: Field, selection: Filter) -> Document:
     path = f"${field.path}"
-
-    async def ask(*stages: Document) -> list[Document]:
-        cursor = await target.aggregate([{"$match": selection.query}, *stages], maxTimeMS=MAX_TIME_MS)
-        rows: list[Document] = await cursor.to_list()
-        return rows
-
+    ask = partial(_aggregate, target, selection.query)
     missing: Document = {"$sum": {"$cond": [{"$in": [{"$ifNull": [path, None]}, [None, []]]}, 1, 0]}}
     present: Document = {"$match": {field.path: {"$nin": [None, []]}}}
     answer: Document = {"kind": field.kind}

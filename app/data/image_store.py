@@ -9,6 +9,7 @@ from typing import Any, Final
 from PIL import Image
 
 from app.data.dataset import IMAGE_FOLDER, find_dataset
+from app.data.repository import NotFoundError
 
 THUMBNAIL_WIDTHS: Final = (64, 128, 256, 512)
 
@@ -24,12 +25,15 @@ class ImageStore:
         """The image file of a record.
 
         Raises:
-            FileNotFoundError: it is not in the dataset folder.
+            NotFoundError: it is not in the dataset folder.
         """
         folder = find_dataset(self._dataset_dir) / IMAGE_FOLDER
         path = (folder / str(file["name"])).resolve()
         if not path.is_relative_to(folder.resolve()) or not path.is_file():
-            raise FileNotFoundError(file["name"])
+            image = Path(str(file["name"])).stem
+            raise NotFoundError(
+                f"The file of image {image} is not in this service's dataset folder. Run `medpix fetch`."
+            )
         return path
 
     def thumbnail(self, file: Mapping[str, Any], width: int) -> Path:
@@ -40,7 +44,7 @@ class ImageStore:
             width: one of ``THUMBNAIL_WIDTHS``.
 
         Raises:
-            FileNotFoundError: the image is not in the dataset folder.
+            NotFoundError: the image is not in the dataset folder.
         """
         sha256 = str(file["sha256"])
         cached = self._cache_dir / sha256[:2] / f"{sha256}-{width}.jpg"

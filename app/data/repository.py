@@ -1,7 +1,6 @@
 """Every question that the API asks of the data collections."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 from app.core.exceptions import ProblemItem, UnavailableError
 from app.data import integrity, regex_filter, schema
 from app.data import pagination as cursor
+from app.data.client import MAX_TIME_MS, UNAUTHORIZED
 from app.data.facets import facets, statistics
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, VIEW_FIELDS, Field
 from app.data.filters import EVERYTHING, Filter, ParameterError, Vocabulary
@@ -27,16 +27,11 @@ from app.data.serializers import ANSWER, case_answer, case_view, encode, image_a
 
 Document = dict[str, Any]
 
-# A contains or regex condition reads every document; MongoDB stops it after this time.
-MAX_TIME_MS: Final = 2_000
 # Counting reads an index entry per document: on a large collection it would take longer than the page itself.
 MAX_TOTAL: Final = 10_000
 _MAX_TOTALS: Final = 1_000
 _MAX_RESOLVED: Final = 32
 _STREAM_BATCH: Final = 200
-# Health checks and pages ask for the faults every second or two, each time with ten commands.
-_FAULTS_S: Final = 4.0
-_UNAUTHORIZED: Final = 13
 # MongoDB's own work on a whole export, without the time that the client takes.
 _STREAM_TIME_MS: Final = 60_000
 
@@ -96,6 +91,7 @@ class Repository:
 
     Attributes:
         seed_runs: which seeding wrote them.
+        fault_check: what was removed since.
     """
 
     def __init__(self, database: AsyncDatabase[Document], cache: Path) -> None:
@@ -107,10 +103,10 @@ class Repository:
         """
         self._database = database
         self.seed_runs = SeedRuns(database)
+        self.fault_check = integrity.FaultCheck(database, MAX_TOTAL)
         self._totals: dict[tuple[str, str, str], int] = {}
         self._hash_index = ImageHashIndex(database, MAX_TIME_MS)
         self._resolved: dict[tuple[str, str, str], Document] = {}
-        self._faults: tuple[Any, float, tuple[list[str], list[str]]] | None = None
         self._point_reads = PointReads(database, MAX_TIME_MS)
         self._search = Search(database, SearchIndex(database, cache / "search"))
 
@@ -379,7 +375,7 @@ class Repository:
         try:
             return await facets(self._database, selection, counted)
         except OperationFailure as error:
-            if counted is None or error.code != _UNAUTHORIZED:
+            if counted is None or error.code != UNAUTHORIZED:
                 raise
             # The roles of the containers were made by a version that had no counts.
             return await facets(self._database, selection)
@@ -388,21 +384,6 @@ class Repository:
         """Nulls and distributions of every field of a collection under a filter."""
         selection = await self.resolve(collection, selection)
         return await statistics(self._database, collection.name, collection.fields, selection)
-
-    async def faults(self, run: Document | None) -> tuple[list[str], list[str]]:
-        """What was removed since a seeding: documents, and indexes; a sentence for each, at most 4 s old.
-
-        Args:
-            run: the last complete seeding run as the database has it now.
-        """
-        if run is None:
-            return [], []
-        now = time.monotonic()
-        if self._faults is None or self._faults[0] != run["_id"] or now >= self._faults[1]:
-            documents = await integrity.missing_documents(self._database, run, MAX_TOTAL)
-            faults = documents, await integrity.missing_indexes(self._database)
-            self._faults = run["_id"], now + _FAULTS_S, faults
-        return self._faults[2]
 
     async def counts(self) -> dict[str, int]:
         """How many cases and images there are, each counted to ``MAX_TOTAL``."""

@@ -17,6 +17,7 @@ from pymongo.errors import OperationFailure
 
 from app.core.exceptions import UserError
 from app.data import bson_schema
+from app.data.client import UNAUTHORIZED
 from app.data.record import Annotation, SavedView
 
 Document = dict[str, Any]
@@ -41,7 +42,6 @@ LATEST_RUN_FIRST: Final = (("sequence", -1), ("started_at", -1))
 
 # What was acknowledged survives the loss of any one member.
 MAJORITY: Final = WriteConcern("majority", wtimeout=5_000)
-_UNAUTHORIZED: Final = 13
 # Indexes of earlier versions, which cost every write and answer nothing.
 _FORMER_INDEXES: Final = frozenset({"text"})
 
@@ -117,7 +117,7 @@ def _change(database: Database[Document], name: str, options: Document) -> None:
     try:
         database.command("collMod", name, **options)
     except OperationFailure as error:
-        if error.code == _UNAUTHORIZED:
+        if error.code == UNAUTHORIZED:
             raise SchemaError(
                 f"The definition of {name} in the database is from another version, and this user may not change "
                 "it. Give the user the dbAdmin role for this one run, or start from an empty database volume."

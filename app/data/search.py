@@ -10,6 +10,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from app.core.exceptions import ProblemItem, UnavailableError
 from app.data import schema
+from app.data.client import MAX_TIME_MS
 from app.data.fields import CASE_FIELDS, IMAGE_FIELDS
 from app.data.filters import Filter, ParameterError
 from app.data.highlight import Highlighter, Match
@@ -27,7 +28,6 @@ Ranking = list[tuple[str, float]]
 MAX_HITS: Final = 1_000
 # A prefix stands for up to thousands of words; any number of whole words is cheap, so a history can be the query.
 _MAX_PREFIXES: Final = 10
-_MAX_TIME_MS: Final = 2_000
 _FILTER_BATCH: Final = 2_000
 _EMBEDDING_RETRY_S: Final = 15
 _SETUP_RETRY_S: Final = 60
@@ -222,7 +222,7 @@ class Search:
         for start in range(0, len(ranking), _FILTER_BATCH):
             batch = ranking[start : start + _FILTER_BATCH]
             query = {"$and": [{"_id": {"$in": [key for key, _ in batch]}}, selection.query]}
-            documents = self._database[schema.CASES].find(query, {"_id": 1}, max_time_ms=_MAX_TIME_MS)
+            documents = self._database[schema.CASES].find(query, {"_id": 1}, max_time_ms=MAX_TIME_MS)
             keys = {row["_id"] async for row in documents}
             passed += [entry for entry in batch if entry[0] in keys]
             if len(passed) >= MAX_HITS:
@@ -244,7 +244,7 @@ class Search:
         return await self.index.run(_marked, Highlighter(plan.wanted), page, rows, cases, images)
 
     async def _by_id(self, collection: str, keys: list[str]) -> dict[str, Document]:
-        documents = self._database[collection].find({"_id": {"$in": keys}}, max_time_ms=_MAX_TIME_MS)
+        documents = self._database[collection].find({"_id": {"$in": keys}}, max_time_ms=MAX_TIME_MS)
         return {document["_id"]: document async for document in documents}
 
 

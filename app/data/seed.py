@@ -20,7 +20,7 @@ from app.data import dataset, schema
 from app.data.fields import CASE_FIELDS, IMAGE_FIELDS, Field, pick
 from app.data.image_counts import write_image_counts
 from app.data.normalize import normalize_case, normalize_image
-from app.data.reader import Problem, Source, SourceError, SourceRecord, read_source
+from app.data.reader import Source, SourceError, SourceRecord, read_source
 from app.data.serializers import ANSWER, case_answer, image_answer
 
 Document = dict[str, Any]
@@ -299,6 +299,3 @@ def _orphans(other: str, key: str) -> list[Document]:
 
 def _file_names(database: Database[Document]) -> list[str]:
     return [row["file"]["name"] for row in database[schema.IMAGES].find({}, {"file.name": 1})]
-
-
-__all__ = ["LoadCounts", "Problem", "SeedError", "SeedReport", "SourceError", "seed"]

@@ -8,11 +8,11 @@ from typing import Any, Final, TypeVar, cast
 from pymongo.asynchronous.database import AsyncDatabase
 
 from app.data import schema
+from app.data.client import MAX_TIME_MS
 
 Document = dict[str, Any]
 _Measured = TypeVar("_Measured")
 
-_MAX_TIME_MS: Final = 2_000
 _LATEST_S: Final = 1.0
 
 
@@ -36,7 +36,7 @@ class SeedRuns:
         """The last complete seeding run; at most a second old."""
         now = time.monotonic()
         if now >= self._latest_expires:
-            newest = await self._runs.find_one({}, sort=schema.LATEST_RUN_FIRST, max_time_ms=_MAX_TIME_MS)
+            newest = await self._runs.find_one({}, sort=schema.LATEST_RUN_FIRST, max_time_ms=MAX_TIME_MS)
             self.settled = newest is not None and newest["state"] == "complete"
             self._latest = newest if self.settled else await self.read_latest()
             self._latest_expires = now + _LATEST_S
@@ -44,7 +44,7 @@ class SeedRuns:
 
     async def read_latest(self) -> Document | None:
         """The last complete seeding run as the database has it now, None if there has been none."""
-        return await self._runs.find_one({"state": "complete"}, sort=schema.LATEST_RUN_FIRST, max_time_ms=_MAX_TIME_MS)
+        return await self._runs.find_one({"state": "complete"}, sort=schema.LATEST_RUN_FIRST, max_time_ms=MAX_TIME_MS)
 
     async def dataset_version(self) -> str | None:
         """The version of the seeded dataset, None before the first seeding."""

@@ -12,7 +12,7 @@ from app.data.filters import EVERYTHING, Filter
 from app.data.image_store import ImageStore
 from app.data.integrity import case_of
 from app.data.pagination import SortOrder
-from app.data.repository import ANNOTATIONS, CASES, IMAGES, Repository
+from app.data.repository import ANNOTATIONS, CASES, IMAGES, NotFoundError, Repository
 from app.export.archive import ImageArchive
 from app.export.rows import IMAGE_CASE_COLUMNS, columns, flat_row, source_record
 from app.export.tables import Csv, Json, JsonLines, Parquet, Writer
@@ -175,11 +175,8 @@ def _archived(
     for document, case in batch:
         try:
             parts.append(archive.add(_row(document, case, export), numbers, image_store.path(document["file"])))
-        except FileNotFoundError as error:
-            message = (
-                f"The file of image {document['_id']} is not in this service's dataset folder. Run `medpix fetch`."
-            )
-            raise UnavailableError(message) from error
+        except NotFoundError as error:
+            raise UnavailableError(str(error)) from error
     return b"".join(parts)
 
 

@@ -21,6 +21,7 @@ from app.core.exceptions import UnavailableError, UserError
 from app.core.progress import Progress
 from app.core.settings import Settings
 from app.core.telemetry import Metrics
+from app.data.client import reason_of
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.serving.admission import UploadBudget
 from app.serving.daemon_pool import DaemonThreadPool
@@ -239,8 +240,7 @@ class ModelManager:
                     self._replaced = False
                     await asyncio.to_thread(release_replaced)
             except PyMongoError as error:
-                reason = str(error).partition(" (configured timeouts")[0]
-                logger.warning("the model registry cannot be read: %s", reason)
+                logger.warning("the model registry cannot be read: %s", reason_of(error))
             except Exception as error:  # whatever it was, the next read may succeed; the models go on serving
                 if repr(error) != last:
                     logger.exception("reading the model registry failed")

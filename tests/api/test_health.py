@@ -35,7 +35,7 @@ def test_alive_and_ready(api: httpx.Client) -> None:
 
 def test_the_faults_are_not_looked_for_at_each_call(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     assert wait_for(api, "/health/ready", is_ok).json()["database"]["faults"] == []
-    monkeypatch.setattr("app.data.repository._FAULTS_S", 60)
+    monkeypatch.setattr("app.data.integrity._FAULTS_S", 60)
     looked = []
 
     async def missing_indexes(_: object) -> list[str]:
@@ -92,7 +92,7 @@ def test_what_is_removed_from_the_database_is_named_and_nothing_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seed(database, generated_dataset)
-    monkeypatch.setattr("app.data.repository._FAULTS_S", 0)
+    monkeypatch.setattr("app.data.integrity._FAULTS_S", 0)
     with serve(settings) as client:
         assert wait_for(client, "/health/ready", is_ok).json()["database"]["faults"] == []
         for name in (

@@ -5,6 +5,7 @@ import pytest
 
 from app.core.disk_cache import DiskCache
 from app.data.image_store import THUMBNAIL_WIDTHS, ImageStore
+from app.data.repository import NotFoundError
 
 
 def test_thumbnails_unused_for_longest_are_removed_and_made_again(generated_dataset: Path, tmp_path: Path) -> None:
@@ -22,5 +23,5 @@ def test_thumbnails_unused_for_longest_are_removed_and_made_again(generated_data
 
 def test_a_name_does_not_lead_out_of_the_dataset(generated_dataset: Path, tmp_path: Path) -> None:
     store = ImageStore(generated_dataset, tmp_path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NotFoundError, match="is not in this service's dataset folder"):
         store.path({"name": "../../secret"})

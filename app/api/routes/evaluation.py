@@ -1,7 +1,6 @@
 """The last evaluation of the models, as `medpix evaluate` wrote it."""
 
 import asyncio
-from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.deps import get_settings
 from app.api.errors import documented
-from app.api.file_responses import etag_matches
+from app.api.file_responses import not_modified
 from app.core.exceptions import UnavailableError
 from app.core.settings import Settings
 from app.data.evaluation_report import FaultyReportError, read_page, read_report
@@ -50,9 +49,8 @@ async def read_evaluation(request: Request, settings: Annotated[Settings, Depend
     except FaultyReportError as error:
         raise UnavailableError(str(error)) from error
     headers = {"ETag": report.etag, "Cache-Control": "no-cache"}
-    if etag_matches(request.headers.get("if-none-match"), report.etag):
-        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return Response(report.body, headers=headers, media_type="application/json")
+    unchanged = not_modified(request, headers)
+    return unchanged or Response(report.body, headers=headers, media_type="application/json")
 
 
 @router.get(

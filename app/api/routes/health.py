@@ -47,7 +47,6 @@ class Readiness(BaseModel):
 @router.get(
     "/live",
     response_model=Liveness,
-    response_model_exclude_none=True,
     responses={
         **documented(422),
         503: {"model": Liveness, "description": "The GPU failed for good; the process ends by itself"},
@@ -78,7 +77,7 @@ async def ready(repository: RepositoryDep, models: ModelsDep) -> Response:
         seed_run = await repository.seed_runs.read_latest()
         database |= {"reachable": True, "seeded": seed_run is not None, **await repository.counts()}
         database["dataset_version"] = seed_run["dataset_version"] if seed_run else None
-        documents, indexes = await repository.faults(seed_run)
+        documents, indexes = await repository.fault_check.faults(seed_run)
         database["faults"] = documents + indexes
         is_whole = not documents
         await repository.load_image_hashes()

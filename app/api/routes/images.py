@@ -119,7 +119,7 @@ async def read_file(
 ) -> Response:
     """The PNG file as it is in the dataset."""
     file = (await repository.get(IMAGES, image))["file"]
-    return await image_response(request, f'"{file["sha256"]}"', image, lambda: image_store.path(file), "image/png")
+    return await image_response(request, f'"{file["sha256"]}"', lambda: image_store.path(file), "image/png")
 
 
 @router.get(
@@ -140,4 +140,4 @@ async def read_thumbnail(
     width = max(step for step in THUMBNAIL_WIDTHS if step <= width)
     file = (await repository.get(IMAGES, image))["file"]
     etag = f'"{file["sha256"]}-{width}"'
-    return await image_response(request, etag, image, lambda: image_store.thumbnail(file, width), "image/jpeg")
+    return await image_response(request, etag, lambda: image_store.thumbnail(file, width), "image/jpeg")

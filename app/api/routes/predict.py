@@ -20,7 +20,6 @@ router = APIRouter(tags=["predict"], prefix="/predict")
 @router.post(
     "/modality",
     response_model=PredictionView,
-    response_model_exclude_unset=True,
     responses={**TIMED, **UPLOAD_ERRORS},
     openapi_extra=upload_schema(with_caption=False),
     summary="CT or MR",
@@ -33,7 +32,6 @@ async def predict_modality(request: PredictionRequestDep) -> Response:
 @router.post(
     "/location",
     response_model=PredictionView,
-    response_model_exclude_unset=True,
     responses={**TIMED, **UPLOAD_ERRORS},
     openapi_extra=upload_schema(with_caption=True),
     summary="Anatomical location",

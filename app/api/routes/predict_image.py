@@ -19,7 +19,7 @@ from app.api.prediction_request import (
 from app.api.schemas.predictions import PredictionView, Task
 from app.data.image_store import ImageStore
 from app.data.record import CaseId, ImageId, Split
-from app.data.repository import IMAGES, NotFoundError
+from app.data.repository import IMAGES
 from app.data.serializers import image_view
 from app.serving.prediction_context import PredictionContext
 
@@ -101,11 +101,7 @@ async def read_image_file(image_store: ImageStore, document: dict[str, Any]) -> 
     Raises:
         NotFoundError: it is not in the dataset folder.
     """
-    try:
-        return await asyncio.to_thread(lambda: image_store.path(document["file"]).read_bytes())
-    except FileNotFoundError as error:
-        message = f"The file of image {document['_id']} is not in this service's dataset folder."
-        raise NotFoundError(message) from error
+    return await asyncio.to_thread(lambda: image_store.path(document["file"]).read_bytes())
 
 
 async def _result(

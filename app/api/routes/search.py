@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from app.api.deps import CaseFilterDep, Limit, OnlyDigits, RepositoryDep
+from app.api.deps import MAX_QUERY_CHARS, CaseFilterDep, Limit, OnlyDigits, RepositoryDep
 from app.api.errors import documented
 from app.api.filter_parameters import filters
 from app.api.projection import CaseProjectionDep, Projection
@@ -18,8 +18,6 @@ from app.data.search import MAX_HITS, Hit, Mode, SearchResult
 from app.data.serializers import case_view, encode, image_view
 
 router = APIRouter(tags=["search"])
-
-MAX_QUERY_CHARS = 300
 
 
 class MatchView(BaseModel):

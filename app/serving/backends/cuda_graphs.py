@@ -9,7 +9,6 @@ from torch import Tensor
 
 from app.serving.backends.base import Floats, Pixels
 from app.serving.backends.torch import TorchBackend
-from app.serving.batch_tuning import CUDA_SIZES
 
 _WARM_UP_RUNS: Final = 3
 
@@ -28,7 +27,7 @@ class CudaGraphBackend:
 
     name = "torch"
 
-    def __init__(self, backend: TorchBackend, shape: tuple[int, int, int], sizes: Sequence[int] = CUDA_SIZES) -> None:
+    def __init__(self, backend: TorchBackend, shape: tuple[int, int, int], sizes: Sequence[int]) -> None:
         self.device = backend.device
         self.precision = backend.precision
         self._backend = backend
