@@ -2,9 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qsl
 
 from fastapi import Depends, Path, Query, Request
@@ -54,46 +54,17 @@ _CASE_ID = re.compile(CASE_ID, re.IGNORECASE | re.ASCII)
 _IMAGE_ID = re.compile(IMAGE_ID, re.IGNORECASE | re.ASCII)
 
 
-async def get_settings(request: Request) -> Settings:
-    """The settings that this application was made with."""
-    settings: Settings = request.app.state.settings
-    return settings
+def _member(name: str) -> Callable[[Request], Awaitable[Any]]:
+    """A dependency: what the application keeps in its state under a name."""
+
+    async def get(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return get
 
 
-async def get_repository(request: Request) -> Repository:
-    """The data of this application."""
-    repository: Repository = request.app.state.repository
-    return repository
-
-
-async def get_image_store(request: Request) -> ImageStore:
-    """The image files of this application."""
-    image_store: ImageStore = request.app.state.image_store
-    return image_store
-
-
-async def get_export_files(request: Request) -> ExportFiles:
-    """The exports that this application keeps as files."""
-    export_files: ExportFiles = request.app.state.export_files
-    return export_files
-
-
-async def get_saved_views(request: Request) -> SavedViews:
-    """The saved views of this application."""
-    saved_views: SavedViews = request.app.state.saved_views
-    return saved_views
-
-
-async def get_annotations(request: Request) -> Annotations:
-    """The annotations of this application."""
-    annotations: Annotations = request.app.state.annotations
-    return annotations
-
-
-async def get_models(request: Request) -> ModelManager:
-    """The models of this application."""
-    models: ModelManager = request.app.state.models
-    return models
+get_settings: Final = _member("settings")
+get_repository: Final = _member("repository")
 
 
 async def case_id(u_id: Annotated[str, Path(examples=["MPX1007"])]) -> str:
@@ -295,11 +266,11 @@ async def image_order(sort: SortText = None) -> SortOrder:
 
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 RepositoryDep = Annotated[Repository, Depends(get_repository)]
-ImageStoreDep = Annotated[ImageStore, Depends(get_image_store)]
-ExportFilesDep = Annotated[ExportFiles, Depends(get_export_files)]
-AnnotationsDep = Annotated[Annotations, Depends(get_annotations)]
-SavedViewsDep = Annotated[SavedViews, Depends(get_saved_views)]
-ModelsDep = Annotated[ModelManager, Depends(get_models)]
+ImageStoreDep = Annotated[ImageStore, Depends(_member("image_store"))]
+ExportFilesDep = Annotated[ExportFiles, Depends(_member("export_files"))]
+AnnotationsDep = Annotated[Annotations, Depends(_member("annotations"))]
+SavedViewsDep = Annotated[SavedViews, Depends(_member("saved_views"))]
+ModelsDep = Annotated[ModelManager, Depends(_member("models"))]
 CaseIdDep = Annotated[str, Depends(case_id)]
 ImageIdDep = Annotated[str, Depends(image_id)]
 CaseFilterDep = Annotated[Filter, Depends(case_filter)]

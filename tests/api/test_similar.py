@@ -2,6 +2,8 @@ import httpx
 import pytest
 
 from app.api.routes.similar import SimilarImages
+from app.serving.prediction_context import PredictionContext
+from app.serving.predictor import Predictor
 from ml.dataset.records import Record
 from tests.api.predict_client import ask, is_problem, stages
 from tests.serving.hostile_files import accepted, refused
@@ -36,6 +38,22 @@ def test_an_unchanged_image_in_another_file_finds_itself(predict_api: httpx.Clie
     for record in records[:5]:
         first = ask(predict_api, "/search/similar", record.path.read_bytes() + b"!").json()["items"][0]
         assert first["similarity"] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_model_that_knows_no_image_of_the_dataset_is_unavailable(
+    predict_api: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nearest = Predictor.nearest
+
+    async def find_none(predictor: Predictor, context: PredictionContext, count: int) -> None:
+        await nearest(predictor, context, count)
+        context.neighbours = []
+
+    monkeypatch.setattr(Predictor, "nearest", find_none)
+    answer = ask(predict_api, "/search/similar", accepted()["grey"])
+    is_problem(answer, 503)
+    assert answer.headers["retry-after"] == "60"
+    assert "Train it again" in answer.json()["detail"]
 
 
 def test_a_search_that_cannot_be_used_is_refused(predict_api: httpx.Client) -> None:
