@@ -1,6 +1,7 @@
 """Creates the FastAPI application: settings, lifespan, routers, error handlers."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
@@ -50,6 +51,8 @@ from app.data.schema import DATABASE
 from app.export.export_files import ExportFiles
 from app.serving.model_manager import ModelManager
 from app.web.pages import install_pages
+
+logger = logging.getLogger(__name__)
 
 # In the order of the API reference.
 ROUTERS = (
@@ -102,7 +105,10 @@ async def _prepare_search(repository: Repository) -> None:
 async def _trim_cache(cache: DiskCache, metrics: Metrics) -> None:
     """Keep the cache folder within its budget for as long as the application runs."""
     while True:
-        metrics.disk_cache(await asyncio.to_thread(cache.trim))
+        try:
+            metrics.disk_cache(await asyncio.to_thread(cache.trim))
+        except Exception:  # whatever it was, the next trim may succeed
+            logger.exception("the cache folder %s cannot be trimmed", cache.folder)
         await asyncio.sleep(_TRIM_EVERY_S)
 
 
