@@ -13,7 +13,7 @@ Progress = Callable[[int, int | None], None]
 
 _ATTEMPTS: Final = 5
 _BUSY: Final = frozenset({429, 500, 502, 503, 504})
-_PAUSE_S: Final = 2.0
+_FIRST_PAUSE_S: Final = 1.0
 _TIMEOUT_S: Final = 30.0
 
 
@@ -37,14 +37,15 @@ def download(url: str, part: Path, progress: Progress, *, advice: str) -> None:
     tag_file = part.with_suffix(".etag")
     failure: Exception | None = None
     with httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S) as client:
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
             try:
                 _receive(client, url, part, tag_file, progress)
             except httpx.HTTPStatusError as error:
                 if error.response.status_code not in _BUSY:
                     raise DownloadError(f"{url} answers {error.response.status_code}. Is the address right?") from error
                 failure = error
-                time.sleep(_PAUSE_S)
             except httpx.TransportError as error:
                 failure = error
             except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
