@@ -151,8 +151,8 @@ class Settings(BaseSettings):
         default="auto",
         description="What models compute in; bf16 only where it gives the same answers on the dev split",
     )
-    model_modality: str | None = Field(default=None, description="Pin the model that answers /predict/modality")
-    model_location: str | None = Field(default=None, description="Pin the model that answers /predict/location")
+    model_modality: str | None = Field(default=None, description="Name of the model that answers /predict/modality; unset: the best on dev")
+    model_location: str | None = Field(default=None, description="Name of the model that answers /predict/location; unset: the best on dev")
     request_deadline_s: float = Field(default=30.0, gt=0, le=600, description="Longest time for one prediction")
     max_images_per_request: int = Field(default=32, ge=1, le=256, description="Most images of a batch request")
     cache_entries: int = Field(default=10_000, ge=0, le=1_000_000, description="Predictions kept to answer again")
@@ -171,7 +171,7 @@ class Settings(BaseSettings):
     )
 
     api_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_named_keys)] = Field(
-        default_factory=dict, description="NAME:KEY,NAME:KEY who may write; empty: everybody who reaches the port"
+        default_factory=dict, description="NAME:KEY,NAME:KEY that may write; empty: programs on this machine alone, where MEDPIX_HOST is loopback"
     )
     anonymous_writes: bool = Field(
         default=False,
