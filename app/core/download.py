@@ -9,7 +9,7 @@ import httpx
 
 from app.core.exceptions import UserError
 
-Progress = Callable[[int, int | None], None]
+ProgressCallback = Callable[[int, int | None], None]
 
 _ATTEMPTS: Final = 5
 _BUSY: Final = frozenset({429, 500, 502, 503, 504})
@@ -21,7 +21,7 @@ class DownloadError(UserError):
     """A file could not be downloaded; what was received is kept for the next attempt."""
 
 
-def download(url: str, part: Path, progress: Progress, *, advice: str) -> None:
+def download(url: str, part: Path, progress: ProgressCallback, *, advice: str) -> None:
     """Receive a file; what an earlier attempt left in ``part`` is not received again if the server still has the same.
 
     Args:
@@ -60,7 +60,7 @@ def download(url: str, part: Path, progress: Progress, *, advice: str) -> None:
     ) from failure
 
 
-def _receive(client: httpx.Client, url: str, part: Path, tag_file: Path, progress: Progress) -> None:
+def _receive(client: httpx.Client, url: str, part: Path, tag_file: Path, progress: ProgressCallback) -> None:
     """Go on from what is there if the server still has the same file, else start over."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
-from app.core.download import DownloadError, Progress, download
+from app.core.download import DownloadError, ProgressCallback, download
 from app.core.exceptions import UserError
 from app.data import dataset
 
@@ -21,7 +21,7 @@ class FetchError(UserError):
     """The dataset could not be downloaded; what was received is kept for the next run."""
 
 
-def fetch(target: Path, *, url: str = URL, progress: Progress | None = None) -> Path:
+def fetch(target: Path, *, url: str = URL, progress: ProgressCallback | None = None) -> Path:
     """Download and unpack the dataset into a folder.
 
     Args:

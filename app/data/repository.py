@@ -11,7 +11,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from app.core.exceptions import UnavailableError
 from app.data import integrity, regex_filter, schema
-from app.data import pagination as cursor
+from app.data import pagination
 from app.data.facets import facets, statistics
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, VIEW_FIELDS, Field
 from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem, Vocabulary
@@ -266,7 +266,7 @@ class Repository:
         selection = await self.resolve(collection, selection)
         conditions = [selection.query] if selection.query else []
         if after is not None:
-            conditions.append(cursor.decode_cursor(after, order, selection.canonical))
+            conditions.append(pagination.decode_cursor(after, order, selection.canonical))
         query = {"$and": conditions} if conditions else {}
         target = self._database[collection.name]
         # A cursor needs the keys of the order.
@@ -276,7 +276,7 @@ class Repository:
         documents, total = await asyncio.gather(matching.to_list(), self._count(collection, selection))
         more = len(documents) > limit
         documents = documents[:limit]
-        following = cursor.encode_cursor(documents[-1], order, selection.canonical) if more else None
+        following = pagination.encode_cursor(documents[-1], order, selection.canonical) if more else None
         if summaries:
             missing = [each["_id"] for each in documents if not _has_answer(collection, each)]
             made = {each["_id"]: each for each in await self.get_many(collection, missing)} if missing else {}
