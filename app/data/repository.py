@@ -10,8 +10,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure, PyMongoError
 
 from app.core.exceptions import UnavailableError
-from app.data import integrity, regex_filter, schema
-from app.data import pagination
+from app.data import integrity, pagination, regex_filter, schema
 from app.data.facets import facets, statistics
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, VIEW_FIELDS, Field
 from app.data.filters import EVERYTHING, Filter, ParameterError, ParameterProblem, Vocabulary
@@ -74,7 +73,7 @@ CASES: Final = Collection(schema.CASES, "case", CASE_FIELDS)
 IMAGES: Final = Collection(schema.IMAGES, "image", IMAGE_FIELDS)
 
 
-# Answers are read by themselves: they double the size of a document.
+# Stored responses double the size of a document: queries for its other fields leave them out.
 _WITHOUT_ANSWER: Final = {ANSWER: 0}
 
 

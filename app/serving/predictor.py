@@ -250,7 +250,7 @@ class Predictor:
         """What a reader of the answer should know of the image and of the inputs used."""
         notes = list(context.info.notes)
         if context.out_of_distribution:
-            notes.append("The image is unlike every image that the model was trained on.")
+            notes.append("The image is out of distribution: it differs from all images that the model was trained on.")
         if context.task == "location" and "caption" not in context.inputs_used:
             reason = "the caption has no word that the model knows"
             if context.caption is None:
