@@ -108,15 +108,15 @@ def test_the_cache_is_trimmed_again_after_a_trim_that_failed(
             raise result
         return result
 
-    async def trim_until_measured(metrics: Metrics) -> None:
+    async def trim_until_measured() -> None:
+        measured = asyncio.Event()
+        metrics = Metrics()
+        monkeypatch.setattr(metrics, "disk_cache", lambda _: measured.set())
         task = asyncio.create_task(factory._trim_cache(cache, metrics))
-        while b"thumbnails" not in metrics.text() and not task.done():
-            await asyncio.sleep(0.01)
+        await asyncio.wait_for(measured.wait(), 10)
         task.cancel()
 
     monkeypatch.setattr(cache, "trim", trim)
     monkeypatch.setattr(factory, "_TRIM_EVERY_S", 0.01)
-    metrics = Metrics()
-    asyncio.run(trim_until_measured(metrics))
-    assert b"thumbnails" in metrics.text()
+    asyncio.run(trim_until_measured())
     assert caplog.text.count("cannot be trimmed") == 1
