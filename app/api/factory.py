@@ -40,7 +40,7 @@ from app.api.trusted_hosts import TrustedHosts
 from app.api.uploads import body_limit
 from app.core.disk_cache import DiskCache
 from app.core.exceptions import ApiError
-from app.core.settings import Settings, get_settings
+from app.core.settings import ConfigurationError, Settings
 from app.core.telemetry import Metrics
 from app.data.annotations import Annotations
 from app.data.client import connect, connect_async
@@ -112,18 +112,19 @@ async def _trim_cache(cache: DiskCache, metrics: Metrics) -> None:
         await asyncio.sleep(_TRIM_EVERY_S)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings) -> FastAPI:
     """The application.
 
     Args:
-        settings: default: from the environment. ``mongo_uri`` must be set; the command line sets it
-            to the embedded mongod where there is no other.
+        settings: ``mongo_uri`` must be set when the application starts; the command line sets it to the embedded
+            mongod where there is no other.
     """
-    settings = settings or get_settings()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        uri = settings.mongo_uri or "mongodb://127.0.0.1:27017"
+        uri = settings.mongo_uri
+        if uri is None:
+            raise ConfigurationError("MEDPIX_MONGO_URI is not set.")
         async with connect_async(uri, settings) as client:
             repository = app.state.repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
             app.state.annotations = Annotations(client.get_default_database(DATABASE))
