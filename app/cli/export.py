@@ -1,8 +1,8 @@
 """`medpix export`: a selection of the data as a file."""
 
 import asyncio
+import errno
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
@@ -75,21 +75,18 @@ def run_export(
         ExportFailedError: a filter or the combination cannot be used, or the file cannot be written.
     """
     from app.core.exceptions import ApiError
+    from app.core.files import atomic_write
     from app.data.filters import ParameterError
     from app.export.streams import Export, ExportError
 
     pairs = [(name, value) for name, _, value in (condition.partition("=") for condition in conditions)]
     try:
         requested = Export(of, file_format, raw, bom)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        unfinished = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                asyncio.run(_write(settings, uri, file, pairs, requested))
-            unfinished.chmod(0o644)
-            return unfinished.replace(target).stat().st_size
-        finally:
-            unfinished.unlink(missing_ok=True)
+        if not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
+        with atomic_write(target) as unfinished, unfinished.open("wb") as file:
+            asyncio.run(_write(settings, uri, file, pairs, requested))
+        return target.stat().st_size
     except (ApiError, ParameterError, ExportError, OSError) as error:
         raise ExportFailedError(f"Nothing was exported: {error}") from error
 
