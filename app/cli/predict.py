@@ -213,13 +213,14 @@ def _combine(folder: Path, images: "Sequence[ImageFile]", out: Path) -> int:
 
 
 def _without_formulas(table: "pa.Table") -> "pa.Table":
-    """A leading sign would make a spreadsheet read a file name as a formula."""
-    import pyarrow.compute as pc
+    import pyarrow as pa
+
+    from app.export.tables import escape_formula
 
     for index, field in enumerate(table.schema):
         if field.type == "string":
-            safe = pc.replace_substring_regex(table[field.name], r"^([=+\-@\t\r])", r"'\1")
-            table = table.set_column(index, field, safe)
+            cells = (None if cell is None else escape_formula(cell) for cell in table[field.name].to_pylist())
+            table = table.set_column(index, field, pa.array(cells, pa.string()))
     return table
 
 
