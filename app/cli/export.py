@@ -35,11 +35,11 @@ def export(
 ) -> None:
     """Write a selection of the data to a .json, .jsonl, .csv, .parquet or .zip file."""
     from app.data.mongod import database_uri
-    from app.export.streams import FORMATS
+    from app.export.streams import MEDIA_TYPES
 
     file_format = target.suffix.lstrip(".").lower()
-    if file_format not in FORMATS:
-        raise typer.BadParameter(f"the file must end in {', '.join('.' + suffix for suffix in FORMATS)}")
+    if file_format not in MEDIA_TYPES:
+        raise typer.BadParameter(f"the file must end in {', '.join('.' + suffix for suffix in MEDIA_TYPES)}")
     settings = load_settings(data)
     with database_uri(settings) as uri:
         size = run_export(
@@ -95,22 +95,16 @@ async def _write(
     settings: "Settings", uri: str, file: BinaryIO, conditions: Sequence[tuple[str, str]], requested: "Export"
 ) -> None:
     from app.data.client import connect_async
-    from app.data.fields import CASE_ALIASES, IMAGE_ALIASES
     from app.data.filters import parse_filter
     from app.data.image_store import ImageStore
-    from app.data.repository import ANNOTATIONS, CASES, IMAGES, Repository
+    from app.data.repository import Repository
     from app.data.schema import DATABASE
-    from app.export.streams import export_parts
+    from app.export.streams import KINDS, export_parts
 
     image_store = ImageStore(settings.dataset_dir, settings.cache_dir / "thumbnails")
     async with connect_async(uri, settings) as client:
         repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
-        collection, aliases = {
-            "images": (IMAGES, IMAGE_ALIASES),
-            "records": (IMAGES, IMAGE_ALIASES),
-            "cases": (CASES, CASE_ALIASES),
-            "annotations": (ANNOTATIONS, {}),
-        }[requested.of]
+        collection, aliases = KINDS[requested.of]
         vocabulary = await repository.vocabulary(collection)
         selection = parse_filter(list(conditions), collection.fields, aliases, vocabulary)
         async for part in export_parts(repository, image_store, selection, requested):
