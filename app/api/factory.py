@@ -1,6 +1,7 @@
 """Creates the FastAPI application: settings, lifespan, routers, error handlers."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
@@ -39,7 +40,7 @@ from app.api.trusted_hosts import TrustedHosts
 from app.api.uploads import body_limit
 from app.core.disk_cache import DiskCache
 from app.core.exceptions import ApiError
-from app.core.settings import Settings, get_settings
+from app.core.settings import ConfigurationError, Settings
 from app.core.telemetry import Metrics
 from app.data.annotations import Annotations
 from app.data.client import connect, connect_async
@@ -50,6 +51,8 @@ from app.data.schema import DATABASE
 from app.export.export_files import ExportFiles
 from app.serving.model_manager import ModelManager
 from app.web.pages import install_pages
+
+logger = logging.getLogger(__name__)
 
 # In the order of the API reference.
 ROUTERS = (
@@ -102,22 +105,26 @@ async def _prepare_search(repository: Repository) -> None:
 async def _trim_cache(cache: DiskCache, metrics: Metrics) -> None:
     """Keep the cache folder within its budget for as long as the application runs."""
     while True:
-        metrics.disk_cache(await asyncio.to_thread(cache.trim))
+        try:
+            metrics.disk_cache(await asyncio.to_thread(cache.trim))
+        except Exception:  # whatever it was, the next trim may succeed
+            logger.exception("the cache folder %s cannot be trimmed", cache.folder)
         await asyncio.sleep(_TRIM_EVERY_S)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings) -> FastAPI:
     """The application.
 
     Args:
-        settings: default: from the environment. ``mongo_uri`` must be set; the command line sets it
-            to the embedded mongod where there is no other.
+        settings: ``mongo_uri`` must be set when the application starts; the command line sets it to the embedded
+            mongod where there is no other.
     """
-    settings = settings or get_settings()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        uri = settings.mongo_uri or "mongodb://127.0.0.1:27017"
+        uri = settings.mongo_uri
+        if uri is None:
+            raise ConfigurationError("MEDPIX_MONGO_URI is not set.")
         async with connect_async(uri, settings) as client:
             repository = app.state.repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
             app.state.annotations = Annotations(client.get_default_database(DATABASE))

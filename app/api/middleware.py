@@ -175,9 +175,9 @@ class CountRequests:
 class BodyLimit:
     """Refuses a body over the limit of its address, one that arrives too slowly, and one with a content coding.
 
-    An answer that is complete before its request is read lingers: the rest of the body is read and dropped, within a
-    bound, before the connection is closed. A client that sends the whole body first would otherwise see a reset
-    connection in the place of the answer.
+    Where an answer is complete before its request is read, the rest of the request body is drained, within a bound,
+    before the connection is closed. A client that sends the whole body first would otherwise see a reset connection in
+    the place of the answer.
 
     Args:
         app: to protect.

@@ -104,7 +104,7 @@ class PredictionRequest:
             task: modality or location.
 
         Raises:
-            UnavailableError: no model is ready, it has too much to do, or there is no memory for the body.
+            UnavailableError: no model is ready, it is overloaded, or there is no memory for the body.
         """
         length = self.http.headers.get("content-length", "")
         declared = int(length) if length.isdigit() else None
@@ -128,7 +128,7 @@ class PredictionRequest:
         """The model of a task, with capacity for some images until the end.
 
         Raises:
-            UnavailableError: no model is ready, or it has too much to do.
+            UnavailableError: no model is ready, or it is overloaded.
         """
         predictor = self._models.predictor(task)
         with predictor.admission.admit(self._seconds_left(), count):

@@ -1,8 +1,8 @@
 """`medpix export`: a selection of the data as a file."""
 
 import asyncio
+import errno
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
@@ -35,11 +35,11 @@ def export(
 ) -> None:
     """Write a selection of the data to a .json, .jsonl, .csv, .parquet or .zip file."""
     from app.data.mongod import database_uri
-    from app.export.streams import FORMATS
+    from app.export.streams import MEDIA_TYPES
 
     file_format = target.suffix.lstrip(".").lower()
-    if file_format not in FORMATS:
-        raise typer.BadParameter(f"the file must end in {', '.join('.' + suffix for suffix in FORMATS)}")
+    if file_format not in MEDIA_TYPES:
+        raise typer.BadParameter(f"the file must end in {', '.join('.' + suffix for suffix in MEDIA_TYPES)}")
     settings = load_settings(data)
     with database_uri(settings) as uri:
         size = run_export(
@@ -75,21 +75,18 @@ def run_export(
         ExportFailedError: a filter or the combination cannot be used, or the file cannot be written.
     """
     from app.core.exceptions import ApiError
+    from app.core.files import atomic_write
     from app.data.filters import ParameterError
     from app.export.streams import Export, ExportError
 
     pairs = [(name, value) for name, _, value in (condition.partition("=") for condition in conditions)]
     try:
         requested = Export(of, file_format, raw, bom)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        unfinished = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                asyncio.run(_write(settings, uri, file, pairs, requested))
-            unfinished.chmod(0o644)
-            return unfinished.replace(target).stat().st_size
-        finally:
-            unfinished.unlink(missing_ok=True)
+        if not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
+        with atomic_write(target) as unfinished, unfinished.open("wb") as file:
+            asyncio.run(_write(settings, uri, file, pairs, requested))
+        return target.stat().st_size
     except (ApiError, ParameterError, ExportError, OSError) as error:
         raise ExportFailedError(f"Nothing was exported: {error}") from error
 
@@ -98,22 +95,16 @@ async def _write(
     settings: "Settings", uri: str, file: BinaryIO, conditions: Sequence[tuple[str, str]], requested: "Export"
 ) -> None:
     from app.data.client import connect_async
-    from app.data.fields import CASE_ALIASES, IMAGE_ALIASES
     from app.data.filters import parse_filter
     from app.data.image_store import ImageStore
-    from app.data.repository import ANNOTATIONS, CASES, IMAGES, Repository
+    from app.data.repository import Repository
     from app.data.schema import DATABASE
-    from app.export.streams import export_parts
+    from app.export.streams import KINDS, export_parts
 
     image_store = ImageStore(settings.dataset_dir, settings.cache_dir / "thumbnails")
     async with connect_async(uri, settings) as client:
         repository = Repository(client.get_default_database(DATABASE), settings.cache_dir)
-        collection, aliases = {
-            "images": (IMAGES, IMAGE_ALIASES),
-            "records": (IMAGES, IMAGE_ALIASES),
-            "cases": (CASES, CASE_ALIASES),
-            "annotations": (ANNOTATIONS, {}),
-        }[requested.of]
+        collection, aliases = KINDS[requested.of]
         vocabulary = await repository.vocabulary(collection)
         selection = parse_filter(list(conditions), collection.fields, aliases, vocabulary)
         async for part in export_parts(repository, image_store, selection, requested):

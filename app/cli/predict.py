@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ml.registry.model_card import ModelCard
 
 _LOG = logging.getLogger(__name__)
-_TASKS: Final = ("modality", "location")
 _FORMATS: Final = (".parquet", ".csv")
 _RUN_FILE: Final = "run.json"
 _PART_FILES: Final = 128
@@ -66,13 +65,14 @@ def predict(
     from app.data.mongod import database_uri
     from app.data.schema import DATABASE
     from app.serving.batch_prediction import find_images, predict_files, select_cards
+    from app.serving.model_selection import TASKS
     from app.serving.ray_prediction import predict_files_on_ray
     from ml.dataset.records import load_records
     from ml.registry.registry import Registry
     from ml.training.device import pick_device
 
     settings = load_settings(data, device=device, max_batch=batch_size)
-    tasks = _TASKS if task == "both" else (task,)
+    tasks = TASKS if task == "both" else (task,)
     pick_device(settings.device)
     images = find_images(source)
     if captions is not None:
@@ -120,7 +120,7 @@ def write_predictions(
     """
     import pyarrow.parquet as pq
 
-    from ml.registry.artifacts import atomic_write
+    from app.core.files import atomic_write
 
     folder = out.with_name(f"{out.name}.parts")
     if out.exists() and not folder.exists():
@@ -172,7 +172,8 @@ def _claim(folder: Path, fingerprint: Mapping[str, Any]) -> None:
         PredictError: it is of another run.
         OSError: it cannot be written.
     """
-    from ml.registry.artifacts import atomic_write, read_json, write_json
+    from app.core.files import atomic_write
+    from ml.registry.artifacts import read_json, write_json
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True)
@@ -197,7 +198,7 @@ def _combine(folder: Path, images: "Sequence[ImageFile]", out: Path) -> int:
     import pyarrow.csv
     import pyarrow.parquet as pq
 
-    from ml.registry.artifacts import atomic_write
+    from app.core.files import atomic_write
 
     table = pa.concat_tables([pq.read_table(part) for part in _parts(folder)])
     order = {image.name: index for index, image in enumerate(images)}
@@ -212,13 +213,14 @@ def _combine(folder: Path, images: "Sequence[ImageFile]", out: Path) -> int:
 
 
 def _without_formulas(table: "pa.Table") -> "pa.Table":
-    """A leading sign would make a spreadsheet read a file name as a formula."""
-    import pyarrow.compute as pc
+    import pyarrow as pa
+
+    from app.export.tables import escape_formula
 
     for index, field in enumerate(table.schema):
         if field.type == "string":
-            safe = pc.replace_substring_regex(table[field.name], r"^([=+\-@\t\r])", r"'\1")
-            table = table.set_column(index, field, safe)
+            cells = (None if cell is None else escape_formula(cell) for cell in table[field.name].to_pylist())
+            table = table.set_column(index, field, pa.array(cells, pa.string()))
     return table
 
 

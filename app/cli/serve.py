@@ -71,16 +71,8 @@ def check_selected_models(settings: "Settings") -> None:
         app.core.settings.ConfigurationError: names the setting, and the models that can be named.
     """
     from app.core.settings import ConfigurationError
+    from app.serving.model_selection import selection_error
 
-    selected = {"modality": settings.model_modality, "location": settings.model_location}
-    if not any(selected.values()):
-        return
-    from ml.models.model_specs import MODEL_SPECS
-
-    for task, name in selected.items():
-        names = [each for each, spec in MODEL_SPECS.items() if task in spec.tasks]
-        if name is not None and name not in names:
-            raise ConfigurationError(
-                f"MEDPIX_MODEL_{task.upper()}={name[:80]!r}: no model of this name answers {task}. "
-                f"Use one of {', '.join(names)}, or leave it unset for the best on dev."
-            )
+    for task, name in settings.selected_models.items():
+        if (fault := selection_error(task, (), name)) is not None:
+            raise ConfigurationError(fault)

@@ -58,7 +58,7 @@ class StatusLines:
         self._training_done = False
         self._silent = 0
         self._answered = 0  # the process id of the API that answered last
-        self._said: dict[str, tuple[str, int]] = {}
+        self._logged: dict[str, tuple[str, int]] = {}
 
     def __enter__(self) -> "StatusLines":
         self._thread.start()
@@ -73,31 +73,31 @@ class StatusLines:
         while not self._ended.wait(_POLL_S):
             try:
                 if not self._open:
-                    self._say_address()
+                    self._log_address()
                 else:
                     if not self._ready:
-                        self._say_ready()
+                        self._log_ready()
                     if polls % _PROBE_EVERY == 0:
                         self._probe()
                 if self._supervisor.trainer is not None:
-                    self._say_training()
+                    self._log_training()
             except Exception:  # a line that cannot be printed is no reason to stop following
                 logger.debug("a status line could not be printed", exc_info=True)
             polls += 1
 
-    def _say_address(self) -> None:
+    def _log_address(self) -> None:
         if self._get("/health/live") is not None:
             self._open = True
             logger.info("Open %s in a browser: cases and images can be browsed now.", address(self._settings))
 
-    def _say_ready(self) -> None:
+    def _log_ready(self) -> None:
         status = self._get("/health/ready")
         if status is not None and status.get("not_serving") == []:
             self._ready = True
             models = ", ".join(f"{task} by {state['model']}" for task, state in status["models"].items())
             logger.info("Predictions are ready: %s.", models)
 
-    def _say_training(self) -> None:
+    def _log_training(self) -> None:
         trainer = self._supervisor.trainer
         assert trainer is not None
         if trainer.done:
@@ -113,8 +113,8 @@ class StatusLines:
             if run.state != "running":
                 continue
             line = ("running", int(run.fraction * _STEPS))
-            if self._said.get(run.name) != line:
-                self._said[run.name] = line
+            if self._logged.get(run.name) != line:
+                self._logged[run.name] = line
                 logger.info("%s", _sentence(run))
 
     def _probe(self) -> None:

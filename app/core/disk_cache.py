@@ -1,5 +1,6 @@
 """Keeps the folder of what can be computed again within its disk budget."""
 
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -64,10 +65,12 @@ class DiskCache:
 
     def _entries(self) -> list[_Entry]:
         entries = []
-        for path in self.folder.rglob("*"):
-            with suppress(OSError):  # removed meanwhile
-                status = path.lstat()
-                if path.is_file():
-                    # Many file systems do not record every access: the later of the two times counts.
-                    entries.append(_Entry(max(status.st_atime, status.st_mtime), status.st_size, path))
+        # Not Path.rglob: it raises FileNotFoundError where a folder is removed during the walk.
+        for folder, _, names in os.walk(self.folder):
+            for path in (Path(folder, name) for name in names):
+                with suppress(OSError):  # removed meanwhile
+                    status = path.lstat()
+                    if path.is_file():
+                        # Many file systems do not record every access: the later of the two times counts.
+                        entries.append(_Entry(max(status.st_atime, status.st_mtime), status.st_size, path))
         return entries

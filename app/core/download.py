@@ -9,11 +9,11 @@ import httpx
 
 from app.core.exceptions import UserError
 
-Progress = Callable[[int, int | None], None]
+ProgressCallback = Callable[[int, int | None], None]
 
 _ATTEMPTS: Final = 5
 _BUSY: Final = frozenset({429, 500, 502, 503, 504})
-_PAUSE_S: Final = 2.0
+_FIRST_PAUSE_S: Final = 1.0
 _TIMEOUT_S: Final = 30.0
 
 
@@ -21,7 +21,7 @@ class DownloadError(UserError):
     """A file could not be downloaded; what was received is kept for the next attempt."""
 
 
-def download(url: str, part: Path, progress: Progress, *, advice: str) -> None:
+def download(url: str, part: Path, progress: ProgressCallback, *, advice: str) -> None:
     """Receive a file; what an earlier attempt left in ``part`` is not received again if the server still has the same.
 
     Args:
@@ -37,14 +37,15 @@ def download(url: str, part: Path, progress: Progress, *, advice: str) -> None:
     tag_file = part.with_suffix(".etag")
     failure: Exception | None = None
     with httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S) as client:
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
             try:
                 _receive(client, url, part, tag_file, progress)
             except httpx.HTTPStatusError as error:
                 if error.response.status_code not in _BUSY:
                     raise DownloadError(f"{url} answers {error.response.status_code}. Is the address right?") from error
                 failure = error
-                time.sleep(_PAUSE_S)
             except httpx.TransportError as error:
                 failure = error
             except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
@@ -59,7 +60,7 @@ def download(url: str, part: Path, progress: Progress, *, advice: str) -> None:
     ) from failure
 
 
-def _receive(client: httpx.Client, url: str, part: Path, tag_file: Path, progress: Progress) -> None:
+def _receive(client: httpx.Client, url: str, part: Path, tag_file: Path, progress: ProgressCallback) -> None:
     """Go on from what is there if the server still has the same file, else start over."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"}

@@ -1,9 +1,12 @@
-"""Private folders, log files that do not grow without end, full disks, and the limit on open files."""
+"""Private folders, files written whole or not at all, rotated logs, full disks, and the limit on open files."""
 
+import glob
 import os
 import resource
 import shutil
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +38,61 @@ def make_private(folder: Path) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise FolderError(f"{folder} cannot be written. {_REMEDY}")
     return folder
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or the entries of a folder are on the disk.
+
+    Raises:
+        OSError: the disk is full or failed.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process with an id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A path to write to that takes the place of ``path`` only when the block ends without an error.
+
+    What earlier processes left half-written for the same path is removed. Threads may write the same path at once.
+
+    Args:
+        path: its folder is made where it is missing.
+        durable: wait until the file is on the disk; not needed for what can be computed again.
+
+    Raises:
+        OSError: the disk is full or failed; ``path`` is then as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = stale.name.removeprefix(f".{path.name}.").partition("-")[0]
+        if pid.isdigit() and not is_running(int(pid)):
+            stale.unlink(missing_ok=True)
+    # The suffix tells DiskCache that the file is being written.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
+    try:
+        yield temporary
+        if durable:
+            sync(temporary)
+        temporary.replace(path)
+        if durable:
+            sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def rotate(log: Path, *, max_bytes: int = MAX_LOG_BYTES) -> None:

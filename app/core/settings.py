@@ -4,7 +4,6 @@ import difflib
 import os
 import re
 import sys
-from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -151,8 +150,12 @@ class Settings(BaseSettings):
         default="auto",
         description="What models compute in; bf16 only where it gives the same answers on the dev split",
     )
-    model_modality: str | None = Field(default=None, description="Pin the model that answers /predict/modality")
-    model_location: str | None = Field(default=None, description="Pin the model that answers /predict/location")
+    model_modality: str | None = Field(
+        default=None, description="Name of the model that answers /predict/modality; unset: the best on dev"
+    )
+    model_location: str | None = Field(
+        default=None, description="Name of the model that answers /predict/location; unset: the best on dev"
+    )
     request_deadline_s: float = Field(default=30.0, gt=0, le=600, description="Longest time for one prediction")
     max_images_per_request: int = Field(default=32, ge=1, le=256, description="Most images of a batch request")
     cache_entries: int = Field(default=10_000, ge=0, le=1_000_000, description="Predictions kept to answer again")
@@ -171,7 +174,8 @@ class Settings(BaseSettings):
     )
 
     api_keys: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_named_keys)] = Field(
-        default_factory=dict, description="NAME:KEY,NAME:KEY who may write; empty: everybody who reaches the port"
+        default_factory=dict,
+        description="NAME:KEY,NAME:KEY that may write; empty: programs on this machine, if MEDPIX_HOST is loopback",
     )
     anonymous_writes: bool = Field(
         default=False,
@@ -213,6 +217,11 @@ class Settings(BaseSettings):
         return self.models_dir or self.home / "models"
 
     @property
+    def selected_models(self) -> dict[str, str | None]:
+        """The name of the model that is to serve each task; None: the best on dev."""
+        return {"modality": self.model_modality, "location": self.model_location}
+
+    @property
     def is_local(self) -> bool:
         """Whether programs on this machine alone reach the service."""
         try:
@@ -246,12 +255,6 @@ def load_settings(**overrides: Any) -> Settings:
             value = "***" if name in _SECRET else repr(problem["input"])
             lines.append(f"{name}={value}: {message_of(problem)}")
         raise ConfigurationError("\n".join(lines)) from error
-
-
-@lru_cache(maxsize=1)
-def get_settings() -> Settings:
-    """The settings of this process, read once."""
-    return load_settings()
 
 
 def unknown_names() -> set[str]:

@@ -4,11 +4,10 @@ import hashlib
 import shutil
 import tarfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
-from app.core.download import DownloadError, Progress, download
+from app.core.download import DownloadError, ProgressCallback, download
 from app.core.exceptions import UserError
 from app.data import dataset
 
@@ -22,8 +21,8 @@ class FetchError(UserError):
     """The dataset could not be downloaded; what was received is kept for the next run."""
 
 
-def fetch(target: Path, *, url: str = URL, progress: Progress | None = None) -> Path:
-    """Download and unpack the dataset into a folder, unless it is there and whole.
+def fetch(target: Path, *, url: str = URL, progress: ProgressCallback | None = None) -> Path:
+    """Download and unpack the dataset into a folder.
 
     Args:
         target: folder that will hold ``MedPix-2-0/``.
@@ -34,14 +33,15 @@ def fetch(target: Path, *, url: str = URL, progress: Progress | None = None) -> 
         The folder of the dataset.
 
     Raises:
-        FetchError: no connection, not enough space, or files that are not the published ones.
+        FetchError: ``MedPix-2-0/`` is there already, no connection, not enough space, or files that are not the
+            published ones.
     """
-    with suppress(dataset.DatasetNotFoundError):
-        present = dataset.find_dataset(target)
-        _check(present)
-        return present
+    final = target / FOLDER
     archive = target / "archive.tar.gz.part"
     try:
+        # Refused before the download: a folder can only be renamed onto an empty one.
+        if final.is_dir() and any(final.iterdir()):
+            raise FetchError(f"{final} is not the whole dataset. Remove it and run `medpix fetch` again.")
         target.mkdir(parents=True, exist_ok=True)
         download(url, archive, progress or _silent, advice=_ADVICE)
         folder = _unpack(archive, target)
@@ -102,4 +102,4 @@ def _check(folder: Path) -> None:
         if not path.is_file():
             raise FetchError(f"{path} is missing.")
         if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise FetchError(f"{path} is not the published file. Remove the folder and run `medpix fetch` again.")
+            raise FetchError(f"{path} is not the published file.")

@@ -1,13 +1,13 @@
 """The image files of the dataset and their thumbnails, found through the database's record alone."""
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image
 
+from app.core.files import atomic_write
 from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.data.repository import NotFoundError
 
@@ -56,15 +56,8 @@ class ImageStore:
 
     @staticmethod
     def _write_thumbnail(source: Path, target: Path, width: int) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(source) as opened:
             image = opened.convert("L" if opened.mode in ("L", "1", "I;16") else "RGB")
         image.thumbnail((width, width), Image.Resampling.LANCZOS)
-        handle, name = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                image.save(file, "JPEG", quality=85)
-            temporary.replace(target)  # a reader never sees half a file
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_write(target, durable=False) as temporary:  # a reader never sees half a file
+            image.save(temporary, "JPEG", quality=85)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from app.core.files import atomic_write
 from app.data.fields import CASE_FIELDS, IMAGE_FIELDS, pick
 from app.data.text_encoder import DIMENSIONS, WEIGHTS_SHA256, Embeddings, TextEncoder
 
@@ -142,14 +143,9 @@ def _read(file: Path, count: int) -> Embeddings | None:
 
 def _write(file: Path, embeddings: Embeddings) -> None:
     """Whole or not at all; half precision moves a similarity by less than 0.001."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as target:
-            np.save(target, embeddings.astype(np.float16))
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # The suffix of the path would be extended by np.save, that of an open file is not.
+    with atomic_write(file, durable=False) as unfinished, unfinished.open("wb") as target:
+        np.save(target, embeddings.astype(np.float16))
     for other in file.parent.glob("embeddings-*.npy"):
         if other != file:
             other.unlink(missing_ok=True)

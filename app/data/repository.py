@@ -10,8 +10,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure, PyMongoError
 
 from app.core.exceptions import ProblemItem, UnavailableError
-from app.data import integrity, regex_filter, schema
-from app.data import pagination as cursor
+from app.data import integrity, pagination, regex_filter, schema
 from app.data.client import MAX_TIME_MS, UNAUTHORIZED
 from app.data.facets import facets, statistics
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS, VIEW_FIELDS, Field
@@ -72,7 +71,7 @@ CASES: Final = Collection(schema.CASES, "case", CASE_FIELDS)
 IMAGES: Final = Collection(schema.IMAGES, "image", IMAGE_FIELDS)
 
 
-# Answers are read by themselves: they double the size of a document.
+# Stored responses double the size of a document: queries for its other fields leave them out.
 _WITHOUT_ANSWER: Final = {ANSWER: 0}
 
 
@@ -266,7 +265,7 @@ class Repository:
         selection = await self.resolve(collection, selection)
         conditions = [selection.query] if selection.query else []
         if after is not None:
-            conditions.append(cursor.decode_cursor(after, order, selection.canonical))
+            conditions.append(pagination.decode_cursor(after, order, selection.canonical))
         query = {"$and": conditions} if conditions else {}
         target = self._database[collection.name]
         # A cursor needs the keys of the order.
@@ -276,7 +275,7 @@ class Repository:
         documents, total = await asyncio.gather(matching.to_list(), self._count(collection, selection))
         more = len(documents) > limit
         documents = documents[:limit]
-        following = cursor.encode_cursor(documents[-1], order, selection.canonical) if more else None
+        following = pagination.encode_cursor(documents[-1], order, selection.canonical) if more else None
         if summaries:
             missing = [each["_id"] for each in documents if not _has_answer(collection, each)]
             made = {each["_id"]: each for each in await self.get_many(collection, missing)} if missing else {}

@@ -5,14 +5,15 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from app.core.exceptions import UnavailableError
+from app.data.fields import CASE_ALIASES, IMAGE_ALIASES
 from app.data.filters import EVERYTHING, Filter
 from app.data.image_store import ImageStore
 from app.data.integrity import case_of
 from app.data.pagination import SortOrder
-from app.data.repository import ANNOTATIONS, CASES, IMAGES, NotFoundError, Repository
+from app.data.repository import ANNOTATIONS, CASES, IMAGES, Collection, NotFoundError, Repository
 from app.export.archive import ImageArchive
 from app.export.rows import IMAGE_CASE_COLUMNS, columns, flat_row, source_record
 from app.export.tables import Csv, Json, JsonLines, Parquet, Writer
@@ -22,13 +23,28 @@ Row = dict[str, Any]
 Joined = tuple[dict[str, Any], dict[str, Any] | None]
 _Result = TypeVar("_Result")
 
-FORMATS: Final = ("json", "jsonl", "csv", "parquet", "zip")
+Kind = Literal["images", "cases", "records", "annotations"]
+Format = Literal["json", "jsonl", "csv", "parquet", "zip"]
+
+# The collection of each kind of export, and the other names that filters over it may use.
+KINDS: Final[Mapping[str, tuple[Collection, Mapping[str, str]]]] = {
+    "images": (IMAGES, IMAGE_ALIASES),
+    "cases": (CASES, CASE_ALIASES),
+    "records": (IMAGES, IMAGE_ALIASES),
+    "annotations": (ANNOTATIONS, {}),
+}
+MEDIA_TYPES: Final[Mapping[str, str]] = {
+    "json": "application/json",
+    "jsonl": "application/x-ndjson",
+    "csv": "text/csv; charset=utf-8; header=present",
+    "parquet": "application/vnd.apache.parquet",
+    "zip": "application/zip",
+}
 # Parts of this size are sent: a row alone is too small to be worth a system call.
 _PART_BYTES: Final = 64 * 1024
 _BATCH: Final = 100
 # An archive holds the files of a batch in memory until they are sent.
 _ARCHIVE_BATCH: Final = 10
-_COLLECTIONS: Final = {"cases": CASES, "annotations": ANNOTATIONS}
 _CASE_FIELDS: Final = tuple(columns("cases")[name].path for name in IMAGE_CASE_COLUMNS)
 # Rows are made and written here, never on the event loop; exports leave the other threads to other requests.
 _THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="export")
@@ -47,8 +63,8 @@ class Export:
     """What a file of an export holds.
 
     Attributes:
-        of: images, cases, records or annotations; records are images joined with their cases.
-        file_format: one of ``FORMATS``.
+        of: one of ``KINDS``; records are images joined with their cases.
+        file_format: one of ``MEDIA_TYPES``.
         raw: the dataset's own records in place of normalised values; JSON and JSON Lines alone can hold them.
         bom: whether a CSV begins with the byte order mark by which Excel knows UTF-8.
         order: of the rows; None: by id.
@@ -113,7 +129,7 @@ async def _batches(
 ) -> AsyncGenerator[list[Joined]]:
     """The selected documents, many at a time; cases of images are looked up for all of a batch."""
     batch: list[dict[str, Any]] = []
-    collection = _COLLECTIONS.get(export.of, IMAGES)
+    collection, _ = KINDS[export.of]
     async with aclosing(repository.stream(collection, selection, export.order, batch_size=size)) as stream:
         async for document in stream:
             batch.append(document)

@@ -107,8 +107,12 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, list):
         value = "; ".join(map(str, value))
-    # The apostrophe makes a spreadsheet show the text; numbers of ours are never negative.
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else str(value)
+    return escape_formula(str(value))  # numbers of ours are never negative
+
+
+def escape_formula(text: str) -> str:
+    """The text of a CSV cell that no spreadsheet takes for a formula: an apostrophe precedes what would be one."""
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
 class Parquet:

@@ -48,13 +48,14 @@ class Admission:
         over = self.active + count - self._limit
         if over > 0:
             raise UnavailableError(
-                f"The service is at its capacity: {self.active} of {self._limit} images are in work. Try again later.",
+                f"The service is at its capacity: {self.active} of {self._limit} images are in flight. "
+                "Try again later.",
                 retry_after_s=max(1, math.ceil(over * latency)),
             )
         wait = (self.active + count - 1) * latency
         if wait > seconds / 2:
             raise UnavailableError(
-                f"The service has too much to do: the answer would begin in about {wait:.1f} s. Try again later.",
+                f"The service is overloaded: the answer would begin in about {wait:.1f} s. Try again later.",
                 retry_after_s=max(1, math.ceil(wait - seconds / 2)),
             )
 

@@ -125,7 +125,7 @@ def select_cards(registry: Registry, settings: Settings, tasks: Sequence[str]) -
     cards = list(registry.list())
     chosen = {}
     for task in tasks:
-        selected = {"modality": settings.model_modality, "location": settings.model_location}[task]
+        selected = settings.selected_models[task]
         if (fault := selection_error(task, cards, selected)) is not None:
             raise BatchPredictionError(fault)
         usable = [

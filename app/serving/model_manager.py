@@ -10,8 +10,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
@@ -26,7 +26,7 @@ from app.data.dataset import IMAGE_FOLDER, find_dataset
 from app.serving.admission import UploadBudget
 from app.serving.daemon_pool import DaemonThreadPool
 from app.serving.model_memory import freeze_garbage_collector, release_replaced
-from app.serving.model_selection import selection_reason, setting_name
+from app.serving.model_selection import TASKS, selection_reason, setting_name
 from app.serving.prediction_cache import PredictionCache
 from app.serving.prediction_context import PredictionContext
 from app.serving.registry_state import RegistryState
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Document = dict[str, Any]
+_Loaded = TypeVar("_Loaded")
 
-TASKS: Final = ("modality", "location")
 # What is trained for the search of images by words, where no registered model can do it.
 TEXT_SEARCH_MODEL: Final = "clip-location"
 # A training under way says more than one that has ended.
@@ -68,7 +68,7 @@ class ModelManager:
         self._metrics = metrics
         self._database = database
         self._registry: Registry | None = None
-        self._selected = {"modality": settings.model_modality, "location": settings.model_location}
+        self._selected = settings.selected_models
         self._pool: DaemonThreadPool | None = None
         self.upload_budget = UploadBudget(_MAX_BODIES * settings.max_body_bytes)
         self._cache: PredictionCache[PredictionContext] = PredictionCache(settings.cache_entries)
@@ -78,7 +78,7 @@ class ModelManager:
         self._text_search: TextSearch | None = None
         self._text_fault: str | None = None
         self._faults: dict[str, str] = {}
-        self._unusable: dict[str, tuple[float, str]] = {}
+        self._unusable: dict[tuple[str, str], tuple[float, str]] = {}
         self._blas: list[threadpool_limits] = []
         self._loaded = False
         self._replaced = False
@@ -138,7 +138,7 @@ class ModelManager:
         """
         if self._text_search is not None:
             return self._text_search
-        if not self._loaded or (self._text_candidate() is not None and self._text_fault is None):
+        if not self._loaded or (self._state.text_search_card is not None and self._text_fault is None):
             raise UnavailableError("The model that finds images by words is being loaded. Try again.", retry_after_s=5)
         if self._text_fault is not None:
             raise UnavailableError(f"Images cannot be found by words: {self._text_fault}", retry_after_s=60)
@@ -239,12 +239,13 @@ class ModelManager:
                 if self._replaced:
                     self._replaced = False
                     await asyncio.to_thread(release_replaced)
-            except PyMongoError as error:
-                logger.warning("the model registry cannot be read: %s", reason_of(error))
             except Exception as error:  # whatever it was, the next read may succeed; the models go on serving
-                if repr(error) != last:
-                    logger.exception("reading the model registry failed")
-                last = repr(error)
+                # The rest of what the driver says differs from poll to poll.
+                reason = reason_of(error) if isinstance(error, PyMongoError) else repr(error)
+                if reason != last:
+                    is_outage = isinstance(error, PyMongoError)
+                    logger.warning("the model registry cannot be read: %s", reason, exc_info=not is_outage)
+                last = reason
             if self.fatal_error is not None:
                 logger.critical("this process ends, so that a new one is started: %s", self.fatal_error)
                 _end_process()
@@ -279,30 +280,18 @@ class ModelManager:
         else:
             self._faults[task] = fault
 
-    def _text_candidate(self) -> ModelCard | None:
-        """The model that finds images by words best, by its recall on dev."""
-        able = [card for card in self._state.cards if card.shared_embedding]
-        return max(able, key=lambda card: (card.retrieval_score, card.name), default=None)
-
     async def _serve_text_search(self) -> None:
         """Serve the search by words with its best model; the current one serves until there is a better one."""
-        card, current = self._text_candidate(), self._text_search
+        card, current = self._state.text_search_card, self._text_search
         if card is None or (current is not None and current.card.version == card.version):
-            return
-        tried_at, reason = self._unusable.get(card.version, (-math.inf, ""))
-        if time.monotonic() < tried_at + _RETRY_S:
-            self._text_fault = reason
             return
         predictor = next((each for each in self._serving.values() if each.card.version == card.version), None)
         try:
-            self._text_search = await asyncio.to_thread(self._load_text_search, card, predictor)
-        except Exception as error:
-            self._text_fault = str(error) or repr(error)
-            self._unusable[card.version] = (time.monotonic(), self._text_fault)
-            expected = isinstance(error, (UserError, RuntimeError))
-            logger.exception(
-                "%s cannot serve text-to-image search: %s", card.name, self._text_fault, exc_info=not expected
+            self._text_search = await self._load_or_recall_fault(
+                "text-to-image search", card, lambda: self._load_text_search(card, predictor)
             )
+        except UserError as error:
+            self._text_fault = str(error)
             return
         self._text_fault = None
         logger.info("%s %s serves text-to-image search", card.name, card.version)
@@ -325,23 +314,33 @@ class ModelManager:
         shared = next((each for each in self._serving.values() if each.card.version == card.version), None)
         if shared is not None:
             return shared
-        tried_at, reason = self._unusable.get(card.version, (-math.inf, ""))
-        if time.monotonic() < tried_at + _RETRY_S:
-            raise UserError(reason)
-        try:
-            predictor = await asyncio.to_thread(self._load, card)
-        except Exception as error:
-            message = str(error) or repr(error)
-            if message != reason:
-                expected = isinstance(error, (UserError, RuntimeError))
-                logger.exception("the model %s cannot be served: %s", card.name, message, exc_info=not expected)
-            self._unusable[card.version] = (time.monotonic(), message)
-            raise UserError(message) from error
-        self._unusable.pop(card.version, None)
+        predictor = await self._load_or_recall_fault("predictions", card, lambda: self._load(card))
         predictor.start()
         await self._warm_up(predictor)
         await asyncio.to_thread(freeze_garbage_collector)
         return predictor
+
+    async def _load_or_recall_fault(self, purpose: str, card: ModelCard, load: Callable[[], _Loaded]) -> _Loaded:
+        """Load a model in a thread for a purpose, unless that failed less than ``_RETRY_S`` ago.
+
+        Raises:
+            UserError: it cannot be loaded, now or when it was last tried; the same message is logged once.
+        """
+        key = (card.version, purpose)
+        tried_at, reason = self._unusable.get(key, (-math.inf, ""))
+        if time.monotonic() < tried_at + _RETRY_S:
+            raise UserError(reason)
+        try:
+            loaded = await asyncio.to_thread(load)
+        except Exception as error:
+            message = str(error) or repr(error)
+            if message != reason:
+                expected = isinstance(error, (UserError, RuntimeError))
+                logger.exception("%s cannot serve %s: %s", card.name, purpose, message, exc_info=not expected)
+            self._unusable[key] = (time.monotonic(), message)
+            raise UserError(message) from error
+        self._unusable.pop(key, None)
+        return loaded
 
     async def _replace(self, task: str, predictor: "Predictor") -> None:
         former = self._serving.get(task)

@@ -1,10 +1,11 @@
 """Validates the settings that select the model of a task, and says why a model serves."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 from ml.registry.model_card import ModelCard
 
+TASKS: Final[tuple[Literal["modality", "location"], ...]] = ("modality", "location")
 _REMEDY: Final = "Name another one, or leave it unset for the best on dev."
 
 
@@ -18,7 +19,7 @@ def selection_error(task: str, cards: Sequence[ModelCard], selected: str | None)
 
     Args:
         task: modality or location.
-        cards: all registered models.
+        cards: all registered models; none where the database was not asked.
         selected: the name in the setting.
     """
     if selected is None:
@@ -36,8 +37,11 @@ def selection_error(task: str, cards: Sequence[ModelCard], selected: str | None)
         reason = "this model takes no image, and every request has one"
     else:
         reason = f"this model does not answer {task}"
-    usable = ", ".join(card.name for card in cards if card.can_serve(task)) or "none yet"
-    return f"{setting_name(task)}={selected[:80]}: {reason}. {_REMEDY} Registered for {task}: {usable}."
+    registered = [card.name for card in cards if card.can_serve(task)]
+    usable = f"Registered for {task}: {', '.join(registered)}."
+    if not registered:
+        usable = f"Models for {task}: {', '.join(name for name, spec in MODEL_SPECS.items() if task in spec.tasks)}."
+    return f"{setting_name(task)}={selected[:80]}: {reason}. {_REMEDY} {usable}"
 
 
 def selection_reason(task: str, card: ModelCard, ranked: Sequence[ModelCard], selected: str | None) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pymongo.errors import PyMongoError
 
 from app.core.exceptions import UserError
+from app.core.files import atomic_write
 from app.core.settings import Settings
 from app.serving.backends.base import Backend, Precision
 from app.serving.backends.devices import device_name, lower_precisions, make_backend, software
@@ -24,7 +25,7 @@ from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import Record, snapshot_hash
 from ml.models.base import Floats, Outputs, ServedModel
 from ml.models.predict_records import captions_of
-from ml.registry.artifacts import atomic_write, write_json
+from ml.registry.artifacts import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -37,7 +37,7 @@ class PredictionContext:
         probabilities: per task of the model, class to calibrated probability (postprocess).
         out_of_distribution: whether the image is too far from the training images or fails the input heuristics;
             None where that is not known (postprocess).
-        confident: whether the best class passes its threshold and nothing speaks against the input (postprocess).
+        confident: whether the best class passes its threshold and nothing contradicts it (postprocess).
         inputs_used: image, caption or both (postprocess).
         notes: what a reader of the answer should know, in sentences.
         cached: whether the answer came from the cache.

@@ -120,7 +120,7 @@ class Predictor:
             ApiError: the image cannot be used, the service is full, or the deadline passed.
         """
         async with enforce_deadline(context.deadline):
-            await self._pool.run(self._recall_or_decode, context, time.perf_counter())
+            await self._pool.run(self._lookup_or_decode, context, time.perf_counter())
             if not context.cached:
                 await self.image_encoder.encode(context)
                 await self._postprocess(context)
@@ -191,7 +191,7 @@ class Predictor:
         await self._pool.run(self.image_encoder.decode, context, None, time.perf_counter())
         await self.image_encoder.encode(context)
 
-    def _recall_or_decode(self, context: PredictionContext, queued_at: float) -> None:
+    def _lookup_or_decode(self, context: PredictionContext, queued_at: float) -> None:
         """Decode the image, unless the cache has the answer; in a decode thread."""
         started = time.perf_counter()
         sha256 = hashlib.sha256(context.data).hexdigest()
@@ -250,7 +250,7 @@ class Predictor:
         """What a reader of the answer should know of the image and of the inputs used."""
         notes = list(context.info.notes)
         if context.out_of_distribution:
-            notes.append("The image is unlike every image that the model was trained on.")
+            notes.append("The image is out of distribution: it differs from all images that the model was trained on.")
         if context.task == "location" and "caption" not in context.inputs_used:
             reason = "the caption has no word that the model knows"
             if context.caption is None:
@@ -261,7 +261,7 @@ class Predictor:
         return tuple(notes)
 
     def _header_note(self, context: PredictionContext) -> str | None:
-        """What in a DICOM header's modality speaks against the prediction; None where nothing does."""
+        """What in a DICOM header's modality contradicts the prediction; None where nothing does."""
         header = context.info.header_modality
         if header is None:
             return None

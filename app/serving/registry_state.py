@@ -35,6 +35,12 @@ class RegistryState:
     selection_errors: Mapping[str, str | None]
     training_choice: Document | None = None
 
+    @property
+    def text_search_card(self) -> ModelCard | None:
+        """The model that finds images by words best, by its recall on dev."""
+        able = [card for card in self.cards if card.shared_embedding]
+        return max(able, key=lambda card: (card.retrieval_score, card.name), default=None)
+
     @classmethod
     def read(cls, registry: "Registry", database: Database[Document], selected: Mapping[str, str | None]) -> Self:
         """Read them.

@@ -13,12 +13,12 @@ from typing import Final
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from app.core.exceptions import UserError
+from app.core.files import sync
 from ml.evaluation.card_sections import as_markdown, card_sections
 from ml.evaluation.console_tables import span
 from ml.evaluation.evaluate import MAJORITY, Results
 from ml.evaluation.plots import accuracy_plot, confusion_plot, coverage_plot, reliability_plot
 from ml.evaluation.splits import NEAR
-from ml.registry.artifacts import sync
 from ml.registry.model_card import INTENDED_USE
 from ml.training.calibration import TARGET_ACCURACY
 

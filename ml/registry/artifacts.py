@@ -1,7 +1,6 @@
-"""Files that are either whole or not there at all: weights, checkpoints, folders of a model."""
+"""Tensors, arrays and JSON values in files, folders that are whole or not there at all, and locks."""
 
 import fcntl
-import glob
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file as save_numpy_file
 
 from app.core.exceptions import UserError
+from app.core.files import is_running, sync
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,42 +36,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Wait until a file or the entries of a folder are on the disk.
-
-    Raises:
-        OSError: the disk is full or failed.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A path to write to that takes the place of ``path`` only when the block ends without an error.
-
-    What earlier processes left half-written for the same path is removed.
-
-    Raises:
-        OSError: the disk is full or failed; ``path`` is then as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if stale.suffix[1:].isdigit() and not _is_running(int(stale.suffix[1:])):
-            stale.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder that becomes ``path`` only when the block ends without an error.
@@ -86,7 +50,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise FileExistsError(f"{path} exists already")
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(".writing-*"):
-        if not _is_running(int(stale.name.rpartition("-")[2])):
+        if not is_running(int(stale.name.rpartition("-")[2])):
             shutil.rmtree(stale, ignore_errors=True)
     temporary = path.parent / f".writing-{path.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -124,16 +88,6 @@ def exclusive_lock(name: str, folder: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Any] | None = None) -> None:

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from pymongo.database import Database
 
 from app.core.exceptions import UserError
+from app.core.files import atomic_write
 from app.data import schema
 from ml.models.base import ServedModel
 from ml.models.model_specs import deferred_class, family_class
-from ml.registry.artifacts import DamagedFileError, atomic_folder, atomic_write, read_json, sha256_of, write_json
+from ml.registry.artifacts import DamagedFileError, atomic_folder, read_json, sha256_of, write_json
 from ml.registry.model_card import FORMAT_VERSION, ModelCard, ModelFile
 from ml.registry.reference_embeddings import REFERENCE_FILE, Reference
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from app.core.exceptions import UserError
-from ml.registry.artifacts import DamagedFileError, atomic_write, read_tensors, write_tensors
+from app.core.files import atomic_write
+from ml.registry.artifacts import DamagedFileError, read_tensors, write_tensors
 from ml.training.progress import Run, silent
 
 State = dict[str, Tensor]

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
-from app.core.download import DownloadError, Progress, download
+from app.core.download import DownloadError, ProgressCallback, download
 from app.core.exceptions import UserError
 from ml.registry.artifacts import DamagedFileError, atomic_folder, sha256_of, write_tensors
 
@@ -292,7 +292,7 @@ def _receive(url: str, path: Path, sha256: str, title: str) -> None:
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Progress]:
+def _bar(title: str) -> Iterator[ProgressCallback]:
     """A progress bar where standard error is a terminal, else a line in the log."""
     if not sys.stderr.isatty():
         _LOG.info("%s is downloaded", title)

@@ -1,10 +1,16 @@
+import asyncio
 import json
 import re
 import time
+from pathlib import Path
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.api import factory
+from app.core.disk_cache import DiskCache
+from app.core.telemetry import Metrics
 from tests.api.predict_client import ask
 from tests.conftest import REPOSITORY
 
@@ -88,3 +94,29 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_exist(predict_api: httpx
     grouped = " ".join(re.findall(r"by \(([^)]*)\)", " ".join(target["expr"] for target in targets)))
     legends = re.findall(r"{{(\w+)}}", " ".join(target["legendFormat"] for target in targets))
     assert {*re.findall(r"\w+", grouped), *legends} <= labels | {"cache"}
+
+
+def test_the_cache_is_trimmed_again_after_a_trim_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    results: list[dict[str, int] | OSError] = [OSError("Input/output error"), {"thumbnails": 7}]
+    cache = DiskCache(tmp_path, 0)
+
+    def trim() -> dict[str, int]:
+        result = results.pop(0) if len(results) > 1 else results[0]
+        if isinstance(result, OSError):
+            raise result
+        return result
+
+    async def trim_until_measured() -> None:
+        measured = asyncio.Event()
+        metrics = Metrics()
+        monkeypatch.setattr(metrics, "disk_cache", lambda _: measured.set())
+        task = asyncio.create_task(factory._trim_cache(cache, metrics))
+        await asyncio.wait_for(measured.wait(), 10)
+        task.cancel()
+
+    monkeypatch.setattr(cache, "trim", trim)
+    monkeypatch.setattr(factory, "_TRIM_EVERY_S", 0.01)
+    asyncio.run(trim_until_measured())
+    assert caplog.text.count("cannot be trimmed") == 1

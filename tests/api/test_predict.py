@@ -155,7 +155,7 @@ def test_every_readable_file_is_answered(predict_api: httpx.Client, task: str, n
 def test_an_image_that_is_no_scan_is_uncertain_whatever_the_model_says(predict_api: httpx.Client, name: str) -> None:
     body = ask(predict_api, "/predict/modality", ood_images()[name]).json()
     assert body["decision"] == "uncertain"
-    assert any("unlike every image" in note for note in body["notes"])
+    assert any("out of distribution" in note for note in body["notes"])
 
 
 @pytest.mark.parametrize("distance", ["mahalanobis", "nearest"])  # older models have the second

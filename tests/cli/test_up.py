@@ -162,7 +162,7 @@ def test_a_model_that_does_not_exist_is_named_at_the_start(tmp_path: Path, gener
     message = fails(
         tmp_path, "up", "--data", str(generated_dataset), port=free_port(), MEDPIX_MODEL_MODALITY="resnet51"
     )
-    assert "MEDPIX_MODEL_MODALITY='resnet51': no model of this name answers modality" in message
+    assert "MEDPIX_MODEL_MODALITY=resnet51: there is no such model" in message
     assert "efficientnet" in message
     assert not (tmp_path / "db").exists(), "before anything is started"
     message = fails(tmp_path, "up", "--data", str(generated_dataset), port=free_port(), MEDPIX_TRAIN="auto,resnet51")

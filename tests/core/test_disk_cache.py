@@ -1,6 +1,9 @@
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from app.core.disk_cache import DiskCache
 
@@ -39,3 +42,18 @@ def test_what_is_needed_or_being_written_stays(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_missing_is_empty(tmp_path: Path) -> None:
     assert DiskCache(tmp_path / "nothing", 0).trim() == {}
+
+
+def test_a_folder_that_is_removed_during_the_walk_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path / "thumbnails" / "a.jpg", 400, 1_000)
+    _write(tmp_path / "openvino" / "key" / "graph.blob", 500, 2_000)
+    scandir = os.scandir
+
+    def remove_and_scan(path: Path | str) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "key":
+            (Path(path) / "graph.blob").unlink()
+            Path(path).rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", remove_and_scan)
+    assert DiskCache(tmp_path, 1_000).trim() == {"thumbnails": 400}

@@ -1,7 +1,9 @@
 import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from app.core.files import make_private, rotate
+from app.core.files import atomic_write, make_private, rotate
 
 
 def test_only_the_owner_enters_what_was_made(tmp_path: Path) -> None:
@@ -38,3 +40,18 @@ def test_a_log_is_cut_where_the_disk_has_no_room_for_its_copy(tmp_path: Path) ->
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("mongod.log", b"")]
+
+
+def test_threads_that_write_the_same_file_at_once_do_not_take_each_others_place(tmp_path: Path) -> None:
+    path = tmp_path / "thumbnail.jpg"
+    both_wrote = threading.Barrier(2)
+
+    def write(text: str) -> None:
+        with atomic_write(path, durable=False) as unfinished:
+            unfinished.write_text(text)
+            both_wrote.wait(10)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, ("one", "two")))
+    assert path.read_text() in ("one", "two")
+    assert list(tmp_path.iterdir()) == [path]

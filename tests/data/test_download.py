@@ -10,6 +10,14 @@ from app.data.download import FetchError, fetch
 from tests.file_server import FileServer
 
 
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between attempts, in seconds; none is made."""
+    made: list[float] = []
+    monkeypatch.setattr("app.core.download.time.sleep", made.append)
+    return made
+
+
 @pytest.fixture
 def archive(generated_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """The generated dataset as the repository's archive, with the hashes that go with it."""
@@ -39,7 +47,6 @@ def test_the_archive_is_fetched_unpacked_and_checked(archive: bytes, tmp_path: P
     server = FileServer(archive)
     with server.running() as url:
         folder = fetch(tmp_path / "data", url=url, progress=lambda done, total: seen.append((done, total)))
-        assert fetch(tmp_path / "data", url=url) == folder
     assert server.ranges == [None]
     assert seen[-1] == (len(archive), len(archive))
     for path in generated_dataset.rglob("*.png"):
@@ -55,6 +62,16 @@ def test_a_broken_download_goes_on_where_it_stopped(archive: bytes, tmp_path: Pa
     assert server.ranges == [None, "bytes=1000-", "bytes=1500-"]
 
 
+def test_the_pause_before_each_further_attempt_grows(archive: bytes, tmp_path: Path, pauses: list[float]) -> None:
+    with FileServer(archive, break_after=[0] * 5).running() as url, pytest.raises(FetchError, match="off 5 times"):
+        fetch(tmp_path, url=url)
+    assert pauses == [1, 2, 4, 8]
+    pauses.clear()
+    with FileServer(archive, status=503).running() as url, pytest.raises(FetchError, match="broke off 5 times"):
+        fetch(tmp_path, url=url)
+    assert pauses == [1, 2, 4, 8]
+
+
 def test_a_next_run_goes_on_too(archive: bytes, tmp_path: Path) -> None:
     with FileServer(archive, break_after=[1000] + [0] * 4).running() as url:
         with pytest.raises(FetchError, match="0 MB are kept"):
@@ -68,6 +85,17 @@ def test_a_next_run_goes_on_too(archive: bytes, tmp_path: Path) -> None:
     with server.running() as url:
         fetch(other, url=url)
     assert server.ranges == ["bytes=2000-"]
+
+
+def test_an_incomplete_folder_in_the_way_is_refused_before_the_download(archive: bytes, tmp_path: Path) -> None:
+    (tmp_path / "MedPix-2-0" / "images").mkdir(parents=True)
+    server = FileServer(archive)
+    with server.running() as url:
+        with pytest.raises(FetchError, match=r"MedPix-2-0 is not the whole dataset\. Remove it"):
+            fetch(tmp_path, url=url)
+        assert server.ranges == []
+        (tmp_path / "MedPix-2-0" / "images").rmdir()
+        assert fetch(tmp_path, url=url) == tmp_path / "MedPix-2-0"
 
 
 @pytest.mark.parametrize("damage", ["cut", "other"])

@@ -7,14 +7,19 @@ import sys
 import threading
 import weakref
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from pymongo.errors import ServerSelectionTimeoutError
 
+from app.core.exceptions import UserError
+from app.core.settings import load_settings
 from app.core.telemetry import Metrics
 from app.data.schema import TRAINING_RUNS
 from app.serving import model_manager as manager_module
 from app.serving.model_manager import ModelManager
 from app.serving.predictor import Predictor
+from app.serving.registry_state import RegistryState
 from ml.models.image_model import WEIGHTS_FILE
 from ml.registry.model_card import ModelCard
 from tests.serving.trained_copies import TrainedCopies, running_manager, until
@@ -33,7 +38,7 @@ def test_a_document_that_cannot_be_read_does_not_end_the_watch(
     async def scenario() -> None:
         copies.database[TRAINING_RUNS].insert_one({"_id": "of another version"})
         async with running_manager(copies) as server:
-            await until(lambda: "reading the model registry failed" in caplog.text)
+            await until(lambda: "the model registry cannot be read" in caplog.text)
             await asyncio.sleep(0.2)
             assert not server.healthy
             copies.register("compact")
@@ -42,7 +47,7 @@ def test_a_document_that_cannot_be_read_does_not_end_the_watch(
             assert _version(server) == "compact-1"
 
     asyncio.run(scenario())
-    assert caplog.text.count("reading the model registry failed") == 1
+    assert caplog.text.count("the model registry cannot be read") == 1
 
 
 def test_a_card_that_cannot_be_used_is_said_and_does_not_end_the_watch(
@@ -260,3 +265,34 @@ def test_when_too_many_decoders_hang_only_a_new_process_can_answer(
             assert server.fatal_error == "too many decode threads hang"
 
     asyncio.run(scenario())
+
+
+def test_a_fault_of_the_database_or_of_a_model_that_repeats_is_logged_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Mock(version="clip-1", shared_embedding=True, retrieval_score=0.5)
+    state = RegistryState([], [card], {}, {"modality": None, "location": None})
+    manager = ModelManager(load_settings(), Mock(), Metrics())
+    read = Mock(return_value=state)
+    load = Mock(side_effect=UserError("embeddings are missing"))
+
+    def refuse_read() -> RegistryState:
+        raise ServerSelectionTimeoutError(
+            f"connection refused (configured timeouts: 3 s), Timeout: {read.call_count} s"
+        )
+
+    async def scenario() -> None:
+        manager.start()
+        await until(lambda: load.call_count > 2)
+        read.side_effect = refuse_read
+        count = read.call_count
+        await until(lambda: read.call_count > count + 3)
+        await manager.stop()
+
+    monkeypatch.setattr(manager_module, "_POLL_S", 0.01)
+    monkeypatch.setattr(manager_module, "_RETRY_S", 0.0)
+    monkeypatch.setattr(manager, "_read_registry", read)
+    monkeypatch.setattr(manager, "_load_text_search", load)
+    asyncio.run(scenario())
+    assert caplog.text.count("cannot serve text-to-image search: embeddings are missing") == 1
+    assert caplog.text.count("the model registry cannot be read: ServerSelectionTimeoutError") == 1

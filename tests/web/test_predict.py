@@ -86,7 +86,7 @@ def test_doubt_is_said_plainly(page: Page, predict_api: httpx.Client) -> None:
     doubt = page.locator("[data-task=location] .doubt")
     expect(doubt).to_be_visible()
     # One sentence says why: the image, or the confidence.
-    is_unlike = page.locator("[data-task=location] .notes", has_text="unlike every image").count() > 0
+    is_unlike = page.locator("[data-task=location] .notes", has_text="out of distribution").count() > 0
     reason = "the image differs from all images" if is_unlike else "answers at this confidence were wrong too often"
     expect(doubt).to_contain_text(reason)
 

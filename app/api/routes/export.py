@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from importlib.metadata import version
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import anyio
 import pyarrow as pa
@@ -39,27 +39,16 @@ from app.data.repository import ANNOTATIONS, CASES, IMAGES, NotFoundError, Repos
 from app.export.croissant import Table, describe
 from app.export.export_files import ExportFiles
 from app.export.rows import columns
-from app.export.streams import Export, ExportError, export_parts, table_parts
+from app.export.streams import KINDS, MEDIA_TYPES, Export, ExportError, Format, Kind, export_parts, table_parts
 
 router = APIRouter(tags=["export"])
 
-Kind = Literal["images", "cases", "records", "annotations"]
-Format = Literal["json", "jsonl", "csv", "parquet", "zip"]
-
-MEDIA_TYPES: Final = {
-    "json": "application/json",
-    "jsonl": "application/x-ndjson",
-    "csv": "text/csv; charset=utf-8; header=present",
-    "parquet": "application/vnd.apache.parquet",
-    "zip": "application/zip",
-}
 _ORDERS: Final = {
     "images": image_order,
     "records": image_order,
     "cases": case_order,
     "annotations": annotation_order,
 }
-_COLLECTIONS: Final = {"annotations": ANNOTATIONS, "cases": CASES, "images": IMAGES, "records": IMAGES}
 _FILES: Responses = {
     200: {"description": "The file", "content": {kind.partition(";")[0]: {} for kind in MEDIA_TYPES.values()}}
 }
@@ -178,7 +167,7 @@ async def kept_file(
         UnavailableError: the data are being loaded, or changed meanwhile.
         RangeNotSatisfiableError: the range lies outside the file.
     """
-    collection = _COLLECTIONS[requested.of]
+    collection, _ = KINDS[requested.of]
     revision = await repository.revision(collection)
     selection = await repository.resolve(collection, selection)
     name = _file_name(revision, requested, selection)

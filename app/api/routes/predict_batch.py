@@ -21,6 +21,7 @@ from app.api.prediction_request import (
 from app.api.schemas.predictions import PredictionView, Task
 from app.api.uploads import batch_schema, read_batch
 from app.core.exceptions import ApiError
+from app.export.tables import escape_formula
 from app.serving.prediction_context import PredictionContext
 
 if TYPE_CHECKING:  # imports PyTorch
@@ -32,7 +33,6 @@ _COLUMNS: Final = (
     "index", "file", "status", "task", "label", "probability", "decision", "inputs_used", "model", "model_version",
     "sha256", "header_modality", "dataset_image", "dataset_split", "notes", "problem",
 )  # fmt: skip
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _ANSWERS: Final[Responses] = {
     200: {
         **TIMED_TOGETHER[200],
@@ -166,6 +166,5 @@ def _csv(rows: list[list[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(_COLUMNS)
-    # A leading sign would make a spreadsheet read a file name as a formula.
-    writer.writerows([f"'{cell}" if str(cell).startswith(_FORMULA) else cell for cell in row] for row in rows)
+    writer.writerows([escape_formula(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
     return text.getvalue()

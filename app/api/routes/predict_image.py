@@ -1,7 +1,7 @@
 """Predictions for the dataset's own images, beside their labels."""
 
 import asyncio
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
@@ -21,11 +21,10 @@ from app.data.image_store import ImageStore
 from app.data.record import CaseId, ImageId, Split
 from app.data.repository import IMAGES
 from app.data.serializers import image_view
+from app.serving.model_selection import TASKS
 from app.serving.prediction_context import PredictionContext
 
 router = APIRouter(tags=["predict"])
-
-TASKS: Final[tuple[Task, ...]] = ("modality", "location")
 
 
 class GroundTruth(BaseModel):

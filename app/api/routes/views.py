@@ -22,7 +22,7 @@ from app.api.deps import (
 from app.api.errors import documented
 from app.api.filter_parameters import filters
 from app.api.responses import data_response, page_response
-from app.api.routes.export import FILE_RESPONSES, Bom, Format, RawRecords, kept_file, make_export
+from app.api.routes.export import FILE_RESPONSES, Bom, RawRecords, kept_file, make_export
 from app.api.schemas.records import PageModel
 from app.core.exceptions import ForbiddenError, ProblemItem, UnprocessableError
 from app.data.fields import VIEW_FIELDS, public_view
@@ -30,6 +30,7 @@ from app.data.filters import Filter, ParameterError, parse_filter
 from app.data.pagination import SortOrder, parse_sort
 from app.data.record import MAX_VIEW_QUERY_CHARS, SavedView
 from app.data.repository import CASES, IMAGES, VIEWS, Repository
+from app.export.streams import Format
 from app.web.pages import prefix_of
 
 router = APIRouter(tags=["views"])

@@ -16,7 +16,7 @@ from app.serving.decode.dicom_grey import grey_levels
 from app.serving.decode.dicom_header import PIXEL_KEYWORDS, code, functional_groups, integer, numbers, read_header
 from app.serving.decode.dicom_palette import apply_palette
 from app.serving.decode.dicom_pixels import COMPRESSED, JPEG_2000_SYNTAXES, NATIVE, has_unread_pixels, stored_pixels
-from app.serving.decode.levels import to_eight_bits
+from app.serving.decode.levels import stretch_to_uint8
 
 _SEND_PNG: Final = "Export the image from your viewer as PNG or JPEG and send that."
 _COLOURS: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
@@ -162,7 +162,7 @@ def _check_pixels(dataset: Dataset) -> None:
 def _eight_bit_colours(values: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
     if values.dtype == np.uint8 and int(dataset.BitsStored) == 8:
         return values
-    return to_eight_bits(values)
+    return stretch_to_uint8(values)
 
 
 def _square_pixels(image: Image.Image, dataset: Dataset, frame: int, max_pixels: int) -> tuple[Image.Image, str | None]:

@@ -19,7 +19,7 @@ from app.serving.decode.dicom_header import is_dicom
 from app.serving.decode.exif import orientation
 from app.serving.decode.jpeg import check_scans
 from app.serving.decode.jpeg import without_metadata as jpeg_without_metadata
-from app.serving.decode.levels import to_eight_bits
+from app.serving.decode.levels import stretch_to_uint8
 from app.serving.decode.png import SIGNATURE, has_deep_colour
 from app.serving.decode.png import without_metadata as png_without_metadata
 
@@ -69,7 +69,7 @@ def decode(data: bytes, settings: Settings, sha256: str | None = None) -> Decode
         if is_png and has_deep_colour(data):
             image = _deep_colour(data)
         elif image.mode in _DEEP_GREY:
-            image = Image.fromarray(to_eight_bits(np.asarray(image)))
+            image = Image.fromarray(stretch_to_uint8(np.asarray(image)))
     except (OSError, SyntaxError, ValueError, EOFError, imagecodecs.PngError) as error:
         raise UnprocessableError(f"The image is cut or damaged: {error}.") from error
     if image.format == _MULTI_PICTURE:
@@ -99,8 +99,8 @@ def _deep_colour(data: bytes) -> Image.Image:
     values: NDArray[Any] = imagecodecs.png_decode(data)
     channels = values.shape[-1]
     if channels in (1, 3):
-        return Image.fromarray(to_eight_bits(values))
-    colours, alpha = to_eight_bits(values[..., :-1]), (values[..., -1:] >> 8).astype(np.uint8)
+        return Image.fromarray(stretch_to_uint8(values))
+    colours, alpha = stretch_to_uint8(values[..., :-1]), (values[..., -1:] >> 8).astype(np.uint8)
     return Image.fromarray(np.concatenate([colours, alpha], axis=-1))
 
 

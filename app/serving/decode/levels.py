@@ -70,7 +70,7 @@ def linear(values: NDArray[Any], low: float, high: float) -> NDArray[np.float64]
     return np.nan_to_num(scaled)
 
 
-def to_eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+def stretch_to_uint8(values: NDArray[Any]) -> NDArray[np.uint8]:
     """An image (H, W) or (H, W, C) of any depth as uint8; all channels are stretched alike, or colours would change."""
     low, high, _ = percentile_range(values) or NOTHING
     levels = np.empty(values.shape, dtype=np.uint8)

@@ -2,7 +2,7 @@
 
 import { whisker } from "./charts.js";
 import { el, number, onPlainClick, percent, spoken } from "./dom.js";
-import { moment, scoresOf, TASKS } from "./scores.js";
+import { moment, scoresOf, SCORED_TASKS } from "./scores.js";
 
 const decimals = (value) => value?.toFixed(3) ?? "";
 
@@ -96,7 +96,7 @@ export function board(models, report, choose) {
   const terms = "Macro F1 weighs rare and frequent classes alike. ECE (expected calibration error) is the mean gap between confidence and accuracy; 0 is best. Coverage is the share of answers that are confident under the rules in use: confidence threshold and out-of-distribution rule.";
   return [
     source(models, report),
-    ...TASKS.map((task) => table(task, models, report, choose)).filter(Boolean),
+    ...SCORED_TASKS.map((task) => table(task, models, report, choose)).filter(Boolean),
     el("p", { class: "muted small", text: terms }),
     choices(models),
   ].filter(Boolean);

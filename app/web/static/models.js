@@ -5,7 +5,7 @@ import { getJson } from "./api.js";
 import { board } from "./board.js";
 import { detail } from "./card.js";
 import { byId, el, problemBox, spoken } from "./dom.js";
-import { lastReport, TASKS } from "./scores.js";
+import { lastReport, SCORED_TASKS } from "./scores.js";
 import { watchTraining } from "./training.js";
 
 let items = [];
@@ -65,7 +65,7 @@ function showChosen() {
   const wanted = new URLSearchParams(location.search);
   const named = (name) => items.find(({ card }) => card.name === name);
   const chosen = named(wanted.get("model")) ?? items.find(({ serves }) => serves.length) ?? items[0];
-  const tasks = TASKS.filter((task) => task in chosen.card.tasks);
+  const tasks = SCORED_TASKS.filter((task) => task in chosen.card.tasks);
   const task = tasks.includes(wanted.get("task")) ? wanted.get("task") : tasks[0];
   byId("model").replaceChildren(...items.map(({ card }) => el("option", { value: card.name, text: card.name })));
   byId("task").replaceChildren(...tasks.map((known) => el("option", { value: known, text: spoken(known) })));

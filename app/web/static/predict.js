@@ -189,7 +189,7 @@ async function watch() {
     onKnown: () => (byId("below").hidden = false),
     onChange: (changed) => askAgain((task) => task === changed),
   });
-  // Served already, so the service had too much to do, or something before it answers for it.
+  // Served already, so the service was overloaded, or something before it answers for it.
   const asked = [...items].flatMap((item) => [...item.waiting.values()]);
   if (asked.length) {
     const seconds = Math.max(...asked, Math.min(MOST_S, LEAST_S * 2 ** rounds));

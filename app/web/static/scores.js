@@ -3,7 +3,7 @@
 import { at } from "./address.js";
 import { getJson } from "./api.js";
 
-export const TASKS = ["modality", "location", "location_category"];
+export const SCORED_TASKS = ["modality", "location", "location_category"];
 
 /** A time as people write it. */
 export const moment = (iso) => new Date(iso).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.core.files import atomic_write
 from ml.registry.artifacts import (
     BusyError,
     DamagedFileError,
     atomic_folder,
-    atomic_write,
     exclusive_lock,
     read_json,
     read_tensors,
@@ -25,7 +25,8 @@ _LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from ml.registry.artifacts import atomic_write, write_tensors
+from app.core.files import atomic_write
+from ml.registry.artifacts import write_tensors
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 try:
@@ -87,13 +88,13 @@ def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None
     killed = f"""
 import os, signal
 from pathlib import Path
-from ml.registry.artifacts import atomic_write
+from app.core.files import atomic_write
 with atomic_write(Path({str(path)!r})) as temporary:
     temporary.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert run(killed).returncode == -signal.SIGKILL
-    other = tmp_path / f".state.{os.getppid()}"
+    other = tmp_path / f".state.{os.getppid()}-1.tmp"
     other.write_text("another process writes it just now")
     assert len(list(tmp_path.iterdir())) == 2
     with atomic_write(path) as temporary:

@@ -130,7 +130,10 @@ def test_weights_are_downloaded_once_and_checked(server: FileServer) -> None:
     assert {path.name for path in RESNET50.stored().parent.iterdir()} == {".lock", "resnet50.pth"}
 
 
-def test_a_download_cut_midway_is_said_and_goes_on_next_time(server: FileServer, resnet_file: bytes) -> None:
+def test_a_download_cut_midway_is_said_and_goes_on_next_time(
+    server: FileServer, resnet_file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.download._FIRST_PAUSE_S", 0)
     server.break_after = [100] + [0] * 4
     with pytest.raises(WeightsError, match=r"ResNet50 .*broke off 5 times.* Start the training again to go on"):
         resnet50_state("auto")
