@@ -121,7 +121,7 @@ def run_evaluation(
     signal.signal(signal.SIGTERM, _stop)
     registry = Registry(database, settings.model_files_dir)
     is_complete = split == "test" and {c.name for c in chosen_cards(names, registry)} == {
-        c.name for c in registry.list()
+        c.name for c in registry.cards()
     }
     served = settings.home / FOLDER
     folder = out or (served if is_complete else served / f"{split}-{'+'.join(sorted(set(names)))}")
@@ -169,7 +169,7 @@ def evaluate_if_due(
 
     if os.environ.get("RANK", "0") != "0":
         return
-    cards = list(Registry(database, settings.model_files_dir).list())
+    cards = list(Registry(database, settings.model_files_dir).cards())
     run = database[schema.SEED_RUNS].find_one({"state": "complete"}, sort=schema.LATEST_RUN_FIRST) or {}
     if covers(read_results(settings.home / FOLDER) or {}, cards, run.get("dataset_version")):
         _LOG.info("the last evaluation is of the registered models; nothing to evaluate")

@@ -173,7 +173,7 @@ def calibrate_if_due(
     if os.environ.get("RANK", "0") != "0":
         return
     defaults = {name for models in DEFAULTS.values() for name in models}
-    names = due([c for c in Registry(database, settings.model_files_dir).list() if c.name in defaults])
+    names = due([c for c in Registry(database, settings.model_files_dir).cards() if c.name in defaults])
     if not names:
         _LOG.info("the default models that are registered are calibrated out of fold; nothing to calibrate")
         return

@@ -149,7 +149,7 @@ def calibrate_out_of_fold(
     cards = {name: registry.get(name) for name in names}
     records = [record for split in ("train", "dev") for record in load_records(database, images_dir, (split,))]
     order = with_needs(names)
-    init = {card.name: card.init for card in registry.list()}
+    init = {card.name: card.init for card in registry.cards()}
     options = {name: Options(weights=init.get(name, "auto"), seed=seed, epochs=epochs) for name in order}
     scratch = Scratch(models_dir / ".training")
     folder = scratch.folder("oof", records, options)

@@ -1,6 +1,5 @@
 """Keeps trained models: files in a folder, cards in MongoDB; a model is registered completely or not at all."""
 
-import builtins
 import logging
 import shutil
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from app.core.exceptions import UserError
 from app.data import schema
 from ml.models.base import ServedModel
 from ml.models.model_specs import deferred_class, family_class
-from ml.registry.artifacts import DamagedFileError, atomic_folder, atomic_write, read_json, sha256_of, write_json
+from ml.registry.artifacts import DamagedFileError, atomic_folder, atomic_write, sha256_of, write_json
 from ml.registry.model_card import FORMAT_VERSION, ModelCard, ModelFile
 from ml.registry.reference_embeddings import REFERENCE_FILE, Reference
 
@@ -123,7 +122,7 @@ class Registry:
             raise UnknownModelError(f"no model {name!r} is registered; registered are: {registered}")
         return parse_card(document)
 
-    def list(self) -> Iterable[ModelCard]:
+    def cards(self) -> Iterable[ModelCard]:
         """The cards of all registered models that this version can read, by name."""
         for document in self._models.find().sort("_id", 1):
             try:
@@ -132,7 +131,7 @@ class Registry:
                 _LOG.warning("%s", error)
 
     @staticmethod
-    def ranked(task: str, cards: Iterable[ModelCard]) -> "builtins.list[ModelCard]":
+    def ranked(task: str, cards: Iterable[ModelCard]) -> list[ModelCard]:
         """The models that answer a task from an image, the one with the best dev accuracy first.
 
         Args:
@@ -261,15 +260,3 @@ def load_reference(card: ModelCard, models_dir: Path) -> Reference | None:
 def model_folder(card: ModelCard, models_dir: Path) -> Path:
     """Where the files of a model's version are."""
     return models_dir / card.name / card.version
-
-
-def read_card(folder: Path) -> ModelCard:
-    """The card beside the files of a version.
-
-    Raises:
-        RegistryError: it is missing, damaged or from another version of this software.
-    """
-    try:
-        return parse_card(read_json(folder / _CARD_FILE))
-    except DamagedFileError as error:
-        raise RegistryError(str(error)) from error

@@ -33,7 +33,7 @@ OOD_QUANTILE: Final = 0.95
 
 def usable_models(database: Database[dict[str, Any]], models_dir: Path) -> set[str]:
     """The names of the registered models whose files are there."""
-    return {card.name for card in Registry(database, models_dir).list() if is_complete(card, models_dir)}
+    return {card.name for card in Registry(database, models_dir).cards() if is_complete(card, models_dir)}
 
 
 def models_to_train(
@@ -268,7 +268,7 @@ def _reference(model: ServedModel, context: Context, registry: Registry, test_re
     """The embeddings of all images; those of a fusion are the ones that its image half was registered with."""
     records = [*context.train, *context.dev, *test_records]
     images = [record.image for record in records]
-    versions = {card.name: card for card in registry.list()}
+    versions = {card.name: card for card in registry.cards()}
     for part in model.parts:
         card = versions.get(part.card.name)
         if card is None or card.version != part.card.version or part.network is not model.network:

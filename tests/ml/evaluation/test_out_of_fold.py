@@ -40,7 +40,7 @@ def test_models_are_registered_again_with_other_calibration_and_the_same_weights
     registry: Registry, database: Database[Document], images_dir: Path
 ) -> None:
     before = {name: registry.get(name) for name in NAMES}
-    assert set(due(list(registry.list()))) == set(NAMES)
+    assert set(due(list(registry.cards()))) == set(NAMES)
     cards = calibrate_out_of_fold(NAMES, database, images_dir, registry.models_dir, device="cpu", epochs=1)
     assert {card.name for card in cards} == set(NAMES)
     for card in cards:
@@ -55,7 +55,7 @@ def test_models_are_registered_again_with_other_calibration_and_the_same_weights
         images = database["Image_Descriptions"].count_documents({"split": {"$in": ["train", "dev"]}})
         assert all(0 < own["n"] <= images for own in figures.values())
         assert (load_reference(card, registry.models_dir) is None) == (card.name == "caption-location")
-    assert due(list(registry.list())) == []
+    assert due(list(registry.cards())) == []
     fused = registry.load("fused-location")
     assert isinstance(fused, FusedModel)
     # Its image half is calibrated as the image model is: answers without a caption are this half's.

@@ -174,7 +174,7 @@ def test_a_failed_run_is_reported_and_registers_nothing(database: Database[Docum
     assert run is not None
     assert run["state"] == "failed"
     assert "medpix seed" in run["message"]
-    assert list(Registry(database, tmp_path).list()) == []
+    assert list(Registry(database, tmp_path).cards()) == []
 
 
 def test_a_class_with_one_example_and_splits_without_captions_are_trained(
