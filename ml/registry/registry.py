@@ -74,7 +74,8 @@ class Registry:
                 f"{card.name} {card.version} could not be written to {self.models_dir}: {error}. "
                 "The version registered before, if any, stays in use"
             ) from error
-        self._models.update_one({"_id": card.name}, {"$set": card.model_dump()}, upsert=True)
+        # Replaced, not merged: a field that only an earlier version's card had would make this one invalid.
+        self._models.replace_one({"_id": card.name}, card.model_dump(), upsert=True)
         self._prune(card.name, keep=card.version)
         return card
 

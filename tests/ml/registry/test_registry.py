@@ -134,6 +134,19 @@ def test_a_card_with_a_wrong_field_is_refused(registry: Registry, trained: Serve
         registry.get("compact")
 
 
+def test_a_field_of_an_earlier_version_does_not_outlive_a_new_registration(
+    registry: Registry, trained: ServedModel
+) -> None:
+    registry.register(trained)
+    registry._models.update_one({}, {"$set": {"sharpness": 0.5}})
+    with pytest.raises(RegistryError, match="the card of compact is not valid"):
+        registry.get("compact")
+    again(registry, trained, "later")
+    assert registry.get("compact") == trained.card
+    document = registry._models.find_one({"_id": "compact"}) or {}
+    assert document.keys() == trained.card.model_dump().keys() | {"_id"}
+
+
 def test_an_unknown_family_is_refused(registry: Registry, trained: ServedModel) -> None:
     card = registry.register(trained).model_copy(update={"family": "quantum"})
     with pytest.raises(RegistryError, match="unknown model family 'quantum'"):
