@@ -153,7 +153,7 @@ def calibrate_out_of_fold(
     options = {name: Options(weights=init.get(name, "auto"), seed=seed, epochs=epochs) for name in order}
     scratch = Scratch(models_dir / ".training")
     folder = scratch.folder("oof", records, options)
-    with exclusive_lock("the calibration out of fold", folder):
+    with exclusive_lock("the models are being calibrated out of fold", folder):
         folds = list(make_folds(records, FOLDS, seed))
         pooled = predict_folds(order, folds, options, pick_device(device), folder, reporter)
         done = []

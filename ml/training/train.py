@@ -156,7 +156,10 @@ def train_model(
     chosen = Options(weights, seed, resume, base.epochs, base.members)
     registry = Registry(database, models_dir)
     scratch = models_dir / ".training" / name
-    with team(torch_device) as processes, exclusive_lock(name, scratch) if processes.is_main_process else nullcontext():
+    with (
+        team(torch_device) as processes,
+        exclusive_lock(f"{name} is being trained", scratch) if processes.is_main_process else nullcontext(),
+    ):
         # Every process raises an error; the main one alone reports progress.
         report = to_all([reporter, DatabaseReporter(database)]) if processes.is_main_process else silent
         with Run(name, spec.tasks, report, step) as run:

@@ -12,7 +12,9 @@ from ml.dataset.records import Record
 from ml.evaluation.duplicate_patients import patients
 from ml.evaluation.folds import make_folds
 from ml.evaluation.out_of_fold import METRICS, Pooled, calibrate_out_of_fold, due, predict_folds, recalibrate
+from ml.evaluation.retrain import Scratch
 from ml.models.fusion import FusedModel
+from ml.registry.artifacts import BusyError, exclusive_lock
 from ml.registry.model_card import NEVER_CONFIDENT
 from ml.registry.registry import Registry, load_reference
 from ml.training.context import Options
@@ -77,6 +79,23 @@ def test_a_model_that_was_retrained_meanwhile_is_left_alone(
     names = ("caption-location",)
     assert calibrate_out_of_fold(names, database, images_dir, registry.models_dir, device="cpu") == []
     assert registry.get("caption-location").calibrated_on == "dev"
+
+
+def test_one_process_at_a_time_calibrates_and_the_error_says_so(
+    registry: Registry,
+    database: Database[Document],
+    images_dir: Path,
+    train_records: list[Record],
+    dev_records: list[Record],
+) -> None:
+    names = ("caption-location",)
+    options = {name: Options(weights=registry.get(name).init) for name in names}
+    folder = Scratch(registry.models_dir / ".training").folder("oof", [*train_records, *dev_records], options)
+    with (
+        exclusive_lock("another process", folder),
+        pytest.raises(BusyError, match="the models are being calibrated out of fold already, by process"),
+    ):
+        calibrate_out_of_fold(names, database, images_dir, registry.models_dir, device="cpu")
 
 
 def test_every_image_is_predicted_once_by_a_model_that_never_saw_its_patient(

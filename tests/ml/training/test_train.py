@@ -157,7 +157,7 @@ def test_a_model_is_trained_by_one_process_at_a_time(
         train_model("knn-colour", database=ml_database, images_dir=images_dir, models_dir=tmp_path, device="cpu")
 
     before = ml_database[schema.TRAINING_RUNS].find_one({"_id": "knn-colour"})
-    with exclusive_lock("knn-colour", tmp_path / ".training" / "knn-colour"):
+    with exclusive_lock("knn-colour is being trained", tmp_path / ".training" / "knn-colour"):
         with pytest.raises(BusyError, match="knn-colour is being trained already"):
             train()
         assert ml_database[schema.TRAINING_RUNS].find_one({"_id": "knn-colour"}) == before
