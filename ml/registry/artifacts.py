@@ -121,8 +121,7 @@ def exclusive_lock(activity: str, folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             lock.seek(0)
             raise BusyError(
-                f"{activity} already, by process {lock.read()}, into {folder.parents[1]}; "
-                "wait for it, or stop it"
+                f"{activity} already, by process {lock.read()}, into {folder.parents[1]}; wait for it, or stop it"
             ) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))

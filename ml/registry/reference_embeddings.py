@@ -75,6 +75,9 @@ class Density:
 class Reference:
     """Embeddings of all images of the dataset, each of length 1.
 
+    Embeddings and statistics are those that the file gives back, rounded to half precision, also before they are
+    written: a threshold on the distances is set with the same values that a service measures distances with.
+
     Attributes:
         images: N image names.
         training: which images the model was trained on, (N,).
@@ -93,7 +96,8 @@ class Reference:
         cls, images: Sequence[str], training: NDArray[np.bool_], embeddings: Floats, stages: Floats | None = None
     ) -> "Reference":
         """A reference from N image names, a mask (N,), embeddings (N, D) of any length, and statistics (N, S)."""
-        return cls(tuple(images), training, normalise(embeddings), stages)
+        rounded = None if stages is None else _half_precision(stages)
+        return cls(tuple(images), training, normalise(_half_precision(normalise(embeddings))), rounded)
 
     def similarity(self, embeddings: Floats) -> Floats:
         """Cosine similarity, -1 to 1, of (M, D) embeddings to all images: (M, N)."""
@@ -135,7 +139,7 @@ class Reference:
         return self._distances[kind]
 
     def _stage_distance(self) -> Callable[[Outputs], Floats]:
-        """Mahalanobis distance over the standardised means and deviations of the channels of all stages.
+        """Mahalanobis distance over the standardised means and standard deviations of the channels of all stages.
 
         Early stages tell textures apart that the last one, trained for CT against MR, does not (Lee et al. 2018,
         arXiv 1807.03888).
@@ -146,9 +150,9 @@ class Reference:
         if self.stages is None:
             raise DamagedFileError(f"{REFERENCE_FILE} holds no statistics of stages")
         training = self.stages[self.training]
-        mean, deviation = training.mean(axis=0), training.std(axis=0) + 1e-6
-        density = Density.fit((training - mean) / deviation, _LEAST_STAGE_VARIANCE)
-        return lambda outputs: density.distance_of_rows((outputs[STAGES] - mean) / deviation)
+        mean, std = training.mean(axis=0), training.std(axis=0) + 1e-6
+        density = Density.fit((training - mean) / std, _LEAST_STAGE_VARIANCE)
+        return lambda outputs: density.distance_of_rows((outputs[STAGES] - mean) / std)
 
     def density(self) -> Density:
         """The density of the training images; takes a second where embeddings are long."""
@@ -182,6 +186,10 @@ class Reference:
         embeddings = arrays["embeddings"].astype(np.float32)
         stages = arrays["stages"].astype(np.float32) if "stages" in arrays else None
         return cls(tuple(metadata["images"]), arrays["training"], normalise(embeddings), stages)
+
+
+def _half_precision(values: Floats) -> Floats:
+    return values.astype(np.float16).astype(np.float32)
 
 
 def normalise(embeddings: Floats) -> Floats:
