@@ -44,7 +44,8 @@ def evaluate(
     register: Annotated[bool, typer.Option(help="Write the metrics to the model cards")] = True,
     cv: Annotated[bool, typer.Option("--cv", help="Also retrain on five folds of all cases; an hour or more")] = False,
     seeds: Annotated[
-        int | None, typer.Option(min=2, help="Also retrain with this many seeds, for mean and deviation; takes hours")
+        int | None,
+        typer.Option(min=2, help="Also retrain with this many seeds, for mean and standard deviation; takes hours"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of folds and retraining; the first of --seeds")] = 0,
     weights: Annotated[

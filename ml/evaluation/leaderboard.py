@@ -60,11 +60,11 @@ def model_row(
         reference: the embeddings registered with the model, for the out-of-distribution rule of the service.
         on_progress: called with the finished share.
     """
-    is_ood = ood_rule(card, reference)
+    rule = ood_rule(card, reference)
     ood = []
-    if is_ood is not None and outputs.image_out is not None:
-        far = is_ood(outputs.image_out)
-        ood = [record.image for record, is_far in zip(outputs.records, far, strict=True) if is_far]
+    if rule is not None and outputs.image_out is not None:
+        rows = zip(outputs.records, rule(outputs.image_out), strict=True)
+        ood = [record.image for record, is_ood in rows if is_ood]
     has_text = has_caption(outputs.caption_out, len(outputs.records))
     without_caption = [record.image for record, is_given in zip(outputs.records, has_text, strict=True) if not is_given]
     before, ablated, mirrored = (
@@ -72,7 +72,7 @@ def model_row(
         robustness.ablations(outputs),
         robustness.mirror(outputs, image_cache),
     )
-    changed = corruptions.corruptions(outputs, is_ood, on_progress)
+    changed = corruptions.corruptions(outputs, rule, on_progress)
     shortcut, modes = robustness.shortcuts(outputs, image_cache), robustness.file_modes(outputs, image_cache)
     return card.model_dump(mode="json", include=_FACTS) | {
         "sha256": card.sha256,

@@ -69,13 +69,13 @@ class Pooled:
         records: list[Record],
         outputs: Outputs | None,
         encoded: Floats | None,
-        far: NDArray[np.bool_],
+        ood: NDArray[np.bool_],
     ) -> None:
         """Append the images of one fold."""
         first = not self.records
         self.records += records
         self.fold = np.append(self.fold, np.full(len(records), number))
-        self.ood = np.append(self.ood, far)
+        self.ood = np.append(self.ood, ood)
         if outputs is not None:
             before = {} if first or self.outputs is None else self.outputs
             self.outputs = {
@@ -95,7 +95,7 @@ class Pooled:
         )
 
 
-def due(cards: Sequence[ModelCard]) -> list[str]:
+def needs_calibration(cards: Sequence[ModelCard]) -> list[str]:
     """The names of the models among these that can be calibrated out of fold and are not.
 
     One that began with weights from a file is left out: models retrained on folds would begin with others.
@@ -203,14 +203,14 @@ def predict_folds(
                 checkpoints = folder / f"fold-{number}" / name
                 context = Context(learned, fold.dev, trained, device, Team(), run, options[name], checkpoints, images)
                 trained.models[name] = model = MODEL_SPECS[name].train(context)
-                outputs, far = None, np.zeros(len(fold.held_out), dtype=np.bool_)
+                outputs, ood = None, np.zeros(len(fold.held_out), dtype=np.bool_)
                 if model.preprocess is not None:
                     # Models that share a network, as a fused one and its half, share its outputs.
                     if id(model.network) not in computed:
                         computed[id(model.network)] = _outputs(model, context, fold)
-                    outputs, far = computed[id(model.network)]
+                    outputs, ood = computed[id(model.network)]
                 encoded = run_captions(model, captions_of(fold.held_out))
-                pooled[name].add(number, fold.held_out, outputs, encoded, far)
+                pooled[name].add(number, fold.held_out, outputs, encoded, ood)
     return pooled
 
 

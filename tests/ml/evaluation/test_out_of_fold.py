@@ -11,7 +11,14 @@ from ml.dataset.labels import LOCATION, LOCATION_CATEGORY, TASKS
 from ml.dataset.records import Record
 from ml.evaluation.duplicate_patients import patients
 from ml.evaluation.folds import make_folds
-from ml.evaluation.out_of_fold import METRICS, Pooled, calibrate_out_of_fold, due, predict_folds, recalibrate
+from ml.evaluation.out_of_fold import (
+    METRICS,
+    Pooled,
+    calibrate_out_of_fold,
+    needs_calibration,
+    predict_folds,
+    recalibrate,
+)
 from ml.evaluation.retrain import Scratch
 from ml.models.fusion import FusedModel
 from ml.registry.artifacts import BusyError, exclusive_lock
@@ -42,7 +49,7 @@ def test_models_are_registered_again_with_other_calibration_and_the_same_weights
     registry: Registry, database: Database[Document], images_dir: Path
 ) -> None:
     before = {name: registry.get(name) for name in NAMES}
-    assert set(due(list(registry.cards()))) == set(NAMES)
+    assert set(needs_calibration(list(registry.cards()))) == set(NAMES)
     cards = calibrate_out_of_fold(NAMES, database, images_dir, registry.models_dir, device="cpu", epochs=1)
     assert {card.name for card in cards} == set(NAMES)
     for card in cards:
@@ -57,7 +64,7 @@ def test_models_are_registered_again_with_other_calibration_and_the_same_weights
         images = database["Image_Descriptions"].count_documents({"split": {"$in": ["train", "dev"]}})
         assert all(0 < own["n"] <= images for own in figures.values())
         assert (load_reference(card, registry.models_dir) is None) == (card.name == "caption-location")
-    assert due(list(registry.cards())) == []
+    assert needs_calibration(list(registry.cards())) == []
     fused = registry.load("fused-location")
     assert isinstance(fused, FusedModel)
     # Its image half is calibrated as the image model is: answers without a caption are this half's.

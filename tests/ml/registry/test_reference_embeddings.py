@@ -85,7 +85,7 @@ def test_the_stages_tell_what_the_embedding_does_not(tmp_path: Path) -> None:
     built.save(tmp_path)
     for reference in (built, Reference.load(tmp_path)):
         distance = reference.distance_by("stages")
-        # Both are 1 away from the mean, which is ten deviations of the first channel and half a one of the second.
+        # Both are 1 away from the mean: ten standard deviations of the first channel and half of the second's.
         asked = {STAGES: np.array([[4.0, 3.0], [3.0, 4.0]], dtype=np.float32), EMBEDDING: embeddings[:2]}
         assert distance(asked) == pytest.approx([10.0, 0.5], rel=0.15)
 
