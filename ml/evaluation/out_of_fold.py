@@ -261,7 +261,9 @@ def recalibrate(model: ServedModel, pooled: Pooled) -> None:
     _set(model, pooled)
     card.calibrated_on = "out-of-fold"
     card.metrics[METRICS] = {
-        task: _figures(_together(parts), np.concatenate(sure[task])) for task, parts in figures.items() if parts
+        task: _figures(LabelledPredictions.concatenate(parts), np.concatenate(sure[task]))
+        for task, parts in figures.items()
+        if parts
     }
     for task, measured in card.metrics[METRICS].items():
         confident = measured["confident"]
@@ -281,11 +283,6 @@ def _set(model: ServedModel, pooled: Pooled) -> None:
         set_calibration(part, outputs, encoded, pooled.records, pooled.ood)
     outputs = pooled.outputs if "image" in model.inputs else None
     set_calibration(model, outputs, pooled.encoded, pooled.records, pooled.ood)
-
-
-def _together(parts: Sequence[LabelledPredictions]) -> LabelledPredictions:
-    names = ("probabilities", "targets", "groups", "images")
-    return LabelledPredictions(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def _figures(predictions: LabelledPredictions, sure: NDArray[np.bool_]) -> dict[str, Any]:

@@ -274,15 +274,9 @@ class Retrainer:
 
 def pool(folds: Sequence[LabelledPredictions]) -> dict[str, Any]:
     """The scores of all folds together, and the accuracy of each with mean and standard deviation."""
-    together = LabelledPredictions(
-        *(
-            np.concatenate([getattr(fold, name) for fold in folds])
-            for name in ("probabilities", "targets", "groups", "images")
-        )
-    )
     accuracies = [float(fold.correct.mean()) if len(fold.targets) else None for fold in folds]
     measured = [value for value in accuracies if value is not None]
-    return measure(together) | {
+    return measure(LabelledPredictions.concatenate(folds)) | {
         "folds": accuracies,
         "folds_mean": float(np.mean(measured)),
         "folds_sd": float(np.std(measured, ddof=1)) if len(measured) > 1 else None,

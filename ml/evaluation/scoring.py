@@ -1,5 +1,6 @@
 """The figures of one set of answers: scores with intervals, classes, confusions, curves."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -43,6 +44,12 @@ class LabelledPredictions:
     ) -> "LabelledPredictions":
         """The answers to the rows that have a label, from (N, classes) and three arrays (N,)."""
         return cls(*labelled(probabilities, targets, groups, images))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["LabelledPredictions"]) -> "LabelledPredictions":
+        """The answers of several parts, as of folds, one after the other; at least one part."""
+        names = ("probabilities", "targets", "groups", "images")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     def only(self, chosen: NDArray[np.bool_]) -> "LabelledPredictions":
         """The answers to some of the rows, chosen by a mask (N,)."""

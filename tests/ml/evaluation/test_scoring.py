@@ -74,6 +74,15 @@ def test_differences_are_paired_by_case() -> None:
         compare(better, worse.only(np.array([True, True, True, False])))
 
 
+def test_parts_are_put_one_after_the_other() -> None:
+    first, second = predictions([True, False], "ab"), predictions([True], "c", 0.6)
+    both = LabelledPredictions.concatenate([first, second])
+    assert both.probabilities.tolist() == [*first.probabilities.tolist(), *second.probabilities.tolist()]
+    assert (both.correct.tolist(), both.groups.tolist()) == ([1.0, 0.0, 1.0], ["a", "b", "c"])
+    assert both.images.tolist() == ["image0", "image1", "image0"]
+    assert both.targets.tolist() == [0, 0, 0]
+
+
 def test_rows_without_a_label_are_left_out() -> None:
     probabilities: Probabilities = np.full((3, 2), 0.5, dtype=np.float32)
     labelled = LabelledPredictions.of(
