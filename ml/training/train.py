@@ -241,11 +241,19 @@ def set_calibration(
         ood: which of them are out of distribution, and so never confident, (N,).
     """
     card = model.card
+    every = np.ones(len(records), dtype=np.bool_)
+    able = every if ood is None else ~ood
+    # Without a caption a fused model gives the answer of its image half, which has a temperature of its own.
+    has_text = has_caption(encoded, len(records)) if model.inputs == {"image", "caption"} else every
+    has_text = has_text if has_text.any() else every
     # In place: the card of a model that is a part of another one shares these values with it.
     card.temperature.update(dict.fromkeys(card.tasks, 1.0))
-    raw = model.combine(outputs, encoded)
-    card.temperature.update({task: fit_temperature(log(raw[task]), targets(records, task)) for task in raw})
-    able = np.ones(len(records), dtype=np.bool_) if ood is None else ~ood
+    card.temperature.update(
+        {
+            task: fit_temperature(log(raw[has_text]), targets(records, task)[has_text])
+            for task, raw in model.combine(outputs, encoded).items()
+        }
+    )
 
     def thresholds(probabilities: Mapping[str, Floats], rows: NDArray[np.bool_]) -> dict[str, float]:
         return {
@@ -255,8 +263,7 @@ def set_calibration(
             for task, own in probabilities.items()
         }
 
-    has_text = has_caption(encoded, len(records)) if model.inputs == {"image", "caption"} else able
-    card.thresholds = thresholds(model.combine(outputs, encoded), able & has_text if has_text.any() else able)
+    card.thresholds = thresholds(model.combine(outputs, encoded), able & has_text)
     if model.inputs == {"image", "caption"}:
         card.thresholds_image_only = thresholds(model.combine(outputs, None), able)
 
