@@ -74,6 +74,7 @@ def model_row(
     )
     changed = corruptions.corruptions(outputs, rule, on_progress)
     shortcut, modes = robustness.shortcuts(outputs, image_cache), robustness.file_modes(outputs, image_cache)
+    measured = {task: measure(own) for task, own in predictions.items()}
     return card.model_dump(mode="json", include=_FACTS) | {
         "sha256": card.sha256,
         "start": start(card),
@@ -83,10 +84,10 @@ def model_row(
         "retrieval": retrieval_figures(card, outputs),
         "tasks": {
             task: {
-                "scores": measure(own),
+                "scores": measured[task],
                 "dev": card.metrics.get("dev", {}).get(task),
                 "temperature": card.temperature[task],
-                "calibration": calibration(before[task], own),
+                "calibration": calibration(before[task], own, measured[task]),
                 "confident": confident(
                     own,
                     card.thresholds[task],

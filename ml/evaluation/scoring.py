@@ -1,6 +1,6 @@
 """The figures of one set of answers: scores with intervals, classes, confusions, curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -183,16 +183,20 @@ def confident(
     } | short(predictions.only(confident_rows))
 
 
-def calibration(before: LabelledPredictions, after: LabelledPredictions) -> dict[str, Any]:
-    """NLL, Brier, ECE with intervals and the reliability curve, before and after temperature."""
+def calibration(
+    before: LabelledPredictions, after: LabelledPredictions, measured_after: Mapping[str, Any]
+) -> dict[str, Any]:
+    """NLL, Brier, ECE with intervals and the reliability curve, before and after temperature.
+
+    Args:
+        before: the answers at a temperature of 1.
+        after: the answers at that of the card.
+        measured_after: what ``measure`` says of ``after``.
+    """
     by_name: dict[str, Any] = {}
-    for name, predictions in (("before", before), ("after", after)):
-        measured = scores(predictions.probabilities, predictions.targets, predictions.groups)
-        measured["brier"] = brier(predictions.probabilities, predictions.targets)
-        intervals = score_intervals(predictions)
+    for name, predictions, measured in (("before", before, measure(before)), ("after", after, measured_after)):
         by_name[name] = {
-            **{key: measured[key] for key in ("nll", "brier", "ece")},
-            **{f"{key}_95": list(intervals[key]) for key in ("nll", "brier", "ece")},
+            **{key: measured[key] for score in ("nll", "brier", "ece") for key in (score, f"{score}_95")},
             "reliability": [
                 {"confidence": confidence, "accuracy": accuracy, "n": count}
                 for confidence, accuracy, count in reliability(predictions.probabilities, predictions.targets)

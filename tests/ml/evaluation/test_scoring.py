@@ -116,10 +116,17 @@ def test_classes_and_confusions_of_known_answers() -> None:
 
 def test_calibration_before_and_after() -> None:
     right = [True, True, True, False]
-    curves = calibration(predictions(right, "aabb", 0.95), predictions(right, "aabb", 0.75))
+    after = predictions(right, "aabb", 0.75)
+    curves = calibration(predictions(right, "aabb", 0.95), after, measure(after))
     assert curves["before"]["ece"] == pytest.approx(0.2, abs=1e-6)
     assert curves["after"]["ece"] == pytest.approx(0.0, abs=1e-6)
     assert curves["after"]["nll"] < curves["before"]["nll"]
+    alone = measure(predictions(right, "aabb", 0.95))
+    assert [curves["before"][name] for name in ("nll", "nll_95", "brier_95", "ece_95")] == [
+        alone[name] for name in ("nll", "nll_95", "brier_95", "ece_95")
+    ]
+    sentinel = dict.fromkeys(("nll", "nll_95", "brier", "brier_95", "ece", "ece_95"), 7.0)
+    assert calibration(after, after, sentinel)["after"].items() >= sentinel.items(), "taken over, not computed again"
     (only,) = curves["before"]["reliability"]
     assert only == {"confidence": pytest.approx(0.95), "accuracy": 0.75, "n": 4}
 
