@@ -1,7 +1,7 @@
 """The rows of the leaderboard: evaluated models, the majority class, and models that are not trained."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +20,6 @@ from ml.registry.reference_embeddings import Reference
 from ml.training.context import log_prior
 
 _FACTS = {"version", "init", "weights_source", "inputs", "parameters", "seconds", "seed", "preprocess_hash"}
-# Named here: its module imports OpenVINO and timm, which most evaluations do without.
-DUAL_ENCODER: Final = "dual-encoder"
 _CARD = {
     "family",
     "tasks",
@@ -129,16 +127,22 @@ def retrieval_figures(card: ModelCard, outputs: ModelOutputs) -> dict[str, Any] 
 
 def start(card: ModelCard) -> str:
     """What a model began from, in a few words."""
-    if card.family == DUAL_ENCODER:
-        return "EfficientNet-Lite0 + MiniLM, trained on the dataset's pairs"
-    return "pretrained" if card.init == "pretrained" else "from scratch"
+    began = "pretrained" if card.init == "pretrained" else "from scratch"
+    if _has_sentence_encoder(card):
+        return f"EfficientNet-Lite0 ({began}) + MiniLM, trained on the dataset's pairs"
+    return began
+
+
+def _has_sentence_encoder(card: ModelCard) -> bool:
+    """Whether a model reads captions with a pretrained encoder that stays as it is: so does the dual encoder alone."""
+    return "sentence_encoder" in card.settings
 
 
 def remarks(card: ModelCard) -> list[str]:
     """What to know before a model is compared with the original of the same name."""
     if (original := _original_weights(card.name)) is None:
         return []
-    if card.family == DUAL_ENCODER:
+    if _has_sentence_encoder(card):
         return [f"{start(card)}: not comparable with the original, which was fine-tuned from {original}"]
     if card.init == "scratch":
         return [f"trained from scratch: not comparable with the original, which was fine-tuned from {original}"]
