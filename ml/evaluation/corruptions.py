@@ -112,7 +112,7 @@ def corruptions(
 
     Args:
         outputs: of the model for the images as they are.
-        is_ood: the out-of-distribution rule of the service.
+        is_ood: the out-of-distribution rule of the card; the input heuristics of the service are not applied.
         on_progress: called with the finished share, since the network runs on every image many times.
 
     Returns:

@@ -55,7 +55,7 @@ def model_row(
         predictions: its answers per task.
         image_cache: the images decoded so far.
         suspects: cases to leave out for the figures without them.
-        reference: the embeddings registered with the model, for the out-of-distribution rule of the service.
+        reference: the embeddings registered with the model, for the out-of-distribution rule of its card.
         on_progress: called with the finished share.
     """
     rule = ood_rule(card, reference)
@@ -109,7 +109,10 @@ def model_row(
 
 
 def ood_rule(card: ModelCard, reference: Reference | None) -> corruptions.OodRule | None:
-    """The out-of-distribution rule of the service: which images no answer is confident about; None without one."""
+    """The out-of-distribution rule of a card: which images no answer is confident about; None without one.
+
+    The service marks images as out of distribution by input heuristics too (``app.serving.input_heuristics``).
+    """
     limit = card.ood_threshold
     if reference is None or limit is None:
         return None

@@ -156,7 +156,11 @@ def confident(
     image_only: NDArray[np.bool_] | None = None,
     threshold_image_only: float | None = None,
 ) -> dict[str, Any]:
-    """How many answers are served as confident, and how good these are: the rule of the service.
+    """How many answers are confident by the thresholds of the model's card, and how good these are.
+
+    The service makes some of these uncertain by rules that are not those of the card, and are not counted here: where
+    the pixels cannot be those of a CT or MR image, or a DICOM header says another modality
+    (``app.serving.input_heuristics``, ``app.serving.predictor``). No image of the dataset fails the former.
 
     Args:
         predictions: calibrated.
