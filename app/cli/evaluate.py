@@ -44,7 +44,8 @@ def evaluate(
     register: Annotated[bool, typer.Option(help="Write the metrics to the model cards")] = True,
     cv: Annotated[bool, typer.Option("--cv", help="Also retrain on five folds of all cases; an hour or more")] = False,
     seeds: Annotated[
-        int | None, typer.Option(min=2, help="Also retrain with this many seeds, for mean and deviation; takes hours")
+        int | None,
+        typer.Option(min=2, help="Also retrain with this many seeds, for mean and standard deviation; takes hours"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of folds and retraining; the first of --seeds")] = 0,
     weights: Annotated[
@@ -121,7 +122,7 @@ def run_evaluation(
     signal.signal(signal.SIGTERM, _stop)
     registry = Registry(database, settings.model_files_dir)
     is_complete = split == "test" and {c.name for c in chosen_cards(names, registry)} == {
-        c.name for c in registry.list()
+        c.name for c in registry.cards()
     }
     served = settings.home / FOLDER
     folder = out or (served if is_complete else served / f"{split}-{'+'.join(sorted(set(names)))}")
@@ -169,7 +170,7 @@ def evaluate_if_due(
 
     if os.environ.get("RANK", "0") != "0":
         return
-    cards = list(Registry(database, settings.model_files_dir).list())
+    cards = list(Registry(database, settings.model_files_dir).cards())
     run = database[schema.SEED_RUNS].find_one({"state": "complete"}, sort=schema.LATEST_RUN_FIRST) or {}
     if covers(read_results(settings.home / FOLDER) or {}, cards, run.get("dataset_version")):
         _LOG.info("the last evaluation is of the registered models; nothing to evaluate")

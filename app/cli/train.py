@@ -165,7 +165,7 @@ def calibrate_if_due(
     from app.data.dataset import IMAGE_FOLDER, find_dataset
     from ml.dataset.records import RecordsError
     from ml.evaluation.folds import FoldError
-    from ml.evaluation.out_of_fold import METRICS, calibrate_out_of_fold, due
+    from ml.evaluation.out_of_fold import METRICS, calibrate_out_of_fold, needs_calibration
     from ml.models.model_specs import DEFAULTS
     from ml.registry.registry import Registry, RegistryError
     from ml.training.pretrained import WeightsError
@@ -173,7 +173,7 @@ def calibrate_if_due(
     if os.environ.get("RANK", "0") != "0":
         return
     defaults = {name for models in DEFAULTS.values() for name in models}
-    names = due([c for c in Registry(database, settings.model_files_dir).list() if c.name in defaults])
+    names = needs_calibration([c for c in Registry(database, settings.model_files_dir).cards() if c.name in defaults])
     if not names:
         _LOG.info("the default models that are registered are calibrated out of fold; nothing to calibrate")
         return

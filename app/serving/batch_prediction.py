@@ -122,7 +122,7 @@ def select_cards(registry: Registry, settings: Settings, tasks: Sequence[str]) -
     Raises:
         BatchPredictionError: none is trained for a task, or the setting names one that cannot answer it.
     """
-    cards = list(registry.list())
+    cards = list(registry.cards())
     chosen = {}
     for task in tasks:
         selected = settings.selected_models[task]

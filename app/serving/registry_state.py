@@ -54,7 +54,7 @@ class RegistryState:
             pymongo.errors.PyMongoError: the database cannot be reached.
         """
         progress = read_progress(database)
-        cards = list(registry.list())
+        cards = list(registry.cards())
         ranked = {task: registry.ranked(task, cards) for task in selected}
         errors = {task: selection_error(task, cards, name) for task, name in selected.items()}
         return cls(progress, cards, ranked, errors, read_choice(database))

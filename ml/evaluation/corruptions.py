@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from ml.dataset.image_loading import Edit, load_images
 from ml.dataset.preprocess import to_eight_bits
 from ml.evaluation.model_outputs import ModelOutputs
-from ml.evaluation.robustness import blank_bands
 from ml.evaluation.scoring import compare, confident, short
 from ml.models.base import Outputs
 from ml.models.image_model import ImageModel
@@ -89,10 +88,9 @@ def resampled(side: int) -> Edit:
     return edit
 
 
-# By kind, the severities in growing order.
+# By kind, the severities in growing order. What removing the text bands does is in `robustness.shortcuts`.
 CORRUPTIONS: Final[Mapping[str, Mapping[str, Edit]]] = MappingProxyType(
     {
-        "text bands removed": {"both": blank_bands},
         "other window": {"10-90 %": window(0.1, 0.9), "25-75 %": window(0.25, 0.75)},
         "black surround": {"to 75 %": framed(0.75, 0), "to 50 %": framed(0.5, 0)},
         "background removed": {"ellipse of 90 %": without_background(0.9), "of 65 %": without_background(0.65)},
@@ -114,7 +112,7 @@ def corruptions(
 
     Args:
         outputs: of the model for the images as they are.
-        is_ood: the out-of-distribution rule of the service.
+        is_ood: the out-of-distribution rule of the card; the input heuristics of the service are not applied.
         on_progress: called with the finished share, since the network runs on every image many times.
 
     Returns:

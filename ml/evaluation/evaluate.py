@@ -121,7 +121,7 @@ def evaluate(
                     run.update,
                 )
         run.update(0.9, "comparing")
-        registered = {card.name: card for card in registry.list()}
+        registered = {card.name: card for card in registry.cards()}
         results["tasks"] = _tasks(cards, predictions, records, registered, exact=results["split"]["exact"])
         if register and split == "test":
             for card in cards:
@@ -179,7 +179,7 @@ def chosen_cards(names: Sequence[str], registry: Registry) -> list[ModelCard]:
     Raises:
         UnknownModelError: a model is not registered, or none is; the message says how to train it.
     """
-    registered = {card.name: card for card in registry.list()}
+    registered = {card.name: card for card in registry.cards()}
     if not registered:
         raise UnknownModelError("no model is registered yet; train the default ones with `medpix train --missing`")
     selected: list[str] = []

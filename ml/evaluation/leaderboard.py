@@ -1,7 +1,7 @@
 """The rows of the leaderboard: evaluated models, the majority class, and models that are not trained."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +20,6 @@ from ml.registry.reference_embeddings import Reference
 from ml.training.context import log_prior
 
 _FACTS = {"version", "init", "weights_source", "inputs", "parameters", "seconds", "seed", "preprocess_hash"}
-# Named here: its module imports OpenVINO and timm, which most evaluations do without.
-DUAL_ENCODER: Final = "dual-encoder"
 _CARD = {
     "family",
     "tasks",
@@ -57,14 +55,14 @@ def model_row(
         predictions: its answers per task.
         image_cache: the images decoded so far.
         suspects: cases to leave out for the figures without them.
-        reference: the embeddings registered with the model, for the out-of-distribution rule of the service.
+        reference: the embeddings registered with the model, for the out-of-distribution rule of its card.
         on_progress: called with the finished share.
     """
-    is_ood = ood_rule(card, reference)
+    rule = ood_rule(card, reference)
     ood = []
-    if is_ood is not None and outputs.image_out is not None:
-        far = is_ood(outputs.image_out)
-        ood = [record.image for record, is_far in zip(outputs.records, far, strict=True) if is_far]
+    if rule is not None and outputs.image_out is not None:
+        rows = zip(outputs.records, rule(outputs.image_out), strict=True)
+        ood = [record.image for record, is_ood in rows if is_ood]
     has_text = has_caption(outputs.caption_out, len(outputs.records))
     without_caption = [record.image for record, is_given in zip(outputs.records, has_text, strict=True) if not is_given]
     before, ablated, mirrored = (
@@ -72,8 +70,9 @@ def model_row(
         robustness.ablations(outputs),
         robustness.mirror(outputs, image_cache),
     )
-    changed = corruptions.corruptions(outputs, is_ood, on_progress)
+    changed = corruptions.corruptions(outputs, rule, on_progress)
     shortcut, modes = robustness.shortcuts(outputs, image_cache), robustness.file_modes(outputs, image_cache)
+    measured = {task: measure(own) for task, own in predictions.items()}
     return card.model_dump(mode="json", include=_FACTS) | {
         "sha256": card.sha256,
         "start": start(card),
@@ -83,10 +82,10 @@ def model_row(
         "retrieval": retrieval_figures(card, outputs),
         "tasks": {
             task: {
-                "scores": measure(own),
+                "scores": measured[task],
                 "dev": card.metrics.get("dev", {}).get(task),
                 "temperature": card.temperature[task],
-                "calibration": calibration(before[task], own),
+                "calibration": calibration(before[task], own, measured[task]),
                 "confident": confident(
                     own,
                     card.thresholds[task],
@@ -110,7 +109,10 @@ def model_row(
 
 
 def ood_rule(card: ModelCard, reference: Reference | None) -> corruptions.OodRule | None:
-    """The out-of-distribution rule of the service: which images no answer is confident about; None without one."""
+    """The out-of-distribution rule of a card: which images no answer is confident about; None without one.
+
+    The service marks images as out of distribution by input heuristics too (``app.serving.input_heuristics``).
+    """
     limit = card.ood_threshold
     if reference is None or limit is None:
         return None
@@ -128,16 +130,22 @@ def retrieval_figures(card: ModelCard, outputs: ModelOutputs) -> dict[str, Any] 
 
 def start(card: ModelCard) -> str:
     """What a model began from, in a few words."""
-    if card.family == DUAL_ENCODER:
-        return "EfficientNet-Lite0 + MiniLM, trained on the dataset's pairs"
-    return "pretrained" if card.init == "pretrained" else "from scratch"
+    began = "pretrained" if card.init == "pretrained" else "from scratch"
+    if _has_sentence_encoder(card):
+        return f"EfficientNet-Lite0 ({began}) + MiniLM, trained on the dataset's pairs"
+    return began
+
+
+def _has_sentence_encoder(card: ModelCard) -> bool:
+    """Whether a model reads captions with a pretrained encoder that stays as it is: so does the dual encoder alone."""
+    return "sentence_encoder" in card.settings
 
 
 def remarks(card: ModelCard) -> list[str]:
     """What to know before a model is compared with the original of the same name."""
     if (original := _original_weights(card.name)) is None:
         return []
-    if card.family == DUAL_ENCODER:
+    if _has_sentence_encoder(card):
         return [f"{start(card)}: not comparable with the original, which was fine-tuned from {original}"]
     if card.init == "scratch":
         return [f"trained from scratch: not comparable with the original, which was fine-tuned from {original}"]

@@ -69,13 +69,13 @@ class Pooled:
         records: list[Record],
         outputs: Outputs | None,
         encoded: Floats | None,
-        far: NDArray[np.bool_],
+        ood: NDArray[np.bool_],
     ) -> None:
         """Append the images of one fold."""
         first = not self.records
         self.records += records
         self.fold = np.append(self.fold, np.full(len(records), number))
-        self.ood = np.append(self.ood, far)
+        self.ood = np.append(self.ood, ood)
         if outputs is not None:
             before = {} if first or self.outputs is None else self.outputs
             self.outputs = {
@@ -95,7 +95,7 @@ class Pooled:
         )
 
 
-def due(cards: Sequence[ModelCard]) -> list[str]:
+def needs_calibration(cards: Sequence[ModelCard]) -> list[str]:
     """The names of the models among these that can be calibrated out of fold and are not.
 
     One that began with weights from a file is left out: models retrained on folds would begin with others.
@@ -149,11 +149,11 @@ def calibrate_out_of_fold(
     cards = {name: registry.get(name) for name in names}
     records = [record for split in ("train", "dev") for record in load_records(database, images_dir, (split,))]
     order = with_needs(names)
-    init = {card.name: card.init for card in registry.list()}
+    init = {card.name: card.init for card in registry.cards()}
     options = {name: Options(weights=init.get(name, "auto"), seed=seed, epochs=epochs) for name in order}
     scratch = Scratch(models_dir / ".training")
     folder = scratch.folder("oof", records, options)
-    with exclusive_lock("the calibration out of fold", folder):
+    with exclusive_lock("the models are being calibrated out of fold", folder):
         folds = list(make_folds(records, FOLDS, seed))
         pooled = predict_folds(order, folds, options, pick_device(device), folder, reporter)
         done = []
@@ -203,14 +203,14 @@ def predict_folds(
                 checkpoints = folder / f"fold-{number}" / name
                 context = Context(learned, fold.dev, trained, device, Team(), run, options[name], checkpoints, images)
                 trained.models[name] = model = MODEL_SPECS[name].train(context)
-                outputs, far = None, np.zeros(len(fold.held_out), dtype=np.bool_)
+                outputs, ood = None, np.zeros(len(fold.held_out), dtype=np.bool_)
                 if model.preprocess is not None:
                     # Models that share a network, as a fused one and its half, share its outputs.
                     if id(model.network) not in computed:
                         computed[id(model.network)] = _outputs(model, context, fold)
-                    outputs, far = computed[id(model.network)]
+                    outputs, ood = computed[id(model.network)]
                 encoded = run_captions(model, captions_of(fold.held_out))
-                pooled[name].add(number, fold.held_out, outputs, encoded, far)
+                pooled[name].add(number, fold.held_out, outputs, encoded, ood)
     return pooled
 
 
@@ -261,7 +261,9 @@ def recalibrate(model: ServedModel, pooled: Pooled) -> None:
     _set(model, pooled)
     card.calibrated_on = "out-of-fold"
     card.metrics[METRICS] = {
-        task: _figures(_together(parts), np.concatenate(sure[task])) for task, parts in figures.items() if parts
+        task: _figures(LabelledPredictions.concatenate(parts), np.concatenate(sure[task]))
+        for task, parts in figures.items()
+        if parts
     }
     for task, measured in card.metrics[METRICS].items():
         confident = measured["confident"]
@@ -281,11 +283,6 @@ def _set(model: ServedModel, pooled: Pooled) -> None:
         set_calibration(part, outputs, encoded, pooled.records, pooled.ood)
     outputs = pooled.outputs if "image" in model.inputs else None
     set_calibration(model, outputs, pooled.encoded, pooled.records, pooled.ood)
-
-
-def _together(parts: Sequence[LabelledPredictions]) -> LabelledPredictions:
-    names = ("probabilities", "targets", "groups", "images")
-    return LabelledPredictions(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def _figures(predictions: LabelledPredictions, sure: NDArray[np.bool_]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from ml.training.train import calibrate
 # By model and task.
 Figures = dict[str, dict[str, Any]]
 # Where the families keep what was chosen before training; the rest of a card's settings is learned.
-_RECIPE: Final = ("architecture", "recipe", "recipes", "head", "tune", "fit")
+_RECIPE: Final = ("architecture", "recipe", "recipes", "head", "fit", "descriptors", "sentence_encoder")
 _FORGET_AFTER_S: Final = 30 * 24 * 3600.0
 
 
@@ -274,15 +274,9 @@ class Retrainer:
 
 def pool(folds: Sequence[LabelledPredictions]) -> dict[str, Any]:
     """The scores of all folds together, and the accuracy of each with mean and standard deviation."""
-    together = LabelledPredictions(
-        *(
-            np.concatenate([getattr(fold, name) for fold in folds])
-            for name in ("probabilities", "targets", "groups", "images")
-        )
-    )
     accuracies = [float(fold.correct.mean()) if len(fold.targets) else None for fold in folds]
     measured = [value for value in accuracies if value is not None]
-    return measure(together) | {
+    return measure(LabelledPredictions.concatenate(folds)) | {
         "folds": accuracies,
         "folds_mean": float(np.mean(measured)),
         "folds_sd": float(np.std(measured, ddof=1)) if len(measured) > 1 else None,
@@ -334,4 +328,12 @@ def provenance(
 
 
 def _recipe(card: ModelCard) -> str:
-    return json.dumps({key: card.settings[key] for key in _RECIPE if key in card.settings}, sort_keys=True)
+    return json.dumps({"preprocess": card.preprocess_hash, "settings": _chosen(card.settings)}, sort_keys=True)
+
+
+def _chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What was chosen before training, of a model and of those that it is made of."""
+    # A fusion has its halves under "halves", that of the texture its network under "image".
+    halves = dict(settings.get("halves", {})) | {key: settings[key] for key in ("image",) if key in settings}
+    own = {key: settings[key] for key in _RECIPE if key in settings}
+    return own | {"halves": {key: [half["name"], _chosen(half["settings"])] for key, half in sorted(halves.items())}}

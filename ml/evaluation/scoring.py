@@ -1,5 +1,6 @@
 """The figures of one set of answers: scores with intervals, classes, confusions, curves."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -43,6 +44,12 @@ class LabelledPredictions:
     ) -> "LabelledPredictions":
         """The answers to the rows that have a label, from (N, classes) and three arrays (N,)."""
         return cls(*labelled(probabilities, targets, groups, images))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["LabelledPredictions"]) -> "LabelledPredictions":
+        """The answers of several parts, as of folds, one after the other; at least one part."""
+        names = ("probabilities", "targets", "groups", "images")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     def only(self, chosen: NDArray[np.bool_]) -> "LabelledPredictions":
         """The answers to some of the rows, chosen by a mask (N,)."""
@@ -149,7 +156,11 @@ def confident(
     image_only: NDArray[np.bool_] | None = None,
     threshold_image_only: float | None = None,
 ) -> dict[str, Any]:
-    """How many answers are served as confident, and how good these are: the rule of the service.
+    """How many answers are confident by the thresholds of the model's card, and how good these are.
+
+    The service makes some of these uncertain by rules that are not those of the card, and are not counted here: where
+    the pixels cannot be those of a CT or MR image, or a DICOM header says another modality
+    (``app.serving.input_heuristics``, ``app.serving.predictor``). No image of the dataset fails the former.
 
     Args:
         predictions: calibrated.
@@ -176,16 +187,20 @@ def confident(
     } | short(predictions.only(confident_rows))
 
 
-def calibration(before: LabelledPredictions, after: LabelledPredictions) -> dict[str, Any]:
-    """NLL, Brier, ECE with intervals and the reliability curve, before and after temperature."""
+def calibration(
+    before: LabelledPredictions, after: LabelledPredictions, measured_after: Mapping[str, Any]
+) -> dict[str, Any]:
+    """NLL, Brier, ECE with intervals and the reliability curve, before and after temperature.
+
+    Args:
+        before: the answers at a temperature of 1.
+        after: the answers at that of the card.
+        measured_after: what ``measure`` says of ``after``.
+    """
     by_name: dict[str, Any] = {}
-    for name, predictions in (("before", before), ("after", after)):
-        measured = scores(predictions.probabilities, predictions.targets, predictions.groups)
-        measured["brier"] = brier(predictions.probabilities, predictions.targets)
-        intervals = score_intervals(predictions)
+    for name, predictions, measured in (("before", before, measure(before)), ("after", after, measured_after)):
         by_name[name] = {
-            **{key: measured[key] for key in ("nll", "brier", "ece")},
-            **{f"{key}_95": list(intervals[key]) for key in ("nll", "brier", "ece")},
+            **{key: measured[key] for score in ("nll", "brier", "ece") for key in (score, f"{score}_95")},
             "reliability": [
                 {"confidence": confidence, "accuracy": accuracy, "n": count}
                 for confidence, accuracy, count in reliability(predictions.probabilities, predictions.targets)

@@ -15,7 +15,7 @@ from ml.dataset.labels import IGNORED
 from ml.models.lexicon import LEXICON, RegionCounter
 
 _WORDS = {"ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": r"(?u)\b\w+\b", "dtype": np.float32}
-_LETTERS = {"analyzer": "char_wb", "ngram_range": (3, 5), "sublinear_tf": True, "dtype": np.float32}
+_CHARACTERS = {"analyzer": "char_wb", "ngram_range": (3, 5), "sublinear_tf": True, "dtype": np.float32}
 _WORD: Final = re.compile(r"[^\W\d_]{3,}")
 # Words of a caption that say nothing of what the image shows; with the stop words, "CT image 3" has no other.
 _GENERIC: Final = ENGLISH_STOP_WORDS | {
@@ -49,16 +49,16 @@ def has_usable_word(
 
 
 class TextFeatures:
-    """TF-IDF of words and of letter groups, beside counts of words by region of the body.
+    """TF-IDF of words and of character n-grams, beside counts of words by region of the body.
 
     Args:
         words: fitted vectorizer of words and pairs of words.
-        letters: fitted vectorizer of three to five letters within words.
+        characters: fitted vectorizer of n-grams of three to five characters within words; "letters" in the files.
         regions: counter of the words of a lexicon.
     """
 
-    def __init__(self, words: TfidfVectorizer, letters: TfidfVectorizer, regions: RegionCounter) -> None:
-        self._words, self._letters, self._regions = words, letters, regions
+    def __init__(self, words: TfidfVectorizer, characters: TfidfVectorizer, regions: RegionCounter) -> None:
+        self._words, self._characters, self._regions = words, characters, regions
 
     @classmethod
     def fit(cls, texts: Sequence[str], min_count: int = 1) -> Self:
@@ -69,13 +69,15 @@ class TextFeatures:
             min_count: least number of texts with a term.
         """
         words = TfidfVectorizer(min_df=min_count, **_WORDS).fit(texts)
-        letters = TfidfVectorizer(min_df=min_count, **_LETTERS).fit(texts)
-        return cls(words, letters, RegionCounter())
+        characters = TfidfVectorizer(min_df=min_count, **_CHARACTERS).fit(texts)
+        return cls(words, characters, RegionCounter())
 
     def transform(self, texts: Sequence[str]) -> sparse.csr_matrix:
         """Features (N, terms + 2 * regions) of N texts, float32."""
         regions = sparse.csr_matrix(self._regions.transform(texts))
-        return sparse.csr_matrix(sparse.hstack([self._words.transform(texts), self._letters.transform(texts), regions]))
+        return sparse.csr_matrix(
+            sparse.hstack([self._words.transform(texts), self._characters.transform(texts), regions])
+        )
 
     def has_known_words(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Which of N texts have a word that says something of what the image shows.
@@ -89,7 +91,7 @@ class TextFeatures:
         """The terms in order and the lexicon, as JSON values."""
         return {
             "words": self._words.get_feature_names_out().tolist(),
-            "letters": self._letters.get_feature_names_out().tolist(),
+            "letters": self._characters.get_feature_names_out().tolist(),
             "lexicon": self._regions.lexicon,
         }
 
@@ -97,7 +99,7 @@ class TextFeatures:
         """The inverse document frequencies, (terms,) each."""
         return {
             "words.idf": self._words.idf_.astype(np.float32),
-            "letters.idf": self._letters.idf_.astype(np.float32),
+            "letters.idf": self._characters.idf_.astype(np.float32),
         }
 
     @classmethod
@@ -109,10 +111,10 @@ class TextFeatures:
             ValueError: terms and frequencies differ in number.
         """
         words = TfidfVectorizer(vocabulary=vocabulary["words"], **_WORDS)
-        letters = TfidfVectorizer(vocabulary=vocabulary["letters"], **_LETTERS)
+        characters = TfidfVectorizer(vocabulary=vocabulary["letters"], **_CHARACTERS)
         words.idf_ = weights["words.idf"]
-        letters.idf_ = weights["letters.idf"]
-        return cls(words, letters, RegionCounter(vocabulary.get("lexicon", LEXICON)))
+        characters.idf_ = weights["letters.idf"]
+        return cls(words, characters, RegionCounter(vocabulary.get("lexicon", LEXICON)))
 
 
 @dataclass(frozen=True, slots=True)

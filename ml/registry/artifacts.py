@@ -67,8 +67,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive_lock(name: str, folder: Path) -> Iterator[None]:
+def exclusive_lock(activity: str, folder: Path) -> Iterator[None]:
     """Hold a folder for this process; the system lets it go when the process ends, however it does.
+
+    Args:
+        activity: what the process does, for the error, as "compact is being trained".
+        folder: two levels below the one that the error names.
 
     Raises:
         BusyError: another process holds it.
@@ -81,8 +85,7 @@ def exclusive_lock(name: str, folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             lock.seek(0)
             raise BusyError(
-                f"{name} is being trained already, by process {lock.read()}, into {folder.parents[1]}; "
-                "wait for it, or stop it"
+                f"{activity} already, by process {lock.read()}, into {folder.parents[1]}; wait for it, or stop it"
             ) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))

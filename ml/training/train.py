@@ -33,7 +33,7 @@ OOD_QUANTILE: Final = 0.95
 
 def usable_models(database: Database[dict[str, Any]], models_dir: Path) -> set[str]:
     """The names of the registered models whose files are there."""
-    return {card.name for card in Registry(database, models_dir).list() if is_complete(card, models_dir)}
+    return {card.name for card in Registry(database, models_dir).cards() if is_complete(card, models_dir)}
 
 
 def models_to_train(
@@ -156,7 +156,10 @@ def train_model(
     chosen = Options(weights, seed, resume, base.epochs, base.members)
     registry = Registry(database, models_dir)
     scratch = models_dir / ".training" / name
-    with team(torch_device) as processes, exclusive_lock(name, scratch) if processes.is_main_process else nullcontext():
+    with (
+        team(torch_device) as processes,
+        exclusive_lock(f"{name} is being trained", scratch) if processes.is_main_process else nullcontext(),
+    ):
         # Every process raises an error; the main one alone reports progress.
         report = to_all([reporter, DatabaseReporter(database)]) if processes.is_main_process else silent
         with Run(name, spec.tasks, report, step) as run:
@@ -238,11 +241,19 @@ def set_calibration(
         ood: which of them are out of distribution, and so never confident, (N,).
     """
     card = model.card
+    every = np.ones(len(records), dtype=np.bool_)
+    able = every if ood is None else ~ood
+    # Without a caption a fused model gives the answer of its image half, which has a temperature of its own.
+    has_text = has_caption(encoded, len(records)) if model.inputs == {"image", "caption"} else every
+    has_text = has_text if has_text.any() else every
     # In place: the card of a model that is a part of another one shares these values with it.
     card.temperature.update(dict.fromkeys(card.tasks, 1.0))
-    raw = model.combine(outputs, encoded)
-    card.temperature.update({task: fit_temperature(log(raw[task]), targets(records, task)) for task in raw})
-    able = np.ones(len(records), dtype=np.bool_) if ood is None else ~ood
+    card.temperature.update(
+        {
+            task: fit_temperature(log(raw[has_text]), targets(records, task)[has_text])
+            for task, raw in model.combine(outputs, encoded).items()
+        }
+    )
 
     def thresholds(probabilities: Mapping[str, Floats], rows: NDArray[np.bool_]) -> dict[str, float]:
         return {
@@ -252,8 +263,7 @@ def set_calibration(
             for task, own in probabilities.items()
         }
 
-    has_text = has_caption(encoded, len(records)) if model.inputs == {"image", "caption"} else able
-    card.thresholds = thresholds(model.combine(outputs, encoded), able & has_text if has_text.any() else able)
+    card.thresholds = thresholds(model.combine(outputs, encoded), able & has_text)
     if model.inputs == {"image", "caption"}:
         card.thresholds_image_only = thresholds(model.combine(outputs, None), able)
 
@@ -268,7 +278,7 @@ def _reference(model: ServedModel, context: Context, registry: Registry, test_re
     """The embeddings of all images; those of a fusion are the ones that its image half was registered with."""
     records = [*context.train, *context.dev, *test_records]
     images = [record.image for record in records]
-    versions = {card.name: card for card in registry.list()}
+    versions = {card.name: card for card in registry.cards()}
     for part in model.parts:
         card = versions.get(part.card.name)
         if card is None or card.version != part.card.version or part.network is not model.network:

@@ -58,6 +58,6 @@ def test_a_model_that_sees_an_image_is_served(
 
 def test_the_models_of_captions_alone_are_the_only_ones_that_see_none(every_model: Settings, ml_database: Any) -> None:
     database = ml_database.client["generated_every_model"]
-    cards = list(Registry(database, every_model.model_files_dir).list())
+    cards = list(Registry(database, every_model.model_files_dir).cards())
     assert {card.name for card in cards} == set(MODEL_SPECS)
     assert {card.name for card in cards if "image" not in card.inputs} == WITHOUT_IMAGE

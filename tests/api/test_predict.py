@@ -119,7 +119,7 @@ def test_the_service_answers_what_the_training_package_computes(
     chosen = records[:6]
     folder = predict_settings.model_files_dir
     for task, name in (("modality", "compact"), ("location", "fused-location")):
-        card = next(card for card in Registry(ml_database, folder).list() if card.name == name)
+        card = next(card for card in Registry(ml_database, folder).cards() if card.name == name)
         model = load_model(card, folder)
         assert model.preprocess is not None
         outputs, captions = (
@@ -286,7 +286,7 @@ def test_the_modality_of_a_header_can_only_take_confidence(
     words: str | None,
 ) -> None:
     folder = predict_settings.model_files_dir
-    card = next(card for card in Registry(ml_database, folder).list() if card.name == "compact")
+    card = next(card for card in Registry(ml_database, folder).cards() if card.name == "compact")
     model = load_model(card.model_copy(update={"thresholds": {}}), folder)
     predictor = Predictor(model, None, predict_settings, DaemonThreadPool(1, "test"), PredictionCache(0), Metrics())
     context = PredictionContext(png, task=task)

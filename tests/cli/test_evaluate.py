@@ -103,7 +103,7 @@ def test_after_training_all_models_are_evaluated_once(
     report = own_settings.home / "evaluation" / "results.json"
     first = run(environment, "train", "caption-location", "--evaluate", "--device", "cpu")
     assert first.returncode == 0, first.stderr
-    registered = {card.name: card.version for card in Registry(database, own_settings.model_files_dir).list()}
+    registered = {card.name: card.version for card in Registry(database, own_settings.model_files_dir).cards()}
     assert {name: row["version"] for name, row in results_of(report.parent)["models"].items()} == registered
     progress = database[schema.TRAINING_RUNS].find_one({"_id": schema.EVALUATION_RUN})
     assert progress is not None

@@ -164,7 +164,7 @@ def test_two_processes_train_several_models_as_one_process_would(
         assert process.returncode == 0, errors
     names = ("caption-location", "compact", "fused-location")
     together = Registry(database, settings.model_files_dir)
-    assert [card.name for card in together.list()] == list(names)
+    assert [card.name for card in together.cards()] == list(names)
     assert [len(list((settings.model_files_dir / name).iterdir())) for name in names] == [1, 1, 1]
     assert {run["_id"]: run["state"] for run in database[TRAINING_RUNS].find()} == dict.fromkeys(names, "done")
     assert together.load("fused-location").card.inputs == ["image", "caption"]
@@ -200,7 +200,7 @@ def test_a_start_leaves_out_what_has_no_weights_and_trains_the_rest(
         before = signal.getsignal(signal.SIGTERM)
         run_training(own, database, [], missing=True, device="cpu", options=Options())
         signal.signal(signal.SIGTERM, before)
-    assert [card.name for card in Registry(database, settings.model_files_dir).list()] == ["knn-colour"]
+    assert [card.name for card in Registry(database, settings.model_files_dir).cards()] == ["knn-colour"]
     choice = read_choice(database)
     assert choice is not None
     assert choice["reason"] == "MEDPIX_TRAIN is resnet50-modality,knn-colour"

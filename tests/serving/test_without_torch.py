@@ -16,11 +16,12 @@ from app.serving.explain import class_activation_map
 from app.serving import predictor
 from ml.models import fusion
 from ml.models.image_model import DeferredImageModel
-from ml.registry.registry import read_card
+from ml.registry.artifacts import read_json
+from ml.registry.registry import parse_card
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    model = DeferredImageModel.load(folder, read_card(folder))
+    model = DeferredImageModel.load(folder, parse_card(read_json(folder / "card.json")))
     settings = load_settings(home=folder, device="cpu")
     backend = make_backend(model, model.preprocess, settings, "weights")
     assert backend.name == "openvino"

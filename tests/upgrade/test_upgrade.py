@@ -90,7 +90,7 @@ def test_a_model_of_a_later_version_is_refused_with_what_to_do(former: Settings,
     registry = Registry(database, former.model_files_dir)
     with pytest.raises(RegistryError, match="train caption-location again"):
         registry.get("caption-location")
-    assert list(registry.list()) == []
+    assert list(registry.cards()) == []
 
 
 def test_after_a_rollback_seeding_writes_the_former_documents_and_this_version_takes_them_back(

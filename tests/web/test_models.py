@@ -19,7 +19,7 @@ pytestmark = pytest.mark.browser
 
 def test_without_an_evaluation_it_says_how_to_get_one(page: Page, ml_database: Database[Document]) -> None:
     page.goto("/pages/models")
-    names = [card.name for card in Registry(ml_database, Path()).list()]
+    names = [card.name for card in Registry(ml_database, Path()).cards()]
     for name in names:
         expect(page.locator("#board")).to_contain_text(name)
     expect(page.locator("#board")).to_contain_text("medpix evaluate")
@@ -29,7 +29,7 @@ def test_without_an_evaluation_it_says_how_to_get_one(page: Page, ml_database: D
 
 def test_without_an_evaluation_the_dev_figures_are_shown_as_such(page: Page, ml_database: Database[Document]) -> None:
     page.goto("/pages/models")
-    cards = {card.name: card for card in Registry(ml_database, Path()).list()}
+    cards = {card.name: card for card in Registry(ml_database, Path()).cards()}
     table = page.get_by_role("table", name="Location (21 classes)")
     for name in ("compact", "caption-location", "fused-location"):
         scores = cards[name].metrics["dev"]["location"]

@@ -93,7 +93,7 @@ function nothing(tasks) {
 /** The tables of all tasks. `choose` is given the name and the task of the model to show in detail. */
 export function board(models, report, choose) {
   if (!models.items.length) return [nothing(models.tasks)];
-  const terms = "Macro F1 weighs rare and frequent classes alike. ECE (expected calibration error) is the mean gap between confidence and accuracy; 0 is best. Coverage is the share of answers that are confident under the rules in use: confidence threshold and out-of-distribution rule.";
+  const terms = "Macro F1 weighs rare and frequent classes alike. ECE (expected calibration error) is the mean gap between confidence and accuracy; 0 is best. Coverage is the share of answers that are confident by the confidence threshold and the out-of-distribution threshold of the model.";
   return [
     source(models, report),
     ...SCORED_TASKS.map((task) => table(task, models, report, choose)).filter(Boolean),

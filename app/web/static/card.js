@@ -83,7 +83,7 @@ function outOfDistribution({ ood_threshold: limit, ood_distance: kind }) {
   return `an image is out of distribution if the ${words} is above ${limit.toFixed(digits)}; answers about it are always uncertain`;
 }
 
-/** How many answers are confident by the rules that the service applies, and how good these are. */
+/** How many answers are confident by the thresholds of the card, and how good these are. */
 function coverage(card, task, scored) {
   const outOfFold = card.metrics.out_of_fold?.[task];
   const found = scored?.confident ?? outOfFold?.confident;

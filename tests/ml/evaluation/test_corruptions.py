@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from ml.dataset import labels
+from ml.evaluation import robustness
 from ml.evaluation.corruptions import CORRUPTIONS
 from ml.evaluation.evaluate import Results
 
@@ -20,6 +21,14 @@ def test_every_change_of_every_mode_is_an_image_that_differs(kind: str, mode: st
         assert max(edited.size) == 200 or kind == "resampled"
         same = np.asarray(edited.convert("L").resize(image.size)) == np.asarray(image.convert("L"))
         assert same.mean() < 0.9
+
+
+def test_what_the_shortcuts_measure_is_not_measured_again() -> None:
+    image = picture()
+    edited = [np.asarray(edit(image).convert("L")) for edits in CORRUPTIONS.values() for edit in edits.values()]
+    for shortcut in robustness.EDITS.values():
+        bands = np.asarray(shortcut(image).convert("L"))
+        assert not any(np.array_equal(each, bands) for each in edited)
 
 
 def test_severities_grow() -> None:

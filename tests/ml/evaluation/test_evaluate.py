@@ -20,7 +20,8 @@ from ml.evaluation.retrain import Scratch
 from ml.evaluation.splits import content_hash
 from ml.models.model_specs import MODEL_SPECS
 from ml.models.predict_records import captions_of, run_captions, run_images
-from ml.registry.registry import Registry, RegistryError, UnknownModelError, read_card
+from ml.registry.artifacts import read_json
+from ml.registry.registry import Registry, RegistryError, UnknownModelError, parse_card
 from ml.training.context import Options
 from tests.ml.conftest import Document
 
@@ -149,7 +150,7 @@ def test_a_damaged_model_is_named_before_any_is_asked(
 def test_an_evaluation_covers_the_models_data_and_code_it_was_made_of(
     results: Results, ml_database: Database[Document], models_dir: Path
 ) -> None:
-    cards = list(Registry(ml_database, models_dir).list())
+    cards = list(Registry(ml_database, models_dir).cards())
     version = results["split"]["dataset_version"]
     assert version is not None
     assert covers(results, cards, version)
@@ -175,7 +176,7 @@ def test_the_figures_go_on_the_cards_and_replace_former_ones(
     for task, scores in expected.items():
         assert card.score(task, "test") == scores["accuracy"]
         assert card.metrics["test"][task]["accuracy_95"] == scores["accuracy_95"]
-    assert read_card(own_models / "compact" / card.version) == card
+    assert parse_card(read_json(own_models / "compact" / card.version / "card.json")) == card
     assert "test" not in registry.get("fused-location").metrics
 
 

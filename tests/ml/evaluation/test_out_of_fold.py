@@ -11,8 +11,17 @@ from ml.dataset.labels import LOCATION, LOCATION_CATEGORY, TASKS
 from ml.dataset.records import Record
 from ml.evaluation.duplicate_patients import patients
 from ml.evaluation.folds import make_folds
-from ml.evaluation.out_of_fold import METRICS, Pooled, calibrate_out_of_fold, due, predict_folds, recalibrate
+from ml.evaluation.out_of_fold import (
+    METRICS,
+    Pooled,
+    calibrate_out_of_fold,
+    needs_calibration,
+    predict_folds,
+    recalibrate,
+)
+from ml.evaluation.retrain import Scratch
 from ml.models.fusion import FusedModel
+from ml.registry.artifacts import BusyError, exclusive_lock
 from ml.registry.model_card import NEVER_CONFIDENT
 from ml.registry.registry import Registry, load_reference
 from ml.training.context import Options
@@ -40,7 +49,7 @@ def test_models_are_registered_again_with_other_calibration_and_the_same_weights
     registry: Registry, database: Database[Document], images_dir: Path
 ) -> None:
     before = {name: registry.get(name) for name in NAMES}
-    assert set(due(list(registry.list()))) == set(NAMES)
+    assert set(needs_calibration(list(registry.cards()))) == set(NAMES)
     cards = calibrate_out_of_fold(NAMES, database, images_dir, registry.models_dir, device="cpu", epochs=1)
     assert {card.name for card in cards} == set(NAMES)
     for card in cards:
@@ -55,7 +64,7 @@ def test_models_are_registered_again_with_other_calibration_and_the_same_weights
         images = database["Image_Descriptions"].count_documents({"split": {"$in": ["train", "dev"]}})
         assert all(0 < own["n"] <= images for own in figures.values())
         assert (load_reference(card, registry.models_dir) is None) == (card.name == "caption-location")
-    assert due(list(registry.list())) == []
+    assert needs_calibration(list(registry.cards())) == []
     fused = registry.load("fused-location")
     assert isinstance(fused, FusedModel)
     # Its image half is calibrated as the image model is: answers without a caption are this half's.
@@ -77,6 +86,23 @@ def test_a_model_that_was_retrained_meanwhile_is_left_alone(
     names = ("caption-location",)
     assert calibrate_out_of_fold(names, database, images_dir, registry.models_dir, device="cpu") == []
     assert registry.get("caption-location").calibrated_on == "dev"
+
+
+def test_one_process_at_a_time_calibrates_and_the_error_says_so(
+    registry: Registry,
+    database: Database[Document],
+    images_dir: Path,
+    train_records: list[Record],
+    dev_records: list[Record],
+) -> None:
+    names = ("caption-location",)
+    options = {name: Options(weights=registry.get(name).init) for name in names}
+    folder = Scratch(registry.models_dir / ".training").folder("oof", [*train_records, *dev_records], options)
+    with (
+        exclusive_lock("another process", folder),
+        pytest.raises(BusyError, match="the models are being calibrated out of fold already, by process"),
+    ):
+        calibrate_out_of_fold(names, database, images_dir, registry.models_dir, device="cpu")
 
 
 def test_every_image_is_predicted_once_by_a_model_that_never_saw_its_patient(

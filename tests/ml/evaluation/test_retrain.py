@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pymongo.database import Database
 
 from app.core.progress import Progress
 from ml.dataset.records import Record
@@ -13,9 +14,9 @@ from ml.evaluation.retrain import Retrainer, Scratch, TrainedModels, provenance,
 from ml.evaluation.scoring import SCORES
 from ml.models.compact import CompactSettings
 from ml.registry.model_card import ModelCard
-from ml.registry.registry import UnknownModelError
+from ml.registry.registry import Registry, UnknownModelError
 from ml.training.context import Options
-from tests.ml.conftest import MakeContext
+from tests.ml.conftest import Document, MakeContext
 
 
 def test_folders_are_of_records_and_options(train_records: list[Record], tmp_path: Path) -> None:
@@ -75,6 +76,47 @@ def test_figures_stand_for_a_model_of_the_same_recipe(make_context: MakeContext,
     recorded = provenance(same, None, train_records, Options(seed=4, weights="scratch"))
     assert (recorded["official"], recorded["images"]) == (False, len(train_records))
     assert recorded["options"] == {"weights": "scratch", "seed": 4, "epochs": None, "members": None}
+
+
+def test_figures_of_halves_with_another_recipe_do_not_stand_for_a_fused_model(
+    ml_database: Database[Document], models_dir: Path, train_records: list[Record], make_context: MakeContext
+) -> None:
+    registry = Registry(ml_database, models_dir)
+    fused = registry.get("fused-location")
+    compact = registry.get("compact")
+    texture = make_context().draft_card(
+        "fused-modality",
+        "texture-svm",
+        tasks=("modality",),
+        inputs=("image",),
+        preprocess=None,
+        settings={"sum": {"image": 0.8, "texture": 1.0}, "image": {"name": "compact", "settings": compact.settings}},
+    )
+    neighbours = texture.model_copy(update={"settings": {"descriptors": ["texture"], "neighbours": 5}})
+
+    def official(card: ModelCard, registered: ModelCard) -> bool:
+        return bool(provenance(card, registered, train_records, Options())["official"])
+
+    for registered, half in ((fused, ("halves", "image")), (texture, ("image",))):
+        same, other = registered.model_copy(deep=True), registered.model_copy(deep=True)
+        settings = other.settings
+        for key in half:
+            settings = settings[key]
+        settings["settings"]["recipe"]["epochs"] += 5
+        assert official(same, registered)
+        assert not official(other, registered)
+    learned = fused.model_copy(deep=True)
+    learned.settings["fusion"]["location"]["tau"] += 0.15
+    assert official(learned, fused), "weights are chosen on dev"
+    caption = fused.model_copy(deep=True)
+    caption.settings["halves"]["caption"]["settings"]["fit"]["strength"] = 7.0
+    assert not official(caption, fused)
+    learned = neighbours.model_copy(update={"settings": {"descriptors": ["texture"], "neighbours": 7}})
+    assert official(learned, neighbours)
+    both = neighbours.model_copy(update={"settings": {"descriptors": ["texture", "colour"], "neighbours": 5}})
+    assert not official(both, neighbours)
+    resized = neighbours.model_copy(update={"preprocess_hash": "of another size"})
+    assert not official(resized, neighbours)
 
 
 @pytest.fixture

@@ -74,6 +74,15 @@ def test_differences_are_paired_by_case() -> None:
         compare(better, worse.only(np.array([True, True, True, False])))
 
 
+def test_parts_are_put_one_after_the_other() -> None:
+    first, second = predictions([True, False], "ab"), predictions([True], "c", 0.6)
+    both = LabelledPredictions.concatenate([first, second])
+    assert both.probabilities.tolist() == [*first.probabilities.tolist(), *second.probabilities.tolist()]
+    assert (both.correct.tolist(), both.groups.tolist()) == ([1.0, 0.0, 1.0], ["a", "b", "c"])
+    assert both.images.tolist() == ["image0", "image1", "image0"]
+    assert both.targets.tolist() == [0, 0, 0]
+
+
 def test_rows_without_a_label_are_left_out() -> None:
     probabilities: Probabilities = np.full((3, 2), 0.5, dtype=np.float32)
     labelled = LabelledPredictions.of(
@@ -107,10 +116,17 @@ def test_classes_and_confusions_of_known_answers() -> None:
 
 def test_calibration_before_and_after() -> None:
     right = [True, True, True, False]
-    curves = calibration(predictions(right, "aabb", 0.95), predictions(right, "aabb", 0.75))
+    after = predictions(right, "aabb", 0.75)
+    curves = calibration(predictions(right, "aabb", 0.95), after, measure(after))
     assert curves["before"]["ece"] == pytest.approx(0.2, abs=1e-6)
     assert curves["after"]["ece"] == pytest.approx(0.0, abs=1e-6)
     assert curves["after"]["nll"] < curves["before"]["nll"]
+    alone = measure(predictions(right, "aabb", 0.95))
+    assert [curves["before"][name] for name in ("nll", "nll_95", "brier_95", "ece_95")] == [
+        alone[name] for name in ("nll", "nll_95", "brier_95", "ece_95")
+    ]
+    sentinel = dict.fromkeys(("nll", "nll_95", "brier", "brier_95", "ece", "ece_95"), 7.0)
+    assert calibration(after, after, sentinel)["after"].items() >= sentinel.items(), "taken over, not computed again"
     (only,) = curves["before"]["reliability"]
     assert only == {"confidence": pytest.approx(0.95), "accuracy": 0.75, "n": 4}
 
@@ -121,8 +137,8 @@ def test_confident_answers_reach_the_threshold() -> None:
     mixed.probabilities[0] = (0.9, 0.1, 0.0)
     figures = confident(mixed, 0.8)
     assert (figures["n"], figures["coverage"], figures["accuracy"], figures["threshold"]) == (2, 0.5, 0.5, 0.8)
-    far = np.array([True, False, True, False])
-    served = confident(mixed, 0.8, far)
+    ood = np.array([True, False, True, False])
+    served = confident(mixed, 0.8, ood)
     assert (served["n"], served["coverage"], served["out_of_distribution"]) == (1, 0.25, 1)
     stricter = confident(mixed, 0.8, image_only=np.array([False, False, False, True]), threshold_image_only=1.01)
     without = confident(mixed, 0.8)["n"] - int(mixed.probabilities[3].max() >= 0.8)

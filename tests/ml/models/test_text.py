@@ -49,6 +49,9 @@ def test_features_come_back_without_pickle() -> None:
     new = ["A mass of the brain and the meniscus", ""]
     assert np.array_equal(features.transform(new).toarray(), again.transform(new).toarray())
     assert features.transform(TEXTS).shape[0] == 4
+    # The keys of the files, which models registered before have too.
+    assert features.vocabulary().keys() == {"words", "letters", "lexicon"}
+    assert features.weights().keys() == {"words.idf", "letters.idf"}
     with pytest.raises(ValueError, match=r".+"):
         TextFeatures.restore(features.vocabulary() | {"words": ["brain"]}, features.weights())
 

@@ -142,12 +142,12 @@ def test_json_comes_back(tmp_path: Path) -> None:
 def test_a_folder_is_for_one_process_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / ".training" / "compact"
     with (
-        exclusive_lock("compact", folder),
+        exclusive_lock("compact is being trained", folder),
         pytest.raises(
             BusyError, match=rf"compact is being trained already, by process {os.getpid()}, into {tmp_path};"
         ),
-        exclusive_lock("compact", folder),
+        exclusive_lock("compact is being trained", folder),
     ):
         pass
-    with exclusive_lock("compact", folder):
+    with exclusive_lock("compact is being trained", folder):
         pass

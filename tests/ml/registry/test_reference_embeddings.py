@@ -55,6 +55,21 @@ def test_a_reference_comes_back(reference: Reference, tmp_path: Path) -> None:
     assert loaded.embeddings == pytest.approx(reference.embeddings, abs=1e-3)
 
 
+def test_distances_are_the_same_before_and_after_the_file(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    embeddings, stages = (random.normal(size=(60, size)).astype(np.float32) for size in (256, 5))
+    built = Reference.build([str(n) for n in range(60)], np.arange(60) < 50, embeddings, stages)
+    built.save(tmp_path)
+    loaded = Reference.load(tmp_path)
+    asked = {EMBEDDING: random.normal(size=(20, 256)).astype(np.float32), STAGES: stages[:20] + 0.1}
+    for kind in ("nearest", "mahalanobis", "stages"):
+        before, after = (each.distance_by(kind)(asked) for each in (built, loaded))  # type: ignore[arg-type]
+        assert np.array_equal(before, after), kind
+    loaded.save(tmp_path)
+    assert np.array_equal(Reference.load(tmp_path).embeddings, loaded.embeddings), "written again, as by a fused model"
+    assert np.linalg.norm(built.embeddings, axis=1) == pytest.approx(np.ones(60), abs=1e-6)
+
+
 def test_another_file_is_refused(tmp_path: Path) -> None:
     write_tensors(tmp_path / REFERENCE_FILE, {"weights": torch.zeros(2)})
     with pytest.raises(DamagedFileError, match="no embeddings"):
@@ -70,7 +85,7 @@ def test_the_stages_tell_what_the_embedding_does_not(tmp_path: Path) -> None:
     built.save(tmp_path)
     for reference in (built, Reference.load(tmp_path)):
         distance = reference.distance_by("stages")
-        # Both are 1 away from the mean, which is ten deviations of the first channel and half a one of the second.
+        # Both are 1 away from the mean: ten standard deviations of the first channel and half of the second's.
         asked = {STAGES: np.array([[4.0, 3.0], [3.0, 4.0]], dtype=np.float32), EMBEDDING: embeddings[:2]}
         assert distance(asked) == pytest.approx([10.0, 0.5], rel=0.15)
 

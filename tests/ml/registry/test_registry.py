@@ -9,8 +9,8 @@ from pymongo.database import Database
 
 from app.data import schema
 from ml.models.base import ServedModel
-from ml.registry.artifacts import sha256_of
-from ml.registry.registry import Registry, RegistryError, UnknownModelError, load_model, load_reference, read_card
+from ml.registry.artifacts import read_json, sha256_of
+from ml.registry.registry import Registry, RegistryError, UnknownModelError, load_model, load_reference, parse_card
 from tests.ml.conftest import Document
 
 # Registers a model under the name "compact" and dies after the files were written, before the card.
@@ -19,9 +19,10 @@ import os, signal, sys
 from pathlib import Path
 from pymongo import MongoClient
 from ml.registry import registry
+from ml.registry.artifacts import read_json
 uri, source, target = sys.argv[1:]
 database = MongoClient(uri).get_default_database()
-model = registry.load_model(registry.read_card(Path(source)), Path(source).parents[1])
+model = registry.load_model(registry.parse_card(read_json(Path(source, "card.json"))), Path(source).parents[1])
 model.card.version = "killed"
 registry.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 registry.Registry(database, Path(target)).register(model)
@@ -58,7 +59,7 @@ def test_a_registered_model_answers_as_before(registry: Registry, trained: Serve
 def test_the_card_is_in_the_database_and_beside_the_files(registry: Registry, trained: ServedModel) -> None:
     card = registry.register(trained)
     folder = registry.models_dir / card.name / card.version
-    assert read_card(folder) == registry.get("compact") == card
+    assert parse_card(read_json(folder / "card.json")) == registry.get("compact") == card
     assert {file.name: file.sha256 for file in card.files} == {
         path.name: sha256_of(path) for path in folder.iterdir() if path.name != "card.json"
     }
@@ -93,7 +94,7 @@ def test_a_card_from_another_version_is_refused(registry: Registry, trained: Ser
     registry._models.update_one({}, {"$set": {"format_version": 7}})
     with pytest.raises(RegistryError, match="has format 7, this version reads 1; train compact again"):
         registry.get("compact")
-    assert list(registry.list()) == []
+    assert list(registry.cards()) == []
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_preprocessing_of_another_version_is_refused(
     registry._models.update_one({}, {"$set": {field: value}})
     with pytest.raises(RegistryError, match=f"{message}.*; train compact again"):
         registry.get("compact")
-    assert list(registry.list()) == []
+    assert list(registry.cards()) == []
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,19 @@ def test_a_card_with_a_wrong_field_is_refused(registry: Registry, trained: Serve
     registry._models.update_one({}, {"$set": {"inputs": ["sound"]}})
     with pytest.raises(RegistryError, match="the card of compact is not valid"):
         registry.get("compact")
+
+
+def test_a_field_of_an_earlier_version_does_not_outlive_a_new_registration(
+    registry: Registry, trained: ServedModel
+) -> None:
+    registry.register(trained)
+    registry._models.update_one({}, {"$set": {"sharpness": 0.5}})
+    with pytest.raises(RegistryError, match="the card of compact is not valid"):
+        registry.get("compact")
+    again(registry, trained, "later")
+    assert registry.get("compact") == trained.card
+    document = registry._models.find_one({"_id": "compact"}) or {}
+    assert document.keys() == trained.card.model_dump().keys() | {"_id"}
 
 
 def test_an_unknown_family_is_refused(registry: Registry, trained: ServedModel) -> None:
@@ -176,8 +190,8 @@ def test_the_best_dev_score_ranks_first(registry: Registry, trained: ServedModel
         card.metrics = {"dev": {"modality": {"accuracy": accuracy}}}
         trained.card = card
         registry.register(trained)
-    assert [card.name for card in registry.ranked("modality", registry.list())] == ["strong", "middling", "weak"]
-    assert registry.ranked("colour", registry.list()) == []
+    assert [card.name for card in registry.ranked("modality", registry.cards())] == ["strong", "middling", "weak"]
+    assert registry.ranked("colour", registry.cards()) == []
 
 
 def test_a_model_without_image_never_serves(
@@ -188,14 +202,15 @@ def test_a_model_without_image_never_serves(
         model = trained.load(name)
         model.card.metrics = {"dev": {"location": {"accuracy": accuracy}}}
         registry.register(model)
-        assert [card.name for card in registry.ranked("location", registry.list())] == serving
+        assert [card.name for card in registry.ranked("location", registry.cards())] == serving
 
 
 def test_metrics_of_a_split_are_replaced_in_both_cards(registry: Registry, trained: ServedModel) -> None:
     card = registry.register(trained)
     registry.set_metrics(card, "test", {"modality": {"accuracy": 0.5}, "location": {"accuracy": 0.4}})
     registry.set_metrics(card, "test", {"modality": {"accuracy": 0.75}})
-    for stored in (registry.get("compact"), read_card(registry.models_dir / "compact" / card.version)):
+    beside = parse_card(read_json(registry.models_dir / "compact" / card.version / "card.json"))
+    for stored in (registry.get("compact"), beside):
         assert stored.metrics["test"] == {"modality": {"accuracy": 0.75}}
         assert stored.metrics["dev"] == card.metrics["dev"]
     registry.load("compact")

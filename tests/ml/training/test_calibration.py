@@ -1,19 +1,21 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ml.dataset.labels import IGNORED, LOCATION
-from ml.dataset.records import targets
+from ml.dataset.labels import IGNORED, LOCATION, MODALITY
+from ml.dataset.records import Record, targets
 from ml.evaluation.metrics import Probabilities
-from ml.models.base import adjust, softmax
+from ml.models.base import Floats, Outputs, ServedModel, adjust, has_caption, log, softmax
 from ml.models.resnet import ResNetModel, ResNetSettings, train_location
 from ml.registry.model_card import NEVER_CONFIDENT, ModelCard
 from ml.training.calibration import LEAST_PROBABILITY, choose_tau, decision_threshold, fit_temperature
 from ml.training.context import log_prior
-from ml.training.train import calibrate
+from ml.training.train import calibrate, set_calibration
 from tests.ml.conftest import MakeContext
 
 
@@ -28,6 +30,49 @@ def test_temperature_undoes_scaled_logits(true_temperature: float) -> None:
         ]
     )
     assert fit_temperature(honest * true_temperature, targets) == pytest.approx(true_temperature, rel=0.1)
+
+
+class TwoHalves(ServedModel):
+    """Answers with the logits of the caption, or of the image where there is none, which are calibrated already."""
+
+    def encode_captions(self, captions: Sequence[str | None]) -> Floats:
+        raise NotImplementedError
+
+    def combine(self, image_out: Outputs | None, caption_out: Floats | None) -> dict[str, Floats]:
+        assert image_out is not None
+        answer = softmax(image_out["image"])
+        if caption_out is not None:
+            has_text = has_caption(caption_out, len(answer))
+            answer[has_text] = softmax(caption_out[has_text], self.card.temperature[MODALITY])
+        return {MODALITY: answer}
+
+    def save(self, folder: Path) -> list[str]:
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, folder: Path, card: ModelCard) -> Self:
+        raise NotImplementedError
+
+
+def test_the_temperature_of_a_fused_model_is_fitted_on_the_answers_that_it_changes(
+    make_context: MakeContext, train_records: list[Record]
+) -> None:
+    card = make_context().draft_card(
+        "two", "none", tasks=(MODALITY,), inputs=("image", "caption"), preprocess=None, settings={}
+    )
+    random = np.random.default_rng(0)
+    honest = random.normal(size=(1000, 2)) * 2
+    classes = (random.random(1000) < softmax(honest)[:, 1]).astype(int)
+    records = [replace(train_records[0], modality=("CT", "MR")[label]) for label in classes]
+    captions = (2.5 * honest).astype(np.float32)
+    # Every second image has no caption, and an image half that is as wrong as it is sure.
+    captions[::2] = np.nan
+    image = {"image": np.where(np.eye(2)[classes] > 0, -4.0, 4.0).astype(np.float32)}
+    model = TwoHalves(card)
+    set_calibration(model, image, captions, records)
+    assert card.temperature[MODALITY] == pytest.approx(2.5, rel=0.15)
+    set_calibration(model, image, np.full_like(captions, np.nan), records)
+    assert card.temperature[MODALITY] == fit_temperature(log(softmax(image["image"])), classes), "no caption at all"
 
 
 def test_temperature_of_nothing_is_one() -> None:

@@ -157,7 +157,7 @@ def test_a_model_is_trained_by_one_process_at_a_time(
         train_model("knn-colour", database=ml_database, images_dir=images_dir, models_dir=tmp_path, device="cpu")
 
     before = ml_database[schema.TRAINING_RUNS].find_one({"_id": "knn-colour"})
-    with exclusive_lock("knn-colour", tmp_path / ".training" / "knn-colour"):
+    with exclusive_lock("knn-colour is being trained", tmp_path / ".training" / "knn-colour"):
         with pytest.raises(BusyError, match="knn-colour is being trained already"):
             train()
         assert ml_database[schema.TRAINING_RUNS].find_one({"_id": "knn-colour"}) == before
@@ -174,7 +174,7 @@ def test_a_failed_run_is_reported_and_registers_nothing(database: Database[Docum
     assert run is not None
     assert run["state"] == "failed"
     assert "medpix seed" in run["message"]
-    assert list(Registry(database, tmp_path).list()) == []
+    assert list(Registry(database, tmp_path).cards()) == []
 
 
 def test_a_class_with_one_example_and_splits_without_captions_are_trained(
