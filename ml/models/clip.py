@@ -27,7 +27,6 @@ from ml.registry.model_card import ModelCard
 
 NAME: Final = "clip-location"
 FAMILY: Final = "clip"
-TASKS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
 TOWERS_FILE: Final = "towers.safetensors"
 CONFIG_FILE: Final = "clip.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
@@ -76,7 +75,7 @@ class ClipHead(nn.Module):
     def __init__(self, size: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.hidden = nn.Sequential(nn.Linear(2 * size, hidden), nn.GELU(), nn.Dropout(dropout))
-        self.heads = nn.ModuleDict({task: nn.Linear(hidden, len(labels.TASKS[task])) for task in TASKS})
+        self.heads = nn.ModuleDict({task: nn.Linear(hidden, len(labels.TASKS[task])) for task in labels.LOCATION_TASKS})
 
     def forward(self, image: Tensor, caption: Tensor) -> dict[str, Tensor]:
         """Embeddings (N, size) of length 1, zeros where one is missing, to logits per task."""

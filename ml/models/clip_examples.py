@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ml.dataset import labels
 from ml.dataset.records import Record, groups, targets
-from ml.models.clip import TASKS, ClipImageNetwork, HeadSettings, embed_texts
+from ml.models.clip import ClipImageNetwork, HeadSettings, embed_texts
 from ml.models.clip_towers import Start
 from ml.training.checkpoint import digest
 from ml.training.context import Context
@@ -50,7 +50,7 @@ class ClipExamples:
             start: the towers, which know how to prepare an image.
             case_weight: exponent, see ``ml.training.loop.Recipe``.
         """
-        task_targets = {task: targets(context.train, task) for task in TASKS}
+        task_targets = {task: targets(context.train, task) for task in labels.LOCATION_TASKS}
         empty = np.zeros((len(context.train), 1, 1, 1), dtype=np.uint8)
         plain = make_examples(empty, task_targets, groups(context.train), case_weight).to(context.device)
         pixels = torch.from_numpy(context.images(context.train, start.preprocess)).to(context.device)

@@ -12,7 +12,7 @@ from ml.dataset import labels
 from ml.evaluation.retrieval import retrieval
 from ml.models import dual_encoder_train
 from ml.models.base import ServedModel
-from ml.models.clip import FAMILY, NAME, TASKS, ClipHead, ClipImageNetwork, ClipModel, HeadSettings
+from ml.models.clip import FAMILY, NAME, ClipHead, ClipImageNetwork, ClipModel, HeadSettings
 from ml.models.clip_examples import ClipExamples, embed, show
 from ml.models.clip_towers import Start, start_from
 from ml.training.checkpoint import Checkpoint, TrainState
@@ -61,7 +61,7 @@ def _train(
     card = context.draft_card(
         name,
         FAMILY,
-        tasks=TASKS,
+        tasks=labels.LOCATION_TASKS,
         inputs=settings.inputs,
         preprocess=start.preprocess if "image" in settings.inputs else None,
         settings={"head": asdict(settings), "adjust": adjustment(context.train, (labels.LOCATION,))},

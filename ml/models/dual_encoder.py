@@ -38,10 +38,9 @@ from ml.registry.model_card import ModelCard
 from ml.training.loop import LOSS
 
 FAMILY: Final = "dual-encoder"
-TASKS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
 TOWERS_FILE: Final = "towers.safetensors"
 # What the outputs of the caption tower's heads are called in training, beside those of the image tower.
-CAPTION_HEADS: Final[Mapping[str, str]] = {task: f"caption_{task}" for task in TASKS}
+CAPTION_HEADS: Final[Mapping[str, str]] = {task: f"caption_{task}" for task in labels.LOCATION_TASKS}
 # Of CLIP: the logits are at most this many times the cosine similarity.
 _MAX_SCALE: Final = 100.0
 _HIDDEN_LOGIT: Final = -1e4
@@ -83,12 +82,12 @@ class CaptionTower(nn.Module):
         self.text_projection = nn.Sequential(
             nn.Dropout(dropout), nn.Linear(DIMENSIONS, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, size)
         )
-        self.heads = nn.ModuleDict({task: nn.Linear(size, len(labels.TASKS[task])) for task in TASKS})
+        self.heads = nn.ModuleDict({task: nn.Linear(size, len(labels.TASKS[task])) for task in labels.LOCATION_TASKS})
 
     @property
     def device(self) -> torch.device:
         """Where its weights are: a service may move the image tower alone."""
-        return self.heads[TASKS[0]].weight.device  # type: ignore[return-value]  # of an nn.Linear
+        return self.heads[labels.LOCATION_TASKS[0]].weight.device  # type: ignore[return-value]  # of an nn.Linear
 
     def embed(self, sentences: Tensor) -> Tensor:
         """Sentence embeddings (N, 384) to embeddings (N, size) of length 1."""
@@ -210,7 +209,7 @@ class DualEncoderModel(ServedModel):
         """
         texts = [clean(caption) for caption in captions]
         terms = self.features.transform(texts)
-        log_probabilities = [self.classifiers[task].log_probabilities(terms) for task in TASKS]
+        log_probabilities = [self.classifiers[task].log_probabilities(terms) for task in labels.LOCATION_TASKS]
         encoded = np.hstack([self.embed_captions(texts), *log_probabilities]).astype(np.float32)
         encoded[~self.features.has_known_words(texts)] = np.nan
         return encoded

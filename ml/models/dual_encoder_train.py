@@ -19,7 +19,6 @@ from ml.models.compact import PLANE, READING, examples_of
 from ml.models.dual_encoder import (
     CAPTION_HEADS,
     FAMILY,
-    TASKS,
     DualEncoder,
     DualEncoderModel,
     sentence_encoder,
@@ -137,7 +136,7 @@ def train(
     card = context.draft_card(
         name,
         FAMILY,
-        tasks=TASKS,
+        tasks=labels.LOCATION_TASKS,
         inputs=inputs,
         preprocess=settings.preprocess if "image" in inputs else None,
         settings={
@@ -145,8 +144,8 @@ def train(
             "recipes": recipes_to_json([phase]),
             "sentence_encoder": sentence_encoder_identity(),
             "fit": asdict(settings.caption),
-            "sentence_weight": dict.fromkeys(TASKS, 0.0),
-            "log_prior": {task: log_prior(context.train, task).tolist() for task in TASKS},
+            "sentence_weight": dict.fromkeys(labels.LOCATION_TASKS, 0.0),
+            "log_prior": {task: log_prior(context.train, task).tolist() for task in labels.LOCATION_TASKS},
             # What `medpix evaluate --cv` retrains it with.
             "weights": context.options.weights,
         },
@@ -205,15 +204,17 @@ def _choose_on_dev(context: Context, model: DualEncoderModel) -> None:
     assert image_out is not None
     caption_out = model.encode_captions(captions_of(dev))
     has_text = has_caption(caption_out, len(dev))
-    task_targets = {task: targets(dev, task) for task in TASKS}
+    task_targets = {task: targets(dev, task) for task in labels.LOCATION_TASKS}
     card.settings["sentence_weight"] = {
-        task: _sentence_weight(model, caption_out[has_text], task, task_targets[task][has_text]) for task in TASKS
+        task: _sentence_weight(model, caption_out[has_text], task, task_targets[task][has_text])
+        for task in labels.LOCATION_TASKS
     }
     from_caption = model.classify_captions(caption_out)
     card.settings["temperature_alone"] = {
-        "image": {task: fit_temperature(image_out[task], task_targets[task]) for task in TASKS},
+        "image": {task: fit_temperature(image_out[task], task_targets[task]) for task in labels.LOCATION_TASKS},
         "caption": {
-            task: fit_temperature(from_caption[task][has_text], task_targets[task][has_text]) for task in TASKS
+            task: fit_temperature(from_caption[task][has_text], task_targets[task][has_text])
+            for task in labels.LOCATION_TASKS
         },
     }
     card.settings["fusion"] = {
@@ -225,7 +226,7 @@ def _choose_on_dev(context: Context, model: DualEncoderModel) -> None:
                 task_targets[task][has_text],
             )
         )
-        for task in TASKS
+        for task in labels.LOCATION_TASKS
     }
     card.shared_embedding = True
     if (figures := retrieval(model.embed_captions(captions_of(dev)), image_out[EMBEDDING], dev)) is not None:

@@ -81,20 +81,19 @@ class ModelSpec(NamedTuple):
         return function(context, **self.arguments)
 
 
-_BOTH_LOCATIONS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
 _TUNED: Final = frozenset({"weights", "epochs"})
 
 
 def _fusion(name: str, image: str) -> ModelSpec:
     """An image model of all tasks joined with the caption model."""
     needs = (image, "caption-location")
-    return ModelSpec("fusion", "train", _BOTH_LOCATIONS, needs, arguments={"name": name, "image": image})
+    return ModelSpec("fusion", "train", labels.LOCATION_TASKS, needs, arguments={"name": name, "image": image})
 
 
 MODEL_SPECS: Final[Mapping[str, ModelSpec]] = MappingProxyType(
     {
         "efficientnet": ModelSpec("efficientnet", "train", tuple(labels.TASKS), options=_TUNED),
-        "caption-location": ModelSpec("caption", "train", _BOTH_LOCATIONS),
+        "caption-location": ModelSpec("caption", "train", labels.LOCATION_TASKS),
         "fused-efficientnet": _fusion("fused-efficientnet", "efficientnet"),
         "compact": ModelSpec("compact", "train", tuple(labels.TASKS), options=frozenset({"epochs"})),
         "fused-location": _fusion("fused-location", "compact"),
@@ -104,9 +103,9 @@ MODEL_SPECS: Final[Mapping[str, ModelSpec]] = MappingProxyType(
         "fused-modality": ModelSpec("texture_svm", "train", (labels.MODALITY,), ("compact",)),
         "resnet50-modality": ModelSpec("resnet", "train_modality", (labels.MODALITY,), options=_TUNED),
         "resnet50-location": ModelSpec("resnet", "train_location", (labels.LOCATION,), options=_TUNED),
-        "clip-location": ModelSpec("clip_train", "train", _BOTH_LOCATIONS, options=_TUNED),
-        "clip-location-image": ModelSpec("clip_train", "train_image", _BOTH_LOCATIONS, options=_TUNED),
-        "clip-location-caption": ModelSpec("clip_train", "train_caption", _BOTH_LOCATIONS, options=_TUNED),
+        "clip-location": ModelSpec("clip_train", "train", labels.LOCATION_TASKS, options=_TUNED),
+        "clip-location-image": ModelSpec("clip_train", "train_image", labels.LOCATION_TASKS, options=_TUNED),
+        "clip-location-caption": ModelSpec("clip_train", "train_caption", labels.LOCATION_TASKS, options=_TUNED),
     }
 )
 # What `medpix train modality` and `medpix train location` train, in this order.
