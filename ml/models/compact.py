@@ -4,25 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
-from ml.dataset.records import Record, groups, targets
 from ml.models.image_model import ImageModel
 from ml.models.network import CompactBackbone, MultiTaskNetwork
 from ml.training.context import Context
-from ml.training.loop import Examples, Recipe, fit, make_examples
+from ml.training.loop import Examples, Recipe, fit
+from ml.training.phases import READING, examples_of, member_span
 
 NAME: Final = "compact"
 FAMILY: Final = "compact"
-PLANE: Final = "plane"
-# Share of a run's time that goes into reading the images.
-READING: Final = 0.02
-# An auxiliary task: it improves the features, and is never answered.
-PLANES: Final = ("Axial", "Coronal", "Sagittal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +38,7 @@ class CompactSettings:
     preprocess: Preprocess = field(default_factory=Preprocess)
     recipe: Recipe = field(
         default_factory=lambda: Recipe(
-            task_weights={**dict.fromkeys(labels.TASKS, 1.0), PLANE: 0.5},
+            task_weights={**dict.fromkeys(labels.TASKS, 1.0), labels.PLANE: 0.5},
         )
     )
 
@@ -67,21 +60,8 @@ class CompactModel(ImageModel):
     def build(architecture: Mapping[str, Any]) -> MultiTaskNetwork:
         """An untrained network with heads for the tasks and the plane."""
         backbone = CompactBackbone(architecture["channels"], architecture["width"], architecture["blocks"])
-        classes = {task: len(names) for task, names in labels.TASKS.items()} | {PLANE: len(PLANES)}
+        classes = {task: len(names) for task, names in labels.TASKS.items()} | {labels.PLANE: len(labels.PLANES)}
         return MultiTaskNetwork(backbone, backbone.features, classes, architecture["dropout"])
-
-
-def plane_targets(records: list[Record]) -> NDArray[np.int64]:
-    """Class indices of the plane, (N,); what is no clean section is ignored."""
-    names = ["Axial" if record.plane == "Transverse" else record.plane for record in records]
-    return np.array([PLANES.index(n) if n in PLANES else labels.IGNORED for n in names], dtype=np.int64)
-
-
-def examples_of(records: list[Record], pixels: NDArray[np.uint8], recipe: Recipe) -> Examples:
-    """Images, uint8 (N, channels, size, size), with the targets (N,) of the recipe's tasks."""
-    task_targets = {task: targets(records, task) for task in labels.TASKS} | {PLANE: plane_targets(records)}
-    chosen = {task: task_targets[task] for task in recipe.task_weights}
-    return make_examples(pixels, chosen, groups(records), recipe.case_weight)
 
 
 def train(context: Context, settings: CompactSettings | None = None) -> CompactModel:
@@ -110,11 +90,6 @@ def train(context: Context, settings: CompactSettings | None = None) -> CompactM
         settings={"architecture": settings.architecture(), "recipe": settings.recipe.to_json()},
     )
     return CompactModel(card, members)
-
-
-def member_span(index: int, members: int) -> tuple[float, float]:
-    """Where the training of a member begins and ends, as shares of the whole run after the reading of the images."""
-    return READING + (1.0 - READING) * index / members, READING + (1.0 - READING) * (index + 1) / members
 
 
 def train_member(context: Context, settings: CompactSettings, examples: Examples, index: int) -> MultiTaskNetwork:

@@ -28,7 +28,6 @@ from ml.models.caption import (
     save_text_model,
     split_tasks,
 )
-from ml.models.compact import PLANE, PLANES
 from ml.models.efficientnet import EfficientNetBackbone
 from ml.models.fusion import FusionWeights, fuse
 from ml.models.network import MultiTaskNetwork, ServingNetwork, full_precision
@@ -56,7 +55,7 @@ class ImageTower(MultiTaskNetwork):
 
     def __init__(self, size: int, dropout: float) -> None:
         backbone = EfficientNetBackbone()
-        classes = {task: len(names) for task, names in labels.TASKS.items()} | {PLANE: len(PLANES)}
+        classes = {task: len(names) for task, names in labels.TASKS.items()} | {labels.PLANE: len(labels.PLANES)}
         super().__init__(backbone, backbone.features, classes, dropout)
         self.visual_projection = nn.Linear(backbone.features, size)
 

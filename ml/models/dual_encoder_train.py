@@ -15,7 +15,6 @@ from ml.evaluation.metrics import Targets, negative_log_likelihood
 from ml.evaluation.retrieval import retrieval
 from ml.models.base import EMBEDDING, Floats, has_caption, softmax
 from ml.models.caption import CaptionSettings, clean, fit_text_model
-from ml.models.compact import PLANE, READING, examples_of
 from ml.models.dual_encoder import (
     CAPTION_HEADS,
     FAMILY,
@@ -30,7 +29,7 @@ from ml.models.predict_records import captions_of, run_images
 from ml.training.calibration import fit_temperature
 from ml.training.context import Context, log_prior
 from ml.training.loop import Examples, Recipe
-from ml.training.phases import Phase, recipes_to_json, train_phases
+from ml.training.phases import READING, Phase, examples_of, recipes_to_json, train_phases
 from ml.training.pretrained import efficientnet_state
 
 _SENTENCES: Final = 64
@@ -42,7 +41,7 @@ _EMBEDDED: Final = 0.05
 def _task_weights() -> dict[str, float]:
     """One third for each head of either tower, beside the contrastive loss with weight 1."""
     heads = (*labels.TASKS, *CAPTION_HEADS.values())
-    return {**dict.fromkeys(heads, 1 / 3), PLANE: 1 / 6}
+    return {**dict.fromkeys(heads, 1 / 3), labels.PLANE: 1 / 6}
 
 
 @dataclass(frozen=True, slots=True)

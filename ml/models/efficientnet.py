@@ -11,18 +11,17 @@ from torch import Tensor, nn
 
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
-from ml.models.compact import PLANE, PLANES, READING, examples_of, member_span
 from ml.models.image_model import ImageModel
 from ml.models.network import MultiTaskNetwork
 from ml.training.context import Context
 from ml.training.loop import Examples, Recipe
-from ml.training.phases import Phase, fine_tuning, recipes_to_json, train_phases
+from ml.training.phases import READING, Phase, examples_of, fine_tuning, member_span, recipes_to_json, train_phases
 from ml.training.pretrained import WeightsError, efficientnet_state
 
 NAME: Final = "efficientnet"
 FAMILY: Final = "efficientnet"
 _ARCHITECTURE: Final = "tf_efficientnet_lite0"
-_TASK_WEIGHTS: Final[Mapping[str, float]] = {**dict.fromkeys(labels.TASKS, 1.0), PLANE: 0.5}
+_TASK_WEIGHTS: Final[Mapping[str, float]] = {**dict.fromkeys(labels.TASKS, 1.0), labels.PLANE: 0.5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ class EfficientNetModel(ImageModel):
     def build(architecture: Mapping[str, Any]) -> MultiTaskNetwork:
         """An untrained network with heads for the tasks and the plane."""
         backbone = EfficientNetBackbone()
-        classes = {task: len(names) for task, names in labels.TASKS.items()} | {PLANE: len(PLANES)}
+        classes = {task: len(names) for task, names in labels.TASKS.items()} | {labels.PLANE: len(labels.PLANES)}
         return MultiTaskNetwork(backbone, backbone.features, classes, architecture["dropout"])
 
 

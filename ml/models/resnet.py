@@ -11,13 +11,12 @@ from torchvision.models import resnet50
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import groups, targets
-from ml.models.compact import READING
 from ml.models.image_model import ImageModel
 from ml.models.network import MultiTaskNetwork
 from ml.training.augment import Augment
 from ml.training.context import Context, adjustment
 from ml.training.loop import Recipe, make_examples
-from ml.training.phases import Phase, fine_tuning, recipes_to_json, train_phases
+from ml.training.phases import READING, Phase, fine_tuning, recipes_to_json, train_phases
 from ml.training.pretrained import WeightsError, resnet50_state
 
 FAMILY: Final = "resnet"

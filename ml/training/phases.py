@@ -1,16 +1,22 @@
 """Trains one network in phases, each with a recipe of its own, as LP-FT does: first the heads, then all layers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
+from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
+from ml.dataset.records import Record, groups, plane_targets, targets
 from ml.training.context import Context
-from ml.training.loop import Examples, Recipe, fit
+from ml.training.loop import Examples, Recipe, fit, make_examples
 
+# Share of a run's time that goes into reading the images.
+READING: Final = 0.02
 # An epoch that trains the heads alone needs no backward pass through the backbone.
-_FROZEN_EPOCH = 0.4
+_FROZEN_EPOCH: Final = 0.4
 
 
 class Phase(NamedTuple):
@@ -41,6 +47,18 @@ def fine_tuning(head: Recipe, tune: Recipe, tune_rates: Mapping[str, float]) -> 
         tune_rates: factor on the learning rate by prefix of the parameter's name, while all layers are tuned.
     """
     return [Phase("head", head, {"backbone": 0.0, "heads": 1.0}), Phase("tune", tune, tune_rates)]
+
+
+def examples_of(records: Sequence[Record], pixels: NDArray[np.uint8], recipe: Recipe) -> Examples:
+    """Images, uint8 (N, channels, size, size), with the targets (N,) of the recipe's tasks."""
+    task_targets = {task: targets(records, task) for task in labels.TASKS} | {labels.PLANE: plane_targets(records)}
+    chosen = {task: task_targets[task] for task in recipe.task_weights}
+    return make_examples(pixels, chosen, groups(records), recipe.case_weight)
+
+
+def member_span(index: int, members: int) -> tuple[float, float]:
+    """Where the training of a member begins and ends, as shares of the whole run after the reading of the images."""
+    return READING + (1.0 - READING) * index / members, READING + (1.0 - READING) * (index + 1) / members
 
 
 def train_phases(
