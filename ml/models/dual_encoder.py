@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from app.data.text_encoder import DIMENSIONS, MODEL_NAME, WEIGHTS_SHA256, TextEncoder
 from ml.dataset import labels
-from ml.models.base import EMBEDDING, Floats, InputError, Outputs, ServedModel, has_caption, softmax
+from ml.models.base import EMBEDDING, Floats, Outputs, ServedModel, has_caption, missing_input, softmax
 from ml.models.caption import (
     VOCABULARY_FILE,
     WEIGHTS_FILE,
@@ -235,8 +235,7 @@ class DualEncoderModel(ServedModel):
         count = next((len(part) for part in (caption, *(image or {}).values()) if part is not None), 0)
         has_text = has_caption(caption, count)
         if image is None and ("image" in self.inputs or caption is None) and not (count and has_text.all()):
-            inputs = " or ".join({"image": "an image", "caption": "a caption"}[name] for name in self.card.inputs)
-            raise InputError(f"{self.card.name} needs {inputs} for every item")
+            raise missing_input(self.card)
         from_caption = {} if caption is None else self.classify_captions(caption)
         return {
             task: self._combine(task, None if image is None else image[task], from_caption.get(task), has_text)
