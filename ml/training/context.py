@@ -59,7 +59,8 @@ class Context:
         team: the processes that share the run.
         run: reports the progress.
         options: what the user chose.
-        scratch: folder for checkpoints.
+        checkpoint_dir: folder for checkpoints.
+        image_cache: the images decoded so far, uint8 (channels, size, size), by hash of the preprocessing and name.
     """
 
     train: list[Record]
@@ -69,8 +70,8 @@ class Context:
     team: Team
     run: Run
     options: Options
-    scratch: Path
-    _images: dict[str, dict[str, NDArray[np.uint8]]] = field(default_factory=dict)
+    checkpoint_dir: Path
+    image_cache: dict[str, dict[str, NDArray[np.uint8]]] = field(default_factory=dict)
 
     def load(self, name: str) -> ServedModel:
         """A registered model that this one builds on, on the device of the run.
@@ -89,7 +90,7 @@ class Context:
         Raises:
             ml.dataset.records.RecordsError: a file is missing, changed or not an image.
         """
-        decoded = self._images.setdefault(preprocess.hash, {})
+        decoded = self.image_cache.setdefault(preprocess.hash, {})
         missing = [record for record in records if record.image not in decoded]
         if missing:
             loaded = load_images(missing, preprocess, on_progress=lambda done: self.run.update(done, "reading images"))
@@ -98,7 +99,7 @@ class Context:
 
     def checkpoint(self, part: str) -> CheckpointPath:
         """Where a part of the run keeps its checkpoint; what is there is removed where the run ignores checkpoints."""
-        path = self.scratch / f"{part}.safetensors"
+        path = self.checkpoint_dir / f"{part}.safetensors"
         if not self.options.resume and self.team.is_main_process:
             path.unlink(missing_ok=True)
         self.team.wait()

@@ -155,8 +155,11 @@ def train_model(
     base = options or Options()
     chosen = Options(weights, seed, resume, base.epochs, base.members)
     registry = Registry(database, models_dir)
-    scratch = models_dir / ".training" / name
-    with team(torch_device) as processes, exclusive_lock(name, scratch) if processes.is_main_process else nullcontext():
+    checkpoint_dir = models_dir / ".training" / name
+    with (
+        team(torch_device) as processes,
+        exclusive_lock(name, checkpoint_dir) if processes.is_main_process else nullcontext(),
+    ):
         # Every process raises an error; the main one alone reports progress.
         report = to_all([reporter, DatabaseReporter(database)]) if processes.is_main_process else silent
         with Run(name, spec.tasks, report, step) as run:
@@ -170,7 +173,7 @@ def train_model(
                 team=processes,
                 run=run,
                 options=chosen,
-                scratch=scratch,
+                checkpoint_dir=checkpoint_dir,
             )
             for records in (context.train, context.dev):
                 need_labels(records, spec.tasks)
@@ -198,7 +201,7 @@ def _finish(model: ServedModel, context: Context, registry: Registry, test_recor
     model.card.history = list(context.run.history)
     model.card.seconds = round(context.run.seconds, 1)
     registry.register(model, reference)
-    shutil.rmtree(context.scratch, ignore_errors=True)
+    shutil.rmtree(context.checkpoint_dir, ignore_errors=True)
 
 
 def calibrate(model: ServedModel, context: Context) -> Outputs | None:

@@ -108,7 +108,7 @@ def test_a_model_of_one_input_never_sees_the_other(
         image_model.combine(None, encoded[:1])
 
     context = make_context(weights=start, epochs=epochs)
-    context.scratch = tmp_path / "other"
+    context.checkpoint_dir = tmp_path / "other"
     text_model = train_caption(context)
     assert (text_model.card.name, text_model.card.inputs) == ("clip-location-caption", ["caption"])
     assert text_model.preprocess is None
