@@ -111,10 +111,7 @@ def train_model(
     database: Database[dict[str, Any]],
     images_dir: Path,
     models_dir: Path,
-    weights: str = "auto",
     device: DeviceName = "auto",
-    seed: int = 0,
-    resume: bool = True,
     reporter: Reporter = silent,
     options: Options | None = None,
     step: tuple[int, int] | None = None,
@@ -130,12 +127,9 @@ def train_model(
         database: the seeded database.
         images_dir: folder of the PNG files.
         models_dir: folder for model files and checkpoints.
-        weights: auto, pretrained, scratch or the path of local pretrained weights.
         device: auto, cpu, cuda or mps.
-        seed: of all random numbers.
-        resume: continue a run that was killed, where its settings were the same.
         reporter: called with the progress.
-        options: further choices; weights, seed and resume above win over its own.
+        options: what the user chose; None for the defaults.
         step: position among the models that one command trains, and their number, for the progress.
 
     Returns:
@@ -152,8 +146,6 @@ def train_model(
         raise UnknownModelError(f"unknown model {name!r}; known are: {', '.join(MODEL_SPECS)}")
     spec = MODEL_SPECS[name]
     torch_device = pick_device(device)
-    base = options or Options()
-    chosen = Options(weights, seed, resume, base.epochs, base.members)
     registry = Registry(database, models_dir)
     checkpoint_dir = models_dir / ".training" / name
     with (
@@ -172,7 +164,7 @@ def train_model(
                 device=torch_device,
                 team=processes,
                 run=run,
-                options=chosen,
+                options=options or Options(),
                 checkpoint_dir=checkpoint_dir,
             )
             for records in (context.train, context.dev):

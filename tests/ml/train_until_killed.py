@@ -20,6 +20,7 @@ from ml.dataset.preprocess import Preprocess
 from ml.models import clip_train, compact, resnet
 from ml.models.clip import HeadSettings
 from ml.registry.model_card import ModelCard
+from ml.training.context import Options
 from ml.training.train import train_model
 
 _COMPACT: Final = compact.CompactSettings(width=8, preprocess=Preprocess(size=64))
@@ -73,9 +74,9 @@ def train(
             database=database,
             images_dir=images,
             models_dir=models,
-            weights=weights,
             device="cpu",
             reporter=Killer(kill or sys.maxsize),
+            options=Options(weights=weights),
         )
     finally:
         setattr(module, function, whole)
