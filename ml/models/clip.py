@@ -40,7 +40,7 @@ class HeadSettings:
         learning_rate: highest learning rate.
         weight_decay: of AdamW.
         smoothing: label smoothing.
-        case_weight: exponent, see ``ml.training.loop.Recipe``.
+        case_weight: exponent, see ``ml.training.loop.make_examples``.
         inputs: what it is trained on and answers from: "image", "caption" or both.
     """
 

@@ -48,7 +48,7 @@ class ClipExamples:
         Args:
             context: records and device.
             start: the towers, which know how to prepare an image.
-            case_weight: exponent, see ``ml.training.loop.Recipe``.
+            case_weight: exponent, see ``ml.training.loop.make_examples``.
         """
         task_targets = {task: targets(context.train, task) for task in labels.LOCATION_TASKS}
         empty = np.zeros((len(context.train), 1, 1, 1), dtype=np.uint8)

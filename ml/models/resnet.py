@@ -121,7 +121,7 @@ def _train(context: Context, task: str, settings: ResNetSettings) -> ResNetModel
     with context.run.stage(0.0, READING):
         pixels = context.images(context.train, preprocess)
     task_targets = {task: targets(context.train, task)}
-    examples = make_examples(pixels, task_targets, groups(context.train), phases[0].recipe.case_weight)
+    examples = make_examples(pixels, task_targets, groups(context.train))
     with context.run.stage(READING, 1.0):
         train_phases(context, network, examples, phases, preprocess, seed=context.options.seed)
     card = context.draft_card(

@@ -36,8 +36,6 @@ class Recipe:
         smoothing: label smoothing.
         ema_decay: decay of the exponential moving average of the weights, which is what is kept.
         max_grad_norm: largest norm of the gradient.
-        case_weight: exponent p of the weight (images of the case)^-p, so that a case with thirty
-            images does not count thirty times: 0 for none, 1 for equal cases.
         task_weights: weight of each task in the loss; tasks that are not named are not trained.
         augment: random changes of the images.
         amp: automatic mixed precision, where the device has it in hardware.
@@ -51,7 +49,6 @@ class Recipe:
     smoothing: float = 0.05
     ema_decay: float = 0.995
     max_grad_norm: float = 2.0
-    case_weight: float = 0.0
     task_weights: Mapping[str, float] = field(
         default_factory=lambda: {"modality": 1.0, "location": 1.0, "location_category": 1.0}
     )
@@ -96,15 +93,16 @@ def make_examples(
     pixels: NDArray[np.uint8],
     targets: Mapping[str, NDArray[np.int64]],
     groups: NDArray[np.str_],
-    case_weight: float,
+    case_weight: float = 0.0,
 ) -> Examples:
-    """Examples whose weights fall with the number of images of their case.
+    """Examples, and their weights in the loss.
 
     Args:
         pixels: (N, C, H, W).
         targets: per task (N,).
         groups: case of each image, (N,).
-        case_weight: exponent, see ``Recipe``.
+        case_weight: exponent p of the weight (images of the case)^-p, so that a case with thirty images does not
+            count thirty times: 0 for none, 1 for equal cases.
     """
     _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
     weights = counts[inverse].astype(np.float64) ** -case_weight

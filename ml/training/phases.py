@@ -53,7 +53,7 @@ def examples_of(records: Sequence[Record], pixels: NDArray[np.uint8], recipe: Re
     """Images, uint8 (N, channels, size, size), with the targets (N,) of the recipe's tasks."""
     task_targets = {task: targets(records, task) for task in labels.TASKS} | {labels.PLANE: plane_targets(records)}
     chosen = {task: task_targets[task] for task in recipe.task_weights}
-    return make_examples(pixels, chosen, groups(records), recipe.case_weight)
+    return make_examples(pixels, chosen, groups(records))
 
 
 def member_span(index: int, members: int) -> tuple[float, float]:
