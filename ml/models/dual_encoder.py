@@ -34,12 +34,13 @@ from ml.models.network import MultiTaskNetwork, ServingNetwork, full_precision
 from ml.models.text import LinearClassifier, TextFeatures
 from ml.registry.artifacts import DamagedFileError, read_tensors, write_tensors
 from ml.registry.model_card import ModelCard
-from ml.training.loop import LOSS
 
 FAMILY: Final = "dual-encoder"
 TOWERS_FILE: Final = "towers.safetensors"
 # What the outputs of the caption tower's heads are called in training, beside those of the image tower.
 CAPTION_HEADS: Final[Mapping[str, str]] = {task: f"caption_{task}" for task in labels.LOCATION_TASKS}
+# What the caption tower's embedding is called in training, beside that of the image tower.
+CAPTION_EMBEDDING: Final = f"caption_{EMBEDDING}"
 # Of CLIP: the logits are at most this many times the cosine similarity.
 _MAX_SCALE: Final = 100.0
 _HIDDEN_LOGIT: Final = -1e4
@@ -107,6 +108,8 @@ class DualEncoder(nn.Module):
         case_positive: weight of another image's caption of the same case as a positive, beside 1 for the same caption.
     """
 
+    batch_outputs = (EMBEDDING, CAPTION_EMBEDDING)
+
     def __init__(self, size: int, hidden: int, dropout: float, case_positive: float) -> None:
         super().__init__()
         self.image = ImageTower(size, dropout)
@@ -114,27 +117,32 @@ class DualEncoder(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1.0 / 0.07)))
         self.case_positive = case_positive
 
-    def forward(self, x: Tensor, sentences: Tensor, captions: Tensor, cases: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, sentences: Tensor) -> dict[str, Tensor]:
         """The outputs of a training step.
 
         Args:
             x: normalised images (N, 3, H, W).
             sentences: sentence embeddings of their captions, (N, 384).
-            captions: equal captions have one number, -1 where there is none, int64 (N,).
-            cases: images of one case have one number, int64 (N,).
 
         Returns:
-            Logits per task of both towers, and the contrastive loss as ``LOSS``.
+            Logits per task and embeddings (N, size) of both towers.
         """
         outputs: dict[str, Tensor] = self.image(x)
         with full_precision(x.device):
             text = self.caption.embed(sentences)
             outputs |= {CAPTION_HEADS[task]: logits for task, logits in self.caption.classify(text).items()}
-            scale = self.logit_scale.exp().clamp(max=_MAX_SCALE)
-            outputs[LOSS] = contrastive_loss(
-                scale * outputs[EMBEDDING].float() @ text.T, captions, cases, self.case_positive
-            )
-        return outputs
+        return outputs | {CAPTION_EMBEDDING: text}
+
+    def batch_loss(self, outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+        """The contrastive loss of a batch, see ``ml.training.loop.BatchLoss``.
+
+        Args:
+            outputs: embeddings of N images and of their captions, (N, size) each.
+            inputs: "captions" and "cases", see ``contrastive_loss``.
+        """
+        scale = self.logit_scale.exp().clamp(max=_MAX_SCALE)
+        logits = scale * outputs[EMBEDDING].float() @ outputs[CAPTION_EMBEDDING].T
+        return contrastive_loss(logits, inputs["captions"], inputs["cases"], self.case_positive)
 
 
 def contrastive_loss(logits: Tensor, captions: Tensor, cases: Tensor, case_positive: float) -> Tensor:

@@ -187,12 +187,13 @@ def pairs(records: list[Record], pixels: NDArray[np.uint8], sentences: Floats, r
         head: torch.from_numpy(np.where(empty, labels.IGNORED, targets(records, task)))
         for task, head in CAPTION_HEADS.items()
     }
-    inputs = {
-        "sentences": torch.from_numpy(sentences),
-        "captions": torch.from_numpy(np.where(empty, -1, numbers)),
-        "cases": torch.from_numpy(cases),
-    }
-    return replace(examples, targets={**examples.targets, **of_captions}, inputs=inputs)
+    loss_inputs = {"captions": torch.from_numpy(np.where(empty, -1, numbers)), "cases": torch.from_numpy(cases)}
+    return replace(
+        examples,
+        targets={**examples.targets, **of_captions},
+        inputs={"sentences": torch.from_numpy(sentences)},
+        loss_inputs=loss_inputs,
+    )
 
 
 def _choose_on_dev(context: Context, model: DualEncoderModel) -> None:

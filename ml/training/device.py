@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.autograd import Function
 
 from app.core.exceptions import UserError
 
@@ -133,6 +134,24 @@ class Team:
         """This process's part of a batch of indices (N,); parts differ in length by one at most."""
         return batch[self.rank :: self.world_size]
 
+    def gather(self, share: Tensor, count: int) -> Tensor:
+        """The rows of all processes in the order of the batch that ``share`` divided; the inverse of ``share``.
+
+        The gradient of a row is the sum of those of all processes. So where each process computes the same loss on the
+        whole batch, the mean of its gradients, which ``wrap`` takes, is the gradient of one process with that batch.
+
+        Args:
+            share: the rows of this process, (n, ...), of a batch whose other rows have the same shape and type.
+            count: rows of the batch.
+
+        Returns:
+            (count, ...).
+        """
+        if self.world_size == 1:
+            return share
+        gathered: Tensor = _Gather.apply(share, self, count)
+        return gathered
+
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network, with gradients averaged over the team after every backward pass."""
         if self.world_size == 1:
@@ -150,6 +169,28 @@ class Team:
         """Wait until every process is here."""
         if self.world_size > 1:
             distributed.barrier()
+
+
+class _Gather(Function):
+    """An all-gather of shares that differ in length by one at most, with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, team: Team, count: int) -> Tensor:
+        ctx.team = team
+        # Processes can only exchange tensors of one shape: the shorter shares are filled up.
+        longest = -(-count // team.world_size)
+        padded = share.new_zeros(longest, *share.shape[1:])
+        padded[: len(share)] = share
+        parts = [torch.empty_like(padded) for _ in range(team.world_size)]
+        distributed.all_gather(parts, padded)
+        # Row i of process r is row i * world_size + r of the batch, and only the last rows are filling.
+        return torch.stack(parts, dim=1).flatten(0, 1)[:count]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return ctx.team.share(total), None, None
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,8 +19,26 @@ from ml.training.checkpoint import Checkpoint, CheckpointPath, TrainState, diges
 from ml.training.device import Team, amp_dtype, format_name, keep_freed_memory
 
 OnEpoch = Callable[[int, float], None]
-# The output of a network that computes a loss of its own, which is added to those of its tasks.
-LOSS: Final = "loss"
+
+
+@runtime_checkable
+class BatchLoss(Protocol):
+    """A network with a loss that compares the images of a batch, which is added to those of its tasks.
+
+    Attributes:
+        batch_outputs: names of the outputs that the loss takes, (N, ...) each.
+    """
+
+    batch_outputs: tuple[str, ...]
+
+    def batch_loss(self, outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Args:
+            outputs: those named by ``batch_outputs``, of all images of the batch, whichever process they are on.
+            inputs: the ``loss_inputs`` of the examples for the same images.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +87,14 @@ class Examples:
         targets: per task int64 tensor (N,), ``IGNORED`` where there is no label.
         weights: float32 tensor (N,), mean 1.
         inputs: what the network takes beside the images, by the name of its argument, (N, ...) each.
+        loss_inputs: what a ``BatchLoss`` takes beside the outputs, by name, (N, ...) each.
     """
 
     pixels: Tensor
     targets: Mapping[str, Tensor]
     weights: Tensor
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    loss_inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -86,6 +106,7 @@ class Examples:
             {task: target.to(device) for task, target in self.targets.items()},
             self.weights.to(device),
             {name: value.to(device) for name, value in self.inputs.items()},
+            {name: value.to(device) for name, value in self.loss_inputs.items()},
         )
 
 
@@ -134,7 +155,7 @@ def fit(
 
     Args:
         network: normalised images, and the further inputs of the examples, to a dict of logits per task, as
-            ``MultiTaskNetwork``; in it ``LOSS`` may be a scalar that is minimised too.
+            ``MultiTaskNetwork``. Where it is a ``BatchLoss``, that loss is minimised too.
         examples: what to learn from.
         recipe: how.
         mean: per channel, in units of 0 to 1.
@@ -185,9 +206,10 @@ def fit(
 
 def contents(network: nn.Module, examples: Examples) -> dict[str, str]:
     """The hashes of what a training starts from, for the identity of its checkpoints."""
+    further = [*examples.inputs.values(), *examples.loss_inputs.values()]
     return {
         "images": digest([examples.pixels]),
-        "labels": digest([*examples.targets.values(), examples.weights, *examples.inputs.values()]),
+        "labels": digest([*examples.targets.values(), examples.weights, *further]),
         "starting weights": digest(network.state_dict().values()),
     }
 
@@ -236,19 +258,21 @@ class _Trainer:
         for step in range(steps):
             batch = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size]
             done = (epoch * steps + step) / (self.recipe.epochs * steps)
-            total += self._step(examples, self.team.share(batch).to(self.device), done, generator)
+            total += self._step(examples, batch.to(self.device), done, generator)
             self._update_ema(epoch * steps + step)
             on_progress(done)
         return float(self.team.mean(total)) / steps
 
-    def _step(self, examples: Examples, index: Tensor, done: float, generator: torch.Generator) -> Tensor:
+    def _step(self, examples: Examples, batch: Tensor, done: float, generator: torch.Generator) -> Tensor:
+        """One step on a batch of indices (N,), of which this process takes its share; returns its loss."""
+        index = self.team.share(batch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * group["factor"] * schedule(done, self.recipe.warmup)
         images = self.recipe.augment.apply(examples.pixels.index_select(0, index), generator)
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             inputs = {name: value.index_select(0, index) for name, value in examples.inputs.items()}
-            logits: dict[str, Tensor] = self.parallel(self.normalise(images), **inputs)
-        loss = self._loss(logits, examples, index)
+            outputs: dict[str, Tensor] = self.parallel(self.normalise(images), **inputs)
+        loss = self._loss(outputs, examples, batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -257,12 +281,17 @@ class _Trainer:
         self.scaler.update()
         return loss.detach()
 
-    def _loss(self, logits: Mapping[str, Tensor], examples: Examples, index: Tensor) -> Tensor:
-        total = logits.get(LOSS, torch.zeros((), device=self.device))
+    def _loss(self, outputs: Mapping[str, Tensor], examples: Examples, batch: Tensor) -> Tensor:
+        index = self.team.share(batch)
+        total = torch.zeros((), device=self.device)
+        if isinstance(self.network, BatchLoss):
+            whole = {name: self.team.gather(outputs[name], len(batch)) for name in self.network.batch_outputs}
+            inputs = {name: value.index_select(0, batch) for name, value in examples.loss_inputs.items()}
+            total = self.network.batch_loss(whole, inputs)
         for task, weight in self.recipe.task_weights.items():
             target = examples.targets[task][index]
             losses = functional.cross_entropy(
-                logits[task].float(),
+                outputs[task].float(),
                 target,
                 ignore_index=IGNORED,
                 reduction="none",
