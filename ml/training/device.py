@@ -152,6 +152,21 @@ class Team:
         gathered: Tensor = _Gather.apply(share, self, count)
         return gathered
 
+    def synchronise_norms(self, network: nn.Module) -> None:
+        """Let batch norms take mean and variance over the images of all processes, in place, on CUDA.
+
+        ``SyncBatchNorm`` has no implementation for the CPU: there each process normalises by its own images, so what
+        several processes train differs a little from what one trains.
+        """
+        if self.world_size == 1 or next(network.parameters()).device.type != "cuda":
+            return
+        if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+            return  # converted for an earlier phase
+        # PyTorch's own conversion would lose the activations that are part of timm's norms.
+        from timm.layers import convert_sync_batchnorm  # noqa: PLC0415 - takes seconds, which one process need not wait for
+
+        convert_sync_batchnorm(network)
+
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network, with gradients averaged over the team after every backward pass."""
         if self.world_size == 1:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ml.dataset.labels import IGNORED
@@ -162,7 +163,8 @@ def fit(
         std: per channel, in units of 0 to 1.
         seed: of order, augmentation and dropout.
         device: where to train.
-        team: the processes that share the run; None for this one alone.
+        team: the processes that share the run; None for this one alone. On CUDA the batch norms of the network
+            become ``SyncBatchNorm``, whose weights have the same names.
         rates: factor on the learning rate by prefix of the parameter's name, the longest prefix
             wins; 0 freezes. Batch norms of frozen parts keep their statistics.
         checkpoint: file to continue from where it is of the same run, and to write after each epoch.
@@ -187,6 +189,7 @@ def fit(
     keep_freed_memory()
     torch.manual_seed(seed)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    team.synchronise_norms(network)
     examples = examples.to(device)
     optimizer = _optimizer(network, recipe, rates or {})
     normalise = _Normaliser(mean, std, device)
@@ -282,6 +285,10 @@ class _Trainer:
         return loss.detach()
 
     def _loss(self, outputs: Mapping[str, Tensor], examples: Examples, batch: Tensor) -> Tensor:
+        """The loss of this process, a scalar; its mean over the processes is the loss of the whole batch.
+
+        Every process has all labels, so the labelled images of the batch are counted without asking the others.
+        """
         index = self.team.share(batch)
         total = torch.zeros((), device=self.device)
         if isinstance(self.network, BatchLoss):
@@ -289,16 +296,16 @@ class _Trainer:
             inputs = {name: value.index_select(0, batch) for name, value in examples.loss_inputs.items()}
             total = self.network.batch_loss(whole, inputs)
         for task, weight in self.recipe.task_weights.items():
-            target = examples.targets[task][index]
+            targets = examples.targets[task]
             losses = functional.cross_entropy(
                 outputs[task].float(),
-                target,
+                targets[index],
                 ignore_index=IGNORED,
                 reduction="none",
                 label_smoothing=self.recipe.smoothing,
             )
-            count = (target != IGNORED).sum().clamp_min(1)
-            total = total + weight * (losses * examples.weights[index]).sum() / count
+            count = (targets[batch] != IGNORED).sum().clamp_min(1)
+            total = total + weight * self.team.world_size * (losses * examples.weights[index]).sum() / count
         return total
 
     @torch.no_grad()
@@ -333,7 +340,7 @@ def _set_training(network: nn.Module) -> None:
     network.train()
     for module in network.modules():
         own = list(module.parameters(recurse=False))
-        if isinstance(module, nn.BatchNorm2d) and own and not any(p.requires_grad for p in own):
+        if isinstance(module, _BatchNorm) and own and not any(p.requires_grad for p in own):
             module.eval()
 
 

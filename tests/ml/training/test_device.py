@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from ml.models.efficientnet import EfficientNetBackbone
 from ml.registry.artifacts import read_tensors
 from ml.training.device import (
     DeviceError,
@@ -18,6 +20,7 @@ from ml.training.device import (
     team,
     warn_of_unusable_gpu,
 )
+from tests.fake_cuda import CUDA, fake_cuda
 from tests.ml.ddp_worker import start, train
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
@@ -107,6 +110,27 @@ def test_two_processes_learn_what_one_learns(kind: str, two_processes: Path) -> 
         for name, value in network.state_dict().items():
             difference, change = (value - state[name]).double().norm(), (value - before[name]).double().norm()
             assert difference <= 0.01 * change, name
+
+
+def test_batch_norms_are_synchronised_where_they_can_be() -> None:
+    """Those of timm, which hold the activation, keep it; a network of several phases is converted once."""
+    with fake_cuda():
+        backbone = EfficientNetBackbone().eval()
+        norms = sum(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
+        names, activation = list(backbone.state_dict()), type(backbone.body.bn1.act)
+        Team(0, 2).synchronise_norms(backbone)
+        assert not any(isinstance(module, nn.SyncBatchNorm) for module in backbone.modules()), "a CPU has none"
+        backbone.to(CUDA)
+        Team().synchronise_norms(backbone)
+        assert not any(isinstance(module, nn.SyncBatchNorm) for module in backbone.modules())
+        for _ in range(2):
+            Team(0, 2).synchronise_norms(backbone)
+        assert sum(isinstance(module, nn.SyncBatchNorm) for module in backbone.modules()) == norms > 40
+        assert isinstance(backbone.body.bn1.act, activation)
+        assert activation is nn.ReLU6
+        images = torch.zeros(2, 3, 32, 32, device=CUDA)
+        assert backbone(images).shape == (2, backbone.features, 1, 1)
+        assert list(backbone.state_dict()) == names
 
 
 def test_a_process_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
