@@ -117,6 +117,10 @@ class DualEncoder(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1.0 / 0.07)))
         self.case_positive = case_positive
 
+    def extra_repr(self) -> str:
+        """What is in no state dict, for the representation of the module."""
+        return f"case_positive={self.case_positive}"
+
     def forward(self, x: Tensor, sentences: Tensor) -> dict[str, Tensor]:
         """The outputs of a training step.
 

@@ -1,5 +1,6 @@
 """The training loop of every network."""
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -184,6 +185,7 @@ def fit(
         "rates": dict(rates or {}),
         "seed": seed,
         "mean and deviation": [mean, std],
+        "number of processes": team.world_size,
         **({} if path.path is None else contents(network, examples)),
     }
     keep_freed_memory()
@@ -214,6 +216,8 @@ def contents(network: nn.Module, examples: Examples) -> dict[str, str]:
         "images": digest([examples.pixels]),
         "labels": digest([*examples.targets.values(), examples.weights, *further]),
         "starting weights": digest(network.state_dict().values()),
+        # What is no weight, as a share that is dropped.
+        "architecture": hashlib.sha256(repr(network).encode()).hexdigest(),
     }
 
 

@@ -19,8 +19,8 @@ RECIPE: Final = Recipe(
 )
 
 
-def network(seed: int = 0) -> MultiTaskNetwork:
+def network(seed: int = 0, dropout: float = 0.1) -> MultiTaskNetwork:
     """Grey images of 32 pixels to the modality, with batch norm and dropout."""
     torch.manual_seed(seed)
     backbone = CompactBackbone(channels=1, width=8, blocks=(1, 1, 1))
-    return MultiTaskNetwork(backbone, backbone.features, {"modality": 2}, dropout=0.1)
+    return MultiTaskNetwork(backbone, backbone.features, {"modality": 2}, dropout=dropout)
