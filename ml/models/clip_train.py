@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from ml.training.device import format_name
 from ml.training.loop import schedule
 from ml.training.pretrained import clip_folder
 
+# Share of the steps over which the learning rate rises.
+_WARMUP: Final = 0.05
 _BOTH: tuple[Literal["image", "caption"], ...] = ("image", "caption")
 
 
@@ -96,8 +98,6 @@ def _train_head(context: Context, network: ClipImageNetwork, start: Start, setti
             embedded = embed(context, network, start, context.train, settings.inputs)
     with context.run.stage(0.7, 1.0):
         for epoch in range(first, settings.epochs):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * schedule(epoch / settings.epochs, 0.05)
             loss = _head_epoch(context, network, examples, embedded, optimizer, settings, epoch)
             context.run.epoch("head", epoch + 1, settings.epochs, loss)
             if context.team.is_main_process:
@@ -122,7 +122,11 @@ def _head_epoch(
     generator = torch.Generator(context.device).manual_seed(seed)
     network.head.train()
     losses = []
-    for index in torch.randperm(len(image), generator=generator, device=context.device).split(settings.batch_size):
+    batches = torch.randperm(len(image), generator=generator, device=context.device).split(settings.batch_size)
+    for step, index in enumerate(batches):
+        done = (epoch * len(batches) + step) / (settings.epochs * len(batches))
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * schedule(done, _WARMUP)
         kept = show(settings, examples.has_text[index], generator)
         logits = network.head(image[index] * kept[:, :1], caption[index] * kept[:, 1:])
         loss = examples.loss(logits, index, settings.smoothing)

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ml.dataset.labels import LOCATION
 from ml.models import dual_encoder_train
@@ -79,6 +80,19 @@ def test_openvino_gives_what_torch_gives(make_context: MakeContext, clip_folder:
     expected = model.encode_images(pixels.numpy())
     assert expected is not None
     assert answers[EMBEDDING] == pytest.approx(expected[EMBEDDING], abs=1e-3)
+
+
+def test_the_head_learns_at_its_rate_from_the_first_epoch_on(make_context: MakeContext, clip_folder: Path) -> None:
+    """The rate changes with every step: that of an epoch's first step is next to nothing in the first epoch."""
+    settings, rates = HeadSettings(batch_size=8), list[float]()
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    try:
+        train(make_context(weights=str(clip_folder), epochs=1), settings)
+    finally:
+        hook.remove()
+    assert rates[0] == pytest.approx(0.02 * settings.learning_rate)
+    assert max(rates) > 0.95 * settings.learning_rate
+    assert rates[-1] < 0.2 * settings.learning_rate, "and falls to nothing"
 
 
 def test_modality_dropout_never_hides_both() -> None:
