@@ -13,7 +13,7 @@ from torch.nn import functional
 from ml.dataset import labels
 from ml.dataset.records import Record, groups, targets
 from ml.models.clip import ClipImageNetwork, HeadSettings, embed_texts
-from ml.models.clip_towers import Start
+from ml.models.clip_towers import PretrainedClip
 from ml.training.checkpoint import digest
 from ml.training.context import Context
 from ml.training.loop import make_examples
@@ -42,18 +42,18 @@ class ClipExamples:
     weights: Tensor
 
     @classmethod
-    def of(cls, context: Context, start: Start, case_weight: float) -> Self:
+    def of(cls, context: Context, clip: PretrainedClip, case_weight: float) -> Self:
         """The examples of a run.
 
         Args:
             context: records and device.
-            start: the towers, which know how to prepare an image.
+            clip: the towers, which know how to prepare an image.
             case_weight: exponent, see ``ml.training.loop.make_examples``.
         """
         task_targets = {task: targets(context.train, task) for task in labels.LOCATION_TASKS}
         empty = np.zeros((len(context.train), 1, 1, 1), dtype=np.uint8)
         plain = make_examples(empty, task_targets, groups(context.train), case_weight).to(context.device)
-        pixels = torch.from_numpy(context.images(context.train, start.preprocess)).to(context.device)
+        pixels = torch.from_numpy(context.images(context.train, clip.preprocess)).to(context.device)
         texts = [record.caption for record in context.train]
         has_text = torch.tensor([float(bool(text)) for text in texts], device=context.device)
         return cls(pixels, texts, has_text, plain.targets, plain.weights)
@@ -91,23 +91,23 @@ class ClipExamples:
 
 
 def embed(
-    context: Context, network: ClipImageNetwork, start: Start, records: Sequence[Record], inputs: Sequence[str]
+    context: Context, network: ClipImageNetwork, clip: PretrainedClip, records: Sequence[Record], inputs: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of images and captions, each (N, size) on the run's device.
 
     Args:
         context: images, device and reporter.
         network: the towers.
-        start: which prepares the images and cuts captions into tokens.
+        clip: which prepares the images and cuts captions into tokens.
         records: N records.
         inputs: "image", "caption" or both; what is not named is all zeros, as is a missing caption.
     """
     size = network.towers.visual_projection.out_features
     image = caption = torch.zeros(len(records), size, device=context.device)
     if "image" in inputs:
-        image = _embed_images(context, network, context.images(records, start.preprocess))
+        image = _embed_images(context, network, context.images(records, clip.preprocess))
     if "caption" in inputs:
-        caption = _embed_captions(network, start, [record.caption for record in records])
+        caption = _embed_captions(network, clip, [record.caption for record in records])
     return image, caption
 
 
@@ -120,9 +120,9 @@ def _embed_images(context: Context, network: ClipImageNetwork, pixels: NDArray[n
     return torch.cat(parts)
 
 
-def _embed_captions(network: ClipImageNetwork, start: Start, texts: Sequence[str]) -> Tensor:
+def _embed_captions(network: ClipImageNetwork, clip: PretrainedClip, texts: Sequence[str]) -> Tensor:
     parts = [
-        embed_texts(network.towers, start.tokenizer, texts[first : first + _BATCH])
+        embed_texts(network.towers, clip.tokenizer, texts[first : first + _BATCH])
         for first in range(0, len(texts), _BATCH)
     ]
     embedded = torch.cat(parts)
@@ -130,7 +130,7 @@ def _embed_captions(network: ClipImageNetwork, start: Start, texts: Sequence[str
     return embedded
 
 
-def show(head: HeadSettings, has_text: Tensor, generator: torch.Generator) -> Tensor:
+def modality_mask(head: HeadSettings, has_text: Tensor, generator: torch.Generator) -> Tensor:
     """Which of image and caption each example shows, float (N, 2).
 
     Args:

@@ -20,7 +20,7 @@ _IMAGE_PROCESSOR_FILE: Final = "preprocessor_config.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class PretrainedClip:
     """Towers before training on this dataset.
 
     Attributes:
@@ -36,7 +36,7 @@ class Start:
     source: str
 
 
-def start_from(folder: Path, source: str) -> Start:
+def load_pretrained_clip(folder: Path, source: str) -> PretrainedClip:
     """The towers in a folder, as transformers saves a CLIP model.
 
     Args:
@@ -52,7 +52,7 @@ def start_from(folder: Path, source: str) -> Start:
         preprocess = read_preprocess(folder, image_size(towers))
     except (OSError, RuntimeError, ValueError, DamagedFileError, SafetensorError) as error:
         raise WeightsError(f"{folder.name} holds no usable CLIP model: {error}") from error
-    return Start(towers, tokenizer, preprocess, source)
+    return PretrainedClip(towers, tokenizer, preprocess, source)
 
 
 def _read_towers(folder: Path) -> CLIPModel:

@@ -13,8 +13,8 @@ from ml.evaluation.retrieval import retrieval
 from ml.models import dual_encoder_train
 from ml.models.base import ServedModel
 from ml.models.clip import FAMILY, NAME, ClipHead, ClipImageNetwork, ClipModel, HeadSettings
-from ml.models.clip_examples import ClipExamples, embed, show
-from ml.models.clip_towers import Start, start_from
+from ml.models.clip_examples import ClipExamples, embed, modality_mask
+from ml.models.clip_towers import PretrainedClip, load_pretrained_clip
 from ml.training.checkpoint import Checkpoint, TrainState
 from ml.training.context import Context, adjustment
 from ml.training.device import format_name
@@ -55,35 +55,35 @@ def _train(
     # The bars of transformers would write over our own.
     transformers_logging.disable_progress_bar()
     torch.manual_seed(context.options.seed)
-    start = start_from(folder, source)
-    head = ClipHead(start.towers.visual_projection.out_features, settings.hidden, settings.dropout)
-    network = ClipImageNetwork(start.towers, head, start.preprocess.mean, start.preprocess.std)
+    clip = load_pretrained_clip(folder, source)
+    head = ClipHead(clip.towers.visual_projection.out_features, settings.hidden, settings.dropout)
+    network = ClipImageNetwork(clip.towers, head, clip.preprocess.mean, clip.preprocess.std)
     network.to(context.device)
-    _train_head(context, network, start, settings)
+    _train_head(context, network, clip, settings)
     card = context.draft_card(
         name,
         FAMILY,
         tasks=labels.LOCATION_TASKS,
         inputs=settings.inputs,
-        preprocess=start.preprocess if "image" in settings.inputs else None,
+        preprocess=clip.preprocess if "image" in settings.inputs else None,
         settings={"head": asdict(settings), "adjust": adjustment(context.train, (labels.LOCATION,))},
         init="pretrained",
-        weights_source=start.source,
+        weights_source=clip.source,
     )
-    model = ClipModel(card, network.towers, start.tokenizer, head)
+    model = ClipModel(card, network.towers, clip.tokenizer, head)
     if set(inputs) == set(_BOTH):
         card.shared_embedding = True
         with torch.no_grad():
-            image, _ = embed(context, network, start, context.dev, ("image",))
+            image, _ = embed(context, network, clip, context.dev, ("image",))
         captions = model.encode_captions([record.caption for record in context.dev])
         if (figures := retrieval(captions, image.cpu().numpy(), context.dev)) is not None:
             card.retrieval["dev"] = figures
     return model
 
 
-def _train_head(context: Context, network: ClipImageNetwork, start: Start, settings: HeadSettings) -> None:
+def _train_head(context: Context, network: ClipImageNetwork, clip: PretrainedClip, settings: HeadSettings) -> None:
     """Fit the head on embeddings that are computed once."""
-    examples = ClipExamples.of(context, start, settings.case_weight)
+    examples = ClipExamples.of(context, clip, settings.case_weight)
     optimizer = torch.optim.AdamW(
         network.head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -95,7 +95,7 @@ def _train_head(context: Context, network: ClipImageNetwork, start: Start, setti
     network.eval()
     if first < settings.epochs:
         with torch.no_grad(), context.run.stage(0.0, 0.7):
-            embedded = embed(context, network, start, context.train, settings.inputs)
+            embedded = embed(context, network, clip, context.train, settings.inputs)
     with context.run.stage(0.7, 1.0):
         for epoch in range(first, settings.epochs):
             loss = _head_epoch(context, network, examples, embedded, optimizer, settings, epoch)
@@ -127,7 +127,7 @@ def _head_epoch(
         done = (epoch * len(batches) + step) / (settings.epochs * len(batches))
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(done, _WARMUP)
-        kept = show(settings, examples.has_text[index], generator)
+        kept = modality_mask(settings, examples.has_text[index], generator)
         logits = network.head(image[index] * kept[:, :1], caption[index] * kept[:, 1:])
         loss = examples.loss(logits, index, settings.smoothing)
         optimizer.zero_grad(set_to_none=True)

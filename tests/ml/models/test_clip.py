@@ -9,8 +9,8 @@ from ml.dataset.labels import LOCATION
 from ml.models import dual_encoder_train
 from ml.models.base import EMBEDDING, InputError, ServedModel
 from ml.models.clip import ClipModel, HeadSettings
-from ml.models.clip_examples import show
-from ml.models.clip_towers import start_from
+from ml.models.clip_examples import modality_mask
+from ml.models.clip_towers import load_pretrained_clip
 from ml.models.clip_train import train, train_caption, train_image
 from ml.registry.artifacts import DamagedFileError
 from ml.training.pretrained import WeightsError
@@ -45,7 +45,7 @@ def test_pretrained_towers_get_a_head_and_are_served(
     assert model.preprocess is not None
     assert model.preprocess.mean == (0.5, 0.4, 0.3)
     assert model.preprocess.interpolation == "bicubic"
-    start = start_from(clip_folder, "").towers.state_dict()
+    start = load_pretrained_clip(clip_folder, "").towers.state_dict()
     after = model.towers.state_dict()
     assert all(torch.equal(value, after[name].cpu()) for name, value in start.items())
     folder = tmp_path / "saved"
@@ -98,7 +98,7 @@ def test_the_head_learns_at_its_rate_from_the_first_epoch_on(make_context: MakeC
 def test_modality_dropout_never_hides_both() -> None:
     has_text = torch.ones(2000)
     has_text[:50] = 0.0
-    kept = show(HeadSettings(), has_text, torch.Generator().manual_seed(0))
+    kept = modality_mask(HeadSettings(), has_text, torch.Generator().manual_seed(0))
     assert kept.sum(dim=1).min() == 1.0
     assert (1 - kept[50:]).mean(dim=0).tolist() == pytest.approx([0.2, 0.2], abs=0.04)
     assert kept[:50].mean(dim=0).tolist() == [1.0, 0.0], "where there is no caption the image shows"
@@ -148,4 +148,4 @@ def test_a_broken_folder_is_named(clip_folder: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((clip_folder / name).read_bytes()[:200])
     with pytest.raises(WeightsError, match="holds no usable CLIP model"):
-        start_from(tmp_path, "")
+        load_pretrained_clip(tmp_path, "")
