@@ -221,6 +221,21 @@ def contents(network: nn.Module, examples: Examples) -> dict[str, str]:
     }
 
 
+def summed_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    """The sum of the weighted cross-entropies of N examples, a scalar.
+
+    Args:
+        logits: (N, classes).
+        target: (N,); examples with ``IGNORED`` add nothing.
+        weights: (N,).
+        smoothing: label smoothing.
+    """
+    losses = functional.cross_entropy(
+        logits.float(), target, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
+    )
+    return (losses * weights).sum()
+
+
 class _Normaliser:
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
         self.mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
@@ -301,15 +316,9 @@ class _Trainer:
             total = self.network.batch_loss(whole, inputs)
         for task, weight in self.recipe.task_weights.items():
             targets = examples.targets[task]
-            losses = functional.cross_entropy(
-                outputs[task].float(),
-                targets[index],
-                ignore_index=IGNORED,
-                reduction="none",
-                label_smoothing=self.recipe.smoothing,
-            )
+            losses = summed_cross_entropy(outputs[task], targets[index], examples.weights[index], self.recipe.smoothing)
             count = (targets[batch] != IGNORED).sum().clamp_min(1)
-            total = total + weight * self.team.world_size * (losses * examples.weights[index]).sum() / count
+            total = total + weight * self.team.world_size * losses / count
         return total
 
     @torch.no_grad()

@@ -9,9 +9,7 @@ from ml.dataset.labels import LOCATION
 from ml.models import dual_encoder_train
 from ml.models.base import EMBEDDING, InputError, ServedModel
 from ml.models.clip import ClipModel, HeadSettings
-from ml.models.clip_examples import modality_mask
-from ml.models.clip_towers import load_pretrained_clip
-from ml.models.clip_train import train, train_caption, train_image
+from ml.models.clip_train import load_pretrained_clip, modality_mask, train, train_caption, train_image
 from ml.registry.artifacts import DamagedFileError
 from ml.training.pretrained import WeightsError
 from ml.training.train import calibrate

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ml.models.clip_towers import load_pretrained_clip
+from ml.models.clip_train import load_pretrained_clip
 from ml.training import pretrained as weights
 from ml.training.pretrained import CLIP, RESNET50, WeightsError, clip_folder, resnet50_state
 from tests.file_server import FileServer
