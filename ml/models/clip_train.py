@@ -126,31 +126,27 @@ def read_preprocess(folder: Path, size: int) -> Preprocess:
     return Preprocess(size=size, channels=3, interpolation="bicubic", mean=tuple(mean), std=tuple(std))
 
 
-def train(context: Context, settings: HeadSettings | None = None) -> ServedModel:
+def train(
+    context: Context,
+    name: str = NAME,
+    inputs: Sequence[Literal["image", "caption"]] = _BOTH,
+    settings: HeadSettings | None = None,
+) -> ServedModel:
     """Train the head on embeddings of CLIP's towers, or a dual encoder on the dataset's pairs.
 
+    Args:
+        context: records, device and reporter.
+        name: of the model.
+        inputs: what it is trained on and answers from.
+        settings: of the head; the chosen ones by default.
+
     Raises:
-        ml.training.pretrained.WeightsError: pretrained weights were asked for and cannot be had or read.
+        WeightsError: pretrained weights were asked for and cannot be had or read.
     """
-    return _train(context, settings or HeadSettings(), NAME, _BOTH)
-
-
-def train_image(context: Context, settings: HeadSettings | None = None) -> ServedModel:
-    """The same with the image alone: what the caption adds is the difference."""
-    return _train(context, settings or HeadSettings(), f"{NAME}-image", ("image",))
-
-
-def train_caption(context: Context, settings: HeadSettings | None = None) -> ServedModel:
-    """The same with the caption alone: what the image adds is the difference."""
-    return _train(context, settings or HeadSettings(), f"{NAME}-caption", ("caption",))
-
-
-def _train(
-    context: Context, settings: HeadSettings, name: str, inputs: Sequence[Literal["image", "caption"]]
-) -> ServedModel:
     folder, source = clip_folder(context.options.weights)
     if folder is None:
         return dual_encoder_train.train(context, name, inputs)
+    settings = settings or HeadSettings()
     settings = replace(settings, inputs=tuple(inputs), epochs=context.options.epochs or settings.epochs)
     # The bars of transformers would write over our own.
     transformers_logging.disable_progress_bar()

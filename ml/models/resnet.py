@@ -95,17 +95,19 @@ class ResNetModel(ImageModel):
         return MultiTaskNetwork(ResNetBackbone(), _FEATURES, classes, architecture["dropout"])
 
 
-def train_modality(context: Context, settings: ResNetSettings | None = None) -> ResNetModel:
-    """ResNet50 for the modality."""
-    return _train(context, labels.MODALITY, settings or ResNetSettings())
+def train(context: Context, task: str, settings: ResNetSettings | None = None) -> ResNetModel:
+    """Train ResNet50 for one task.
 
+    Args:
+        context: records, device and reporter.
+        task: a key of ``labels.TASKS``.
+        settings: both recipes; the chosen ones by default.
 
-def train_location(context: Context, settings: ResNetSettings | None = None) -> ResNetModel:
-    """ResNet50 for the 21 locations, from the image alone."""
-    return _train(context, labels.LOCATION, settings or ResNetSettings())
-
-
-def _train(context: Context, task: str, settings: ResNetSettings) -> ResNetModel:
+    Raises:
+        ml.dataset.records.RecordsError: images are missing or damaged.
+        WeightsError: the pretrained weights asked for cannot be had.
+    """
+    settings = settings or ResNetSettings()
     state, source = resnet50_state(context.options.weights)
     architecture = {"tasks": [task], "dropout": 0.2, "members": 1}
     torch.manual_seed(context.options.seed)

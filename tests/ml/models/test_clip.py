@@ -9,7 +9,7 @@ from ml.dataset.labels import LOCATION
 from ml.models import dual_encoder_train
 from ml.models.base import EMBEDDING, InputError, ServedModel
 from ml.models.clip import ClipModel, HeadSettings
-from ml.models.clip_train import load_pretrained_clip, modality_mask, train, train_caption, train_image
+from ml.models.clip_train import load_pretrained_clip, modality_mask, train
 from ml.registry.artifacts import DamagedFileError
 from ml.training.pretrained import WeightsError
 from ml.training.train import calibrate
@@ -85,7 +85,7 @@ def test_the_head_learns_at_its_rate_from_the_first_epoch_on(make_context: MakeC
     settings, rates = HeadSettings(batch_size=8), list[float]()
     hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
     try:
-        train(make_context(weights=str(clip_folder), epochs=1), settings)
+        train(make_context(weights=str(clip_folder), epochs=1), settings=settings)
     finally:
         hook.remove()
     assert rates[0] == pytest.approx(0.02 * settings.learning_rate)
@@ -108,7 +108,7 @@ def test_a_model_of_one_input_never_sees_the_other(
 ) -> None:
     start = str(clip_folder) if weights == "tiny" else weights
     context = make_context(weights=start, epochs=epochs)
-    image_model = train_image(context)
+    image_model = train(context, "clip-location-image", ["image"])
     assert (image_model.card.name, image_model.card.inputs) == ("clip-location-image", ["image"])
     assert image_model.preprocess is not None
     pixels = context.images(context.dev, image_model.preprocess)[:3]
@@ -121,7 +121,7 @@ def test_a_model_of_one_input_never_sees_the_other(
 
     context = make_context(weights=start, epochs=epochs)
     context.checkpoint_dir = tmp_path / "other"
-    text_model = train_caption(context)
+    text_model = train(context, "clip-location-caption", ["caption"])
     assert (text_model.card.name, text_model.card.inputs) == ("clip-location-caption", ["caption"])
     assert text_model.preprocess is None
     assert text_model.network is None
