@@ -147,7 +147,7 @@ def train(
     if folder is None:
         return dual_encoder_train.train(context, name, inputs)
     settings = settings or HeadSettings()
-    settings = replace(settings, inputs=tuple(inputs), epochs=context.options.epochs or settings.epochs)
+    settings = replace(settings, inputs=tuple(inputs), epochs=context.options.epochs_or(settings.epochs))
     # The bars of transformers would write over our own.
     transformers_logging.disable_progress_bar()
     torch.manual_seed(context.options.seed)

@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-import torch
-
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
 from ml.models.image_model import ImageModel
 from ml.models.network import CompactBackbone, MultiTaskNetwork
 from ml.training.context import Context
-from ml.training.loop import Examples, Recipe, fit
-from ml.training.phases import READING, examples_of, member_span
+from ml.training.loop import Recipe
+from ml.training.phases import READING, Phase, examples_of, train_members
 
 NAME: Final = "compact"
 FAMILY: Final = "compact"
@@ -74,54 +72,25 @@ def train(context: Context, settings: CompactSettings | None = None) -> CompactM
     Raises:
         ml.dataset.records.RecordsError: images are missing or damaged.
     """
-    settings = _with_options(settings or CompactSettings(), context)
+    settings = settings or CompactSettings()
+    members, recipe = context.options.members_or(settings.members), context.recipe(settings.recipe)
+    settings = replace(settings, members=members, recipe=recipe)
     with context.run.stage(0.0, READING):
-        examples = examples_of(context.train, context.images(context.train, settings.preprocess), settings.recipe)
-    members = []
-    for index in range(settings.members):
-        with context.run.stage(*member_span(index, settings.members)):
-            members.append(train_member(context, settings, examples, index))
+        examples = examples_of(context.train, context.images(context.train, settings.preprocess), recipe)
+    networks = train_members(
+        context,
+        lambda: CompactModel.build(settings.architecture()),
+        examples,
+        [Phase("scratch", recipe, {})],
+        settings.preprocess,
+        members,
+    )
     card = context.draft_card(
         NAME,
         FAMILY,
         tasks=tuple(labels.TASKS),
         inputs=("image",),
         preprocess=settings.preprocess,
-        settings={"architecture": settings.architecture(), "recipe": settings.recipe.to_json()},
+        settings={"architecture": settings.architecture(), "recipe": recipe.to_json()},
     )
-    return CompactModel(card, members)
-
-
-def train_member(context: Context, settings: CompactSettings, examples: Examples, index: int) -> MultiTaskNetwork:
-    """Train one network of the ensemble."""
-    recipe, run = settings.recipe, context.run
-    seed = context.options.seed * 100 + index
-    label = f"network {index + 1} of {settings.members}"
-
-    def on_epoch(epoch: int, loss: float) -> None:
-        run.epoch(label, epoch, recipe.epochs, loss)
-
-    torch.manual_seed(seed)
-    network = CompactModel.build(settings.architecture())
-    fit(
-        network,
-        examples,
-        recipe,
-        mean=settings.preprocess.mean,
-        std=settings.preprocess.std,
-        seed=seed,
-        device=context.device,
-        team=context.team,
-        checkpoint=context.checkpoint(f"member-{index}"),
-        on_epoch=on_epoch,
-    )
-    return network
-
-
-def _with_options(settings: CompactSettings, context: Context) -> CompactSettings:
-    options = context.options
-    if options.epochs is not None:
-        settings = replace(settings, recipe=replace(settings.recipe, epochs=options.epochs))
-    if options.members is not None:
-        settings = replace(settings, members=options.members)
-    return settings
+    return CompactModel(card, networks)

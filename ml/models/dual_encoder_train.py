@@ -112,12 +112,7 @@ def train(
         ml.training.pretrained.WeightsError: the package with the ImageNet weights is damaged.
     """
     settings = settings or DualEncoderSettings()
-    recipe = replace(
-        settings.recipe,
-        epochs=context.options.epochs or settings.recipe.epochs,
-        # The gradient of a depthwise convolution in bfloat16 takes a CPU ten times as long.
-        amp=context.device.type != "cpu",
-    )
+    recipe = context.recipe(settings.recipe, depthwise=True)
     state, source = efficientnet_state("scratch" if context.options.weights == "scratch" else "auto")
     phase = Phase("scratch", recipe, {}) if state is None else Phase("pairs", recipe, settings.rates)
     with context.run.stage(0.0, READING):

@@ -4,19 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
-from ml.dataset.records import groups, targets
 from ml.models.image_model import ImageModel
 from ml.models.network import MultiTaskNetwork
 from ml.training.augment import Augment
 from ml.training.context import Context, adjustment
-from ml.training.loop import Recipe, make_examples
-from ml.training.phases import READING, Phase, fine_tuning, recipes_to_json, train_phases
+from ml.training.loop import Recipe
+from ml.training.phases import READING, Phase, examples_of, fine_tuning, recipes_to_json, train_members
 from ml.training.pretrained import WeightsError, resnet50_state
 
 FAMILY: Final = "resnet"
@@ -110,22 +108,25 @@ def train(context: Context, task: str, settings: ResNetSettings | None = None) -
     settings = settings or ResNetSettings()
     state, source = resnet50_state(context.options.weights)
     architecture = {"tasks": [task], "dropout": 0.2, "members": 1}
-    torch.manual_seed(context.options.seed)
-    network = ResNetModel.build(architecture)
     init: Literal["pretrained", "scratch"] = "scratch"
     preprocess = settings.scratch_preprocess
     phases = [Phase("scratch", settings.scratch, {})]
     if state is not None:
         init, preprocess = "pretrained", settings.preprocess
-        _load_backbone(network, state)
         phases = fine_tuning(settings.head, settings.tune, settings.tune_rates)
-    phases = [phase._replace(recipe=_shaped(phase.recipe, task, context)) for phase in phases]
+    phases = [
+        phase._replace(recipe=replace(context.recipe(phase.recipe), task_weights={task: 1.0})) for phase in phases
+    ]
     with context.run.stage(0.0, READING):
-        pixels = context.images(context.train, preprocess)
-    task_targets = {task: targets(context.train, task)}
-    examples = make_examples(pixels, task_targets, groups(context.train))
-    with context.run.stage(READING, 1.0):
-        train_phases(context, network, examples, phases, preprocess, seed=context.options.seed)
+        examples = examples_of(context.train, context.images(context.train, preprocess), phases[0].recipe)
+
+    def build() -> MultiTaskNetwork:
+        network = ResNetModel.build(architecture)
+        if state is not None:
+            _load_backbone(network, state)
+        return network
+
+    members = train_members(context, build, examples, phases, preprocess)
     card = context.draft_card(
         f"resnet50-{task}",
         FAMILY,
@@ -140,12 +141,7 @@ def train(context: Context, task: str, settings: ResNetSettings | None = None) -
         init=init,
         weights_source=source,
     )
-    return ResNetModel(card, [network])
-
-
-def _shaped(recipe: Recipe, task: str, context: Context) -> Recipe:
-    epochs = context.options.epochs
-    return replace(recipe, task_weights={task: 1.0}, epochs=recipe.epochs if epochs is None else epochs)
+    return ResNetModel(card, members)
 
 
 def _load_backbone(network: MultiTaskNetwork, state: Mapping[str, Tensor]) -> None:

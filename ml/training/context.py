@@ -1,7 +1,7 @@
 """What every trainer is given: records, images, device, reporter."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,6 +17,7 @@ from ml.models.base import ServedModel
 from ml.registry.model_card import DataSource, ModelCard, environment, new_version, now
 from ml.training.checkpoint import CheckpointPath
 from ml.training.device import Team
+from ml.training.loop import Recipe
 from ml.training.progress import Run
 
 
@@ -37,6 +38,14 @@ class Options:
     resume: bool = True
     epochs: int | None = None
     members: int | None = None
+
+    def epochs_or(self, default: int) -> int:
+        """The epochs that the user chose, else those of a recipe."""
+        return default if self.epochs is None else self.epochs
+
+    def members_or(self, default: int) -> int:
+        """The networks of an ensemble that the user chose, else those of its settings."""
+        return default if self.members is None else self.members
 
 
 class ModelSource(Protocol):
@@ -80,6 +89,17 @@ class Context:
             ml.registry.UnknownModelError: it is not registered.
         """
         return self.registry.load(name).to(self.device)
+
+    def recipe(self, recipe: Recipe, *, depthwise: bool = False) -> Recipe:
+        """A recipe as this run carries it out: with the epochs that the user chose.
+
+        Args:
+            recipe: of the family.
+            depthwise: whether the network has depthwise convolutions. A CPU trains them in float32: their gradient in
+                bfloat16 takes it several times as long.
+        """
+        amp = recipe.amp and not (depthwise and self.device.type == "cpu")
+        return replace(recipe, epochs=self.options.epochs_or(recipe.epochs), amp=amp)
 
     def images(self, records: Sequence[Record], preprocess: Preprocess) -> NDArray[np.uint8]:
         """The prepared images of records, decoded at most once per run.
