@@ -21,7 +21,7 @@ FAMILY: Final = "resnet"
 _FEATURES: Final = 2048
 _MEAN: Final = (0.485, 0.456, 0.406)
 _STD: Final = (0.229, 0.224, 0.225)
-_STRONG: Final = Augment(rotation=15.0, scale=0.2, shift=0.15, gamma=0.4, contrast=0.25, erase=0.3)
+_AUGMENT: Final = Augment(shift=0.15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,11 @@ class ResNetSettings:
         default_factory=lambda: Preprocess(size=128, channels=3, mean=_MEAN, std=_STD)
     )
     head: Recipe = field(
-        default_factory=lambda: Recipe(epochs=5, batch_size=32, learning_rate=1e-3, ema_decay=0.99, augment=_STRONG)
+        default_factory=lambda: Recipe(epochs=5, batch_size=32, learning_rate=1e-3, ema_decay=0.99, augment=_AUGMENT)
     )
     tune: Recipe = field(
         default_factory=lambda: Recipe(
-            epochs=20, batch_size=32, learning_rate=5e-4, warmup=0.05, ema_decay=0.99, augment=_STRONG
+            epochs=20, batch_size=32, learning_rate=5e-4, warmup=0.05, ema_decay=0.99, augment=_AUGMENT
         )
     )
     tune_rates: Mapping[str, float] = field(
@@ -62,7 +62,7 @@ class ResNetSettings:
         }
     )
     scratch: Recipe = field(
-        default_factory=lambda: Recipe(epochs=18, batch_size=32, learning_rate=1e-3, augment=_STRONG)
+        default_factory=lambda: Recipe(epochs=18, batch_size=32, learning_rate=1e-3, augment=_AUGMENT)
     )
 
 
