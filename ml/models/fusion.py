@@ -28,6 +28,8 @@ NAME: Final = "fused-location"
 FAMILY: Final = "fusion"
 # The image model that is joined where no other is named.
 IMAGE_MODEL: Final = "compact"
+# The family of a half whose description names none: the first fused models, when all image models were of this one.
+_FAMILY_OF_FIRST_MODELS: Final = "compact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ def choose_weights(
 
 
 def _half_card(card: ModelCard, half: str) -> ModelCard:
-    settings: dict[str, Any] = {"family": IMAGE_MODEL} | card.settings["halves"][half] | {"inputs": [half]}
+    settings: dict[str, Any] = {"family": _FAMILY_OF_FIRST_MODELS} | card.settings["halves"][half] | {"inputs": [half]}
     return card.model_copy(update=settings)
 
 
