@@ -143,7 +143,7 @@ def train(
     Raises:
         WeightsError: pretrained weights were asked for and cannot be had or read.
     """
-    folder, source = clip_folder(context.options.weights)
+    folder, source = clip_folder(context.options.weights, context.team)
     if folder is None:
         return dual_encoder_train.train(context, name, inputs)
     settings = settings or HeadSettings()

@@ -106,7 +106,7 @@ def train(context: Context, task: str, settings: ResNetSettings | None = None) -
         WeightsError: the pretrained weights asked for cannot be had.
     """
     settings = settings or ResNetSettings()
-    state, source = resnet50_state(context.options.weights)
+    state, source = resnet50_state(context.options.weights, context.team)
     architecture = {"tasks": [task], "dropout": 0.2, "members": 1}
     init: Literal["pretrained", "scratch"] = "scratch"
     preprocess = settings.scratch_preprocess

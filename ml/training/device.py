@@ -5,11 +5,11 @@ import ctypes
 import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -17,6 +17,7 @@ from torch.autograd import Function
 
 from app.core.exceptions import UserError
 
+_Value = TypeVar("_Value")
 _LOG = logging.getLogger(__name__)
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
@@ -179,6 +180,30 @@ class Team:
             distributed.all_reduce(value)
             value /= self.world_size
         return value
+
+    def agree(self, decide: Callable[[], _Value]) -> _Value:
+        """What the first process decides, on every process; the others do not ask.
+
+        Args:
+            decide: what a process alone might answer otherwise than the next; its value can be pickled.
+
+        Raises:
+            UserError: the first process raised it.
+        """
+        if self.world_size == 1:
+            return decide()
+        decision: list[Any] = [None, None]
+        if self.is_main_process:
+            try:
+                decision[0] = decide()
+            except UserError as error:
+                decision[1] = error
+        distributed.broadcast_object_list(decision)
+        value, error = decision
+        if error is not None:
+            raise error
+        agreed: _Value = value
+        return agreed
 
     def wait(self) -> None:
         """Wait until every process is here."""

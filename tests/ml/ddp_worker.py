@@ -1,10 +1,10 @@
 """Trains small networks with all processes of ``torchrun``: ``torchrun -m tests.ml.ddp_worker FOLDER``."""
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ml.dataset import labels
 from ml.models.dual_encoder import CAPTION_HEADS, DualEncoder
 from ml.models.dual_encoder_train import DualEncoderSettings
-from ml.registry.artifacts import write_tensors
+from ml.registry.artifacts import write_json, write_tensors
 from ml.training.augment import Augment
 from ml.training.device import Team, team
 from ml.training.loop import Examples, Recipe, fit, make_examples
+from ml.training.pretrained import RemoteWeights, resnet50_state
 from tests.ml.small_options import CPU
 
 # Nothing here depends on which process an image is in: no draws, and no statistics of a batch.
@@ -105,12 +106,19 @@ def _fit(kind: str, examples: Examples, recipe: Recipe, workers: Team, rates: di
     return network, losses
 
 
+def find_weights(workers: Team) -> str:
+    """Where ResNet50's weights come from, where the network answers all processes but the first."""
+    with mock.patch.object(RemoteWeights, "obtainable", not workers.is_main_process):
+        return resnet50_state("auto", workers)[1]
+
+
 def main() -> None:
     """Train each network, and keep its weights in a file per process."""
     with team(CPU) as workers:
+        write_json(Path(sys.argv[1]) / f"weights-{workers.rank}", {"source": find_weights(workers)})
         for kind in ("plain", "pairs"):
             trained, means = train(kind, workers)
-            write_tensors(Path(sys.argv[1]) / f"{kind}-{os.environ['RANK']}", trained.state_dict(), {"losses": means})
+            write_tensors(Path(sys.argv[1]) / f"{kind}-{workers.rank}", trained.state_dict(), {"losses": means})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ml.models.efficientnet import EfficientNetBackbone
-from ml.registry.artifacts import read_tensors
+from ml.registry.artifacts import read_json, read_tensors
 from ml.training.device import (
     DeviceError,
     Team,
@@ -110,6 +110,13 @@ def test_two_processes_learn_what_one_learns(kind: str, two_processes: Path) -> 
         for name, value in network.state_dict().items():
             difference, change = (value - state[name]).double().norm(), (value - before[name]).double().norm()
             assert difference <= 0.01 * change, name
+
+
+def test_processes_agree_on_pretrained_weights(two_processes: Path) -> None:
+    """The network answered one of them alone: each would train another network, and wait for the other forever."""
+    sources = [read_json(two_processes / f"weights-{rank}")["source"] for rank in (0, 1)]
+    assert sources[0] == sources[1]
+    assert "neither cached nor reachable" in sources[0]
 
 
 def test_batch_norms_are_synchronised_where_they_can_be() -> None:
