@@ -220,10 +220,10 @@ def adjust(logits: NDArray[np.floating], log_prior: NDArray[np.float64], tau: fl
 
 
 def calibrated(card: ModelCard, task: str, logits: NDArray[np.floating]) -> Floats:
-    """Probabilities (N, classes) from logits, as a card says: first its adjustment, then its temperature."""
-    tail = card.settings.get("adjust", {}).get(task)
-    if tail is not None:
-        logits = adjust(logits, np.array(tail["log_prior"]), tail["tau"])
+    """Probabilities (N, classes) from logits, as a card says: first its logit adjustment, then its temperature."""
+    adjustment = card.settings.get("adjust", {}).get(task)
+    if adjustment is not None:
+        logits = adjust(logits, np.array(adjustment["log_prior"]), adjustment["tau"])
     return softmax(logits, card.temperature[task])
 
 

@@ -31,7 +31,7 @@ from ml.models.clip import (
 )
 from ml.registry.artifacts import DamagedFileError, read_json
 from ml.training.checkpoint import Checkpoint, TrainState
-from ml.training.context import Context, adjustment
+from ml.training.context import Context, logit_adjustment
 from ml.training.device import format_name
 from ml.training.loop import Examples, contents, make_examples, schedule, summed_cross_entropy
 from ml.training.pretrained import WeightsError, clip_folder
@@ -162,7 +162,7 @@ def train(
         tasks=labels.LOCATION_TASKS,
         inputs=settings.inputs,
         preprocess=clip.preprocess if "image" in settings.inputs else None,
-        settings={"head": asdict(settings), "adjust": adjustment(context.train, (labels.LOCATION,))},
+        settings={"head": asdict(settings), "adjust": logit_adjustment(context.train, (labels.LOCATION,))},
         init="pretrained",
         weights_source=clip.source,
     )

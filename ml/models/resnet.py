@@ -12,7 +12,7 @@ from ml.dataset.preprocess import Preprocess
 from ml.models.image_model import ImageModel
 from ml.models.network import MultiTaskNetwork
 from ml.training.augment import Augment
-from ml.training.context import Context, adjustment
+from ml.training.context import Context, logit_adjustment
 from ml.training.loop import Recipe
 from ml.training.phases import READING, Phase, examples_of, fine_tuning, recipes_to_json, train_members
 from ml.training.pretrained import WeightsError, resnet50_state
@@ -136,7 +136,7 @@ def train(context: Context, task: str, settings: ResNetSettings | None = None) -
         settings={
             "architecture": architecture,
             "recipes": recipes_to_json(phases),
-            "adjust": adjustment(context.train, (task,) if task == labels.LOCATION else ()),
+            "adjust": logit_adjustment(context.train, (task,) if task == labels.LOCATION else ()),
         },
         init=init,
         weights_source=source,

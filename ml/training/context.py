@@ -185,11 +185,11 @@ def log_prior(records: Sequence[Record], task: str) -> NDArray[np.float64]:
     return np.asarray(np.log(counts / counts.sum()), dtype=np.float64)
 
 
-def adjustment(records: Sequence[Record], tasks: Sequence[str]) -> dict[str, Any]:
-    """The setting "adjust" of a model whose long tail is adjusted for: tau is then chosen on dev.
+def logit_adjustment(records: Sequence[Record], tasks: Sequence[str]) -> dict[str, Any]:
+    """The setting "adjust" of a model, for ``ml.models.base.adjust``; tau is then chosen on dev.
 
     Args:
         records: of the training.
-        tasks: with a long tail.
+        tasks: whose classes differ much in frequency.
     """
     return {task: {"tau": 0.0, "log_prior": log_prior(records, task).tolist()} for task in tasks}

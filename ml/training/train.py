@@ -207,10 +207,10 @@ def calibrate(model: ServedModel, context: Context) -> Outputs | None:
     if model.preprocess is not None:
         outputs = run_images(model, context.images(dev, model.preprocess))
     encoded = run_captions(model, captions_of(dev))
-    if tails := card.settings.get("adjust"):
+    if adjustments := card.settings.get("adjust"):
         raw = model.combine(outputs, encoded)
-        for task, tail in tails.items():
-            tail["tau"] = choose_tau(log(raw[task]), np.array(tail["log_prior"]), targets(dev, task))
+        for task, adjustment in adjustments.items():
+            adjustment["tau"] = choose_tau(log(raw[task]), np.array(adjustment["log_prior"]), targets(dev, task))
     set_calibration(model, outputs, encoded, dev)
     score_on_dev(model, outputs, encoded, dev)
     return outputs
