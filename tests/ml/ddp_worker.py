@@ -14,23 +14,14 @@ from ml.dataset import labels
 from ml.models.dual_encoder import CAPTION_HEADS, DualEncoder
 from ml.models.dual_encoder_train import DualEncoderSettings
 from ml.registry.artifacts import write_json, write_tensors
-from ml.training.augment import Augment
 from ml.training.device import Team, team
 from ml.training.loop import Examples, Recipe, fit, make_examples
 from ml.training.pretrained import RemoteWeights, resnet50_state
-from tests.ml.small_options import CPU
+from tests.ml.small_options import CPU, NO_AUGMENTATION, RECIPE, discs
 
-# Nothing here depends on which process an image is in: no draws, and no statistics of a batch.
-_NONE = Augment(0, 0, 0, 0, 0, 0, 0, 0, 0)
-_RECIPE: Final = Recipe(
-    epochs=3,
-    batch_size=15,  # odd, so that one process has more of it
-    learning_rate=5e-3,
-    task_weights={"modality": 1.0},
-    ema_decay=0.9,
-    augment=_NONE,
-    amp=False,
-)
+# Nothing here depends on which process an image is in: no draws, and no statistics of a batch. Of an odd batch one
+# process has more than the other.
+_RECIPE: Final = replace(RECIPE, batch_size=15, augment=NO_AUGMENTATION, amp=False)
 _IMAGES: Final = 64
 Trained = tuple[nn.Module, list[float]]
 
@@ -59,13 +50,11 @@ def train(kind: str, workers: Team) -> Trained:
 
 
 def _train_plain(workers: Team) -> Trained:
-    random = np.random.default_rng(0)
-    targets = np.arange(_IMAGES) % 2
-    targets[random.random(_IMAGES) < 0.4] = labels.IGNORED  # the processes have labels for different numbers of images
-    pixels = random.integers(0, 40, (_IMAGES, 1, 32, 32))
-    pixels[:, :, 8:24, 8:24] += np.where(targets, 180, 60)[:, None, None, None]
-    examples = make_examples(pixels.astype(np.uint8), {"modality": targets}, np.arange(_IMAGES).astype(str))
-    return _fit("plain", examples, _RECIPE, workers, {})
+    """Some images have no label, so that the processes have labels for different numbers of images."""
+    examples = discs()
+    unlabelled = torch.rand(len(examples), generator=torch.Generator().manual_seed(0)) < 0.4
+    targets = examples.targets["modality"].masked_fill(unlabelled, labels.IGNORED)
+    return _fit("plain", replace(examples, targets={"modality": targets}), _RECIPE, workers, {})
 
 
 def _train_pairs(workers: Team) -> Trained:
