@@ -39,8 +39,8 @@ from benchmarks.servers import SERVICE, path_of, server
 from benchmarks.train import our_epochs, subject
 from ml.dataset.image_loading import load_images
 from ml.dataset.records import load_records
-from ml.models.compact import examples_of
 from ml.registry.registry import Registry
+from ml.training.phases import examples_of
 from tests.service import is_ok, running_service, wait_for
 
 _MODEL: Final = "efficientnet"

@@ -79,9 +79,8 @@ class Check:
             database=self.database,
             images_dir=self.data / IMAGE_FOLDER,
             models_dir=self.settings.model_files_dir,
-            weights=self._weights_of(name),
             device="cuda" if self.device == "cuda" else "cpu",
-            options=Options(epochs=1, members=1),
+            options=Options(weights=self._weights_of(name), epochs=1, members=1),
         )
         accuracy = ", ".join(f"{task} {figures['accuracy']:.2f}" for task, figures in card.metrics["dev"].items())
         return f"{card.environment.device}, {card.environment.precision}, {card.init}; dev accuracy: {accuracy}"

@@ -37,10 +37,11 @@ from ml.dataset.image_loading import load_images
 from ml.dataset.labels import IGNORED
 from ml.dataset.preprocess import Preprocess
 from ml.dataset.records import load_records
-from ml.models.compact import CompactModel, CompactSettings, examples_of
+from ml.models.compact import CompactModel, CompactSettings
 from ml.models.efficientnet import EfficientNetModel, EfficientNetSettings
 from ml.training.device import amp_dtype
 from ml.training.loop import Examples, Recipe, fit
+from ml.training.phases import examples_of
 
 Document = dict[str, Any]
 _FILES = ("descriptions_{}.jsonl", "data_{}.jsonl")

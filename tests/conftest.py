@@ -302,9 +302,8 @@ def every_model(
                     database=database,
                     images_dir=generated_dataset / "images",
                     models_dir=folder,
-                    weights="scratch",
                     device="cpu",
-                    options=Options(epochs=1, members=1),
+                    options=Options(weights="scratch", epochs=1, members=1),
                 )
 
     folder = trained_once("every-model", tmp_path_factory, database, train)
@@ -330,9 +329,8 @@ def text_settings(
             database=database,
             images_dir=generated_dataset / "images",
             models_dir=home / "models",
-            weights="scratch",
             device="cpu",
-            options=Options(epochs=1),
+            options=Options(weights="scratch", epochs=1),
         )
     uri = database_address(mongo_server, database.name)
     # A model that is not trained answers the location: the network of the dual encoder need not be compiled.

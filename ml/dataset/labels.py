@@ -39,7 +39,12 @@ LOCATION_CATEGORIES: Final = (
     "Spine and Muscles",
     "Thorax",
 )
+# What a caption tells: the tasks of every model that takes captions.
+LOCATION_TASKS: Final = (LOCATION, LOCATION_CATEGORY)
 TASKS: Final = MappingProxyType({MODALITY: MODALITIES, LOCATION: LOCATIONS, LOCATION_CATEGORY: LOCATION_CATEGORIES})
+# An auxiliary task: it improves the features of an image network, and is never answered.
+PLANE: Final = "plane"
+PLANES: Final = ("Axial", "Coronal", "Sagittal")
 # The target of an image without a label: it adds nothing to a loss and is left out of every score.
 IGNORED: Final = -1
 

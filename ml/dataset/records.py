@@ -216,6 +216,12 @@ def targets(records: Sequence[Record], task: str) -> NDArray[np.int64]:
     return np.array([labels.encode(task, record.label(task)) for record in records], dtype=np.int64)
 
 
+def plane_targets(records: Sequence[Record]) -> NDArray[np.int64]:
+    """Class indices of the plane, (N,); what is no clean section is ignored."""
+    names = ["Axial" if record.plane == "Transverse" else record.plane for record in records]
+    return np.array([labels.PLANES.index(n) if n in labels.PLANES else labels.IGNORED for n in names], dtype=np.int64)
+
+
 def need_labels(records: Sequence[Record], tasks: Iterable[str]) -> None:
     """Check that a split can be learned from, or scored on.
 

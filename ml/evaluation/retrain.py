@@ -172,8 +172,8 @@ def _train(name: str, part: Part, trained: TrainedModels, settings: RetrainSetti
             team=Team(),
             run=run,
             options=options if part.seed is None else replace(options, seed=part.seed),
-            scratch=settings.scratch / part.name.replace(" ", "-") / name,
-            _images=settings.images,
+            checkpoint_dir=settings.scratch / part.name.replace(" ", "-") / name,
+            image_cache=settings.images,
         )
         model = MODEL_SPECS[name].train(context)
         calibrate(model, context)

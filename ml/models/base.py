@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+_Value = TypeVar("_Value")
 Floats = NDArray[np.float32]
 Outputs = Mapping[str, Floats]
 # The output by which images are compared: similar images and the out-of-distribution rule need it.
@@ -219,10 +220,10 @@ def adjust(logits: NDArray[np.floating], log_prior: NDArray[np.float64], tau: fl
 
 
 def calibrated(card: ModelCard, task: str, logits: NDArray[np.floating]) -> Floats:
-    """Probabilities (N, classes) from logits, as a card says: first its adjustment, then its temperature."""
-    tail = card.settings.get("adjust", {}).get(task)
-    if tail is not None:
-        logits = adjust(logits, np.array(tail["log_prior"]), tail["tau"])
+    """Probabilities (N, classes) from logits, as a card says: first its logit adjustment, then its temperature."""
+    adjustment = card.settings.get("adjust", {}).get(task)
+    if adjustment is not None:
+        logits = adjust(logits, np.array(adjustment["log_prior"]), adjustment["tau"])
     return softmax(logits, card.temperature[task])
 
 
@@ -240,6 +241,17 @@ def need_image(image_out: Outputs | None, name: str) -> Outputs:
     if image_out is None:
         raise InputError(f"{name} needs an image")
     return image_out
+
+
+def missing_input(card: ModelCard) -> InputError:
+    """The error of a model that was asked about items without any of its inputs."""
+    inputs = " or ".join({"image": "an image", "caption": "a caption"}[name] for name in card.inputs)
+    return InputError(f"{card.name} needs {inputs} for every item")
+
+
+def sub_state(state: Mapping[str, _Value], prefix: str) -> dict[str, _Value]:
+    """The entries of a state dict whose names begin with a prefix, under their names without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def has_caption(caption_out: Floats | None, count: int) -> NDArray[np.bool_]:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 NAME: Final = "caption-location"
 FAMILY: Final = "caption"
-TASKS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
 WEIGHTS_FILE: Final = "caption.safetensors"
 VOCABULARY_FILE: Final = "vocabulary.json"
 # The service takes captions up to 100 kB; the dataset's longest has 1,185 characters.
@@ -66,7 +65,7 @@ class CaptionModel(ServedModel):
         """Log-probabilities (N, 21 + 5), NaN where there is no caption or none of its words is known."""
         texts = [clean(caption) for caption in captions]
         features = self.features.transform(texts)
-        encoded = np.hstack([self.classifiers[task].log_probabilities(features) for task in TASKS])
+        encoded = np.hstack([self.classifiers[task].log_probabilities(features) for task in labels.LOCATION_TASKS])
         encoded[~self.features.has_known_words(texts)] = np.nan
         return np.asarray(encoded, dtype=np.float32)
 
@@ -79,7 +78,7 @@ class CaptionModel(ServedModel):
         del image_out
         if caption_out is None:
             raise InputError(f"{self.card.name} needs a caption")
-        prior = np.concatenate([self.card.settings["log_prior"][task] for task in TASKS])
+        prior = np.concatenate([self.card.settings["log_prior"][task] for task in labels.LOCATION_TASKS])
         parts = split_tasks(np.where(np.isnan(caption_out), prior, caption_out))
         return {task: softmax(parts[task], self.card.temperature[task]) for task in self.card.tasks}
 
@@ -132,7 +131,7 @@ def load_text_model(folder: Path) -> tuple[TextFeatures, dict[str, LinearClassif
             task: LinearClassifier(
                 arrays[f"{task}.weights"].astype(np.float32), arrays[f"{task}.bias"].astype(np.float32)
             )
-            for task in TASKS
+            for task in labels.LOCATION_TASKS
         }
     except (KeyError, ValueError) as error:
         raise DamagedFileError(f"{WEIGHTS_FILE} and {VOCABULARY_FILE} do not belong together") from error
@@ -158,7 +157,7 @@ def training_texts(
                 texts.append(clean(text))
                 rows.append(row)
                 extra.append(settings.report_weight)
-    task_targets = {task: targets(records, task)[rows] for task in TASKS}
+    task_targets = {task: targets(records, task)[rows] for task in labels.LOCATION_TASKS}
     return texts, task_targets, np.concatenate([weights / weights.mean(), np.array(extra)])
 
 
@@ -188,7 +187,7 @@ def fit_text_model(
             strength=settings.strength,
             balanced=task == labels.LOCATION_CATEGORY,
         )
-        for task in TASKS
+        for task in labels.LOCATION_TASKS
     }
     return features, classifiers
 
@@ -200,11 +199,11 @@ def train(context: "Context", settings: CaptionSettings | None = None) -> Captio
     settings = settings or CaptionSettings()
     context.run.update(0.05, "fitting the caption model")
     features, classifiers = fit_text_model(context.train, settings)
-    prior = {task: log_prior(context.train, task).tolist() for task in TASKS}
+    prior = {task: log_prior(context.train, task).tolist() for task in labels.LOCATION_TASKS}
     card = context.draft_card(
         NAME,
         FAMILY,
-        tasks=TASKS,
+        tasks=labels.LOCATION_TASKS,
         inputs=("caption",),
         preprocess=None,
         settings={"fit": asdict(settings), "log_prior": prior},

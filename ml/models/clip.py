@@ -1,6 +1,6 @@
 """CLIP embeddings of image and caption with a small head on both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self, cast
@@ -12,14 +12,7 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from ml.dataset import labels
-from ml.models.base import (
-    EMBEDDING,
-    Floats,
-    InputError,
-    Outputs,
-    ServedModel,
-    calibrated,
-)
+from ml.models.base import EMBEDDING, Floats, Outputs, ServedModel, calibrated, missing_input, sub_state
 from ml.models.network import PixelNetwork, full_precision
 from ml.models.text import has_usable_word
 from ml.registry.artifacts import DamagedFileError, read_json, read_tensors, write_json, write_tensors
@@ -27,7 +20,6 @@ from ml.registry.model_card import ModelCard
 
 NAME: Final = "clip-location"
 FAMILY: Final = "clip"
-TASKS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
 TOWERS_FILE: Final = "towers.safetensors"
 CONFIG_FILE: Final = "clip.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
@@ -48,7 +40,7 @@ class HeadSettings:
         learning_rate: highest learning rate.
         weight_decay: of AdamW.
         smoothing: label smoothing.
-        case_weight: exponent, see ``ml.training.loop.Recipe``.
+        case_weight: exponent, see ``ml.training.loop.make_examples``.
         inputs: what it is trained on and answers from: "image", "caption" or both.
     """
 
@@ -76,7 +68,7 @@ class ClipHead(nn.Module):
     def __init__(self, size: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.hidden = nn.Sequential(nn.Linear(2 * size, hidden), nn.GELU(), nn.Dropout(dropout))
-        self.heads = nn.ModuleDict({task: nn.Linear(hidden, len(labels.TASKS[task])) for task in TASKS})
+        self.heads = nn.ModuleDict({task: nn.Linear(hidden, len(labels.TASKS[task])) for task in labels.LOCATION_TASKS})
 
     def forward(self, image: Tensor, caption: Tensor) -> dict[str, Tensor]:
         """Embeddings (N, size) of length 1, zeros where one is missing, to logits per task."""
@@ -160,8 +152,7 @@ class ClipModel(ServedModel):
         some = next((part for part in (image, caption) if part is not None), None)
         # A model of captions alone has learned what to say without one.
         if some is None or (image is None and "image" in self.inputs and np.isnan(some).any()):
-            inputs = " or ".join({"image": "an image", "caption": "a caption"}[name] for name in self.card.inputs)
-            raise InputError(f"{self.card.name} needs {inputs} for every item")
+            raise missing_input(self.card)
         parts = [np.zeros_like(some) if part is None else np.nan_to_num(part) for part in (image, caption)]
         with torch.inference_mode():
             logits = self.head(*(torch.from_numpy(part).float().to(self.device) for part in parts))
@@ -192,15 +183,11 @@ class ClipModel(ServedModel):
         settings = card.settings["head"]
         head = ClipHead(towers.visual_projection.out_features, settings["hidden"], settings["dropout"])
         try:
-            towers.load_state_dict(_part(tensors, "towers."))
-            head.load_state_dict(_part(tensors, "head."))
+            towers.load_state_dict(sub_state(tensors, "towers."))
+            head.load_state_dict(sub_state(tensors, "head."))
         except RuntimeError as error:
             raise DamagedFileError(f"the files of {card.name} do not belong together") from error
         return cls(card, towers.eval(), read_tokenizer(folder / TOKENIZER_FILE), head)
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def read_tokenizer(path: Path) -> CLIPTokenizer:

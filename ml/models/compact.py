@@ -4,25 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
-from ml.dataset.records import Record, groups, targets
 from ml.models.image_model import ImageModel
 from ml.models.network import CompactBackbone, MultiTaskNetwork
 from ml.training.context import Context
-from ml.training.loop import Examples, Recipe, fit, make_examples
+from ml.training.loop import Recipe
+from ml.training.phases import READING, Phase, examples_of, train_members
 
 NAME: Final = "compact"
 FAMILY: Final = "compact"
-PLANE: Final = "plane"
-# Share of a run's time that goes into reading the images.
-READING: Final = 0.02
-# An auxiliary task: it improves the features, and is never answered.
-PLANES: Final = ("Axial", "Coronal", "Sagittal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +36,7 @@ class CompactSettings:
     preprocess: Preprocess = field(default_factory=Preprocess)
     recipe: Recipe = field(
         default_factory=lambda: Recipe(
-            task_weights={**dict.fromkeys(labels.TASKS, 1.0), PLANE: 0.5},
+            task_weights={**dict.fromkeys(labels.TASKS, 1.0), labels.PLANE: 0.5},
         )
     )
 
@@ -67,21 +58,8 @@ class CompactModel(ImageModel):
     def build(architecture: Mapping[str, Any]) -> MultiTaskNetwork:
         """An untrained network with heads for the tasks and the plane."""
         backbone = CompactBackbone(architecture["channels"], architecture["width"], architecture["blocks"])
-        classes = {task: len(names) for task, names in labels.TASKS.items()} | {PLANE: len(PLANES)}
+        classes = {task: len(names) for task, names in labels.TASKS.items()} | {labels.PLANE: len(labels.PLANES)}
         return MultiTaskNetwork(backbone, backbone.features, classes, architecture["dropout"])
-
-
-def plane_targets(records: list[Record]) -> NDArray[np.int64]:
-    """Class indices of the plane, (N,); what is no clean section is ignored."""
-    names = ["Axial" if record.plane == "Transverse" else record.plane for record in records]
-    return np.array([PLANES.index(n) if n in PLANES else labels.IGNORED for n in names], dtype=np.int64)
-
-
-def examples_of(records: list[Record], pixels: NDArray[np.uint8], recipe: Recipe) -> Examples:
-    """Images, uint8 (N, channels, size, size), with the targets (N,) of the recipe's tasks."""
-    task_targets = {task: targets(records, task) for task in labels.TASKS} | {PLANE: plane_targets(records)}
-    chosen = {task: task_targets[task] for task in recipe.task_weights}
-    return make_examples(pixels, chosen, groups(records), recipe.case_weight)
 
 
 def train(context: Context, settings: CompactSettings | None = None) -> CompactModel:
@@ -94,59 +72,25 @@ def train(context: Context, settings: CompactSettings | None = None) -> CompactM
     Raises:
         ml.dataset.records.RecordsError: images are missing or damaged.
     """
-    settings = _with_options(settings or CompactSettings(), context)
+    settings = settings or CompactSettings()
+    members, recipe = context.options.members_or(settings.members), context.recipe(settings.recipe)
+    settings = replace(settings, members=members, recipe=recipe)
     with context.run.stage(0.0, READING):
-        examples = examples_of(context.train, context.images(context.train, settings.preprocess), settings.recipe)
-    members = []
-    for index in range(settings.members):
-        with context.run.stage(*member_span(index, settings.members)):
-            members.append(train_member(context, settings, examples, index))
+        examples = examples_of(context.train, context.images(context.train, settings.preprocess), recipe)
+    networks = train_members(
+        context,
+        lambda: CompactModel.build(settings.architecture()),
+        examples,
+        [Phase("scratch", recipe, {})],
+        settings.preprocess,
+        members,
+    )
     card = context.draft_card(
         NAME,
         FAMILY,
         tasks=tuple(labels.TASKS),
         inputs=("image",),
         preprocess=settings.preprocess,
-        settings={"architecture": settings.architecture(), "recipe": settings.recipe.to_json()},
+        settings={"architecture": settings.architecture(), "recipe": recipe.to_json()},
     )
-    return CompactModel(card, members)
-
-
-def member_span(index: int, members: int) -> tuple[float, float]:
-    """Where the training of a member begins and ends, as shares of the whole run after the reading of the images."""
-    return READING + (1.0 - READING) * index / members, READING + (1.0 - READING) * (index + 1) / members
-
-
-def train_member(context: Context, settings: CompactSettings, examples: Examples, index: int) -> MultiTaskNetwork:
-    """Train one network of the ensemble."""
-    recipe, run = settings.recipe, context.run
-    seed = context.options.seed * 100 + index
-    label = f"network {index + 1} of {settings.members}"
-
-    def on_epoch(epoch: int, loss: float) -> None:
-        run.epoch(label, epoch, recipe.epochs, loss)
-
-    torch.manual_seed(seed)
-    network = CompactModel.build(settings.architecture())
-    fit(
-        network,
-        examples,
-        recipe,
-        mean=settings.preprocess.mean,
-        std=settings.preprocess.std,
-        seed=seed,
-        device=context.device,
-        team=context.team,
-        checkpoint=context.checkpoint(f"member-{index}"),
-        on_epoch=on_epoch,
-    )
-    return network
-
-
-def _with_options(settings: CompactSettings, context: Context) -> CompactSettings:
-    options = context.options
-    if options.epochs is not None:
-        settings = replace(settings, recipe=replace(settings.recipe, epochs=options.epochs))
-    if options.members is not None:
-        settings = replace(settings, members=options.members)
-    return settings
+    return CompactModel(card, networks)

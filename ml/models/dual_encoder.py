@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from app.data.text_encoder import DIMENSIONS, MODEL_NAME, WEIGHTS_SHA256, TextEncoder
 from ml.dataset import labels
-from ml.models.base import EMBEDDING, Floats, InputError, Outputs, ServedModel, has_caption, softmax
+from ml.models.base import EMBEDDING, Floats, Outputs, ServedModel, has_caption, missing_input, softmax
 from ml.models.caption import (
     VOCABULARY_FILE,
     WEIGHTS_FILE,
@@ -28,20 +28,19 @@ from ml.models.caption import (
     save_text_model,
     split_tasks,
 )
-from ml.models.compact import PLANE, PLANES
 from ml.models.efficientnet import EfficientNetBackbone
 from ml.models.fusion import FusionWeights, fuse
 from ml.models.network import MultiTaskNetwork, ServingNetwork, full_precision
 from ml.models.text import LinearClassifier, TextFeatures
 from ml.registry.artifacts import DamagedFileError, read_tensors, write_tensors
 from ml.registry.model_card import ModelCard
-from ml.training.loop import LOSS
 
 FAMILY: Final = "dual-encoder"
-TASKS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
 TOWERS_FILE: Final = "towers.safetensors"
 # What the outputs of the caption tower's heads are called in training, beside those of the image tower.
-CAPTION_HEADS: Final[Mapping[str, str]] = {task: f"caption_{task}" for task in TASKS}
+CAPTION_HEADS: Final[Mapping[str, str]] = {task: f"caption_{task}" for task in labels.LOCATION_TASKS}
+# What the caption tower's embedding is called in training, beside that of the image tower.
+CAPTION_EMBEDDING: Final = f"caption_{EMBEDDING}"
 # Of CLIP: the logits are at most this many times the cosine similarity.
 _MAX_SCALE: Final = 100.0
 _HIDDEN_LOGIT: Final = -1e4
@@ -57,7 +56,7 @@ class ImageTower(MultiTaskNetwork):
 
     def __init__(self, size: int, dropout: float) -> None:
         backbone = EfficientNetBackbone()
-        classes = {task: len(names) for task, names in labels.TASKS.items()} | {PLANE: len(PLANES)}
+        classes = {task: len(names) for task, names in labels.TASKS.items()} | {labels.PLANE: len(labels.PLANES)}
         super().__init__(backbone, backbone.features, classes, dropout)
         self.visual_projection = nn.Linear(backbone.features, size)
 
@@ -83,12 +82,12 @@ class CaptionTower(nn.Module):
         self.text_projection = nn.Sequential(
             nn.Dropout(dropout), nn.Linear(DIMENSIONS, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, size)
         )
-        self.heads = nn.ModuleDict({task: nn.Linear(size, len(labels.TASKS[task])) for task in TASKS})
+        self.heads = nn.ModuleDict({task: nn.Linear(size, len(labels.TASKS[task])) for task in labels.LOCATION_TASKS})
 
     @property
     def device(self) -> torch.device:
         """Where its weights are: a service may move the image tower alone."""
-        return self.heads[TASKS[0]].weight.device  # type: ignore[return-value]  # of an nn.Linear
+        return self.heads[labels.LOCATION_TASKS[0]].weight.device  # type: ignore[return-value]  # of an nn.Linear
 
     def embed(self, sentences: Tensor) -> Tensor:
         """Sentence embeddings (N, 384) to embeddings (N, size) of length 1."""
@@ -109,6 +108,8 @@ class DualEncoder(nn.Module):
         case_positive: weight of another image's caption of the same case as a positive, beside 1 for the same caption.
     """
 
+    batch_outputs = (EMBEDDING, CAPTION_EMBEDDING)
+
     def __init__(self, size: int, hidden: int, dropout: float, case_positive: float) -> None:
         super().__init__()
         self.image = ImageTower(size, dropout)
@@ -116,27 +117,36 @@ class DualEncoder(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1.0 / 0.07)))
         self.case_positive = case_positive
 
-    def forward(self, x: Tensor, sentences: Tensor, captions: Tensor, cases: Tensor) -> dict[str, Tensor]:
+    def extra_repr(self) -> str:
+        """What is in no state dict, for the representation of the module."""
+        return f"case_positive={self.case_positive}"
+
+    def forward(self, x: Tensor, sentences: Tensor) -> dict[str, Tensor]:
         """The outputs of a training step.
 
         Args:
             x: normalised images (N, 3, H, W).
             sentences: sentence embeddings of their captions, (N, 384).
-            captions: equal captions have one number, -1 where there is none, int64 (N,).
-            cases: images of one case have one number, int64 (N,).
 
         Returns:
-            Logits per task of both towers, and the contrastive loss as ``LOSS``.
+            Logits per task and embeddings (N, size) of both towers.
         """
         outputs: dict[str, Tensor] = self.image(x)
         with full_precision(x.device):
             text = self.caption.embed(sentences)
             outputs |= {CAPTION_HEADS[task]: logits for task, logits in self.caption.classify(text).items()}
-            scale = self.logit_scale.exp().clamp(max=_MAX_SCALE)
-            outputs[LOSS] = contrastive_loss(
-                scale * outputs[EMBEDDING].float() @ text.T, captions, cases, self.case_positive
-            )
-        return outputs
+        return outputs | {CAPTION_EMBEDDING: text}
+
+    def batch_loss(self, outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+        """The contrastive loss of a batch, see ``ml.training.loop.BatchLoss``.
+
+        Args:
+            outputs: embeddings of N images and of their captions, (N, size) each.
+            inputs: "captions" and "cases", see ``contrastive_loss``.
+        """
+        scale = self.logit_scale.exp().clamp(max=_MAX_SCALE)
+        logits = scale * outputs[EMBEDDING].float() @ outputs[CAPTION_EMBEDDING].T
+        return contrastive_loss(logits, inputs["captions"], inputs["cases"], self.case_positive)
 
 
 def contrastive_loss(logits: Tensor, captions: Tensor, cases: Tensor, case_positive: float) -> Tensor:
@@ -210,7 +220,7 @@ class DualEncoderModel(ServedModel):
         """
         texts = [clean(caption) for caption in captions]
         terms = self.features.transform(texts)
-        log_probabilities = [self.classifiers[task].log_probabilities(terms) for task in TASKS]
+        log_probabilities = [self.classifiers[task].log_probabilities(terms) for task in labels.LOCATION_TASKS]
         encoded = np.hstack([self.embed_captions(texts), *log_probabilities]).astype(np.float32)
         encoded[~self.features.has_known_words(texts)] = np.nan
         return encoded
@@ -237,8 +247,7 @@ class DualEncoderModel(ServedModel):
         count = next((len(part) for part in (caption, *(image or {}).values()) if part is not None), 0)
         has_text = has_caption(caption, count)
         if image is None and ("image" in self.inputs or caption is None) and not (count and has_text.all()):
-            inputs = " or ".join({"image": "an image", "caption": "a caption"}[name] for name in self.card.inputs)
-            raise InputError(f"{self.card.name} needs {inputs} for every item")
+            raise missing_input(self.card)
         from_caption = {} if caption is None else self.classify_captions(caption)
         return {
             task: self._combine(task, None if image is None else image[task], from_caption.get(task), has_text)

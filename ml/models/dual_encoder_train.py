@@ -15,11 +15,9 @@ from ml.evaluation.metrics import Targets, negative_log_likelihood
 from ml.evaluation.retrieval import retrieval
 from ml.models.base import EMBEDDING, Floats, has_caption, softmax
 from ml.models.caption import CaptionSettings, clean, fit_text_model
-from ml.models.compact import PLANE, READING, examples_of
 from ml.models.dual_encoder import (
     CAPTION_HEADS,
     FAMILY,
-    TASKS,
     DualEncoder,
     DualEncoderModel,
     sentence_encoder,
@@ -31,7 +29,7 @@ from ml.models.predict_records import captions_of, run_images
 from ml.training.calibration import fit_temperature
 from ml.training.context import Context, log_prior
 from ml.training.loop import Examples, Recipe
-from ml.training.phases import Phase, recipes_to_json, train_phases
+from ml.training.phases import READING, Phase, examples_of, recipes_to_json, train_phases
 from ml.training.pretrained import efficientnet_state
 
 _SENTENCES: Final = 64
@@ -43,7 +41,7 @@ _EMBEDDED: Final = 0.05
 def _task_weights() -> dict[str, float]:
     """One third for each head of either tower, beside the contrastive loss with weight 1."""
     heads = (*labels.TASKS, *CAPTION_HEADS.values())
-    return {**dict.fromkeys(heads, 1 / 3), PLANE: 1 / 6}
+    return {**dict.fromkeys(heads, 1 / 3), labels.PLANE: 1 / 6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +112,7 @@ def train(
         ml.training.pretrained.WeightsError: the package with the ImageNet weights is damaged.
     """
     settings = settings or DualEncoderSettings()
-    recipe = replace(
-        settings.recipe,
-        epochs=context.options.epochs or settings.recipe.epochs,
-        # The gradient of a depthwise convolution in bfloat16 takes a CPU ten times as long.
-        amp=context.device.type != "cpu",
-    )
+    recipe = context.recipe(settings.recipe, depthwise=True)
     state, source = efficientnet_state("scratch" if context.options.weights == "scratch" else "auto")
     phase = Phase("scratch", recipe, {}) if state is None else Phase("pairs", recipe, settings.rates)
     with context.run.stage(0.0, READING):
@@ -137,7 +130,7 @@ def train(
     card = context.draft_card(
         name,
         FAMILY,
-        tasks=TASKS,
+        tasks=labels.LOCATION_TASKS,
         inputs=inputs,
         preprocess=settings.preprocess if "image" in inputs else None,
         settings={
@@ -145,8 +138,8 @@ def train(
             "recipes": recipes_to_json([phase]),
             "sentence_encoder": sentence_encoder_identity(),
             "fit": asdict(settings.caption),
-            "sentence_weight": dict.fromkeys(TASKS, 0.0),
-            "log_prior": {task: log_prior(context.train, task).tolist() for task in TASKS},
+            "sentence_weight": dict.fromkeys(labels.LOCATION_TASKS, 0.0),
+            "log_prior": {task: log_prior(context.train, task).tolist() for task in labels.LOCATION_TASKS},
             # What `medpix evaluate --cv` retrains it with.
             "weights": context.options.weights,
         },
@@ -189,12 +182,13 @@ def pairs(records: list[Record], pixels: NDArray[np.uint8], sentences: Floats, r
         head: torch.from_numpy(np.where(empty, labels.IGNORED, targets(records, task)))
         for task, head in CAPTION_HEADS.items()
     }
-    inputs = {
-        "sentences": torch.from_numpy(sentences),
-        "captions": torch.from_numpy(np.where(empty, -1, numbers)),
-        "cases": torch.from_numpy(cases),
-    }
-    return replace(examples, targets={**examples.targets, **of_captions}, inputs=inputs)
+    loss_inputs = {"captions": torch.from_numpy(np.where(empty, -1, numbers)), "cases": torch.from_numpy(cases)}
+    return replace(
+        examples,
+        targets={**examples.targets, **of_captions},
+        inputs={"sentences": torch.from_numpy(sentences)},
+        loss_inputs=loss_inputs,
+    )
 
 
 def _choose_on_dev(context: Context, model: DualEncoderModel) -> None:
@@ -205,15 +199,17 @@ def _choose_on_dev(context: Context, model: DualEncoderModel) -> None:
     assert image_out is not None
     caption_out = model.encode_captions(captions_of(dev))
     has_text = has_caption(caption_out, len(dev))
-    task_targets = {task: targets(dev, task) for task in TASKS}
+    task_targets = {task: targets(dev, task) for task in labels.LOCATION_TASKS}
     card.settings["sentence_weight"] = {
-        task: _sentence_weight(model, caption_out[has_text], task, task_targets[task][has_text]) for task in TASKS
+        task: _sentence_weight(model, caption_out[has_text], task, task_targets[task][has_text])
+        for task in labels.LOCATION_TASKS
     }
     from_caption = model.classify_captions(caption_out)
     card.settings["temperature_alone"] = {
-        "image": {task: fit_temperature(image_out[task], task_targets[task]) for task in TASKS},
+        "image": {task: fit_temperature(image_out[task], task_targets[task]) for task in labels.LOCATION_TASKS},
         "caption": {
-            task: fit_temperature(from_caption[task][has_text], task_targets[task][has_text]) for task in TASKS
+            task: fit_temperature(from_caption[task][has_text], task_targets[task][has_text])
+            for task in labels.LOCATION_TASKS
         },
     }
     card.settings["fusion"] = {
@@ -225,7 +221,7 @@ def _choose_on_dev(context: Context, model: DualEncoderModel) -> None:
                 task_targets[task][has_text],
             )
         )
-        for task in TASKS
+        for task in labels.LOCATION_TASKS
     }
     card.shared_embedding = True
     if (figures := retrieval(model.embed_captions(captions_of(dev)), image_out[EMBEDDING], dev)) is not None:

@@ -6,23 +6,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import timm
-import torch
 from torch import Tensor, nn
 
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
-from ml.models.compact import PLANE, PLANES, READING, examples_of, member_span
 from ml.models.image_model import ImageModel
 from ml.models.network import MultiTaskNetwork
 from ml.training.context import Context
-from ml.training.loop import Examples, Recipe
-from ml.training.phases import Phase, fine_tuning, recipes_to_json, train_phases
+from ml.training.loop import Recipe
+from ml.training.phases import READING, Phase, examples_of, fine_tuning, recipes_to_json, train_members
 from ml.training.pretrained import WeightsError, efficientnet_state
 
 NAME: Final = "efficientnet"
 FAMILY: Final = "efficientnet"
 _ARCHITECTURE: Final = "tf_efficientnet_lite0"
-_TASK_WEIGHTS: Final[Mapping[str, float]] = {**dict.fromkeys(labels.TASKS, 1.0), PLANE: 0.5}
+_TASK_WEIGHTS: Final[Mapping[str, float]] = {**dict.fromkeys(labels.TASKS, 1.0), labels.PLANE: 0.5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +158,7 @@ class EfficientNetModel(ImageModel):
     def build(architecture: Mapping[str, Any]) -> MultiTaskNetwork:
         """An untrained network with heads for the tasks and the plane."""
         backbone = EfficientNetBackbone()
-        classes = {task: len(names) for task, names in labels.TASKS.items()} | {PLANE: len(PLANES)}
+        classes = {task: len(names) for task, names in labels.TASKS.items()} | {labels.PLANE: len(labels.PLANES)}
         return MultiTaskNetwork(backbone, backbone.features, classes, architecture["dropout"])
 
 
@@ -171,76 +169,37 @@ def train(context: Context, settings: EfficientNetSettings | None = None) -> Eff
         ml.dataset.records.RecordsError: images are missing or damaged.
         WeightsError: the pretrained weights asked for cannot be had.
     """
-    settings = _with_options(settings or EfficientNetSettings(), context)
+    settings = settings or EfficientNetSettings()
+    settings = replace(settings, members=context.options.members_or(settings.members))
     state, source = efficientnet_state(context.options.weights)
     init: Literal["pretrained", "scratch"] = "scratch" if state is None else "pretrained"
-    phases = [Phase("scratch", settings.scratch, {})]
+    head, tune, scratch = (
+        context.recipe(recipe, depthwise=True) for recipe in (settings.head, settings.tune, settings.scratch)
+    )
+    phases = [Phase("scratch", scratch, {})]
     if state is not None:
-        rates = {"backbone": settings.backbone_rate, "heads": 1.0}
-        phases = fine_tuning(settings.head, settings.tune, rates)
+        phases = fine_tuning(head, tune, {"backbone": settings.backbone_rate, "heads": 1.0})
     with context.run.stage(0.0, READING):
         pixels = context.images(context.train, settings.preprocess)
         examples = examples_of(context.train, pixels, phases[0].recipe)
-    members = []
-    for index in range(settings.members):
-        with context.run.stage(*member_span(index, settings.members)):
-            members.append(_train_member(context, settings, examples, index, phases, state))
+
+    def build() -> MultiTaskNetwork:
+        network = EfficientNetModel.build(settings.architecture())
+        if state is not None:
+            assert isinstance(network.backbone, EfficientNetBackbone)
+            network.backbone.load_pretrained(state)
+        return network
+
+    members = train_members(context, build, examples, phases, settings.preprocess, settings.members)
     card = context.draft_card(
         NAME,
         FAMILY,
         tasks=tuple(labels.TASKS),
         inputs=("image",),
         preprocess=settings.preprocess,
-        settings={
-            "architecture": settings.architecture(),
-            "recipes": recipes_to_json(phases),
-        },
+        settings={"architecture": settings.architecture(), "recipes": recipes_to_json(phases)},
         init=init,
         weights_source=source,
         ood_distance="stages",
     )
     return EfficientNetModel(card, members)
-
-
-def _train_member(
-    context: Context,
-    settings: EfficientNetSettings,
-    examples: Examples,
-    index: int,
-    phases: list[Phase],
-    state: Mapping[str, Tensor] | None,
-) -> MultiTaskNetwork:
-    seed = context.options.seed * 100 + index
-    torch.manual_seed(seed)
-    network = EfficientNetModel.build(settings.architecture())
-    if state is not None:
-        assert isinstance(network.backbone, EfficientNetBackbone)
-        network.backbone.load_pretrained(state)
-    train_phases(
-        context,
-        network,
-        examples,
-        phases,
-        settings.preprocess,
-        seed=seed,
-        prefix=f"member-{index}-",
-        label=f"network {index + 1} of {settings.members}, ",
-    )
-    return network
-
-
-def _with_options(settings: EfficientNetSettings, context: Context) -> EfficientNetSettings:
-    options = context.options
-
-    def shaped(recipe: Recipe) -> Recipe:
-        # The gradient of a depthwise convolution in bfloat16 takes a CPU four times as long.
-        recipe = replace(recipe, amp=context.device.type != "cpu")
-        return recipe if options.epochs is None else replace(recipe, epochs=options.epochs)
-
-    return replace(
-        settings,
-        members=settings.members if options.members is None else options.members,
-        head=shaped(settings.head),
-        tune=shaped(settings.tune),
-        scratch=shaped(settings.scratch),
-    )

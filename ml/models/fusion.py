@@ -28,7 +28,8 @@ NAME: Final = "fused-location"
 FAMILY: Final = "fusion"
 # The image model that is joined where no other is named.
 IMAGE_MODEL: Final = "compact"
-TASKS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
+# The family of a half whose description names none: the first fused models, when all image models were of this one.
+_FAMILY_OF_FIRST_MODELS: Final = "compact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class FusedModel(ServedModel):
         """Calibrated probabilities from image and caption, per item from the image where it has none."""
         image_out = need_image(image_out, self.card.name)
         image_only = self.image_model.combine(image_out, None)
-        has_text = has_caption(caption_out, len(image_only[TASKS[0]]))
+        has_text = has_caption(caption_out, len(image_only[labels.LOCATION_TASKS[0]]))
         if caption_out is None or not has_text.any():
             return {task: image_only[task] for task in self.card.tasks}
         from_caption = caption.split_tasks(caption_out[has_text])
@@ -193,7 +194,7 @@ def choose_weights(
 
 
 def _half_card(card: ModelCard, half: str) -> ModelCard:
-    settings: dict[str, Any] = {"family": IMAGE_MODEL} | card.settings["halves"][half] | {"inputs": [half]}
+    settings: dict[str, Any] = {"family": _FAMILY_OF_FIRST_MODELS} | card.settings["halves"][half] | {"inputs": [half]}
     return card.model_copy(update=settings)
 
 
@@ -229,7 +230,7 @@ def _choose_on_dev(
                 targets(context.dev, task)[has_text],
             )
         )
-        for task in TASKS
+        for task in labels.LOCATION_TASKS
     }
 
 
@@ -250,12 +251,12 @@ def train(context: "Context", name: str = NAME, image: str = IMAGE_MODEL) -> Fus
     caption_model = context.load(caption.NAME)
     assert isinstance(image_model, ImageModel)
     assert isinstance(caption_model, CaptionModel)
-    prior = {task: log_prior(context.train, task) for task in TASKS}
+    prior = {task: log_prior(context.train, task) for task in labels.LOCATION_TASKS}
     fusion = _choose_on_dev(context, image_model, caption_model, prior)
     card = context.draft_card(
         name,
         FAMILY,
-        tasks=TASKS,
+        tasks=labels.LOCATION_TASKS,
         inputs=("image", "caption"),
         preprocess=image_model.preprocess,
         settings={

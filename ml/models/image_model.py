@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from ml.models.base import Floats, Outputs, ServedModel, calibrated, need_image
+from ml.models.base import Floats, Outputs, ServedModel, calibrated, need_image, sub_state
 from ml.registry.artifacts import DamagedFileError, read_array, read_tensors, write_tensors
 from ml.registry.model_card import ModelCard
 
@@ -94,11 +94,9 @@ class ImageModel(_NetworkModel):
         architecture = card.settings["architecture"]
         members = []
         for index in range(architecture["members"]):
-            prefix = f"{index}."
-            state = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
             member = cls.build(architecture)
             try:
-                member.load_state_dict(state)
+                member.load_state_dict(sub_state(tensors, f"{index}."))
             except RuntimeError as error:
                 raise DamagedFileError(f"{WEIGHTS_FILE} does not fit the architecture in its card") from error
             members.append(member)

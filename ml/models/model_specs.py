@@ -60,16 +60,14 @@ class ModelSpec(NamedTuple):
     """How a model is trained.
 
     Attributes:
-        module: the module of ``ml.models``, by its name there, whose ``function`` trains it.
-        function: takes a ``Context``, returns a ``ServedModel``.
+        module: the module of ``ml.models``, by its name there, whose ``train`` trains it.
         tasks: what it predicts.
         needs: models that must be registered first.
-        options: those of weights and epochs that its ``function`` reads from ``context.options``.
-        arguments: of the function, beside the context.
+        options: those of weights and epochs that ``train`` reads from ``context.options``.
+        arguments: of ``train``, beside the context: what tells the models of one module apart.
     """
 
     module: str
-    function: str
     tasks: tuple[str, ...]
     needs: tuple[str, ...] = ()
     options: frozenset[str] = frozenset()
@@ -77,36 +75,51 @@ class ModelSpec(NamedTuple):
 
     def train(self, context: "Context") -> ServedModel:
         """Train the model; what it returns is not calibrated."""
-        function: Callable[..., ServedModel] = getattr(import_module(f"ml.models.{self.module}"), self.function)
-        return function(context, **self.arguments)
+        train: Callable[..., ServedModel] = import_module(f"ml.models.{self.module}").train
+        return train(context, **self.arguments)
 
 
-_BOTH_LOCATIONS: Final = (labels.LOCATION, labels.LOCATION_CATEGORY)
+_MODALITY: Final = (labels.MODALITY,)
 _TUNED: Final = frozenset({"weights", "epochs"})
 
 
 def _fusion(name: str, image: str) -> ModelSpec:
     """An image model of all tasks joined with the caption model."""
     needs = (image, "caption-location")
-    return ModelSpec("fusion", "train", _BOTH_LOCATIONS, needs, arguments={"name": name, "image": image})
+    return ModelSpec("fusion", labels.LOCATION_TASKS, needs, arguments={"name": name, "image": image})
+
+
+def _knn(name: str, *descriptors: str) -> ModelSpec:
+    """Nearest neighbours by one or both descriptors."""
+    return ModelSpec("texture_knn", _MODALITY, arguments={"name": name, "descriptors": descriptors})
+
+
+def _resnet(task: str) -> ModelSpec:
+    """ResNet50 for one task."""
+    return ModelSpec("resnet", (task,), options=_TUNED, arguments={"task": task})
+
+
+def _clip(name: str, *inputs: str) -> ModelSpec:
+    """CLIP with a head for the inputs named: those of one input show what the other adds."""
+    return ModelSpec("clip_train", labels.LOCATION_TASKS, options=_TUNED, arguments={"name": name, "inputs": inputs})
 
 
 MODEL_SPECS: Final[Mapping[str, ModelSpec]] = MappingProxyType(
     {
-        "efficientnet": ModelSpec("efficientnet", "train", tuple(labels.TASKS), options=_TUNED),
-        "caption-location": ModelSpec("caption", "train", _BOTH_LOCATIONS),
+        "efficientnet": ModelSpec("efficientnet", tuple(labels.TASKS), options=_TUNED),
+        "caption-location": ModelSpec("caption", labels.LOCATION_TASKS),
         "fused-efficientnet": _fusion("fused-efficientnet", "efficientnet"),
-        "compact": ModelSpec("compact", "train", tuple(labels.TASKS), options=frozenset({"epochs"})),
+        "compact": ModelSpec("compact", tuple(labels.TASKS), options=frozenset({"epochs"})),
         "fused-location": _fusion("fused-location", "compact"),
-        "knn-texture": ModelSpec("texture_knn", "train_texture", (labels.MODALITY,)),
-        "knn-colour": ModelSpec("texture_knn", "train_colour", (labels.MODALITY,)),
-        "knn-texture-colour": ModelSpec("texture_knn", "train_both", (labels.MODALITY,)),
-        "fused-modality": ModelSpec("texture_svm", "train", (labels.MODALITY,), ("compact",)),
-        "resnet50-modality": ModelSpec("resnet", "train_modality", (labels.MODALITY,), options=_TUNED),
-        "resnet50-location": ModelSpec("resnet", "train_location", (labels.LOCATION,), options=_TUNED),
-        "clip-location": ModelSpec("clip_train", "train", _BOTH_LOCATIONS, options=_TUNED),
-        "clip-location-image": ModelSpec("clip_train", "train_image", _BOTH_LOCATIONS, options=_TUNED),
-        "clip-location-caption": ModelSpec("clip_train", "train_caption", _BOTH_LOCATIONS, options=_TUNED),
+        "knn-texture": _knn("knn-texture", "texture"),
+        "knn-colour": _knn("knn-colour", "colour"),
+        "knn-texture-colour": _knn("knn-texture-colour", "texture", "colour"),
+        "fused-modality": ModelSpec("texture_svm", _MODALITY, ("compact",)),
+        "resnet50-modality": _resnet(labels.MODALITY),
+        "resnet50-location": _resnet(labels.LOCATION),
+        "clip-location": _clip("clip-location", "image", "caption"),
+        "clip-location-image": _clip("clip-location-image", "image"),
+        "clip-location-caption": _clip("clip-location-caption", "caption"),
     }
 )
 # What `medpix train modality` and `medpix train location` train, in this order.

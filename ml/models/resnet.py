@@ -4,27 +4,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from ml.dataset import labels
 from ml.dataset.preprocess import Preprocess
-from ml.dataset.records import groups, targets
-from ml.models.compact import READING
 from ml.models.image_model import ImageModel
 from ml.models.network import MultiTaskNetwork
 from ml.training.augment import Augment
-from ml.training.context import Context, adjustment
-from ml.training.loop import Recipe, make_examples
-from ml.training.phases import Phase, fine_tuning, recipes_to_json, train_phases
+from ml.training.context import Context, logit_adjustment
+from ml.training.loop import Recipe
+from ml.training.phases import READING, Phase, examples_of, fine_tuning, recipes_to_json, train_members
 from ml.training.pretrained import WeightsError, resnet50_state
 
 FAMILY: Final = "resnet"
 _FEATURES: Final = 2048
 _MEAN: Final = (0.485, 0.456, 0.406)
 _STD: Final = (0.229, 0.224, 0.225)
-_STRONG: Final = Augment(rotation=15.0, scale=0.2, shift=0.15, gamma=0.4, contrast=0.25, erase=0.3)
+_AUGMENT: Final = Augment(shift=0.15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +46,11 @@ class ResNetSettings:
         default_factory=lambda: Preprocess(size=128, channels=3, mean=_MEAN, std=_STD)
     )
     head: Recipe = field(
-        default_factory=lambda: Recipe(epochs=5, batch_size=32, learning_rate=1e-3, ema_decay=0.99, augment=_STRONG)
+        default_factory=lambda: Recipe(epochs=5, batch_size=32, learning_rate=1e-3, ema_decay=0.99, augment=_AUGMENT)
     )
     tune: Recipe = field(
         default_factory=lambda: Recipe(
-            epochs=20, batch_size=32, learning_rate=5e-4, warmup=0.05, ema_decay=0.99, augment=_STRONG
+            epochs=20, batch_size=32, learning_rate=5e-4, warmup=0.05, ema_decay=0.99, augment=_AUGMENT
         )
     )
     tune_rates: Mapping[str, float] = field(
@@ -65,7 +62,7 @@ class ResNetSettings:
         }
     )
     scratch: Recipe = field(
-        default_factory=lambda: Recipe(epochs=18, batch_size=32, learning_rate=1e-3, augment=_STRONG)
+        default_factory=lambda: Recipe(epochs=18, batch_size=32, learning_rate=1e-3, augment=_AUGMENT)
     )
 
 
@@ -96,35 +93,40 @@ class ResNetModel(ImageModel):
         return MultiTaskNetwork(ResNetBackbone(), _FEATURES, classes, architecture["dropout"])
 
 
-def train_modality(context: Context, settings: ResNetSettings | None = None) -> ResNetModel:
-    """ResNet50 for the modality."""
-    return _train(context, labels.MODALITY, settings or ResNetSettings())
+def train(context: Context, task: str, settings: ResNetSettings | None = None) -> ResNetModel:
+    """Train ResNet50 for one task.
 
+    Args:
+        context: records, device and reporter.
+        task: a key of ``labels.TASKS``.
+        settings: both recipes; the chosen ones by default.
 
-def train_location(context: Context, settings: ResNetSettings | None = None) -> ResNetModel:
-    """ResNet50 for the 21 locations, from the image alone."""
-    return _train(context, labels.LOCATION, settings or ResNetSettings())
-
-
-def _train(context: Context, task: str, settings: ResNetSettings) -> ResNetModel:
-    state, source = resnet50_state(context.options.weights)
+    Raises:
+        ml.dataset.records.RecordsError: images are missing or damaged.
+        WeightsError: the pretrained weights asked for cannot be had.
+    """
+    settings = settings or ResNetSettings()
+    state, source = resnet50_state(context.options.weights, context.team)
     architecture = {"tasks": [task], "dropout": 0.2, "members": 1}
-    torch.manual_seed(context.options.seed)
-    network = ResNetModel.build(architecture)
     init: Literal["pretrained", "scratch"] = "scratch"
     preprocess = settings.scratch_preprocess
     phases = [Phase("scratch", settings.scratch, {})]
     if state is not None:
         init, preprocess = "pretrained", settings.preprocess
-        _load_backbone(network, state)
         phases = fine_tuning(settings.head, settings.tune, settings.tune_rates)
-    phases = [phase._replace(recipe=_shaped(phase.recipe, task, context)) for phase in phases]
+    phases = [
+        phase._replace(recipe=replace(context.recipe(phase.recipe), task_weights={task: 1.0})) for phase in phases
+    ]
     with context.run.stage(0.0, READING):
-        pixels = context.images(context.train, preprocess)
-    task_targets = {task: targets(context.train, task)}
-    examples = make_examples(pixels, task_targets, groups(context.train), phases[0].recipe.case_weight)
-    with context.run.stage(READING, 1.0):
-        train_phases(context, network, examples, phases, preprocess, seed=context.options.seed)
+        examples = examples_of(context.train, context.images(context.train, preprocess), phases[0].recipe)
+
+    def build() -> MultiTaskNetwork:
+        network = ResNetModel.build(architecture)
+        if state is not None:
+            _load_backbone(network, state)
+        return network
+
+    members = train_members(context, build, examples, phases, preprocess)
     card = context.draft_card(
         f"resnet50-{task}",
         FAMILY,
@@ -134,17 +136,12 @@ def _train(context: Context, task: str, settings: ResNetSettings) -> ResNetModel
         settings={
             "architecture": architecture,
             "recipes": recipes_to_json(phases),
-            "adjust": adjustment(context.train, (task,) if task == labels.LOCATION else ()),
+            "adjust": logit_adjustment(context.train, (task,) if task == labels.LOCATION else ()),
         },
         init=init,
         weights_source=source,
     )
-    return ResNetModel(card, [network])
-
-
-def _shaped(recipe: Recipe, task: str, context: Context) -> Recipe:
-    epochs = context.options.epochs
-    return replace(recipe, task_weights={task: 1.0}, epochs=recipe.epochs if epochs is None else epochs)
+    return ResNetModel(card, members)
 
 
 def _load_backbone(network: MultiTaskNetwork, state: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """Modality by nearest neighbours of texture and grey-level descriptors, without a network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -165,7 +165,7 @@ class TextureModel(ServedModel):
         return int(self.neighbours.descriptors.size)
 
 
-def describe(pixels: NDArray[np.uint8], names: list[str]) -> NDArray[np.float64]:
+def describe(pixels: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.float64]:
     """Raw descriptors of images, side by side.
 
     Args:
@@ -179,27 +179,22 @@ def describe(pixels: NDArray[np.uint8], names: list[str]) -> NDArray[np.float64]
     return np.stack(rows)
 
 
-def train_texture(context: Context) -> TextureModel:
-    """Neighbours by texture."""
-    return _train(context, "knn-texture", ["texture"])
+def train(context: Context, name: str, descriptors: Sequence[str]) -> TextureModel:
+    """Keep the training images' descriptors as neighbours; how many of them vote is chosen on dev.
 
+    Args:
+        context: records and reporter.
+        name: of the model.
+        descriptors: "texture", "colour" (the original work's word for the histogram of grey levels), or both.
 
-def train_colour(context: Context) -> TextureModel:
-    """Neighbours by grey levels; the original work calls the histogram colour, and so do we."""
-    return _train(context, "knn-colour", ["colour"])
-
-
-def train_both(context: Context) -> TextureModel:
-    """Neighbours by texture and grey levels."""
-    return _train(context, "knn-texture-colour", ["texture", "colour"])
-
-
-def _train(context: Context, name: str, names: list[str]) -> TextureModel:
+    Raises:
+        ml.dataset.records.RecordsError: images are missing or damaged.
+    """
     preprocess = Preprocess(size=256)
     with context.run.stage(0.0, 0.3):
         pixels = context.images([*context.train, *context.dev], preprocess)
-    context.run.update(0.3, "describing textures" if "texture" in names else "counting grey levels")
-    raw = describe(pixels, names)
+    context.run.update(0.3, "describing textures" if "texture" in descriptors else "counting grey levels")
+    raw = describe(pixels, descriptors)
     count = len(context.train)
     mean, std = raw[:count].mean(axis=0), np.maximum(raw[:count].std(axis=0), 1e-9)
     neighbours = Neighbours(
@@ -215,7 +210,7 @@ def _train(context: Context, name: str, names: list[str]) -> TextureModel:
         tasks=(labels.MODALITY,),
         inputs=("image",),
         preprocess=preprocess,
-        settings={"descriptors": names, "neighbours": best},
+        settings={"descriptors": list(descriptors), "neighbours": best},
     )
     return TextureModel(card, neighbours)
 

@@ -25,7 +25,9 @@ from ml.training.context import Context
 
 NAME: Final = "fused-modality"
 FAMILY: Final = "texture-svm"
-WEIGHTS_FILE: Final = "machine.safetensors"
+WEIGHTS_FILE: Final = "svm.safetensors"
+# What the file is called in models of version 0.1, whose cards list it.
+_FORMER_WEIGHTS_FILE: Final = "machine.safetensors"
 _DESCRIPTORS: Final = ["texture"]
 _C: Final = 10.0
 
@@ -52,7 +54,7 @@ class RbfSvm:
 
     @classmethod
     def fit(cls, raw: NDArray[np.float64], classes: NDArray[np.int64]) -> Self:
-        """The machine for descriptors (N, D) and classes 0 or 1, (N,)."""
+        """The SVM for descriptors (N, D) and classes 0 or 1, (N,)."""
         mean, std = raw.mean(axis=0), np.maximum(raw.std(axis=0), 1e-9)
         gamma = 1.0 / raw.shape[1]  # the features have variance 1
         svm = SVC(C=_C, gamma=gamma).fit((raw - mean) / std, classes)
@@ -128,12 +130,14 @@ class CnnSvmFusion(ServedModel):
         """
         half: dict[str, Any] = card.settings["image"]
         image_model = CompactModel.load(folder, card.model_copy(update=half))
-        tensors, _ = read_tensors(folder / WEIGHTS_FILE)
+        listed = {file.name for file in card.files}
+        name = _FORMER_WEIGHTS_FILE if _FORMER_WEIGHTS_FILE in listed else WEIGHTS_FILE
+        tensors, _ = read_tensors(folder / name)
         try:
             arrays = {name: tensors[name].numpy() for name in ("vectors", "weights", "mean", "std")}
             svm = RbfSvm(bias=float(tensors["bias"]), gamma=float(tensors["gamma"]), **arrays)
         except (KeyError, RuntimeError) as error:
-            raise DamagedFileError(f"{WEIGHTS_FILE} lacks a part: {error}") from error
+            raise DamagedFileError(f"{name} lacks a part: {error}") from error
         return cls(card, image_model, svm)
 
     def count_parameters(self) -> int:

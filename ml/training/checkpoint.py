@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from app.core.exceptions import UserError
 from app.core.files import atomic_write
+from ml.models.base import sub_state
 from ml.registry.artifacts import DamagedFileError, read_tensors, write_tensors
 from ml.training.progress import Run, silent
 
@@ -134,11 +135,11 @@ class Checkpoint:
                 ", ".join(changed),
             )
             return 0
-        state.network.load_state_dict(_part(tensors, "network."))
-        for name, value in _part(tensors, "ema.").items():
+        state.network.load_state_dict(sub_state(tensors, "network."))
+        for name, value in sub_state(tensors, "ema.").items():
             state.ema[name].copy_(value)
         states: dict[int, State] = {}
-        for name, value in _part(tensors, "optimizer.").items():
+        for name, value in sub_state(tensors, "optimizer.").items():
             index, _, key = name.partition(".")
             states.setdefault(int(index), {})[key] = value
         groups = state.optimizer.state_dict()["param_groups"]
@@ -153,7 +154,3 @@ class Checkpoint:
 
 def _megabytes(tensors: State) -> int:
     return 1 + sum(value.numel() * value.element_size() for value in tensors.values()) // 1_000_000
-
-
-def _part(tensors: State, prefix: str) -> State:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

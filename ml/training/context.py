@@ -1,7 +1,7 @@
 """What every trainer is given: records, images, device, reporter."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,6 +17,7 @@ from ml.models.base import ServedModel
 from ml.registry.model_card import DataSource, ModelCard, environment, new_version, now
 from ml.training.checkpoint import CheckpointPath
 from ml.training.device import Team
+from ml.training.loop import Recipe
 from ml.training.progress import Run
 
 
@@ -37,6 +38,14 @@ class Options:
     resume: bool = True
     epochs: int | None = None
     members: int | None = None
+
+    def epochs_or(self, default: int) -> int:
+        """The epochs that the user chose, else those of a recipe."""
+        return default if self.epochs is None else self.epochs
+
+    def members_or(self, default: int) -> int:
+        """The networks of an ensemble that the user chose, else those of its settings."""
+        return default if self.members is None else self.members
 
 
 class ModelSource(Protocol):
@@ -59,7 +68,8 @@ class Context:
         team: the processes that share the run.
         run: reports the progress.
         options: what the user chose.
-        scratch: folder for checkpoints.
+        checkpoint_dir: folder for checkpoints.
+        image_cache: the images decoded so far, uint8 (channels, size, size), by hash of the preprocessing and name.
     """
 
     train: list[Record]
@@ -69,8 +79,8 @@ class Context:
     team: Team
     run: Run
     options: Options
-    scratch: Path
-    _images: dict[str, dict[str, NDArray[np.uint8]]] = field(default_factory=dict)
+    checkpoint_dir: Path
+    image_cache: dict[str, dict[str, NDArray[np.uint8]]] = field(default_factory=dict)
 
     def load(self, name: str) -> ServedModel:
         """A registered model that this one builds on, on the device of the run.
@@ -79,6 +89,17 @@ class Context:
             ml.registry.UnknownModelError: it is not registered.
         """
         return self.registry.load(name).to(self.device)
+
+    def recipe(self, recipe: Recipe, *, depthwise: bool = False) -> Recipe:
+        """A recipe as this run carries it out: with the epochs that the user chose.
+
+        Args:
+            recipe: of the family.
+            depthwise: whether the network has depthwise convolutions. A CPU trains them in float32: their gradient in
+                bfloat16 takes it several times as long.
+        """
+        amp = recipe.amp and not (depthwise and self.device.type == "cpu")
+        return replace(recipe, epochs=self.options.epochs_or(recipe.epochs), amp=amp)
 
     def images(self, records: Sequence[Record], preprocess: Preprocess) -> NDArray[np.uint8]:
         """The prepared images of records, decoded at most once per run.
@@ -89,7 +110,7 @@ class Context:
         Raises:
             ml.dataset.records.RecordsError: a file is missing, changed or not an image.
         """
-        decoded = self._images.setdefault(preprocess.hash, {})
+        decoded = self.image_cache.setdefault(preprocess.hash, {})
         missing = [record for record in records if record.image not in decoded]
         if missing:
             loaded = load_images(missing, preprocess, on_progress=lambda done: self.run.update(done, "reading images"))
@@ -98,7 +119,7 @@ class Context:
 
     def checkpoint(self, part: str) -> CheckpointPath:
         """Where a part of the run keeps its checkpoint; what is there is removed where the run ignores checkpoints."""
-        path = self.scratch / f"{part}.safetensors"
+        path = self.checkpoint_dir / f"{part}.safetensors"
         if not self.options.resume and self.team.is_main_process:
             path.unlink(missing_ok=True)
         self.team.wait()
@@ -164,11 +185,11 @@ def log_prior(records: Sequence[Record], task: str) -> NDArray[np.float64]:
     return np.asarray(np.log(counts / counts.sum()), dtype=np.float64)
 
 
-def adjustment(records: Sequence[Record], tasks: Sequence[str]) -> dict[str, Any]:
-    """The setting "adjust" of a model whose long tail is adjusted for: tau is then chosen on dev.
+def logit_adjustment(records: Sequence[Record], tasks: Sequence[str]) -> dict[str, Any]:
+    """The setting "adjust" of a model, for ``ml.models.base.adjust``; tau is then chosen on dev.
 
     Args:
         records: of the training.
-        tasks: with a long tail.
+        tasks: whose classes differ much in frequency.
     """
     return {task: {"tau": 0.0, "log_prior": log_prior(records, task).tolist()} for task in tasks}

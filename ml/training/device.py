@@ -5,17 +5,19 @@ import ctypes
 import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.autograd import Function
 
 from app.core.exceptions import UserError
 
+_Value = TypeVar("_Value")
 _LOG = logging.getLogger(__name__)
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
@@ -133,6 +135,39 @@ class Team:
         """This process's part of a batch of indices (N,); parts differ in length by one at most."""
         return batch[self.rank :: self.world_size]
 
+    def gather(self, share: Tensor, count: int) -> Tensor:
+        """The rows of all processes in the order of the batch that ``share`` divided; the inverse of ``share``.
+
+        The gradient of a row is the sum of those of all processes. So where each process computes the same loss on the
+        whole batch, the mean of its gradients, which ``wrap`` takes, is the gradient of one process with that batch.
+
+        Args:
+            share: the rows of this process, (n, ...), of a batch whose other rows have the same shape and type.
+            count: rows of the batch.
+
+        Returns:
+            (count, ...).
+        """
+        if self.world_size == 1:
+            return share
+        gathered: Tensor = _Gather.apply(share, self, count)
+        return gathered
+
+    def synchronise_norms(self, network: nn.Module) -> None:
+        """Let batch norms take mean and variance over the images of all processes, in place, on CUDA.
+
+        ``SyncBatchNorm`` has no implementation for the CPU: there each process normalises by its own images, so what
+        several processes train differs a little from what one trains.
+        """
+        if self.world_size == 1 or next(network.parameters()).device.type != "cuda":
+            return
+        if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+            return  # converted for an earlier phase
+        # PyTorch's own conversion would lose the activations that are part of timm's norms.
+        from timm.layers import convert_sync_batchnorm  # noqa: PLC0415 - takes seconds, which one process need not wait for
+
+        convert_sync_batchnorm(network)
+
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network, with gradients averaged over the team after every backward pass."""
         if self.world_size == 1:
@@ -146,10 +181,56 @@ class Team:
             value /= self.world_size
         return value
 
+    def agree(self, decide: Callable[[], _Value]) -> _Value:
+        """What the first process decides, on every process; the others do not ask.
+
+        Args:
+            decide: what a process alone might answer otherwise than the next; its value can be pickled.
+
+        Raises:
+            UserError: the first process raised it.
+        """
+        if self.world_size == 1:
+            return decide()
+        decision: list[Any] = [None, None]
+        if self.is_main_process:
+            try:
+                decision[0] = decide()
+            except UserError as error:
+                decision[1] = error
+        distributed.broadcast_object_list(decision)
+        value, error = decision
+        if error is not None:
+            raise error
+        agreed: _Value = value
+        return agreed
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.world_size > 1:
             distributed.barrier()
+
+
+class _Gather(Function):
+    """An all-gather of shares that differ in length by one at most, with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, team: Team, count: int) -> Tensor:
+        ctx.team = team
+        # Processes can only exchange tensors of one shape: the shorter shares are filled up.
+        longest = -(-count // team.world_size)
+        padded = share.new_zeros(longest, *share.shape[1:])
+        padded[: len(share)] = share
+        parts = [torch.empty_like(padded) for _ in range(team.world_size)]
+        distributed.all_gather(parts, padded)
+        # Row i of process r is row i * world_size + r of the batch, and only the last rows are filling.
+        return torch.stack(parts, dim=1).flatten(0, 1)[:count]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return ctx.team.share(total), None, None
 
 
 @contextlib.contextmanager

@@ -1,16 +1,18 @@
 """The training loop of every network."""
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ml.dataset.labels import IGNORED
@@ -19,8 +21,26 @@ from ml.training.checkpoint import Checkpoint, CheckpointPath, TrainState, diges
 from ml.training.device import Team, amp_dtype, format_name, keep_freed_memory
 
 OnEpoch = Callable[[int, float], None]
-# The output of a network that computes a loss of its own, which is added to those of its tasks.
-LOSS: Final = "loss"
+
+
+@runtime_checkable
+class BatchLoss(Protocol):
+    """A network with a loss that compares the images of a batch, which is added to those of its tasks.
+
+    Attributes:
+        batch_outputs: names of the outputs that the loss takes, (N, ...) each.
+    """
+
+    batch_outputs: tuple[str, ...]
+
+    def batch_loss(self, outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Args:
+            outputs: those named by ``batch_outputs``, of all images of the batch, whichever process they are on.
+            inputs: the ``loss_inputs`` of the examples for the same images.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +56,6 @@ class Recipe:
         smoothing: label smoothing.
         ema_decay: decay of the exponential moving average of the weights, which is what is kept.
         max_grad_norm: largest norm of the gradient.
-        case_weight: exponent p of the weight (images of the case)^-p, so that a case with thirty
-            images does not count thirty times: 0 for none, 1 for equal cases.
         task_weights: weight of each task in the loss; tasks that are not named are not trained.
         augment: random changes of the images.
         amp: automatic mixed precision, where the device has it in hardware.
@@ -51,7 +69,6 @@ class Recipe:
     smoothing: float = 0.05
     ema_decay: float = 0.995
     max_grad_norm: float = 2.0
-    case_weight: float = 0.0
     task_weights: Mapping[str, float] = field(
         default_factory=lambda: {"modality": 1.0, "location": 1.0, "location_category": 1.0}
     )
@@ -72,12 +89,14 @@ class Examples:
         targets: per task int64 tensor (N,), ``IGNORED`` where there is no label.
         weights: float32 tensor (N,), mean 1.
         inputs: what the network takes beside the images, by the name of its argument, (N, ...) each.
+        loss_inputs: what a ``BatchLoss`` takes beside the outputs, by name, (N, ...) each.
     """
 
     pixels: Tensor
     targets: Mapping[str, Tensor]
     weights: Tensor
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    loss_inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -89,6 +108,7 @@ class Examples:
             {task: target.to(device) for task, target in self.targets.items()},
             self.weights.to(device),
             {name: value.to(device) for name, value in self.inputs.items()},
+            {name: value.to(device) for name, value in self.loss_inputs.items()},
         )
 
 
@@ -96,15 +116,16 @@ def make_examples(
     pixels: NDArray[np.uint8],
     targets: Mapping[str, NDArray[np.int64]],
     groups: NDArray[np.str_],
-    case_weight: float,
+    case_weight: float = 0.0,
 ) -> Examples:
-    """Examples whose weights fall with the number of images of their case.
+    """Examples, and their weights in the loss.
 
     Args:
         pixels: (N, C, H, W).
         targets: per task (N,).
         groups: case of each image, (N,).
-        case_weight: exponent, see ``Recipe``.
+        case_weight: exponent p of the weight (images of the case)^-p, so that a case with thirty images does not
+            count thirty times: 0 for none, 1 for equal cases.
     """
     _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
     weights = counts[inverse].astype(np.float64) ** -case_weight
@@ -136,14 +157,15 @@ def fit(
 
     Args:
         network: normalised images, and the further inputs of the examples, to a dict of logits per task, as
-            ``MultiTaskNetwork``; in it ``LOSS`` may be a scalar that is minimised too.
+            ``MultiTaskNetwork``. Where it is a ``BatchLoss``, that loss is minimised too.
         examples: what to learn from.
         recipe: how.
         mean: per channel, in units of 0 to 1.
         std: per channel, in units of 0 to 1.
         seed: of order, augmentation and dropout.
         device: where to train.
-        team: the processes that share the run; None for this one alone.
+        team: the processes that share the run; None for this one alone. On CUDA the batch norms of the network
+            become ``SyncBatchNorm``, whose weights have the same names.
         rates: factor on the learning rate by prefix of the parameter's name, the longest prefix
             wins; 0 freezes. Batch norms of frozen parts keep their statistics.
         checkpoint: file to continue from where it is of the same run, and to write after each epoch.
@@ -163,11 +185,13 @@ def fit(
         "rates": dict(rates or {}),
         "seed": seed,
         "mean and deviation": [mean, std],
+        "number of processes": team.world_size,
         **({} if path.path is None else contents(network, examples)),
     }
     keep_freed_memory()
     torch.manual_seed(seed)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    team.synchronise_norms(network)
     examples = examples.to(device)
     optimizer = _optimizer(network, recipe, rates or {})
     normalise = _Normaliser(mean, std, device)
@@ -187,11 +211,29 @@ def fit(
 
 def contents(network: nn.Module, examples: Examples) -> dict[str, str]:
     """The hashes of what a training starts from, for the identity of its checkpoints."""
+    further = [*examples.inputs.values(), *examples.loss_inputs.values()]
     return {
         "images": digest([examples.pixels]),
-        "labels": digest([*examples.targets.values(), examples.weights, *examples.inputs.values()]),
+        "labels": digest([*examples.targets.values(), examples.weights, *further]),
         "starting weights": digest(network.state_dict().values()),
+        # What is no weight, as a share that is dropped.
+        "architecture": hashlib.sha256(repr(network).encode()).hexdigest(),
     }
+
+
+def summed_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    """The sum of the weighted cross-entropies of N examples, a scalar.
+
+    Args:
+        logits: (N, classes).
+        target: (N,); examples with ``IGNORED`` add nothing.
+        weights: (N,).
+        smoothing: label smoothing.
+    """
+    losses = functional.cross_entropy(
+        logits.float(), target, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
+    )
+    return (losses * weights).sum()
 
 
 class _Normaliser:
@@ -238,19 +280,21 @@ class _Trainer:
         for step in range(steps):
             batch = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size]
             done = (epoch * steps + step) / (self.recipe.epochs * steps)
-            total += self._step(examples, self.team.share(batch).to(self.device), done, generator)
+            total += self._step(examples, batch.to(self.device), done, generator)
             self._update_ema(epoch * steps + step)
             on_progress(done)
         return float(self.team.mean(total)) / steps
 
-    def _step(self, examples: Examples, index: Tensor, done: float, generator: torch.Generator) -> Tensor:
+    def _step(self, examples: Examples, batch: Tensor, done: float, generator: torch.Generator) -> Tensor:
+        """One step on a batch of indices (N,), of which this process takes its share; returns its loss."""
+        index = self.team.share(batch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * group["factor"] * schedule(done, self.recipe.warmup)
         images = self.recipe.augment.apply(examples.pixels.index_select(0, index), generator)
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             inputs = {name: value.index_select(0, index) for name, value in examples.inputs.items()}
-            logits: dict[str, Tensor] = self.parallel(self.normalise(images), **inputs)
-        loss = self._loss(logits, examples, index)
+            outputs: dict[str, Tensor] = self.parallel(self.normalise(images), **inputs)
+        loss = self._loss(outputs, examples, batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -259,19 +303,22 @@ class _Trainer:
         self.scaler.update()
         return loss.detach()
 
-    def _loss(self, logits: Mapping[str, Tensor], examples: Examples, index: Tensor) -> Tensor:
-        total = logits.get(LOSS, torch.zeros((), device=self.device))
+    def _loss(self, outputs: Mapping[str, Tensor], examples: Examples, batch: Tensor) -> Tensor:
+        """The loss of this process, a scalar; its mean over the processes is the loss of the whole batch.
+
+        Every process has all labels, so the labelled images of the batch are counted without asking the others.
+        """
+        index = self.team.share(batch)
+        total = torch.zeros((), device=self.device)
+        if isinstance(self.network, BatchLoss):
+            whole = {name: self.team.gather(outputs[name], len(batch)) for name in self.network.batch_outputs}
+            inputs = {name: value.index_select(0, batch) for name, value in examples.loss_inputs.items()}
+            total = self.network.batch_loss(whole, inputs)
         for task, weight in self.recipe.task_weights.items():
-            target = examples.targets[task][index]
-            losses = functional.cross_entropy(
-                logits[task].float(),
-                target,
-                ignore_index=IGNORED,
-                reduction="none",
-                label_smoothing=self.recipe.smoothing,
-            )
-            count = (target != IGNORED).sum().clamp_min(1)
-            total = total + weight * (losses * examples.weights[index]).sum() / count
+            targets = examples.targets[task]
+            losses = summed_cross_entropy(outputs[task], targets[index], examples.weights[index], self.recipe.smoothing)
+            count = (targets[batch] != IGNORED).sum().clamp_min(1)
+            total = total + weight * self.team.world_size * losses / count
         return total
 
     @torch.no_grad()
@@ -306,7 +353,7 @@ def _set_training(network: nn.Module) -> None:
     network.train()
     for module in network.modules():
         own = list(module.parameters(recurse=False))
-        if isinstance(module, nn.BatchNorm2d) and own and not any(p.requires_grad for p in own):
+        if isinstance(module, _BatchNorm) and own and not any(p.requires_grad for p in own):
             module.eval()
 
 

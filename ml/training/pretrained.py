@@ -26,6 +26,7 @@ from torchvision.models import ResNet50_Weights
 from app.core.download import DownloadError, ProgressCallback, download
 from app.core.exceptions import UserError
 from ml.registry.artifacts import DamagedFileError, atomic_folder, sha256_of, write_tensors
+from ml.training.device import Team
 
 _LOG = logging.getLogger(__name__)
 _CLIP: Final = "openai/clip-vit-base-patch32"
@@ -92,7 +93,7 @@ class RemoteWeights:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with (folder / ".lock").open("a") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX)  # of the processes of torchrun one downloads, the others wait
+                    fcntl.flock(lock, fcntl.LOCK_EX)  # another command may be downloading them
                     if not self.stored().exists():
                         self.store()
             except (DownloadError, DamagedFileError) as error:
@@ -153,12 +154,13 @@ CLIP: Final = RemoteWeights(
 )
 
 
-def resnet50_state(weights: str) -> tuple[dict[str, Tensor] | None, str]:
+def resnet50_state(weights: str, team: Team | None = None) -> tuple[dict[str, Tensor] | None, str]:
     """The ImageNet weights of torchvision's ResNet50.
 
     Args:
         weights: auto, pretrained, scratch, or the path of a state dict as .safetensors or .pth; a
             .pth file is read as tensors only, no code in it can run.
+        team: the processes that train together; None for this one alone.
 
     Returns:
         The state dict, None for scratch, and where it came from in words.
@@ -168,8 +170,7 @@ def resnet50_state(weights: str) -> tuple[dict[str, Tensor] | None, str]:
     """
     if weights not in ("auto", "pretrained", "scratch"):
         return _read_state(Path(weights)), f"local file {Path(weights).name}"
-    if _is_used(RESNET50, weights):
-        path = RESNET50.fetch()
+    if (path := _obtain(RESNET50, weights, team)) is not None:
         if sha256_of(path) != _RESNET50_SHA256:
             raise WeightsError(f"{path} is not the file that is known; remove it, then it is downloaded again")
         return _read_state(path), f"torchvision {ResNet50_Weights.IMAGENET1K_V2}"
@@ -208,11 +209,12 @@ def efficientnet_state(weights: str) -> tuple[dict[str, Tensor] | None, str]:
     return _read_state(path), f"ImageNet, {path.name} of the package {name}"
 
 
-def clip_folder(weights: str) -> tuple[Path | None, str]:
+def clip_folder(weights: str, team: Team | None = None) -> tuple[Path | None, str]:
     """A folder with a CLIP model, its tokenizer and its image processor, as transformers saves them.
 
     Args:
         weights: auto, pretrained, scratch, or the path of such a folder.
+        team: the processes that train together; None for this one alone.
 
     Returns:
         The folder, None for scratch, and where it came from in words.
@@ -226,13 +228,25 @@ def clip_folder(weights: str) -> tuple[Path | None, str]:
         if missing:
             raise WeightsError(f"{folder} holds no CLIP model: {' and '.join(missing)} missing")
         return folder, f"local folder {folder.name}"
-    if _is_used(CLIP, weights):
-        return CLIP.fetch(), f"Hugging Face {_CLIP}, revision {_CLIP_REVISION[:12]}"
+    if (path := _obtain(CLIP, weights, team)) is not None:
+        return path, f"Hugging Face {_CLIP}, revision {_CLIP_REVISION[:12]}"
     return None, _NO_WEIGHTS if weights == "auto" else _SCRATCH
 
 
 _SCRATCH: Final = "none: trained from random weights, as asked for"
 _NO_WEIGHTS: Final = "none: pretrained weights were neither cached nor reachable, trained from random weights"
+
+
+def _obtain(remote: RemoteWeights, weights: str, team: Team | None) -> Path | None:
+    """Where pretrained weights are, downloaded first where need be; None to train without them.
+
+    Of several processes the first one decides: the network may answer it alone, and they must train the same network.
+    """
+
+    def decide() -> Path | None:
+        return remote.fetch() if _is_used(remote, weights) else None
+
+    return (team or Team()).agree(decide)
 
 
 def _is_used(remote: RemoteWeights, weights: str) -> bool:

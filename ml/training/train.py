@@ -111,10 +111,7 @@ def train_model(
     database: Database[dict[str, Any]],
     images_dir: Path,
     models_dir: Path,
-    weights: str = "auto",
     device: DeviceName = "auto",
-    seed: int = 0,
-    resume: bool = True,
     reporter: Reporter = silent,
     options: Options | None = None,
     step: tuple[int, int] | None = None,
@@ -130,12 +127,9 @@ def train_model(
         database: the seeded database.
         images_dir: folder of the PNG files.
         models_dir: folder for model files and checkpoints.
-        weights: auto, pretrained, scratch or the path of local pretrained weights.
         device: auto, cpu, cuda or mps.
-        seed: of all random numbers.
-        resume: continue a run that was killed, where its settings were the same.
         reporter: called with the progress.
-        options: further choices; weights, seed and resume above win over its own.
+        options: what the user chose; None for the defaults.
         step: position among the models that one command trains, and their number, for the progress.
 
     Returns:
@@ -152,13 +146,11 @@ def train_model(
         raise UnknownModelError(f"unknown model {name!r}; known are: {', '.join(MODEL_SPECS)}")
     spec = MODEL_SPECS[name]
     torch_device = pick_device(device)
-    base = options or Options()
-    chosen = Options(weights, seed, resume, base.epochs, base.members)
     registry = Registry(database, models_dir)
-    scratch = models_dir / ".training" / name
+    checkpoint_dir = models_dir / ".training" / name
     with (
         team(torch_device) as processes,
-        exclusive_lock(f"{name} is being trained", scratch) if processes.is_main_process else nullcontext(),
+        exclusive_lock(f"{name} is being trained", checkpoint_dir) if processes.is_main_process else nullcontext(),
     ):
         # Every process raises an error; the main one alone reports progress.
         report = to_all([reporter, DatabaseReporter(database)]) if processes.is_main_process else silent
@@ -172,8 +164,8 @@ def train_model(
                 device=torch_device,
                 team=processes,
                 run=run,
-                options=chosen,
-                scratch=scratch,
+                options=options or Options(),
+                checkpoint_dir=checkpoint_dir,
             )
             for records in (context.train, context.dev):
                 need_labels(records, spec.tasks)
@@ -201,7 +193,7 @@ def _finish(model: ServedModel, context: Context, registry: Registry, test_recor
     model.card.history = list(context.run.history)
     model.card.seconds = round(context.run.seconds, 1)
     registry.register(model, reference)
-    shutil.rmtree(context.scratch, ignore_errors=True)
+    shutil.rmtree(context.checkpoint_dir, ignore_errors=True)
 
 
 def calibrate(model: ServedModel, context: Context) -> Outputs | None:
@@ -215,10 +207,10 @@ def calibrate(model: ServedModel, context: Context) -> Outputs | None:
     if model.preprocess is not None:
         outputs = run_images(model, context.images(dev, model.preprocess))
     encoded = run_captions(model, captions_of(dev))
-    if tails := card.settings.get("adjust"):
+    if adjustments := card.settings.get("adjust"):
         raw = model.combine(outputs, encoded)
-        for task, tail in tails.items():
-            tail["tau"] = choose_tau(log(raw[task]), np.array(tail["log_prior"]), targets(dev, task))
+        for task, adjustment in adjustments.items():
+            adjustment["tau"] = choose_tau(log(raw[task]), np.array(adjustment["log_prior"]), targets(dev, task))
     set_calibration(model, outputs, encoded, dev)
     score_on_dev(model, outputs, encoded, dev)
     return outputs

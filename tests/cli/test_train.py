@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_the_model_of_before_in_use(
 def test_two_processes_train_several_models_as_one_process_would(
     settings: Settings, database: Database[Document], generated_dataset: Path, tmp_path: Path
 ) -> None:
-    """Within noise: batch norms see half a batch and images other changes, which moves a loss by some percent."""
+    """Within noise: on a CPU batch norms see half a batch, and images other changes: a loss moves by some percent."""
     seed(database, generated_dataset)
     wanted = ("fused-location", "compact", "caption-location")
     with medpix(

@@ -75,7 +75,7 @@ def make_context(
             team=Team(),
             run=Run("test", (), silent),
             options=replace(Options(), **options),
-            scratch=tmp_path / "scratch",
+            checkpoint_dir=tmp_path / "checkpoints",
         )
 
     return make

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import torch
 from pymongo import MongoClient
@@ -20,27 +21,19 @@ from ml.dataset.preprocess import Preprocess
 from ml.models import clip_train, compact, resnet
 from ml.models.clip import HeadSettings
 from ml.registry.model_card import ModelCard
+from ml.training.context import Options
 from ml.training.train import train_model
 
 _COMPACT: Final = compact.CompactSettings(width=8, preprocess=Preprocess(size=64))
 _RESNET: Final = resnet.ResNetSettings(scratch_preprocess=replace(resnet.ResNetSettings().preprocess, size=32))
 # Every recipe is the real one, for fewer epochs on smaller images.
 TRAINERS: Final = {
-    "compact": (
-        compact,
-        "train",
-        replace(_COMPACT, recipe=replace(_COMPACT.recipe, epochs=2)),
-    ),
+    "compact": (compact, replace(_COMPACT, recipe=replace(_COMPACT.recipe, epochs=2))),
     "resnet50-modality": (
         resnet,
-        "train_modality",
         replace(_RESNET, head=replace(_RESNET.head, epochs=1), tune=replace(_RESNET.tune, epochs=2)),
     ),
-    "clip-location": (
-        clip_train,
-        "train",
-        HeadSettings(epochs=2),
-    ),
+    "clip-location": (clip_train, HeadSettings(epochs=2)),
 }
 
 
@@ -64,21 +57,17 @@ def train(
 ) -> ModelCard:
     """Train a small model; killed at the n-th epoch report, never for 0."""
     torch.set_num_threads(1)
-    module, function, settings = TRAINERS[name]
-    whole = getattr(module, function)
-    setattr(module, function, partial(whole, settings=settings))
-    try:
+    module, settings = TRAINERS[name]
+    with mock.patch.object(module, "train", partial(module.train, settings=settings)):
         return train_model(
             name,
             database=database,
             images_dir=images,
             models_dir=models,
-            weights=weights,
             device="cpu",
             reporter=Killer(kill or sys.maxsize),
+            options=Options(weights=weights),
         )
-    finally:
-        setattr(module, function, whole)
 
 
 def main() -> None:

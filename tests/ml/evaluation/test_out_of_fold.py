@@ -1,4 +1,3 @@
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,9 @@ NAMES = ("compact", "caption-location", "fused-location")
 
 
 @pytest.fixture
-def registry(
-    ml_database: Database[Document], database: Database[Document], models_dir: Path, tmp_path: Path
-) -> Registry:
+def registry(database: Database[Document], own_models: Path) -> Registry:
     """The trained models of the session in a database and a folder of this test."""
-    for collection in ml_database.list_collection_names():
-        documents = list(ml_database[collection].find())
-        if documents and not collection.startswith("system."):
-            database[collection].delete_many({})
-            database[collection].insert_many(documents)
-    shutil.copytree(models_dir, tmp_path / "models")
-    return Registry(database, tmp_path / "models")
+    return Registry(database, own_models)
 
 
 def test_models_are_registered_again_with_other_calibration_and_the_same_weights(

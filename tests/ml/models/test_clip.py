@@ -3,14 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ml.dataset.labels import LOCATION
 from ml.models import dual_encoder_train
 from ml.models.base import EMBEDDING, InputError, ServedModel
 from ml.models.clip import ClipModel, HeadSettings
-from ml.models.clip_examples import show
-from ml.models.clip_towers import start_from
-from ml.models.clip_train import train, train_caption, train_image
+from ml.models.clip_train import load_pretrained_clip, modality_mask, train
 from ml.registry.artifacts import DamagedFileError
 from ml.training.pretrained import WeightsError
 from ml.training.train import calibrate
@@ -44,7 +43,7 @@ def test_pretrained_towers_get_a_head_and_are_served(
     assert model.preprocess is not None
     assert model.preprocess.mean == (0.5, 0.4, 0.3)
     assert model.preprocess.interpolation == "bicubic"
-    start = start_from(clip_folder, "").towers.state_dict()
+    start = load_pretrained_clip(clip_folder, "").towers.state_dict()
     after = model.towers.state_dict()
     assert all(torch.equal(value, after[name].cpu()) for name, value in start.items())
     folder = tmp_path / "saved"
@@ -81,10 +80,23 @@ def test_openvino_gives_what_torch_gives(make_context: MakeContext, clip_folder:
     assert answers[EMBEDDING] == pytest.approx(expected[EMBEDDING], abs=1e-3)
 
 
+def test_the_head_learns_at_its_rate_from_the_first_epoch_on(make_context: MakeContext, clip_folder: Path) -> None:
+    """The rate changes with every step: that of an epoch's first step is next to nothing in the first epoch."""
+    settings, rates = HeadSettings(batch_size=8), list[float]()
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    try:
+        train(make_context(weights=str(clip_folder), epochs=1), settings=settings)
+    finally:
+        hook.remove()
+    assert rates[0] == pytest.approx(0.02 * settings.learning_rate)
+    assert max(rates) > 0.95 * settings.learning_rate
+    assert rates[-1] < 0.2 * settings.learning_rate, "and falls to nothing"
+
+
 def test_modality_dropout_never_hides_both() -> None:
     has_text = torch.ones(2000)
     has_text[:50] = 0.0
-    kept = show(HeadSettings(), has_text, torch.Generator().manual_seed(0))
+    kept = modality_mask(HeadSettings(), has_text, torch.Generator().manual_seed(0))
     assert kept.sum(dim=1).min() == 1.0
     assert (1 - kept[50:]).mean(dim=0).tolist() == pytest.approx([0.2, 0.2], abs=0.04)
     assert kept[:50].mean(dim=0).tolist() == [1.0, 0.0], "where there is no caption the image shows"
@@ -96,7 +108,7 @@ def test_a_model_of_one_input_never_sees_the_other(
 ) -> None:
     start = str(clip_folder) if weights == "tiny" else weights
     context = make_context(weights=start, epochs=epochs)
-    image_model = train_image(context)
+    image_model = train(context, "clip-location-image", ["image"])
     assert (image_model.card.name, image_model.card.inputs) == ("clip-location-image", ["image"])
     assert image_model.preprocess is not None
     pixels = context.images(context.dev, image_model.preprocess)[:3]
@@ -108,8 +120,8 @@ def test_a_model_of_one_input_never_sees_the_other(
         image_model.combine(None, encoded[:1])
 
     context = make_context(weights=start, epochs=epochs)
-    context.scratch = tmp_path / "other"
-    text_model = train_caption(context)
+    context.checkpoint_dir = tmp_path / "other"
+    text_model = train(context, "clip-location-caption", ["caption"])
     assert (text_model.card.name, text_model.card.inputs) == ("clip-location-caption", ["caption"])
     assert text_model.preprocess is None
     assert text_model.network is None
@@ -134,4 +146,4 @@ def test_a_broken_folder_is_named(clip_folder: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((clip_folder / name).read_bytes()[:200])
     with pytest.raises(WeightsError, match="holds no usable CLIP model"):
-        start_from(tmp_path, "")
+        load_pretrained_clip(tmp_path, "")

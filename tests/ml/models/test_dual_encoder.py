@@ -62,7 +62,7 @@ def test_an_image_without_caption_teaches_the_image_tower_alone(train_records: l
     records = [*train_records[:3], replace(train_records[3], caption="")]
     pixels = np.zeros((4, 3, 32, 32), dtype=np.uint8)
     examples = pairs(records, pixels, embed_captions(records, lambda _: None), SETTINGS.recipe)
-    assert examples.inputs["captions"].tolist().index(-1) == 3
+    assert examples.loss_inputs["captions"].tolist().index(-1) == 3
     assert examples.inputs["sentences"].shape == (4, 384)
     assert examples.targets[CAPTION_HEADS[LOCATION]][3] == labels.IGNORED
     assert examples.targets[CAPTION_HEADS[LOCATION]][:3].tolist() == examples.targets[LOCATION][:3].tolist()

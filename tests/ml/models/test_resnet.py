@@ -6,8 +6,9 @@ import pytest
 import torch
 from torchvision.models import resnet50
 
+from ml.dataset.labels import LOCATION, MODALITY
 from ml.dataset.preprocess import Preprocess
-from ml.models.resnet import ResNetBackbone, ResNetModel, ResNetSettings, train_location, train_modality
+from ml.models.resnet import ResNetBackbone, ResNetModel, ResNetSettings, train
 from ml.training.pretrained import WeightsError
 from tests.ml.conftest import MakeContext
 
@@ -37,7 +38,7 @@ def test_pretrained_weights_are_tuned_saved_and_served(
     make_context: MakeContext, small: ResNetSettings, resnet_file: Path, tmp_path: Path
 ) -> None:
     context = make_context(weights=str(resnet_file), epochs=1)
-    model = train_modality(context, small)
+    model = train(context, MODALITY, small)
     assert model.card.init == "pretrained"
     assert model.card.weights_source == "local file resnet50.pth"
     assert list(model.card.settings["recipes"]) == ["head", "tune"]
@@ -64,7 +65,7 @@ def _changed_little(model: ResNetModel, resnet_file: Path) -> None:
 
 
 def test_scratch_trains_one_phase(make_context: MakeContext, small: ResNetSettings) -> None:
-    model = train_location(make_context(weights="scratch", epochs=1), small)
+    model = train(make_context(weights="scratch", epochs=1), LOCATION, small)
     assert model.card.name == "resnet50-location"
     assert model.card.init == "scratch"
     assert list(model.card.settings["recipes"]) == ["scratch"]
@@ -74,4 +75,4 @@ def test_scratch_trains_one_phase(make_context: MakeContext, small: ResNetSettin
 def test_weights_of_another_network_are_named(make_context: MakeContext, small: ResNetSettings, tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="not those of a torchvision ResNet50"):
-        train_modality(make_context(weights=str(tmp_path / "other.pth")), small)
+        train(make_context(weights=str(tmp_path / "other.pth")), MODALITY, small)

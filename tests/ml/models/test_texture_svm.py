@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,15 @@ def test_it_learns_and_comes_back(
         assert model.combine(outputs, None)["modality"].sum(axis=1) == pytest.approx(1.0)
         with pytest.raises(InputError, match="fused-modality needs an image"):
             model.combine(None, None)
+        former = model.card.model_copy(deep=True)
+        shutil.copytree(models_dir / card.name / card.version, tmp_path / "former")
+        (tmp_path / "former" / WEIGHTS_FILE).rename(tmp_path / "former" / "machine.safetensors")
+        former.files = [
+            file.model_copy(update={"name": "machine.safetensors"}) if file.name == WEIGHTS_FILE else file
+            for file in former.files
+        ]
+        svm = CnnSvmFusion.load(tmp_path / "former", former).svm
+        assert np.array_equal(svm.vectors, model.svm.vectors), "models of version 0.1 are read"
         model.save(tmp_path)
         cut = (tmp_path / WEIGHTS_FILE).read_bytes()[:-10]
         (tmp_path / WEIGHTS_FILE).write_bytes(cut)

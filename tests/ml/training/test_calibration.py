@@ -11,7 +11,7 @@ from ml.dataset.labels import IGNORED, LOCATION, MODALITY
 from ml.dataset.records import Record, targets
 from ml.evaluation.metrics import Probabilities
 from ml.models.base import Floats, Outputs, ServedModel, adjust, has_caption, log, softmax
-from ml.models.resnet import ResNetModel, ResNetSettings, train_location
+from ml.models.resnet import ResNetModel, ResNetSettings, train
 from ml.registry.model_card import NEVER_CONFIDENT, ModelCard
 from ml.training.calibration import LEAST_PROBABILITY, choose_tau, decision_threshold, fit_temperature
 from ml.training.context import log_prior
@@ -151,7 +151,7 @@ def test_an_adjusted_model_is_chosen_and_served_with_its_tau(
     context = make_context(weights=str(resnet_file), epochs=1)
     settings = ResNetSettings()
     small = replace(settings, preprocess=replace(settings.preprocess, size=32))
-    model = train_location(context, small)
+    model = train(context, LOCATION, small)
     tail = model.card.settings["adjust"][LOCATION]
     assert tail["tau"] == 0.0
     assert tail["log_prior"] == log_prior(context.train, LOCATION).tolist()

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from app.core.progress import Progress
+from ml.models.dual_encoder import DualEncoder
 from ml.registry.artifacts import read_tensors, write_tensors
 from ml.training.checkpoint import Checkpoint, CheckpointError, CheckpointPath, TrainState
-from ml.training.loop import Examples, fit, make_examples
+from ml.training.device import Team
+from ml.training.loop import Examples, contents, fit, make_examples
 from ml.training.progress import Run, silent
 from tests.ml.small_options import CPU, RECIPE, network
 
@@ -47,6 +49,7 @@ def epochs_trained(checkpoint: Path, **changed: Any) -> list[int]:
         ("images", {"examples": make(1)}),
         ("labels", {"examples": make(first_label=1)}),
         ("starting weights", {"network": network(seed=7)}),
+        ("architecture", {"network": network(dropout=0.3)}),
     ],
 )
 def test_the_checkpoint_of_another_run_is_not_taken_up(
@@ -60,6 +63,29 @@ def test_the_checkpoint_of_another_run_is_not_taken_up(
     assert epochs_trained(path, **changed) == [1]
     assert f"of a run with other {named}: this part is trained from the start, as with --fresh" in caplog.text
     assert epochs_trained(path, **changed) == [], "its own checkpoint has taken the place"
+
+
+def test_the_checkpoint_of_another_number_of_processes_is_not_taken_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them draws its own augmentations, so the run would end as neither a run of two nor of one."""
+    # This process trains its share alone; nothing is exchanged.
+    monkeypatch.setattr(Team, "wrap", lambda _, network: network)
+    monkeypatch.setattr(Team, "mean", lambda _, value: value)
+    path = tmp_path / "state.safetensors"
+    assert epochs_trained(path, team=Team(0, 2)) == [1]
+    assert epochs_trained(path, team=Team(0, 2)) == []
+    assert epochs_trained(path) == [1]
+    assert "of a run with other number of processes: this part is trained from the start" in caplog.text
+
+
+def test_what_no_weight_holds_is_in_the_identity() -> None:
+    def identity(case_positive: float) -> str:
+        torch.manual_seed(0)
+        return contents(DualEncoder(8, 8, 0.1, case_positive), make())["architecture"]
+
+    assert identity(0.5) == identity(0.5)
+    assert identity(0.5) != identity(0.25)
 
 
 def test_a_damaged_checkpoint_and_one_of_another_version_are_replaced(

@@ -11,17 +11,12 @@ from ml.training.augment import Augment, grid
 from ml.training.checkpoint import CheckpointPath
 from ml.training.loop import Examples, Recipe, ema_decay, fit, make_examples, schedule
 from ml.training.progress import Run, silent
-from tests.ml.small_options import CPU, RECIPE, network
+from tests.ml.small_options import CPU, NO_AUGMENTATION, RECIPE, discs, network
 
 
 @pytest.fixture(scope="module")
 def examples() -> Examples:
-    """Dark discs against bright ones: a task that a small network learns in seconds."""
-    random = np.random.default_rng(0)
-    targets = np.arange(64) % 2
-    pixels = random.integers(0, 40, (64, 1, 32, 32))
-    pixels[:, :, 8:24, 8:24] += np.where(targets, 180, 60)[:, None, None, None]
-    return make_examples(pixels.astype(np.uint8), {"modality": targets}, np.arange(64).astype(str), 0.0)
+    return discs()
 
 
 def train(
@@ -180,12 +175,9 @@ def test_augmented_images_stay_in_range_and_differ() -> None:
     assert not torch.equal(images, strong.apply(pixels, torch.Generator().manual_seed(2)))
 
 
-NONE = dict.fromkeys(("rotation", "scale", "aspect", "shift", "flip", "gamma", "contrast", "brightness", "erase"), 0.0)
-
-
 def changed(pixels: Tensor, **options: float) -> Tensor:
     """A batch with one kind of change alone."""
-    return Augment(**NONE | options).apply(pixels, torch.Generator().manual_seed(0))
+    return replace(NO_AUGMENTATION, **options).apply(pixels, torch.Generator().manual_seed(0))
 
 
 def test_images_from_elsewhere() -> None:
@@ -223,8 +215,7 @@ def test_a_batch_is_changed_in_parts_as_if_at_once(monkeypatch: pytest.MonkeyPat
 
 def test_no_augmentation_is_the_image_itself() -> None:
     pixels = torch.randint(1, 256, (2, 1, 16, 16), dtype=torch.uint8)
-    none = Augment(0, 0, 0, 0, 0, 0, 0, 0, 0)
-    images: Tensor = none.apply(pixels, torch.Generator().manual_seed(0))
+    images = NO_AUGMENTATION.apply(pixels, torch.Generator().manual_seed(0))
     assert torch.allclose(images, pixels / 255, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ml.models.clip_towers import start_from
+from ml.models.clip_train import load_pretrained_clip
 from ml.training import pretrained as weights
 from ml.training.pretrained import CLIP, RESNET50, WeightsError, clip_folder, resnet50_state
 from tests.file_server import FileServer
@@ -179,9 +179,9 @@ def test_clip_is_kept_as_safetensors_and_read_as_transformers_does(
         folder, source = clip_folder("pretrained")
     assert folder is not None
     assert folder == CLIP.stored()
-    start = start_from(folder, source)
-    assert start.source == "Hugging Face openai/clip-vit-base-patch32, revision 3d74acf9a28c"
-    assert all(torch.equal(value, start.towers.state_dict()[name]) for name, value in state.items())
+    clip = load_pretrained_clip(folder, source)
+    assert clip.source == "Hugging Face openai/clip-vit-base-patch32, revision 3d74acf9a28c"
+    assert all(torch.equal(value, clip.towers.state_dict()[name]) for name, value in state.items())
     assert [path.name for path in CLIP.stored().parent.iterdir() if path.is_dir()] == [CLIP.stored().name]
     # The server is gone: what is here is used.
     assert clip_folder("auto")[0] == CLIP.stored()
@@ -192,4 +192,4 @@ def test_a_folder_of_another_architecture_is_refused(tmp_path: Path, request: py
     folder = shutil.copytree(request.getfixturevalue("clip_folder"), tmp_path / "other")
     save_file({"encoder.weight": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(WeightsError, match=r"other holds no usable CLIP model: .* weights are missing"):
-        start_from(folder, "a test")
+        load_pretrained_clip(folder, "a test")

@@ -124,9 +124,8 @@ def test_a_gpu_trains_a_model_for_the_service(
         database=ml_database,
         images_dir=images_dir,
         models_dir=tmp_path,
-        weights="scratch",
         device="cuda",
-        options=Options(epochs=1),
+        options=Options(weights="scratch", epochs=1),
     )
     ml_database[schema.MODELS].delete_one({"_id": card.name})
     assert card.environment.device == "cuda:0"
@@ -228,9 +227,8 @@ def test_clip_from_scratch_is_a_dual_encoder_without_pretrained_images(
         database=ml_database,
         images_dir=images_dir,
         models_dir=tmp_path,
-        weights="scratch",
         device="cpu",
-        options=Options(epochs=1),
+        options=Options(weights="scratch", epochs=1),
     )
     assert "none: trained from random weights, as asked for" in card.weights_source
     assert card.init == "scratch"
