@@ -147,7 +147,9 @@ def _condition(field: Field, operator: str, values: list[str], allowed: tuple[st
         each = [_exact(field, item, allowed) for item in items]
         return {{"in": "$or", "nin": "$nor", "all": "$and"}[operator]: each}
     if len(values) > 1:
-        raise ValueError(f"given {len(values)} times; for one of several values use {field.name}__in")
+        several = {"": "for one of several values", "ne": "for none of several values"}.get(operator)
+        instead = f"{several} use {field.name}__{'nin' if operator else 'in'}" if several else "give it once"
+        raise ValueError(f"given {len(values)} times; {instead}")
     return _BUILDERS[operator](field, values[0], allowed)
 
 
@@ -331,16 +333,30 @@ def _is_null(field: Field, value: str, _: tuple[str, ...]) -> Document:
     return {field.path: {"$in" if expected else "$nin": empty}}
 
 
-def _at_least(field: Field, value: str, _: tuple[str, ...]) -> Document:
+def _at_least(field: Field, value: str, allowed: tuple[str, ...]) -> Document:
     if field.kind == "time":
         return {field.path: {"$gte": _interval(value)[0]}}
-    return {field.path: {"$gte": _stored_values(field, value, field.values)[0]}}
+    return {field.path: {"$gte": _bound(field, value, allowed)}}
 
 
-def _at_most(field: Field, value: str, _: tuple[str, ...]) -> Document:
+def _bound(field: Field, value: str, allowed: tuple[str, ...]) -> str | int:
+    """The stored value that a range begins or ends with.
+
+    Raises:
+        ValueError: it stands for what was not recorded, or no document can have it.
+    """
+    stored = _stored_values(field, value, allowed)[0]
+    if stored in field.recorded_as_null:
+        raise ValueError(
+            f"{value[:60]!r} stands for what was not recorded, which has no order; use {field.name}__isnull"
+        )
+    return stored
+
+
+def _at_most(field: Field, value: str, allowed: tuple[str, ...]) -> Document:
     if field.kind == "time":
         return {field.path: {"$lt": _interval(value)[1]}}
-    return {field.path: {"$lte": _stored_values(field, value, field.values)[0]}}
+    return {field.path: {"$lte": _bound(field, value, allowed)}}
 
 
 _BUILDERS: Final[Mapping[str, Callable[[Field, str, tuple[str, ...]], Document]]] = {

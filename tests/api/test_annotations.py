@@ -86,6 +86,13 @@ def test_annotations_are_listed_paged_and_exported(service: httpx.Client) -> Non
     assert len(service.get("/export", params=sampled).text.splitlines()) == 1  # all are of one case
 
 
+def test_annotations_are_filtered_by_location_as_images_are(service: httpx.Client) -> None:
+    _annotate(service, _image(service)["image"], {"location": "Chest, Pulmonary"})
+    assert service.get("/annotations", params={"location": "chest, pulmonary"}).json()["total"] == 1
+    assert service.get("/annotations", params={"location__in": "Abdomen,Chest, Pulmonary"}).json()["total"] == 1
+    assert service.get("/annotations", params={"location": "Nowhere"}).status_code == 422
+
+
 @pytest.mark.parametrize("key", [None, "wrong", READER + "x", READER[:-1], "ключ"])
 def test_only_a_known_key_writes(service: httpx.Client, key: str | None) -> None:
     headers = {b"X-API-Key": key.encode()} if key else {}
@@ -107,6 +114,7 @@ def test_an_annotation_is_amended_and_retracted_and_its_history_kept(service: ht
     assert [item["comment"] for item in service.get(f"/images/{image}").json()["annotations"]] == ["right kidney"]
     again = service.put(f"/annotations/{first['id']}", json={"comment": "both"}, headers=reader)
     assert again.status_code == 409, again.text
+    assert amended.json()["id"] in again.json()["detail"]
     other = service.delete(f"/annotations/{amended.json()['id']}", headers={"X-API-Key": STUDENT})
     assert other.status_code == 403
     retracted = service.delete(f"/annotations/{amended.json()['id']}", headers=reader)
@@ -114,6 +122,12 @@ def test_an_annotation_is_amended_and_retracted_and_its_history_kept(service: ht
     assert service.get("/annotations").json()["total"] == 0
     assert service.get(f"/images/{image}").json()["annotations"] == []
     assert service.get("/annotations", params={"history": "true"}).json()["total"] == 3
+    exported = {"of": "annotations", "format": "jsonl"}
+    assert service.get("/export", params=exported).text == ""
+    assert len(service.get("/export", params={**exported, "history": "true"}).text.splitlines()) == 3
+    assert service.get("/export/annotations.jsonl").text == ""
+    assert len(service.get("/export/annotations.jsonl", params={"history": "true"}).text.splitlines()) == 3
+    assert service.get("/export", params={"history": "true"}).status_code == 422
     history = service.get(f"/annotations/{first['id']}").json()["history"]
     assert [(each["action"], each["comment"]) for each in history] == [
         ("create", "left kidney"),

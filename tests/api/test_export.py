@@ -1,3 +1,4 @@
+import asyncio
 import csv
 import hashlib
 import io
@@ -5,6 +6,7 @@ import json
 import socket
 import time
 import zipfile
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pandas as pd
 import pytest
 from datasets import load_dataset
 from pymongo import MongoClient
+from starlette.types import Message
 
 from app.api.routes import export as export_route
 from app.data.fields import Field
@@ -194,10 +197,32 @@ def test_aborted_exports_leave_no_cursor_open(api: httpx.Client, mongo_client: M
     assert opened() <= before
 
 
+def test_an_export_ends_when_its_client_left_and_nothing_waits() -> None:
+    made = 0
+
+    async def parts() -> AsyncGenerator[bytes]:
+        nonlocal made
+        while made < 10_000:
+            made += 1
+            await asyncio.sleep(0)
+            yield b"x"
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Message) -> None:
+        """As uvicorn's for a client that left: it does not wait."""
+
+    response = export_route._ExportResponse(b"x", parts(), headers={}, media_type="text/plain")
+    asyncio.run(response({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send))
+    assert made < 100
+
+
 def test_the_head_of_an_export_makes_no_file(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = api.get("/export?format=zip").headers
     monkeypatch.setattr(export_route, "export_parts", None)
     head = api.head("/export?format=zip")
     assert (head.status_code, head.content) == (200, b"")
+    assert "content-length" not in head.headers  # 0 would say that the export is empty
     for name in ("content-type", "content-disposition", "x-dataset-version"):
         assert head.headers[name] == expected[name]

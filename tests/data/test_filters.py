@@ -55,6 +55,7 @@ def test_in_takes_commas_only_where_no_value_has_one() -> None:
         ("age__contains", "1", "unknown operator 'contains'"),
         ("age__", "1", "Did you mean age?"),
         ("age__near", "1", "age__gte, age__lte"),
+        ("sex__gte", "N/A", "stands for what was not recorded"),
         ("modality", "PET", "expected one of CT, MR"),
         ("sex", "", "expected one of male, female, N/A"),
         ("plane__isnull", "maybe", "expected true or false"),
@@ -197,3 +198,19 @@ def test_negations_are_the_complement() -> None:
     assert _known("sex__nin", "male,female") == {"$nor": [{"norm.sex": "male"}, {"norm.sex": "female"}]}
     both = parse_filter([("modalities__all", "CT,MR")], CASE_FIELDS, {}).query
     assert both == {"$and": [{"norm.modalities": "CT"}, {"norm.modalities": "MR"}]}
+
+
+@pytest.mark.parametrize(("operator", "value"), [("gte", "nerve, central"), ("lte", "nerve,central")])
+def test_a_range_over_a_closed_list_begins_with_the_stored_spelling(operator: str, value: str) -> None:
+    stored = parse_filter([(f"location__{operator}", value)], IMAGE_FIELDS, {}, {"location": ["Nerve, central"]})
+    assert stored.query == {"norm.location": {f"${operator}": "Nerve, central"}}
+    with pytest.raises(ParameterError, match="expected one of Nerve, central"):
+        parse_filter([(f"location__{operator}", "Nowhere")], IMAGE_FIELDS, {}, {"location": ["Nerve, central"]})
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"), [("age__gte", "give it once"), ("age__ne", "age__nin"), ("age", "age__in")]
+)
+def test_an_operator_that_is_given_twice_is_told_what_to_use(parameter: str, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        parse_filter([(parameter, "1"), (parameter, "2")], IMAGE_FIELDS, {})

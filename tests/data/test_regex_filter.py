@@ -71,3 +71,19 @@ def test_a_filter_that_was_not_resolved_fails(generated_database: Database[Docum
     assert regex_filter.has_regex(query)
     with pytest.raises(OperationFailure):
         generated_database[schema.CASES].find_one(query)
+
+
+def test_matching_stops_at_the_deadline_within_a_batch(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As with a pattern whose automaton does not fit into memory, which takes longer than that for one document.
+    search = regex_filter._holds
+
+    def slow(value: Any, path: list[str], compiled: Any) -> bool:
+        time.sleep(0.2)
+        return search(value, path, compiled)
+
+    monkeypatch.setattr(regex_filter, "_holds", slow)
+    monkeypatch.setattr(regex_filter, "MAX_TIME_S", 0.5)
+    started = time.perf_counter()
+    answer = api.get("/images", params={"caption__regex": "a ston[e] in"})
+    assert answer.status_code == 504, answer.text
+    assert time.perf_counter() - started < 3

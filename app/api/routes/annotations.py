@@ -77,7 +77,7 @@ IdempotencyKey = Annotated[
 
 async def annotation_filter(request: Request) -> Filter:
     """The filter over annotations in the query string."""
-    return parse_filter(query_pairs(request), ANNOTATION_FIELDS, {})
+    return parse_filter(query_pairs(request), ANNOTATION_FIELDS, {}, {"location": LOCATIONS})
 
 
 async def annotation_order(sort: SortText = None) -> SortOrder:
@@ -181,7 +181,8 @@ async def _replaced(
     # What was stored is answered again, whatever has been written since.
     if key is None or not await annotations.has(by, key):
         current = (await annotations.history(earlier))[-1]
-        if current["_id"] != annotation and current.get("amends") != annotation:
+        is_sent_again = key is not None and current.get("amends") == annotation
+        if current["_id"] != annotation and not is_sent_again:
             raise ConflictError(f"A later annotation replaces this one: {current['_id']}. Amend that one.")
         if earlier.get("action") == "retract":
             raise ConflictError("This annotation was retracted. Write a new one.")

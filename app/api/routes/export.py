@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, Final
 
 import anyio
+import anyio.lowlevel
 import pyarrow as pa
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -22,6 +23,7 @@ from app.api.deps import (
     SortText,
     case_filter,
     case_order,
+    get_annotations,
     image_filter,
     image_order,
 )
@@ -68,6 +70,9 @@ RawRecords = Annotated[
 Bom = Annotated[
     bool, Query(description="Begin a CSV with a byte order mark, by which Excel knows that the text is UTF-8")
 ]
+History = Annotated[
+    bool, Query(description="Of annotations: also those that were replaced or retracted, and the retractions")
+]
 _ABOUT: Final = """
 
 Images have title and diagnosis of their case too; records have all of it. Values are normalised in every format:
@@ -99,16 +104,18 @@ async def export(
     of: Annotated[Kind, Query(description="records are images joined with their cases")] = "images",
     raw: RawRecords = False,
     bom: Bom = False,
+    history: History = False,
     sort: SortText = None,
     *,
     narrowed: NarrowingDep,
 ) -> Response:
     """Stream an export."""
     requested = make_export(of, file_format, raw=raw, bom=bom, order=await _ORDERS[of](sort))
-    selection = await _selection(request, repository, of, narrowed)
+    selection = await _selection(request, repository, of, narrowed, history=history)
     headers = await _headers(repository, requested)
     if request.scope["state"]["is_head"]:
-        return Response(headers=headers, media_type=MEDIA_TYPES[file_format])
+        # Not a plain response: it would say that the content has no bytes.
+        return StreamingResponse(iter(()), headers=headers, media_type=MEDIA_TYPES[file_format])
     parts = export_parts(repository, image_store, selection, requested)
     first = await anext(parts, b"")
     return _ExportResponse(first, parts, headers=headers, media_type=MEDIA_TYPES[file_format])
@@ -134,13 +141,14 @@ async def export_file(
     file_format: Annotated[Format, Path(description="zip holds the image files")],
     raw: RawRecords = False,
     bom: Bom = False,
+    history: History = False,
     sort: SortText = None,
     *,
     narrowed: NarrowingDep,
 ) -> Response:
     """Answer an export as a file that is kept."""
     requested = make_export(of, file_format, raw=raw, bom=bom, order=await _ORDERS[of](sort))
-    selection = await _selection(request, repository, of, narrowed)
+    selection = await _selection(request, repository, of, narrowed, history=history)
     return await kept_file(request, repository, image_store, export_files, requested, selection)
 
 
@@ -203,11 +211,18 @@ def make_export(of: Kind, file_format: Format, *, raw: bool, bom: bool, order: S
         raise ParameterError([ProblemItem(error.parameter, str(error))]) from error
 
 
-async def _selection(request: Request, repository: Repository, of: Kind, narrowed: Narrowing) -> Filter:
+async def _selection(
+    request: Request, repository: Repository, of: Kind, narrowed: Narrowing, *, history: bool
+) -> Filter:
     if of == "annotations":
         if narrowed.q is not None:
             raise ParameterError([ProblemItem("q", "searches cases and images, not annotations")])
-        return await narrowed.apply(repository, ANNOTATIONS, await annotation_filter(request))
+        selection = await annotation_filter(request)
+        if not history:
+            selection = await (await get_annotations(request)).current(selection)
+        return await narrowed.apply(repository, ANNOTATIONS, selection)
+    if history:
+        raise ParameterError([ProblemItem("history", "belongs to annotations")])
     if of == "cases":
         return await narrowed.apply(repository, CASES, await case_filter(request, repository))
     return await narrowed.apply(repository, IMAGES, await image_filter(request, repository))
@@ -254,6 +269,8 @@ async def _after(first: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[b
     part = first
     while part:
         yield part
+        # uvicorn takes what is sent to a client that left without waiting, so nothing else would end the loop.
+        await anyio.lowlevel.checkpoint_if_cancelled()
         # A query that is cancelled half way would leave its cursor open: the client leaves between two parts.
         with anyio.CancelScope(shield=True):
             part = await anext(parts, b"")
