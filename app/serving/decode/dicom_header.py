@@ -10,6 +10,7 @@ from collections.abc import Iterator, MutableSequence
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset, config
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
@@ -61,6 +62,10 @@ _KEYWORDS: Final = (
     "PixelRepresentation",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
+    "FloatPixelPaddingValue",
+    "FloatPixelPaddingRangeLimit",
+    "DoubleFloatPixelPaddingValue",
+    "DoubleFloatPixelPaddingRangeLimit",
     "PixelSpacing",
     "ImagerPixelSpacing",
     "NominalScannedPixelSpacing",
@@ -273,6 +278,22 @@ def numbers(dataset: Dataset, keyword: str) -> list[float]:
         return []
     many = value if isinstance(value, (list, tuple)) or hasattr(value, "append") else [value]
     return [_number(one) for one in many[:_MAX_VALUES]]
+
+
+def table_entries(data: bytes, entries: int, bits: int, *, little: bool) -> NDArray[Any] | None:
+    """The entries of a lookup table; None where there are fewer than its descriptor says.
+
+    Args:
+        data: words of 16 bits, or bytes where the entries have 8 bits or fewer.
+        entries: how many the descriptor says.
+        bits: of each entry, as the descriptor says.
+        little: whether the file is little-endian.
+    """
+    if len(data) >= 2 * entries:
+        return np.frombuffer(data, dtype="<u2" if little else ">u2", count=entries)
+    if bits <= 8 and entries <= len(data) <= entries + 1:  # an odd number of bytes is padded
+        return np.frombuffer(data, dtype="u1", count=entries)
+    return None
 
 
 def _shorten(dataset: Dataset, keyword: str) -> None:

@@ -1,6 +1,7 @@
 """DICOM files that are read: syntaxes, colours, frames, headers and shapes."""
 
 import logging
+import re
 import struct
 import tracemalloc
 from pathlib import Path
@@ -156,6 +157,28 @@ def test_palette_colours(bits: int) -> None:
     image = read(dicom(GREY, **palette(reds, greens, blues, bits))).image
     assert image.mode == "RGB"
     assert [image.getpixel((column, 0)) for column in (0, 1, 63)] == [(0, 9, 255), (4, 9, 251), (252, 9, 3)]
+
+
+@pytest.mark.parametrize("entries", [200, 128, 100])
+def test_a_palette_of_fewer_entries_than_it_says_is_refused(entries: int) -> None:
+    """Its words were read as bytes."""
+    tags = palette(*[np.arange(entries) * 257] * 3)
+    for name in ("Red", "Green", "Blue"):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+    with pytest.raises(ApiError, match="its table for red has not 256 entries"):
+        read(dicom(GREY, **tags))
+
+
+def test_a_palette_of_signed_pixels() -> None:
+    tags = palette(*[np.arange(256) * 257] * 3)
+    for name in ("Red", "Green", "Blue"):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, -128, 16]
+    data = dicom((GREY.astype(np.int16) - 128).astype(np.int8), syntax=ImplicitVRLittleEndian, **tags)
+    assert np.array_equal(np.asarray(read(data).image)[..., 0], GREY)
+    written_as_unsigned = dicom((GREY.astype(np.int16) - 128).astype(np.int8), **tags)
+    wrong = re.sub(rb"(\x28\0.\x11)SS", rb"\1US", written_as_unsigned)
+    assert wrong != written_as_unsigned
+    assert np.array_equal(np.asarray(read(wrong).image)[..., 0], GREY)
 
 
 def test_segmented_palette() -> None:
