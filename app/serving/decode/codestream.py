@@ -34,12 +34,14 @@ class FrameHeader:
         width, height: in pixels.
         components: samples per pixel.
         precision: bits per sample, the most of any component.
+        marker: of the start of the frame, which tells a JPEG's process; 0 of JPEG 2000.
     """
 
     width: int
     height: int
     components: int
     precision: int
+    marker: int = 0
 
 
 def jpeg_header(data: bytes) -> FrameHeader | None:
@@ -58,7 +60,7 @@ def jpeg_header(data: bytes) -> FrameHeader | None:
             return None
         if marker in _FRAME_MARKERS:
             height, width = int.from_bytes(segment[3:5]), int.from_bytes(segment[5:7])
-            return FrameHeader(width, height, components=segment[7], precision=segment[2])
+            return FrameHeader(width, height, components=segment[7], precision=segment[2], marker=marker)
         position += max(2, int.from_bytes(segment[:2]))
     return None
 

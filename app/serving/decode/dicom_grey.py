@@ -117,8 +117,8 @@ def _padding(values: NDArray[Any], dataset: Dataset) -> Callable[[NDArray[Any]],
         return lambda part: ~np.isfinite(part) | ((part >= least) & (part <= most))
     if not edges:
         return lambda _: None
-    # Devices write a negative value as an unsigned one; as bits of the stored type both are the same. So they are in the
-    # bits that are stored, where padding has more of them.
+    # Devices write a negative value as an unsigned one; as bits of the stored type both are the same. So they are as
+    # the bits that are stored, of which padding may have more.
     info, (lowest, highest) = np.iinfo(values.dtype), _stored_range(dataset)
     wrapped = sorted(_wrapped(edge, int(info.min), int(info.max)) for edge in edges)
     if wrapped[0] > highest or wrapped[-1] < lowest:
