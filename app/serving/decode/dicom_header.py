@@ -125,6 +125,8 @@ def is_dicom(data: bytes) -> bool:
 def read_header(data: bytes, max_inflated: int) -> Dataset:
     """The elements of a DICOM file that are needed to show its image, with the transfer syntax in ``file_meta``.
 
+    Where the file does not say its transfer syntax, the attribute ``is_syntax_guessed`` of the data set is true.
+
     The file meta information is read alone before anything else. pydicom's own reader would inflate a deflated
     data set without a bound.
 
@@ -145,7 +147,8 @@ def read_header(data: bytes, max_inflated: int) -> Dataset:
     syntax = UID(str(meta.get("TransferSyntaxUID") or "").strip("\0 "))
     if syntax == DeflatedExplicitVRLittleEndian:
         stream = _HeaderStream(_inflate(data[stream.tell() :], max_inflated))
-    elif not syntax:
+    is_guessed = not syntax
+    if is_guessed:
         syntax = _guessed_syntax(data[stream.tell() : stream.tell() + 6])
     implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
     if stream.getvalue().count(_ITEM if little else _ITEM[1::-1] + _ITEM[:1:-1]) > _MAX_ITEMS:
@@ -156,6 +159,7 @@ def read_header(data: bytes, max_inflated: int) -> Dataset:
     dataset.set_original_encoding(implicit, little)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.is_syntax_guessed = is_guessed
     if "SOPClassUID" not in dataset:
         dataset.SOPClassUID = meta.get("MediaStorageSOPClassUID")
     _shorten(dataset, "SOPClassUID")

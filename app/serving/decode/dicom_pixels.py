@@ -180,21 +180,33 @@ def _decoded(dataset: Dataset, frame: int) -> tuple[NDArray[Any], dict[str, Any]
 
 
 def has_unread_pixels(dataset: Dataset) -> bool:
-    """Whether there are more pixel data, by a row or more, than a header says; compressed ones are not counted."""
+    """Whether there are more pixel data than a header says; compressed ones are not counted.
+
+    A byte that makes an odd length even is none, and zeros of less than a row are padding; other bytes are pixels of
+    rows that may be longer than Columns says.
+    """
     if dataset.file_meta.TransferSyntaxUID in COMPRESSED:
         return False
     expected, actual = _lengths(dataset)
-    return (actual - expected) * 8 >= int(dataset.Columns) * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated)
+    surplus = actual - expected
+    if surplus <= expected % 2:
+        return False
+    row = int(dataset.Columns) * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated)
+    return surplus * 8 >= row or any(dataset[_pixel_keyword(dataset)].value[expected:])
+
+
+def _pixel_keyword(dataset: Dataset) -> str:
+    [keyword] = [keyword for keyword in PIXEL_KEYWORDS if keyword in dataset]
+    return keyword
 
 
 def _lengths(dataset: Dataset) -> tuple[int, int]:
     """How many bytes of pixel data there must be, and how many there are."""
-    [keyword] = [keyword for keyword in PIXEL_KEYWORDS if keyword in dataset]
     rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.NumberOfFrames)
     bits = rows * columns * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) * frames
     if dataset.PhotometricInterpretation == "YBR_FULL_422":
         bits = bits * 2 // 3
-    return math.ceil(bits / 8), len(dataset[keyword].value or b"")
+    return math.ceil(bits / 8), len(dataset[_pixel_keyword(dataset)].value or b"")
 
 
 def _check_length(dataset: Dataset) -> None:
