@@ -89,7 +89,8 @@ def grey_levels(values: NDArray[Any], dataset: Dataset, frame: int) -> tuple[NDA
 
 def _eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
     """Grey levels, 0 to 255, as bytes; a float pixel that is no number is black."""
-    return np.nan_to_num(levels.round(), nan=0.0, posinf=255.0, neginf=0.0).astype(np.uint8)
+    finite: NDArray[Any] = np.nan_to_num(levels.round(), nan=0.0, posinf=255.0, neginf=0.0)
+    return finite.astype(np.uint8)
 
 
 def _extremes(
