@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from fastapi.responses import FileResponse
 
 from app.core.byte_ranges import keep_satisfiable_ranges
+from app.core.exceptions import PreconditionFailedError
 
 _CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
 
@@ -18,13 +19,14 @@ async def image_response(request: Request, etag: str, find: Callable[[], Path], 
     """A file of an image with a content hash as its ETag: 304 if the client has it, 206 for a range.
 
     Args:
-        request: supplies If-None-Match, If-Range and Range.
+        request: supplies If-Match, If-None-Match, If-Range and Range.
         etag: the quoted entity tag.
         find: finds or makes the file; runs in a thread.
         media_type: of the file.
 
     Raises:
         NotFoundError: the file is not there.
+        PreconditionFailedError: If-Match names other content.
         RangeNotSatisfiableError: the range lies outside the file.
     """
     headers = {"ETag": etag, "Cache-Control": _CACHE_CONTROL}
@@ -35,7 +37,15 @@ async def image_response(request: Request, etag: str, find: Callable[[], Path], 
 
 
 def not_modified(request: Request, headers: dict[str, str]) -> Response | None:
-    """The 304 answer to a client that has the entity of the ETag among the headers; None for any other."""
+    """The 304 answer to a client that has the entity of the ETag among the headers; None for any other.
+
+    Raises:
+        PreconditionFailedError: If-Match does not name the entity; it comes before If-None-Match (RFC 9110, 13.2.2).
+    """
+    if_match = request.headers.get("if-match")
+    # Compared strongly: a weak tag matches nothing (RFC 9110, 13.1.1).
+    if if_match is not None and not {"*", headers["ETag"]} & {tag.strip() for tag in if_match.split(",")}:
+        raise PreconditionFailedError(f"The content has another entity tag than If-Match names: {headers['ETag']}.")
     if etag_matches(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     return None

@@ -104,6 +104,13 @@ class UnsupportedMediaTypeError(ApiError):
     slug = "unsupported-media-type"
 
 
+class PreconditionFailedError(ApiError):
+    """The client asks for another content than the one that is there."""
+
+    status = 412
+    slug = "precondition-failed"
+
+
 class ContentTooLargeError(ApiError):
     """The body, a file or a text is over its limit."""
 

@@ -44,6 +44,16 @@ def test_a_client_that_has_the_file_is_not_sent_it_again(api: httpx.Client, imag
     assert api.get(f"/images/{image}/{suffix}", headers={"If-None-Match": '"other"'}).status_code == 200
 
 
+@pytest.mark.parametrize("suffix", ["file", "thumbnail"])
+def test_another_content_than_if_match_names_is_not_sent(api: httpx.Client, image: str, suffix: str) -> None:
+    path = f"/images/{image}/{suffix}"
+    etag = api.get(path).headers["etag"]
+    for if_match, status in ((etag, 200), ("*", 200), (f'"other", {etag}', 200), ('"other"', 412), (f"W/{etag}", 412)):
+        assert api.get(path, headers={"If-Match": if_match}).status_code == status
+    refused = api.get(path, headers={"If-Match": '"other"', "If-None-Match": etag})
+    assert (refused.status_code, refused.json()["type"]) == (412, "urn:medpix:problem:precondition-failed")
+
+
 def test_parts_of_a_file(api: httpx.Client, image: str) -> None:
     address = f"/images/{image}/file"
     whole = api.get(address).content

@@ -175,11 +175,22 @@ def _rle(segments: list[bytes]) -> bytes:
     return offsets.tobytes() + b"".join(segments)
 
 
+def many_tiles(side: int, transform: int = 0) -> bytes:
+    """A JPEG 2000 frame of colours with a tile for every pixel, and a transform of Part 2 of so many bytes."""
+    frame = bytearray(imagecodecs.jpeg2k_encode(np.zeros((64, 64, 3), np.uint8), codecformat="j2k", reversible=True))
+    at = frame.index(b"\xff\x51")
+    struct.pack_into(">8I", frame, at + 6, side, side, 0, 0, 1, 1, 0, 0)
+    end = frame.index(b"\xff\x52")
+    marker = b"\xff\x74" + struct.pack(">HHHH", transform + 8, 0, 0x0201, 0) + bytes(transform)
+    return bytes(frame[:end] + marker * bool(transform) + frame[end:])
+
+
 @cache
 def dicom_bombs() -> Mapping[str, bytes]:
     """Small DICOM files that ask a decoder for hundreds of megabytes or more."""
     grey = np.zeros((64, 64), dtype=np.uint8)
     large = np.zeros((3000, 3000), dtype=np.uint8)
+    many = np.zeros((250, 250, 3), dtype=np.uint8)
     linear = np.tile(np.array([0, 1, 1, 1, 65535, 1], dtype="<u2"), 200_000).tobytes()
     segments: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
     for name in ("Red", "Green", "Blue"):
@@ -195,6 +206,8 @@ def dicom_bombs() -> Mapping[str, bytes]:
             grey, syntax=JPEG_LOSSLESS, frame=imagecodecs.jpeg8_encode(large, lossless=True, bitspersample=8)
         ),
         "jpeg-ls larger inside": dicom(grey, syntax=JPEG_LS, frame=imagecodecs.jpegls_encode(large)),
+        "jpeg 2000 of many tiles": dicom(many, syntax=JPEG_2000, frame=many_tiles(250)),
+        "jpeg 2000 transform for each tile": dicom(many[:60, :60], syntax=JPEG_2000, frame=many_tiles(60, 20_000)),
         "palette segments": dicom(grey, **segments),
         "frames": dicom(grey, NumberOfFrames=2**31 - 1),
         "compressed frames": dicom(grey, syntax=JPEG_BASELINE, frame=jpeg(grey), NumberOfFrames=2**31 - 1),
@@ -234,6 +247,8 @@ def _refused_dicoms() -> Mapping[str, tuple[bytes, int, str]]:
             "transfer syntax is RLE Lossless, and its pixel data are not compressed",
         ),
         "larger inside": (bombs["jpeg 2000 larger inside"], 422, "64 x 64 pixels of 1 sample(s), the compressed"),
+        "many tiles": (bombs["jpeg 2000 of many tiles"], 422, "divided into 62500 tiles; at most 4096 are read"),
+        "transform of jpeg 2000": (bombs["jpeg 2000 transform for each tile"], 422, "transforms of JPEG 2000 Part 2"),
         "scan bomb": (dicom(square, syntax=JPEG_BASELINE, frame=scan_bomb(400)), 422, "more than 100 scans"),
         "of many elements": (dicom_start() + b"\x08\0\0\0CS\0\0" * 1_000_000, 422, "more than 200000 elements"),
         "of much meta information": (

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import imagecodecs
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.api.predict_client import ask
 from tests.serving.decode.dicom_files import dicom
@@ -124,6 +125,56 @@ def test_a_dicom_file_is_shown_as_it_was_analysed(page: Page) -> None:
     assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [64, 48]
     page.get_by_role("button", name="Explain").first.click()
     expect(page.locator(".heat")).to_be_visible(timeout=20_000)
+
+
+def test_a_png_of_sixteen_bits_is_shown_as_it_was_analysed(page: Page, tmp_path: Path) -> None:
+    """A browser shows the upper 8 bits of its values, which are black here."""
+    values = np.tile(np.arange(64, dtype=np.uint16) * 65, (48, 1))
+    page.goto("/pages/predict")
+    deep, plain = bytes(imagecodecs.png_encode(values)), bytes(imagecodecs.png_encode((values >> 4).astype(np.uint8)))
+    choose(page, png_file("deep.png", deep), png_file("plain.png", plain))
+    shows_status(page, "2 images analysed.")
+    shown = page.locator(".item img[alt$='that was analysed']")
+    expect(shown).to_have_count(1)
+    expect(shown).to_have_attribute("alt", "The image of deep.png that was analysed")
+    expect(shown).to_have_js_property("complete", value=True)
+    brightest = """image => {
+      const canvas = Object.assign(document.createElement("canvas"), { width: 64, height: 48 });
+      canvas.getContext("2d").drawImage(image, 0, 0);
+      return Math.max(...canvas.getContext("2d").getImageData(0, 0, 64, 48).data.filter((_, at) => at % 4 === 0));
+    }"""
+    assert shown.evaluate(brightest) == 255
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as CSV").click()
+    download.value.save_as(tmp_path / "predictions.csv")
+    with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as lines:
+        assert "notes" in next(csv.reader(lines))
+
+
+def test_previews_are_asked_for_one_after_the_other_and_again_after_503(page: Page, complaints: list[str]) -> None:
+    answered: list[str] = []
+    asked: list[str] = []
+    waiting: list[int] = []
+
+    def refuse_every_second(route: Route) -> None:
+        asked.append(route.request.url)
+        waiting.append(len(asked) - len(answered))
+        if len(asked) % 2:
+            problem = {"status": 503, "title": "Service Unavailable", "detail": "Busy."}
+            answered.append("refused")
+            route.fulfill(status=503, headers={"Retry-After": "1"}, json=problem)
+        else:
+            response = route.fetch()
+            answered.append("shown")
+            route.fulfill(response=response)
+
+    page.route("**/preview", refuse_every_second)
+    pixels = (np.arange(64 * 48) % 4096).astype(np.uint16).reshape(48, 64)
+    page.goto("/pages/predict")
+    choose(page, *(png_file(f"IM{number}", dicom(pixels + number), "") for number in range(4)))
+    expect(page.locator(".item img[alt$='that was analysed']")).to_have_count(4, timeout=30_000)
+    assert (len(asked), max(waiting)) == (8, 1)
+    complaints[:] = [complaint for complaint in complaints if "503" not in complaint]
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR", "CR"])

@@ -58,7 +58,7 @@ FILE_RESPONSES: Responses = {
     **_FILES,
     206: {"description": "The range that was asked for"},
     304: {"description": "Not Modified"},
-    **documented(404, 416, 422, 429, 503, 504, 507),
+    **documented(404, 412, 416, 422, 429, 503, 504, 507),
 }
 _FILTERS: Final = filters({**ANNOTATION_FIELDS, **CASE_FIELDS, **IMAGE_FIELDS})
 # What goes into the bytes of a file beside the data and the request.
@@ -173,6 +173,7 @@ async def kept_file(
     Raises:
         InsufficientStorageError: the disk or the cache is too small.
         UnavailableError: the data are being loaded, or changed meanwhile.
+        PreconditionFailedError: If-Match names other content.
         RangeNotSatisfiableError: the range lies outside the file.
     """
     collection, _ = KINDS[requested.of]

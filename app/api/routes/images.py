@@ -110,7 +110,7 @@ async def read_image(
 @router.get(
     "/images/{image}/file",
     response_class=FileResponse,
-    responses={**_PNG, **documented(404, 416, 422, 503, 504)},
+    responses={**_PNG, **documented(404, 412, 416, 422, 503, 504)},
     summary="Read an image file",
     operation_id="get_image_file",
 )
@@ -125,7 +125,7 @@ async def read_file(
 @router.get(
     "/images/{image}/thumbnail",
     response_class=FileResponse,
-    responses={**_JPEG, **documented(404, 416, 422, 503, 504)},
+    responses={**_JPEG, **documented(404, 412, 416, 422, 503, 504)},
     summary="Read a thumbnail",
     operation_id="get_thumbnail",
 )

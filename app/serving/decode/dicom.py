@@ -21,6 +21,13 @@ from app.serving.decode.levels import stretch_to_uint8
 _SEND_PNG: Final = "Export the image from your viewer as PNG or JPEG and send that."
 _COLOURS: Final = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 _JPEG_2000_COLOURS: Final = frozenset({"YBR_ICT", "YBR_RCT"})  # of its own colour transforms
+# Of the standard's later editions, which pydicom does not name yet.
+_NEWER_SYNTAXES: Final = {
+    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+}
 _PALETTE: Final = "PALETTE COLOR"
 _MONOCHROME: Final = frozenset({"MONOCHROME1", "MONOCHROME2"})
 # Larger than any detector's; a header that says more is wrong.
@@ -102,11 +109,16 @@ def _check_content(dataset: Dataset) -> None:
         kind = f": it is of the kind {name}" if name else ""
         raise UnprocessableError(f"The DICOM file has no image{kind}. There are no pixel data in it, or it is cut.")
     if syntax not in COMPRESSED | NATIVE | {DeflatedExplicitVRLittleEndian}:
-        name = _standard_name(syntax)
+        name = _standard_name(syntax) or _NEWER_SYNTAXES.get(str(syntax))
         codec = f"{name} ({syntax})" if name else "a private or unknown transfer syntax"
         raise UnsupportedMediaTypeError(f"The DICOM file is encoded as {codec}, which is not supported. {_SEND_PNG}")
     encapsulated = "PixelData" in dataset and dataset["PixelData"].is_undefined_length
     if encapsulated != (syntax in COMPRESSED):
+        if dataset.is_syntax_guessed:
+            raise UnprocessableError(
+                "The DICOM file cannot be read: it has no transfer syntax (file meta information); its pixel data are "
+                f"compressed, and it does not say how. {_SEND_PNG}"
+            )
         state = "compressed" if encapsulated else "not compressed"
         raise UnprocessableError(
             f"The DICOM file contradicts itself: its transfer syntax is {syntax.name}, and its pixel data are {state}. "
@@ -137,7 +149,8 @@ def _check_pixels(dataset: Dataset) -> None:
     if bits == 0:
         raise UnprocessableError("The DICOM file cannot be read: its header lacks BitsAllocated.")
     grey = samples == 1 and (photometric in _MONOCHROME or photometric == _PALETTE) and bits in (1, 8, 16, 32, 64)
-    colour = samples == 3 and photometric in _COLOURS and bits in ((8, 16, 32) if photometric == "RGB" else (8,))
+    depths = {"RGB": (8, 16, 32), **dict.fromkeys(_JPEG_2000_COLOURS, (8, 16))}.get(photometric or "", (8,))
+    colour = samples == 3 and photometric in _COLOURS and bits in depths
     if not grey and not colour:
         raise UnsupportedMediaTypeError(
             f"The pixels of the DICOM file are not supported: {samples} sample(s) of {bits} bits, {photometric}. "

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -11,8 +11,7 @@ from pydicom import Dataset
 from pydicom.pixels.processing import apply_windowing
 from pydicom.valuerep import DSfloat
 
-from app.core.exceptions import UnprocessableError
-from app.serving.decode.dicom_header import code, functional_groups, numbers
+from app.serving.decode.dicom_header import code, functional_groups, numbers, table_entries
 from app.serving.decode.levels import NOTHING, linear, percentile_range
 from ml.dataset.preprocess import strips
 
@@ -53,9 +52,6 @@ def grey_levels(values: NDArray[Any], dataset: Dataset, frame: int) -> tuple[NDA
 
     Returns:
         Grey levels, 0 black and 255 white, and notes in sentences.
-
-    Raises:
-        UnprocessableError: a lookup table of the file cannot be used.
     """
     is_padding = _padding(values, dataset)
     rescale, note, is_calibrated = _modality(dataset, frame)
@@ -93,8 +89,8 @@ def grey_levels(values: NDArray[Any], dataset: Dataset, frame: int) -> tuple[NDA
 
 def _eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
     """Grey levels, 0 to 255, as bytes; a float pixel that is no number is black."""
-    rounded: NDArray[np.uint8] = np.nan_to_num(levels.round(), nan=0.0, posinf=255.0, neginf=0.0).astype(np.uint8)
-    return rounded
+    finite: NDArray[Any] = np.nan_to_num(levels.round(), nan=0.0, posinf=255.0, neginf=0.0)
+    return finite.astype(np.uint8)
 
 
 def _extremes(
@@ -111,23 +107,49 @@ def _extremes(
 
 def _padding(values: NDArray[Any], dataset: Dataset) -> Callable[[NDArray[Any]], NDArray[np.bool_] | None]:
     """Tells which stored values are padding: PixelPaddingValue, or the range to PixelPaddingRangeLimit."""
-    if values.dtype.kind == "f":
-        return lambda part: ~np.isfinite(part)
-    edges = [number for name in ("PixelPaddingValue", "PixelPaddingRangeLimit") for number in numbers(dataset, name)]
-    if not edges or not all(math.isfinite(edge) for edge in edges):
+    is_float = values.dtype.kind == "f"
+    prefix = ("DoubleFloat" if values.dtype.itemsize == 8 else "Float") if is_float else ""
+    names = [f"{prefix}PixelPadding{end}" for end in ("Value", "RangeLimit")]
+    edges = [number for name in names for number in numbers(dataset, name) if math.isfinite(number)]
+    if is_float:
+        if not edges:
+            return lambda part: ~np.isfinite(part)
+        least, most = (values.dtype.type(edge) for edge in (min(edges), max(edges)))
+        return lambda part: ~np.isfinite(part) | ((part >= least) & (part <= most))
+    if not edges:
         return lambda _: None
-    # Devices write a negative value as an unsigned one; as bits of the stored type both are the same.
-    info = np.iinfo(values.dtype)
-    wrapped = [(int(edge) - info.min) % (info.max - info.min + 1) + info.min for edge in edges]
-    low, high = min(wrapped), max(wrapped)
+    # Devices write a negative value as an unsigned one; as bits of the stored type both are the same. So they are as
+    # the bits that are stored, of which padding may have more.
+    info, (lowest, highest) = np.iinfo(values.dtype), _stored_range(dataset)
+    wrapped = sorted(_wrapped(edge, int(info.min), int(info.max)) for edge in edges)
+    if wrapped[0] > highest or wrapped[-1] < lowest:
+        wrapped = sorted(_wrapped(edge, lowest, highest) for edge in edges)
+    low, high = wrapped[0], wrapped[-1]
     return lambda part: (part >= low) & (part <= high)
+
+
+def _wrapped(value: float, lowest: int, highest: int) -> int:
+    """The integer of a range that has the same lower bits as a value."""
+    return (int(value) - lowest) % (highest - lowest + 1) + lowest
+
+
+def _stored_range(dataset: Dataset) -> tuple[int, int]:
+    """The lowest and the highest value that stored pixels can have; for float ones an idea of it."""
+    bits = int(dataset.BitsStored)
+    is_signed = dataset.PixelRepresentation == 1 or "PixelData" not in dataset
+    lowest = -(2 ** (bits - 1)) if is_signed else 0
+    return lowest, lowest + 2**bits - 1
 
 
 def _modality(dataset: Dataset, frame: int) -> tuple[Transform, str | None, bool]:
     """The modality LUT or rescale as a function, a note where it cannot be used, and whether windows then apply."""
-    if dataset.get("ModalityLUTSequence"):
-        lookup, _ = _lookup_table(dataset.ModalityLUTSequence[0], dataset)
-        return lookup, None, True
+    tables = dataset.get("ModalityLUTSequence")
+    if tables and ("LUTDescriptor" in tables[0] or "LUTData" in tables[0]):  # an empty item stands for none
+        table = _lookup_table(tables[0], dataset, least=_stored_range(dataset)[0])
+        if table is not None:
+            return table[0], None, True
+        note = "The DICOM file's modality lookup table cannot be used; the values were read as they are stored."
+        return lambda part: np.asarray(part, dtype=np.float64), note, False
     groups = list(functional_groups(dataset, frame, "PixelValueTransformationSequence"))
     slope = next((values[0] for group in groups if (values := numbers(group, "RescaleSlope"))), 1.0)
     intercept = next((values[0] for group in groups if (values := numbers(group, "RescaleIntercept"))), 0.0)
@@ -147,13 +169,20 @@ def _views(
     use_window: bool,
 ) -> Iterator[_View]:
     """Ways to show a frame, the best first; the last one always serves."""
+    note = ""
     for group in functional_groups(dataset, frame, "FrameVOILUTSequence") if use_window else ():
-        if (sequence := group.get("VOILUTSequence")) and "LUTData" in sequence[0]:
-            yield _lookup_view(sequence[0], dataset)
-        yield from _windows(group)
+        if sequence := group.get("VOILUTSequence"):
+            # A table's first input is of the values behind the rescale, which can be negative where pixels are not.
+            least = float(rescale(np.array(_stored_range(dataset), dtype=np.float64)).min())
+            if (table := _lookup_table(sequence[0], dataset, least)) is not None:
+                yield _lookup_view(*table)
+            else:
+                note = "The DICOM file's VOI lookup table cannot be used. "
+        for view in _windows(group):
+            yield replace(view, note=note + view.note)
     hidden = is_padding(values)
     low, high, name = percentile_range(values if hidden is None else values[~hidden], rescale) or NOTHING
-    note = f"The DICOM file has no window that can be used; it was read from {name}: {low:g} to {high:g}."
+    note += f"The DICOM file has no window that can be used; it was read from {name}: {low:g} to {high:g}."
     yield _View(lambda part: linear(part, low, high), is_window=False, name=None, note=note)
 
 
@@ -181,35 +210,39 @@ def _windowing(centre: float, width: float, function: str) -> Transform:
     return lambda part: apply_windowing(part, view)
 
 
-def _lookup_view(item: Dataset, dataset: Dataset) -> _View:
-    lookup, top = _lookup_table(item, dataset)
+def _lookup_view(lookup: Transform, top: float) -> _View:
     note = "The DICOM file was read with its VOI lookup table."
     return _View(lambda part: lookup(part) * (255.0 / top), is_window=False, name="VOI lookup table", note=note)
 
 
-def _lookup_table(item: Dataset, dataset: Dataset) -> tuple[Transform, float]:
-    """A modality or VOI LUT as a function, and the largest value that it can give.
+def _lookup_table(item: Dataset, dataset: Dataset, least: float) -> tuple[Transform, float] | None:
+    """A modality or VOI LUT as a function, and the largest value that it can give; None where it cannot be used.
 
     pydicom's own functions wrap around where a table has more entries than its values have bits for, or where its
     first input is negative.
+
+    Args:
+        item: of the sequence.
+        dataset: of the file.
+        least: of the values that are looked up; it tells the sign of the first input, which an implicit VR does not.
     """
-    entries, first, bits = (int(value) for value in item.LUTDescriptor)
+    descriptor, data = numbers(item, "LUTDescriptor"), item.get("LUTData")
+    if len(descriptor) != 3 or not all(number.is_integer() for number in descriptor) or data is None:
+        return None
+    entries, first, bits = (int(number) for number in descriptor)
     entries = entries % 2**16 or 2**16
-    if dataset.PixelRepresentation == 1 and first >= 2**15:
+    if least < 0 and first >= 2**15:
         first -= 2**16
-    data: Any = item.LUTData
+    table: NDArray[Any] | None = np.atleast_1d(np.asarray(data))
     if isinstance(data, bytes):
-        order = "<" if dataset.original_encoding[1] else ">"
-        table = np.frombuffer(data, dtype=f"{order}u2" if len(data) >= 2 * entries else "u1")
-    else:
-        table = np.atleast_1d(np.asarray(data))
-    table = table[:entries].astype(np.float64)
-    if table.size == 0 or not 1 <= bits <= 16:
-        raise UnprocessableError("A lookup table of the DICOM file cannot be used: it is empty or of a wrong depth.")
+        table = table_entries(data, entries, bits, little=bool(dataset.original_encoding[1]))
+    if table is None or table.size < entries or table.dtype.kind not in "iu" or not 1 <= bits <= 16:
+        return None
+    values = table[:entries].astype(np.float64)
 
     def lookup(part: NDArray[Any]) -> NDArray[Any]:
         index = np.nan_to_num(np.rint(np.asarray(part, dtype=np.float64)) - first, nan=0.0)
-        entries: NDArray[Any] = table[np.clip(index, 0, table.size - 1).astype(np.intp)]
+        entries: NDArray[Any] = values[np.clip(index, 0, values.size - 1).astype(np.intp)]
         return entries
 
-    return lookup, max(2.0**bits - 1, float(table.max()))
+    return lookup, max(2.0**bits - 1, float(values.max()))

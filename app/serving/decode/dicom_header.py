@@ -10,6 +10,7 @@ from collections.abc import Iterator, MutableSequence
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset, config
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
@@ -61,6 +62,10 @@ _KEYWORDS: Final = (
     "PixelRepresentation",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
+    "FloatPixelPaddingValue",
+    "FloatPixelPaddingRangeLimit",
+    "DoubleFloatPixelPaddingValue",
+    "DoubleFloatPixelPaddingRangeLimit",
     "PixelSpacing",
     "ImagerPixelSpacing",
     "NominalScannedPixelSpacing",
@@ -120,6 +125,8 @@ def is_dicom(data: bytes) -> bool:
 def read_header(data: bytes, max_inflated: int) -> Dataset:
     """The elements of a DICOM file that are needed to show its image, with the transfer syntax in ``file_meta``.
 
+    Where the file does not say its transfer syntax, the attribute ``is_syntax_guessed`` of the data set is true.
+
     The file meta information is read alone before anything else. pydicom's own reader would inflate a deflated
     data set without a bound.
 
@@ -140,7 +147,8 @@ def read_header(data: bytes, max_inflated: int) -> Dataset:
     syntax = UID(str(meta.get("TransferSyntaxUID") or "").strip("\0 "))
     if syntax == DeflatedExplicitVRLittleEndian:
         stream = _HeaderStream(_inflate(data[stream.tell() :], max_inflated))
-    elif not syntax:
+    is_guessed = not syntax
+    if is_guessed:
         syntax = _guessed_syntax(data[stream.tell() : stream.tell() + 6])
     implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
     if stream.getvalue().count(_ITEM if little else _ITEM[1::-1] + _ITEM[:1:-1]) > _MAX_ITEMS:
@@ -151,6 +159,7 @@ def read_header(data: bytes, max_inflated: int) -> Dataset:
     dataset.set_original_encoding(implicit, little)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.is_syntax_guessed = is_guessed
     if "SOPClassUID" not in dataset:
         dataset.SOPClassUID = meta.get("MediaStorageSOPClassUID")
     _shorten(dataset, "SOPClassUID")
@@ -273,6 +282,22 @@ def numbers(dataset: Dataset, keyword: str) -> list[float]:
         return []
     many = value if isinstance(value, (list, tuple)) or hasattr(value, "append") else [value]
     return [_number(one) for one in many[:_MAX_VALUES]]
+
+
+def table_entries(data: bytes, entries: int, bits: int, *, little: bool) -> NDArray[Any] | None:
+    """The entries of a lookup table; None where there are fewer than its descriptor says.
+
+    Args:
+        data: words of 16 bits, or bytes where the entries have 8 bits or fewer.
+        entries: how many the descriptor says.
+        bits: of each entry, as the descriptor says.
+        little: whether the file is little-endian.
+    """
+    if len(data) >= 2 * entries:
+        return np.frombuffer(data, dtype="<u2" if little else ">u2", count=entries)
+    if bits <= 8 and entries <= len(data) <= entries + 1:  # an odd number of bytes is padded
+        return np.frombuffer(data, dtype="u1", count=entries)
+    return None
 
 
 def _shorten(dataset: Dataset, keyword: str) -> None:

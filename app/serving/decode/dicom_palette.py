@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from app.core.exceptions import UnprocessableError
-from app.serving.decode.dicom_header import numbers
+from app.serving.decode.dicom_header import numbers, table_entries
 from ml.dataset.preprocess import strips
 
 _COLOURS: Final = ("Red", "Green", "Blue")
@@ -54,17 +54,21 @@ def _table(dataset: Dataset, colour: str) -> tuple[NDArray[np.uint16], int]:
         raise UnprocessableError(_UNUSABLE.format(f"it has no descriptor for {colour.lower()}"))
     entries, first, bits = (int(number) for number in descriptor)
     entries = entries % 2**16 or 2**16
-    order = "<" if dataset.original_encoding[1] else ">"
+    if dataset.PixelRepresentation == 1 and first >= 2**15:  # an implicit VR does not tell its sign
+        first -= 2**16
+    little = bool(dataset.original_encoding[1])
     plain = dataset.get(f"{colour}PaletteColorLookupTableData")
     if isinstance(plain, bytes) and plain:
-        table = np.frombuffer(plain, dtype=f"{order}u2" if len(plain) >= 2 * entries else "u1")[:entries]
+        table = table_entries(plain, entries, bits, little=little)
+        if table is None:
+            raise UnprocessableError(_UNUSABLE.format(f"its table for {colour.lower()} has not {entries} entries"))
         return table.astype(np.uint16), first
     segmented = dataset.get(f"Segmented{colour}PaletteColorLookupTableData")
     if not isinstance(segmented, bytes) or not segmented:
         raise UnprocessableError(_UNUSABLE.format(f"it has no table for {colour.lower()}"))
     size = 1 if bits <= 8 else 2
     count = min(len(segmented) // size, _MAX_WORDS)
-    words = np.frombuffer(segmented, dtype=f"{order}u{size}", count=count).tolist()
+    words = np.frombuffer(segmented, dtype=f"{'<' if little else '>'}u{size}", count=count).tolist()
     try:
         expanded = _expanded(words, entries, size)
     except IndexError:

@@ -3,6 +3,7 @@
 imagecodecs is chosen over pydicom's other plugins because it alone decodes every DICOM codec (libjpeg-turbo for JPEG
 of 8 and 12 bits and JPEG Lossless, CharLS, OpenJPEG and RLE) under the BSD licence. No frame can be larger than the
 header says: RLE is decoded into a buffer of that size, and the sizes in other frames are compared with it before.
+Nor is one shown that is cut: the decoders fill it up without a word.
 """
 
 import math
@@ -35,9 +36,16 @@ from pydicom.uid import (
 )
 
 from app.core.exceptions import ApiError, UnprocessableError
-from app.serving.decode.codestream import FrameHeader, jpeg_2000_codestream, jpeg_2000_header, jpeg_header
+from app.serving.decode.codestream import (
+    CodestreamError,
+    FrameHeader,
+    check_tiles,
+    jpeg_2000_codestream,
+    jpeg_2000_header,
+    jpeg_header,
+)
 from app.serving.decode.dicom_header import PIXEL_KEYWORDS
-from app.serving.decode.jpeg import check_scans
+from app.serving.decode.jpeg import check_scans, has_end
 from ml.dataset.preprocess import strips
 
 _JPEG: Final = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1})
@@ -45,6 +53,8 @@ _JPEG_LS: Final = frozenset({JPEGLSLossless, JPEGLSNearLossless})
 JPEG_2000_SYNTAXES: Final = frozenset({JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K})
 COMPRESSED: Final = _JPEG | _JPEG_LS | JPEG_2000_SYNTAXES | {RLELossless}
 NATIVE: Final = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
+
+_LONGEST_RUN: Final = 128  # of RLE, in bytes
 
 _PLUGIN: Final = "imagecodecs"
 DECODER_DEPENDENCIES: Final = dict.fromkeys(COMPRESSED, (_PLUGIN,))
@@ -59,10 +69,8 @@ def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
     """Decode one compressed frame; pydicom calls this, and shapes and converts what comes back."""
     syntax = runner.transfer_syntax
     if syntax == RLELossless:
-        out = bytearray(int(runner.frame_length()))
-        imagecodecs.dicomrle_decode(source, np.dtype(f"<u{runner.bits_allocated // 8}"), out=out)
         runner.set_option("planar_configuration", 1)
-        return bytes(out)
+        return _decode_rle(source, runner)
     samples = runner.samples_per_pixel
     if syntax in _JPEG:
         # The colours as they are stored: pydicom knows from the header which ones they are.
@@ -80,6 +88,36 @@ def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
     if samples > 1:
         runner.set_option("planar_configuration", 0)
     return values.tobytes()
+
+
+def _decode_rle(source: bytes, runner: DecodeRunner) -> bytes:
+    """An RLE frame (PS3.5 Annex G), in planes.
+
+    ``imagecodecs.dicomrle_decode`` is not used: it leaves what is missing black, and refuses a segment that is longer
+    than it must be by a byte of padding.
+
+    Raises:
+        ValueError: another number of segments than the header says, or one that is cut.
+    """
+    pixels, samples, size = runner.rows * runner.columns, runner.samples_per_pixel, runner.bits_allocated // 8
+    offsets = np.frombuffer(source, dtype="<u4", count=16)
+    if int(offsets[0]) != samples * size or not size:
+        raise ValueError("the frame has another number of segments than the header says")
+    ends = [*offsets[2 : samples * size + 1].tolist(), len(source)]
+    out = np.empty((samples, pixels, size), dtype=np.uint8)
+    buffer = bytearray(pixels + _LONGEST_RUN)
+    for index, (start, end) in enumerate(zip(offsets[1:].tolist(), ends, strict=False)):
+        try:
+            written = len(imagecodecs.packbits_decode(source[start:end], out=buffer))
+        except imagecodecs.ImcdError as error:
+            if "OUTPUT_TOO_SMALL" not in str(error):
+                raise
+            written = pixels  # the run that did not fit started behind them
+        if written < pixels:
+            raise ValueError("a segment of the frame is cut")
+        sample, byte = divmod(index, size)
+        out[sample, :, size - 1 - byte] = np.frombuffer(buffer, dtype=np.uint8, count=pixels)
+    return out.tobytes()
 
 
 for _syntax in COMPRESSED:
@@ -142,21 +180,33 @@ def _decoded(dataset: Dataset, frame: int) -> tuple[NDArray[Any], dict[str, Any]
 
 
 def has_unread_pixels(dataset: Dataset) -> bool:
-    """Whether there are more pixel data, by a row or more, than a header says; compressed ones are not counted."""
+    """Whether there are more pixel data than a header says; compressed ones are not counted.
+
+    A byte that makes an odd length even is none, and zeros of less than a row are padding; other bytes are pixels of
+    rows that may be longer than Columns says.
+    """
     if dataset.file_meta.TransferSyntaxUID in COMPRESSED:
         return False
     expected, actual = _lengths(dataset)
-    return (actual - expected) * 8 >= int(dataset.Columns) * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated)
+    surplus = actual - expected
+    if surplus <= expected % 2:
+        return False
+    row = int(dataset.Columns) * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated)
+    return surplus * 8 >= row or any(dataset[_pixel_keyword(dataset)].value[expected:])
+
+
+def _pixel_keyword(dataset: Dataset) -> str:
+    [keyword] = [keyword for keyword in PIXEL_KEYWORDS if keyword in dataset]
+    return keyword
 
 
 def _lengths(dataset: Dataset) -> tuple[int, int]:
     """How many bytes of pixel data there must be, and how many there are."""
-    [keyword] = [keyword for keyword in PIXEL_KEYWORDS if keyword in dataset]
     rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.NumberOfFrames)
     bits = rows * columns * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) * frames
     if dataset.PhotometricInterpretation == "YBR_FULL_422":
         bits = bits * 2 // 3
-    return math.ceil(bits / 8), len(dataset[keyword].value or b"")
+    return math.ceil(bits / 8), len(dataset[_pixel_keyword(dataset)].value or b"")
 
 
 def _check_length(dataset: Dataset) -> None:
@@ -193,6 +243,13 @@ def _checked_frame(frame: bytes, dataset: Dataset, syntax: UID) -> bytes:
             f"{expected[0]} x {expected[1]} pixels of {expected[2]} sample(s), the compressed frame "
             f"{header.width} x {header.height} of {header.components}."
         )
+    if syntax in JPEG_2000_SYNTAXES:
+        try:
+            check_tiles(frame)
+        except CodestreamError as error:
+            raise UnprocessableError(f"The {syntax.name} frame of the DICOM file {error}.") from None
+    elif syntax in _JPEG and not has_end(frame):  # of JPEG-LS the decoder says so itself
+        raise UnprocessableError(f"The {syntax.name} pixel data of the DICOM file are cut: they have no end.")
     allocated = int(dataset.BitsAllocated)
     if header.precision > allocated:  # pydicom would keep the lower bits alone
         raise UnprocessableError(

@@ -13,14 +13,14 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from app.core.exceptions import ContentTooLargeError, UnprocessableError, UnsupportedMediaTypeError
 from app.core.settings import Settings
+from app.serving.decode.codestream import jpeg_header
 from app.serving.decode.decoded_image import DecodedImage, ImageInfo, check_size
 from app.serving.decode.dicom import decode_dicom
 from app.serving.decode.dicom_header import is_dicom
 from app.serving.decode.exif import orientation
 from app.serving.decode.jpeg import check_scans
 from app.serving.decode.jpeg import without_metadata as jpeg_without_metadata
-from app.serving.decode.levels import stretch_to_uint8
-from app.serving.decode.png import SIGNATURE, has_deep_colour
+from app.serving.decode.png import SIGNATURE, check_inflated, has_deep_colour
 from app.serving.decode.png import without_metadata as png_without_metadata
 
 _JPEG_SIGNATURE: Final = b"\xff\xd8\xff"
@@ -60,13 +60,18 @@ def decode(data: bytes, settings: Settings, sha256: str | None = None) -> Decode
             return decode_dicom(data, settings, sha256)
         raise UnsupportedMediaTypeError("The file is not an image of a known format (PNG, JPEG or DICOM).")
     data, exif = png_without_metadata(data) if is_png else jpeg_without_metadata(data)
+    if not is_png:
+        _check_codec(data)
     image = _open(data, is_png=is_png)
     _check_header(image, settings)
     check_scans(data)
+    is_deep = is_png and has_deep_colour(data)
+    if is_deep:  # Pillow stops by itself where the image is full
+        check_inflated(data)
     info = ImageInfo(sha256, *image.size, image.mode)
     try:
         image.load()
-        if is_png and has_deep_colour(data):
+        if is_deep:
             image = _deep_colour(data)
         elif image.mode in _DEEP_GREY:
             image = Image.fromarray(stretch_to_uint8(np.asarray(image)))
@@ -94,13 +99,32 @@ def _open(data: bytes, *, is_png: bool) -> Image.Image:
         raise UnprocessableError("The image is cut or damaged: its header cannot be read.") from error
 
 
+def _check_codec(data: bytes) -> None:
+    """Refuse JPEG files of a kind that is read within DICOM alone; Pillow would say that they are damaged.
+
+    Raises:
+        UnsupportedMediaTypeError: JPEG-LS, lossless JPEG, or another number of bits than 8.
+    """
+    header = jpeg_header(data)
+    if header is None:
+        return
+    kind = {0xF7: "JPEG-LS", **dict.fromkeys((0xC3, 0xC7, 0xCB, 0xCF), "JPEG Lossless")}.get(header.marker)
+    if kind is None and header.precision != 8 and header.marker in range(0xC0, 0xD0):
+        kind = f"a JPEG of {header.precision} bits per sample"
+    if kind is not None:
+        raise UnsupportedMediaTypeError(
+            f"The file is {kind}, which is read within DICOM files alone; send it as JPEG of 8 bits, or as PNG."
+        )
+
+
 def _deep_colour(data: bytes) -> Image.Image:
     """A PNG with 16 bits per sample and several samples; transparency is not stretched."""
     values: NDArray[Any] = imagecodecs.png_decode(data)
     channels = values.shape[-1]
     if channels in (1, 3):
         return Image.fromarray(stretch_to_uint8(values))
-    colours, alpha = stretch_to_uint8(values[..., :-1]), (values[..., -1:] >> 8).astype(np.uint8)
+    # What is fully transparent is not seen, and may hold any value.
+    colours, alpha = stretch_to_uint8(values[..., :-1], values[..., -1] > 0), (values[..., -1:] >> 8).astype(np.uint8)
     return Image.fromarray(np.concatenate([colours, alpha], axis=-1))
 
 

@@ -86,6 +86,21 @@ def check_scans(data: bytes) -> None:
         )
 
 
+def has_end(data: bytes) -> bool:
+    """Whether a JPEG file with a start has an end as well, with whatever bytes behind it.
+
+    Decoders may fill up an image that is cut, without a word.
+    """
+    position = len(_SIGNATURE)
+    while match := _MARKER.search(data, position):
+        kind, position = match[1][0], match.end()
+        if kind == _END:
+            return True
+        if kind not in _WITHOUT_LENGTH:
+            position += max(2, int.from_bytes(data[position : position + 2]))
+    return False
+
+
 def _has_more_scans(data: bytes, limit: int) -> bool:
     scans, position = 0, len(_SIGNATURE)
     while match := _MARKER.search(data, position):

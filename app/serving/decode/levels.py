@@ -70,9 +70,15 @@ def linear(values: NDArray[Any], low: float, high: float) -> NDArray[np.float64]
     return np.nan_to_num(scaled)
 
 
-def stretch_to_uint8(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """An image (H, W) or (H, W, C) of any depth as uint8; all channels are stretched alike, or colours would change."""
-    low, high, _ = percentile_range(values) or NOTHING
+def stretch_to_uint8(values: NDArray[Any], visible: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
+    """An image of any depth as uint8; all channels are stretched alike, or colours would change.
+
+    Args:
+        values: (H, W) or (H, W, C).
+        visible: (H, W), the pixels that make the range; all by default, and where there are none.
+    """
+    counted = values if visible is None or visible.all() or not visible.any() else values[visible]
+    low, high, _ = percentile_range(counted) or NOTHING
     levels = np.empty(values.shape, dtype=np.uint8)
     for rows in strips(values):
         levels[rows] = linear(values[rows], low, high).round()

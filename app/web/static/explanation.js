@@ -10,11 +10,11 @@ let count = 0;
 /**
  * The part of a prediction that explains it on demand.
  *
- * `formOf` makes the form of the request; `address` is that of the image, which the map is laid over where the
+ * `formOf` makes the form of the request; `addressOf` finds that of the image, which the map is laid over where the
  * browser can show it; `signal` ends what is under way; `keep` is given the address of each map, to be let go with
  * the rest of the item.
  */
-export function explainer(task, { probabilities }, { formOf, address, signal, keep }) {
+export function explainer(task, { probabilities }, { formOf, addressOf, signal, keep }) {
   const classes = el("select", { "aria-label": `Class of the ${task} to explain` }, probabilities.map(({ label }) => el("option", { value: label, text: label })));
   const button = el("button", { type: "button", text: "Explain" });
   const target = el("div", { "aria-live": "polite" });
@@ -22,7 +22,7 @@ export function explainer(task, { probabilities }, { formOf, address, signal, ke
     button.disabled = true;
     target.replaceChildren(el("p", { class: "muted small", text: "Computing heatmap …" }));
     try {
-      target.replaceChildren(...(await explain(task, classes.value, { formOf, address, signal, keep })));
+      target.replaceChildren(...(await explain(task, classes.value, { formOf, addressOf, signal, keep })));
       target.scrollIntoView({ block: "nearest" });
     } catch (error) {
       if (error.name !== "AbortError") target.replaceChildren(problemBox(error, () => button.click()));
@@ -33,7 +33,7 @@ export function explainer(task, { probabilities }, { formOf, address, signal, ke
   return el("div", { class: "explainer" }, el("div", { class: "row" }, button, classes), target);
 }
 
-async function explain(task, label, { formOf, address, signal, keep }) {
+async function explain(task, label, { formOf, addressOf, signal, keep }) {
   const query = new URLSearchParams({ label });
   const [picture, reasons] = await Promise.all([
     postForm(at(`/explain/${task}?${query}`), formOf(), { signal, as: "blob" }),
@@ -43,7 +43,7 @@ async function explain(task, label, { formOf, address, signal, keep }) {
   keep(map);
   const method = picture.headers.get("X-Explanation-Method") ?? "";
   const words = `Red areas contributed most to “${label}” (${method === "grad-cam" ? "Grad-CAM" : method}, ${picture.timing.ms} ms).`;
-  return [mapView(address, map, label, words), reasons && inputsView(reasons.answer.by_input)].filter(Boolean);
+  return [mapView(addressOf(), map, label, words), reasons && inputsView(reasons.answer.by_input)].filter(Boolean);
 }
 
 /** The heatmap over the image, with a slider between the two. */

@@ -16,6 +16,37 @@ const best = ({ probabilities }) => probabilities[0].probability;
 
 let count = 0;
 
+// The service makes few previews at a time, and answers 503 to more: they are asked for one after the other.
+const MAX_ASKED = 20;
+const PNG = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
+let previews = Promise.resolve();
+
+/** Whether a file is a PNG of 16 bits per sample, of which a browser shows the upper 8: often black. */
+async function isDeep(file) {
+  const start = new Uint8Array(await file.slice(0, 25).arrayBuffer());
+  return PNG.every((byte, place) => start[place] === byte) && start[24] === 16;
+}
+
+/** The image of a file that the service analyses, when it is this file's turn. */
+function previewOf(file, signal) {
+  const answer = previews.then(() => askForPreview(file, signal));
+  previews = answer.catch(() => {});
+  return answer;
+}
+
+async function askForPreview(file, signal) {
+  for (let asked = 1; ; asked += 1) {
+    try {
+      const form = new FormData();
+      form.set("image", file, file.name);
+      return (await postForm(at("/preview"), form, { signal, as: "blob" })).answer;
+    } catch (error) {
+      if (error.status !== 503 || asked === MAX_ASKED) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 1000 * Math.max(1, error.retryAfter)));
+    }
+  }
+}
+
 /** Where the uploaded file stands in the dataset, in a sentence with a link. */
 function whereabouts({ image, u_id: uId, split }) {
   const training = split === "train" ? " The model was trained on this image, so a correct answer means little." : "";
@@ -50,6 +81,7 @@ export class Item {
     this.answered = new Set(); // tasks
     this._onChange = () => onChange(this);
     this._turns = {};
+    this._notes = {}; // of the answers, by task
     this._addresses = [URL.createObjectURL(file)];
     this._build(caption, `item-${this.number}`, onRemove);
   }
@@ -77,6 +109,7 @@ export class Item {
     this._picture = el("img", { src: this._addresses[0], alt: `Preview of ${this.file.name}` });
     this._overlay = el("div", { class: "overlay" }, this._picture);
     this._picture.addEventListener("error", () => this._showAnalysed(), { once: true });
+    isDeep(this.file).then((deep) => deep && this._showAnalysed(), () => {});
     this._caption = el("textarea", { id: `${id}-caption`, rows: 2, maxlength: MAX_CAPTION, placeholder: "What does the image show?" });
     this._caption.value = caption;
     const slots = (name) => Object.fromEntries(TASKS.map((task) => [task, el("div", { class: name, data: { task } })]));
@@ -107,22 +140,22 @@ export class Item {
     this.node = el("article", { class: "card item", id, tabindex: -1, "aria-labelledby": `${id}-name` }, head, body, this._similar());
   }
 
-  /** The image of a file that the browser cannot show, such as DICOM: the service's own. */
+  /** The image of a file that the browser cannot show as it is analysed, such as DICOM: the service's own. */
   async _showAnalysed() {
+    if (this._isReplaced) return;
+    this._isReplaced = true;
     this._picture.remove();
     const words = el("p", { text: "Loading the image …" });
     this._overlay.append(words);
     try {
-      const form = new FormData();
-      form.set("image", this.file, this.file.name);
-      const { answer } = await postForm(at("/preview"), form, { signal: this.stop.signal, as: "blob" });
+      const answer = await previewOf(this.file, this.stop.signal);
       const address = URL.createObjectURL(answer);
       this._addresses.push(address);
       this._shown = address;
       this._picture = el("img", { src: address, alt: `The image of ${this.file.name} that was analysed` });
       this._overlay.replaceChildren(this._picture);
     } catch (error) {
-      if (error.name !== "AbortError") words.textContent = "The browser cannot show this file.";
+      if (error.name !== "AbortError") words.textContent = error.status === 503 ? error.message : "The browser cannot show this file.";
     }
   }
 
@@ -182,7 +215,7 @@ export class Item {
   _show(task, answer, { timing, asked, caption }) {
     const { signal } = this.stop;
     const labelled = this._labelled(task, answer);
-    const explained = { formOf: () => asked, address: this._shown ?? this._addresses[0], signal, keep: (address) => this._addresses.push(address) };
+    const explained = { formOf: () => asked, addressOf: () => this._shown ?? this._addresses[0], signal, keep: (address) => this._addresses.push(address) };
     const view = predictionView(answer, { timing, labelled, isBrief: true });
     view.append(explainer(task, answer, explained), snippetsView(task, this.file.name, caption));
     this._slots[task].replaceChildren(view);
@@ -190,10 +223,12 @@ export class Item {
     this.answered.add(task);
     this._known.replaceChildren(answer.in_dataset ? whereabouts(answer.in_dataset) : "");
     const found = answer.in_dataset;
+    this._notes[task] = answer.notes;
     Object.assign(this.row, {
       [task]: answer.label,
       [`${task}_probability`]: best(answer),
       [`${task}_decision`]: answer.decision,
+      notes: [...new Set(Object.values(this._notes).flat())].join(" "),
       problem: null,
       dataset_image: found?.image,
       dataset_split: found?.split,

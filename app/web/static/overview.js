@@ -12,7 +12,7 @@ const COLUMNS = [
 ];
 const CSV = [
   "file", "modality", "modality_probability", "modality_decision", "location", "location_probability",
-  "location_decision", "inputs", "dataset_image", "dataset_split", "problem",
+  "location_decision", "inputs", "dataset_image", "dataset_split", "notes", "problem",
 ];
 
 /** A value as a field of CSV; a leading sign is kept from being read as a formula. */

@@ -1,5 +1,7 @@
 """Every file of pydicom and pydicom-data that pydicom decodes, against pydicom with another decoder (GDCM)."""
 
+import io
+import re
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -11,15 +13,24 @@ import pydicom
 import pydicom.data
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import HTJ2KLossless, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    HTJ2KLossless,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from app.core.exceptions import ApiError
 from app.core.settings import load_settings
 from app.serving.decode import decoded_image, dicom_pixels
 from app.serving.decode import dicom as decoder
 from app.serving.decode.image import decode
-from tests.serving.decode.dicom_files import dicom
+from tests.serving.decode.dicom_files import dicom, read
 
 # Of these pydicom has no image either: cut, without a frame or without pixels.
 _WITHOUT_REFERENCE = {
@@ -93,6 +104,8 @@ def test_pixels_equal_those_of_another_decoder(path: Path, monkeypatch: pytest.M
 
 
 RAMP = np.tile(np.arange(0, 4096, 64, dtype=np.uint16), (32, 1))
+GREY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
+PAD = b"\0\0\xff\0"
 
 
 @pytest.mark.parametrize(
@@ -147,3 +160,82 @@ def test_damaged_files_are_read_or_refused(name: str) -> None:
         data[generator.integers(0, end, 1 + round_)] = generator.integers(0, 256, 1 + round_)
         with suppress(ApiError):
             assert decode(data.tobytes(), settings).image.mode in ("L", "RGB")
+
+
+_CUT_BY_DECODERS = [
+    (JPEGBaseline8Bit, imagecodecs.jpeg8_encode(GREY, level=90)),
+    (JPEGExtended12Bit, imagecodecs.jpeg8_encode(RAMP, level=90, bitspersample=12)),
+    (JPEGLosslessSV1, imagecodecs.jpeg8_encode(RAMP, lossless=True, predictor=1, bitspersample=12)),
+]
+
+
+@pytest.mark.parametrize("share", [0.999, 0.9, 0.5])
+@pytest.mark.parametrize(("syntax", "frame"), _CUT_BY_DECODERS, ids=["baseline", "12 bits", "lossless"])
+def test_a_jpeg_frame_that_is_cut_is_refused(syntax: str, frame: bytes, share: float) -> None:
+    """libjpeg fills it up without a word."""
+    pixels = GREY if syntax == JPEGBaseline8Bit else RAMP
+    cut = frame[: int(len(frame) * share)]
+    with pytest.raises(ApiError, match=r"are cut: they have no end\.") as caught:
+        read(dicom(pixels, syntax=syntax, frame=cut))
+    assert caught.value.status == 422
+    whole, padded = (np.asarray(read(dicom(pixels, syntax=syntax, frame=data)).image) for data in (frame, frame + PAD))
+    assert np.array_equal(padded, whole)
+
+
+def _rle(pixels: NDArray[Any], surplus: bytes = b"", behind: bytes = b"") -> bytes:
+    """An RLE frame whose segments have more pixels, or bytes that stand for none, than they need."""
+    planes = [pixels.astype(f">u{pixels.dtype.itemsize}").reshape(-1, 1).view(np.uint8)[:, byte] for byte in range(2)]
+    segments = [bytes(imagecodecs.packbits_encode(plane.tobytes() + surplus)) + behind for plane in planes]
+    offsets = np.zeros(16, dtype="<u4")
+    offsets[:3] = 2, 64, 64 + len(segments[0])
+    return offsets.tobytes() + b"".join(segments)
+
+
+@pytest.mark.parametrize(("surplus", "behind"), [(b"", b""), (b"\0", b""), (bytes(64), b""), (b"", b"\0"), (b"", PAD)])
+def test_rle_segments_may_be_longer_than_the_image(
+    surplus: bytes, behind: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dicom(RAMP, syntax=RLELossless, frame=_rle(RAMP, surplus, behind))
+    assert np.array_equal(_decode(data, monkeypatch), RAMP)
+
+
+@pytest.mark.parametrize("rows", [31, 16])
+def test_rle_segments_that_are_shorter_than_the_image_are_refused(rows: int) -> None:
+    """The rest was black."""
+    with pytest.raises(ApiError, match="RLE Lossless pixel data of the DICOM file are cut or damaged"):
+        read(dicom(RAMP, syntax=RLELossless, frame=_rle(RAMP[:rows])))
+
+
+def _tiled(tiles: int) -> bytes:
+    """A JPEG 2000 frame of 64 x 64 pixels in four tiles, of which the first ones are left."""
+    buffer = io.BytesIO()
+    Image.fromarray(GREY).save(buffer, "JPEG2000", tile_size=(32, 32), no_jp2=True, irreversible=False)
+    starts = [match.start() for match in re.finditer(rb"\xff\x90\0\x0a", buffer.getvalue())]
+    assert len(starts) == 4
+    return buffer.getvalue()[: starts[tiles]] + b"\xff\xd9" if tiles < 4 else buffer.getvalue()
+
+
+def test_tiles_of_jpeg_2000_that_are_missing_are_not_black(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert np.array_equal(_decode(dicom(GREY, syntax=JPEG2000Lossless, frame=_tiled(4)), monkeypatch), GREY)
+    for tiles in (3, 1):
+        with pytest.raises(ApiError, match=f"is cut: {tiles} of its 4 tiles are there") as caught:
+            read(dicom(GREY, syntax=JPEG2000Lossless, frame=_tiled(tiles)))
+        assert caught.value.status == 422
+
+
+def test_parts_of_a_tile_that_are_missing_are_found_out() -> None:
+    frame = bytearray(_tiled(4))
+    at = frame.index(b"\xff\x90\0\x0a")
+    assert frame[at + 11] in (0, 1)
+    frame[at + 11] = 3  # tile-parts
+    with pytest.raises(ApiError, match="parts of its tiles are missing"):
+        read(dicom(GREY, syntax=JPEG2000Lossless, frame=frame))
+
+
+def test_a_tile_without_a_length_needs_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = bytearray(imagecodecs.jpeg2k_encode(GREY, codecformat="j2k", reversible=True))
+    at = frame.index(b"\xff\x90\0\x0a")
+    frame[at + 6 : at + 10] = bytes(4)
+    assert np.array_equal(_decode(dicom(GREY, syntax=JPEG2000Lossless, frame=frame), monkeypatch), GREY)
+    with pytest.raises(ApiError, match="is cut: it has no end"):
+        read(dicom(GREY, syntax=JPEG2000Lossless, frame=frame[:-12]))

@@ -1,6 +1,7 @@
 """DICOM files that are read: syntaxes, colours, frames, headers and shapes."""
 
 import logging
+import re
 import struct
 import tracemalloc
 from pathlib import Path
@@ -140,6 +141,13 @@ def test_files_without_preamble_or_meta_header() -> None:
         assert np.array_equal(np.asarray(read(data).image), expected)
 
 
+def test_compressed_pixels_without_meta_header_are_not_said_to_contradict_it() -> None:
+    whole = (Path(pydicom.data.__file__).parent / "test_files" / "MR_small_RLE.dcm").read_bytes()
+    with pytest.raises(ApiError, match="its pixel data are compressed, and it does not say how") as caught:
+        read(whole[whole.index(b"\x08\0\x08\0CS") :])
+    assert (caught.value.status, "transfer syntax is" in caught.value.detail) == (422, False)
+
+
 @pytest.mark.parametrize(
     ("name", "first"), [("MR_small_implicit.dcm", b"\x08\0\x08\0"), ("MR_small_bigendian.dcm", b"\0\x08\0\x08CS")]
 )
@@ -156,6 +164,28 @@ def test_palette_colours(bits: int) -> None:
     image = read(dicom(GREY, **palette(reds, greens, blues, bits))).image
     assert image.mode == "RGB"
     assert [image.getpixel((column, 0)) for column in (0, 1, 63)] == [(0, 9, 255), (4, 9, 251), (252, 9, 3)]
+
+
+@pytest.mark.parametrize("entries", [200, 128, 100])
+def test_a_palette_of_fewer_entries_than_it_says_is_refused(entries: int) -> None:
+    """Its words were read as bytes."""
+    tags = palette(*[np.arange(entries) * 257] * 3)
+    for name in ("Red", "Green", "Blue"):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+    with pytest.raises(ApiError, match="its table for red has not 256 entries"):
+        read(dicom(GREY, **tags))
+
+
+def test_a_palette_of_signed_pixels() -> None:
+    tags = palette(*[np.arange(256) * 257] * 3)
+    for name in ("Red", "Green", "Blue"):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, -128, 16]
+    data = dicom((GREY.astype(np.int16) - 128).astype(np.int8), syntax=ImplicitVRLittleEndian, **tags)
+    assert np.array_equal(np.asarray(read(data).image)[..., 0], GREY)
+    written_as_unsigned = dicom((GREY.astype(np.int16) - 128).astype(np.int8), **tags)
+    wrong = re.sub(rb"(\x28\0.\x11)SS", rb"\1US", written_as_unsigned)
+    assert wrong != written_as_unsigned
+    assert np.array_equal(np.asarray(read(wrong).image)[..., 0], GREY)
 
 
 def test_segmented_palette() -> None:
@@ -212,6 +242,53 @@ def test_values_in_other_bits_than_the_lowest(stored: NDArray[Any], tags: dict[s
 def test_rows_that_are_fewer_than_there_are_in_the_data_are_told() -> None:
     assert "more pixel data in the DICOM file than its header says" in shown(RAMP, Rows=20)[1]
     assert "more pixel data" not in shown(RAMP[:, :63].astype(np.uint8))[1]  # a byte of padding
+
+
+@pytest.mark.parametrize(
+    ("surplus", "is_told"),
+    [
+        (b"", False),
+        (bytes(2), False),
+        (bytes(64), False),
+        (b"\1\0", True),
+        (bytes(62) + b"\1\0", True),
+        (bytes(130), True),
+    ],
+)
+def test_rows_that_may_be_longer_than_the_header_says_are_told(surplus: bytes, is_told: bool) -> None:
+    _, notes = shown(RAMP, PixelData=RAMP.tobytes() + surplus)
+    assert ("more pixel data in the DICOM file than its header says" in notes) == is_told
+
+
+def test_a_column_too_few_is_told() -> None:
+    """The image is sheared, and the surplus can be less than a row."""
+    assert "more pixel data" in shown(RAMP, Columns=63)[1]
+
+
+@pytest.mark.parametrize("photometric", ["YBR_RCT", "YBR_ICT"])
+def test_jpeg_2000_colours_of_sixteen_bits(photometric: str) -> None:
+    """OpenJPEG undoes both transforms; the values are those of the RGB that was compressed."""
+    colour = np.stack([np.tile(np.arange(64, dtype=np.uint16) * step, (32, 1)) for step in (60, 30, 10)], axis=-1)
+    reversible = photometric == "YBR_RCT"
+    frame = imagecodecs.jpeg2k_encode(colour, level=0, codecformat="j2k", reversible=reversible, mct=True)
+    data = dicom(
+        colour, syntax=JPEG_2000, frame=frame, PhotometricInterpretation=photometric, BitsStored=12, HighBit=11
+    )
+    plain = dicom(colour, BitsStored=12, HighBit=11)
+    images = [np.asarray(read(one).image).astype(int) for one in (data, plain)]
+    assert np.abs(images[0] - images[1]).max() <= (0 if reversible else 1)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "name"),
+    [("1.2.840.10008.1.2.4.110", "JPEG XL Lossless"), ("1.2.840.10008.1.2.8.1", "Deflated Image Frame Compression")],
+)
+def test_newer_transfer_syntaxes_are_named(syntax: str, name: str) -> None:
+    private = "1.2.3." + "4" * (len(syntax) - 6)  # pydicom writes those alone that it knows, and private ones
+    data = dicom(GREY, syntax=private, frame=bytes(100)).replace(private.encode(), syntax.encode())
+    with pytest.raises(ApiError, match=f"encoded as {name} \\({re.escape(syntax)}\\)") as caught:
+        read(data)
+    assert caught.value.status == 415
 
 
 @pytest.mark.parametrize(("modality", "expected"), [("MR", "MR"), (" ct", "CT"), ("<b>", None), (None, None)])

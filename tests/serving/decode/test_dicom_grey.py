@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels import processing
+from pydicom.uid import ImplicitVRLittleEndian
 
 from app.serving.decode import dicom_grey
 from tests.serving.decode.dicom_files import RAMP, dicom, functional_group, lookup_table, read, shown
@@ -228,3 +229,80 @@ def test_an_infinite_rescale_is_not_used(tags: dict[str, Any]) -> None:
     levels, notes = shown(SIGNED, **({"RescaleSlope": "1", "RescaleIntercept": "0"} | tags))
     assert np.array_equal(levels, shown(SIGNED)[0])
     assert "cannot be used" in notes
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("Float", np.float32), ("DoubleFloat", np.float64)])
+def test_padding_of_float_pixels(kind: str, dtype: type) -> None:
+    values = np.pad((RAMP * 10).astype(dtype), 16, constant_values=-9999)
+    bits = values.dtype.itemsize * 8
+    tags: dict[str, Any] = {f"{kind}PixelData": values.tobytes(), f"{kind}PixelPaddingValue": -9999.0}
+    levels, notes = shown(values.view(f"i{bits // 8}"), PixelData=None, **tags)
+    assert np.abs(levels[16:-16, 16:-16] - RAMP / 63 * 255).max() <= 1
+    assert levels[:16].max() == 0
+    assert "padding around the image was left out" in notes
+
+
+@pytest.mark.parametrize(
+    ("padding", "pixel", "signed"),
+    [(63536, 2096, False), (65535, 4095, False), (63536, 63536, False), (2096, -2000, True), (-3000, 1096, True)],
+)
+def test_padding_is_compared_in_the_bits_that_are_stored(padding: int, pixel: int, signed: bool) -> None:
+    values = np.pad((RAMP * 10).astype(np.int16 if signed else np.uint16), 16, constant_values=pixel)
+    levels, _ = shown(values, BitsStored=12, HighBit=11, PixelPaddingValue=padding)
+    assert np.abs(levels[16:-16, 16:-16] - RAMP / 63 * 255).max() <= 1
+    assert levels[:16].max() == 0
+
+
+def test_a_range_of_padding_beyond_the_bits_that_are_stored_hides_no_bright_value() -> None:
+    values = np.pad((RAMP * 30).astype(np.int16), 16, constant_values=-2000)
+    levels, _ = shown(values, BitsStored=12, HighBit=11, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-3000)
+    assert np.abs(levels[16:-16, 16:-16] - RAMP / 63 * 255).max() <= 1
+
+
+def _table(descriptor: list[int] | None, data: bytes | None) -> Dataset:
+    item = Dataset()
+    if descriptor is not None:
+        item.add_new("LUTDescriptor", "US", descriptor)
+    if data is not None:
+        item.add_new("LUTData", "OW", data)
+    return item
+
+
+_UNUSABLE = [
+    _table([64, 0, 12], bytes(126)),
+    _table([64, 0, 16], bytes(64)),
+    _table([64, 0, 8], bytes(70)),
+    _table([64, 0], bytes(128)),
+    _table([64, 0, 20], bytes(128)),
+    _table(None, bytes(128)),
+    _table([64, 0, 12], b""),
+    _table([64, 0, 12], None),
+]
+
+
+@pytest.mark.parametrize("item", _UNUSABLE)
+def test_a_lookup_table_that_cannot_be_used_does_not_stop_the_file(item: Dataset) -> None:
+    levels, notes = shown(RAMP, VOILUTSequence=[item], WindowCenter=32, WindowWidth=20)
+    assert np.abs(levels[0] - _window(31.5, 19)).max() <= 1
+    assert "VOI lookup table cannot be used" in notes
+    assert "centre 32, width 20." in notes
+    levels, notes = shown(RAMP, VOILUTSequence=[item])
+    assert np.array_equal(levels, shown(RAMP)[0])
+    assert "VOI lookup table cannot be used" in notes
+    levels, notes = shown(RAMP, ModalityLUTSequence=[item], WindowCenter=32, WindowWidth=20)
+    assert np.array_equal(levels, shown(RAMP)[0])
+    assert "modality lookup table cannot be used; the values were read as they are stored" in notes
+
+
+def test_an_empty_item_of_a_modality_lookup_table_stands_for_none() -> None:
+    levels, _ = shown(RAMP, ModalityLUTSequence=[Dataset()], WindowCenter=32, WindowWidth=20)
+    assert np.abs(levels[0] - _window(31.5, 19)).max() <= 1
+
+
+def test_the_sign_of_the_first_input_where_no_vr_tells_it() -> None:
+    """Unsigned pixels that an intercept makes negative."""
+    tags: dict[str, Any] = {"RescaleSlope": 1, "RescaleIntercept": -1024}
+    tags["VOILUTSequence"] = [lookup_table(np.arange(64) * 1000, first=-1024, bits=16)]
+    levels, notes = shown(RAMP.astype(np.uint16), syntax=ImplicitVRLittleEndian, **tags)
+    assert np.abs(levels[0] - np.arange(64) * 1000 / 65535 * 255).max() <= 1
+    assert "VOI lookup table" in notes

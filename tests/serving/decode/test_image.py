@@ -193,3 +193,54 @@ def test_sixteen_bit_images_are_turned_as_their_exif_says(shape: tuple[int, ...]
     turned = png[:33] + png_chunk(b"eXIf", _exif(6)) + png[33:]
     upright, plain = (np.asarray(decode(data, load_settings()).image) for data in (turned, png))
     assert np.array_equal(upright, np.rot90(plain, -1))
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_what_is_fully_transparent_is_left_out_of_the_range(channels: int) -> None:
+    values = np.full((64, 64, channels), 65535, dtype=np.uint16)
+    values[16:, :, :-1] = np.arange(64, dtype=np.uint16)[None, :, None] * 65
+    values[:16, :, -1] = 0
+    levels = np.asarray(decode(bytes(imagecodecs.png_encode(values)), load_settings()).image)
+    assert np.abs(levels[20, :, 0] - np.linspace(0, 255, 64)).max() <= 1
+    assert levels[:16, :, -1].max() == 0
+
+
+def _deep_png(surplus: int, side: int = 64, *, interlaced: bool = False) -> bytes:
+    """A black PNG of 16-bit colours with as many bytes behind its pixels, in four chunks."""
+    rows = side * (1 + 6 * side)
+    if interlaced:
+        steps = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+        sizes = ((len(range(x, side, dx)), len(range(y, side, dy))) for x, y, dx, dy in steps)
+        rows = sum(height * (1 + 6 * width) for width, height in sizes)
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 16, 2, 0, 0, interlaced))
+    packed = zlib.compress(bytes(rows + surplus), 9)
+    step = len(packed) // 4 + 1
+    chunks = b"".join(png_chunk(b"IDAT", packed[at : at + step]) for at in range(0, len(packed), step))
+    return b"\x89PNG\r\n\x1a\n" + header + chunks + png_chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [64, 37])
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_sixteen_bit_colours_that_inflate_to_more_than_their_image_are_refused(side: int, interlaced: bool) -> None:
+    """All of it was inflated: 3 ms for every MiB, of which 9 GiB fit into an upload."""
+    for surplus in (0, 1, 2**20):
+        image = decode(_deep_png(surplus, side, interlaced=interlaced), load_settings()).image
+        assert image.size == (side, side)
+    for surplus in (2**20 + 1, 30 * 2**20):
+        with pytest.raises(ApiError, match="more compressed pixels than its image") as caught:
+            decode(_deep_png(surplus, side, interlaced=interlaced), load_settings())
+        assert caught.value.status == 422
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (imagecodecs.jpeg8_encode(np.zeros((64, 64), np.uint16), bitspersample=12), "a JPEG of 12 bits per sample"),
+        (imagecodecs.jpeg8_encode(np.zeros((64, 64), np.uint8), lossless=True), "JPEG Lossless"),
+        (imagecodecs.jpegls_encode(np.zeros((64, 64), np.uint8)), "JPEG-LS"),
+    ],
+)
+def test_a_jpeg_that_is_read_within_dicom_alone_is_named(data: bytes, name: str) -> None:
+    with pytest.raises(ApiError, match=f"The file is {name}, which is read within DICOM files alone") as caught:
+        decode(bytes(data), load_settings())
+    assert caught.value.status == 415
