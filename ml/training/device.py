@@ -164,7 +164,7 @@ class Team:
         if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
             return  # converted for an earlier phase
         # PyTorch's own conversion would lose the activations that are part of timm's norms.
-        from timm.layers import convert_sync_batchnorm  # noqa: PLC0415 - takes seconds, which one process need not wait for
+        from timm.layers.norm_act import convert_sync_batchnorm  # noqa: PLC0415 - takes seconds, for several processes alone
 
         convert_sync_batchnorm(network)
 
@@ -196,8 +196,8 @@ class Team:
         if self.is_main_process:
             try:
                 decision[0] = decide()
-            except UserError as error:
-                decision[1] = error
+            except UserError as refusal:
+                decision[1] = refusal
         distributed.broadcast_object_list(decision)
         value, error = decision
         if error is not None:

@@ -23,7 +23,6 @@ from app.api.deps import (
     SortText,
     case_filter,
     case_order,
-    get_annotations,
     image_filter,
     image_order,
 )
@@ -33,6 +32,7 @@ from app.api.filter_parameters import filters
 from app.api.responses import data_response
 from app.api.routes.annotations import annotation_filter, annotation_order
 from app.core.exceptions import InsufficientStorageError, ProblemItem, UnavailableError
+from app.data.annotations import Annotations
 from app.data.fields import ANNOTATION_FIELDS, CASE_FIELDS, IMAGE_FIELDS
 from app.data.filters import Filter, ParameterError
 from app.data.image_store import ImageStore
@@ -220,7 +220,8 @@ async def _selection(
             raise ParameterError([ProblemItem("q", "searches cases and images, not annotations")])
         selection = await annotation_filter(request)
         if not history:
-            selection = await (await get_annotations(request)).current(selection)
+            annotations: Annotations = request.app.state.annotations
+            selection = await annotations.current(selection)
         return await narrowed.apply(repository, ANNOTATIONS, selection)
     if history:
         raise ParameterError([ProblemItem("history", "belongs to annotations")])

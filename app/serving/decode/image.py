@@ -20,6 +20,7 @@ from app.serving.decode.dicom_header import is_dicom
 from app.serving.decode.exif import orientation
 from app.serving.decode.jpeg import check_scans
 from app.serving.decode.jpeg import without_metadata as jpeg_without_metadata
+from app.serving.decode.levels import stretch_to_uint8
 from app.serving.decode.png import SIGNATURE, check_inflated, has_deep_colour
 from app.serving.decode.png import without_metadata as png_without_metadata
 

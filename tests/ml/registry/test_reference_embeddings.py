@@ -63,7 +63,7 @@ def test_distances_are_the_same_before_and_after_the_file(tmp_path: Path) -> Non
     loaded = Reference.load(tmp_path)
     asked = {EMBEDDING: random.normal(size=(20, 256)).astype(np.float32), STAGES: stages[:20] + 0.1}
     for kind in ("nearest", "mahalanobis", "stages"):
-        before, after = (each.distance_by(kind)(asked) for each in (built, loaded))  # type: ignore[arg-type]
+        before, after = (each.distance_by(kind)(asked) for each in (built, loaded))
         assert np.array_equal(before, after), kind
     loaded.save(tmp_path)
     assert np.array_equal(Reference.load(tmp_path).embeddings, loaded.embeddings), "written again, as by a fused model"

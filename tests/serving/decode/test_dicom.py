@@ -169,7 +169,8 @@ def test_palette_colours(bits: int) -> None:
 @pytest.mark.parametrize("entries", [200, 128, 100])
 def test_a_palette_of_fewer_entries_than_it_says_is_refused(entries: int) -> None:
     """Its words were read as bytes."""
-    tags = palette(*[np.arange(entries) * 257] * 3)
+    table = np.arange(entries) * 257
+    tags = palette(table, table, table)
     for name in ("Red", "Green", "Blue"):
         tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
     with pytest.raises(ApiError, match="its table for red has not 256 entries"):
@@ -177,7 +178,8 @@ def test_a_palette_of_fewer_entries_than_it_says_is_refused(entries: int) -> Non
 
 
 def test_a_palette_of_signed_pixels() -> None:
-    tags = palette(*[np.arange(256) * 257] * 3)
+    table = np.arange(256) * 257
+    tags = palette(table, table, table)
     for name in ("Red", "Green", "Blue"):
         tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, -128, 16]
     data = dicom((GREY.astype(np.int16) - 128).astype(np.int8), syntax=ImplicitVRLittleEndian, **tags)

@@ -233,7 +233,7 @@ def test_an_infinite_rescale_is_not_used(tags: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("kind", "dtype"), [("Float", np.float32), ("DoubleFloat", np.float64)])
 def test_padding_of_float_pixels(kind: str, dtype: type) -> None:
-    values = np.pad((RAMP * 10).astype(dtype), 16, constant_values=-9999)
+    values: NDArray[Any] = np.pad((RAMP * 10).astype(dtype), 16, constant_values=-9999)
     bits = values.dtype.itemsize * 8
     tags: dict[str, Any] = {f"{kind}PixelData": values.tobytes(), f"{kind}PixelPaddingValue": -9999.0}
     levels, notes = shown(values.view(f"i{bits // 8}"), PixelData=None, **tags)
