@@ -173,8 +173,15 @@ def test_two_images_are_compared_under_one_zoom(page: Page, stack: Document) -> 
     page.mouse.wheel(0, 100)
     expect(second).to_have_attribute("src", re.compile(names[2]))
     expect(first).to_have_attribute("src", re.compile(names[0]))
+    # What is done next is done with the image that the words are of.
+    for name in ("download", "open-predict"):
+        expect(page.locator(f"#{name}")).to_have_attribute("href", re.compile(names[2]))
+    page.get_by_role("button", name="Copy link").click()
+    expect(page.locator("#copied")).to_have_text("Copied.")
+    assert page.evaluate("navigator.clipboard.readText()").endswith(f"#{names[2]}")
     page.keyboard.press("c")
     expect(page.locator("#stage-2")).to_be_hidden()
+    expect(page.locator("#open-predict")).to_have_attribute("href", re.compile(names[0]))
 
 
 def test_the_image_is_downloaded_and_its_link_copied(page: Page, stack: Document, predict_api: httpx.Client) -> None:

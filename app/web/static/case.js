@@ -18,6 +18,7 @@ let annotations = null;
 let state = readState(location.search);
 let shown = null; // the case
 let image = null; // in the first pane
+let attended = null; // whose predictions, similar images and annotations are shown
 let second = null; // in the second
 let walk = { previous: null, next: null };
 let stop = new AbortController();
@@ -84,12 +85,12 @@ async function beginQuiz() {
   });
   if (!Quiz) return;
   quiz ??= new Quiz(byId("quiz"), { onLevel: showCase, onRandom: openRandom });
-  if (state.quiz) quiz.begin(shown, () => image);
+  if (state.quiz) quiz.begin(shown, pane);
 }
 
 /** The annotations of the image that is shown, once they are asked for. */
 async function showAnnotations() {
-  const isWanted = () => image && level() === 3 && byId("annotations-part").open;
+  const isWanted = () => pane() && level() === 3 && byId("annotations-part").open;
   if (!isWanted()) return;
   const { Annotations } = await load("annotations").catch((error) => {
     byId("annotations").replaceChildren(problemBox(error, showAnnotations));
@@ -97,10 +98,10 @@ async function showAnnotations() {
   });
   if (!Annotations) return;
   annotations ??= new Annotations(byId("annotations"));
-  if (isWanted()) annotations.show(image); // else quiz mode began meanwhile
+  if (isWanted()) annotations.show(pane()); // else quiz mode began meanwhile
 }
 
-/** All that is said of the case, as far as quiz mode lets it be seen. */
+/** What quiz mode lets be seen of the case. */
 function showCase() {
   const isOpen = level() === 3;
   const title = isOpen ? shown.title ?? shown.u_id : "Unknown case";
@@ -126,7 +127,7 @@ function stripItem(each, index) {
 }
 
 const indexOf = (one) => shown.images.indexOf(one);
-const pane = () => (viewer.active === 1 ? second : image);
+const pane = () => (viewer.active === 1 && second) || image;
 const position = (one) => `Image ${number(indexOf(one) + 1)} of ${number(shown.images.length)}`;
 
 /** What the corner of an image says. */
@@ -142,10 +143,14 @@ function showPane(one, index) {
 }
 
 function showImage(found) {
-  const isSame = image?.image === found.image;
   image = found;
   showWords();
-  if (isSame) return;
+}
+
+/** Another image is looked at: what was of the last one goes. */
+function attend() {
+  if (pane() === attended) return;
+  attended = pane();
   byId("predict").disabled = false;
   byId("prediction").replaceChildren();
   byId("similar").replaceChildren(el("p", { class: "muted", text: "Searching …" }));
@@ -159,7 +164,7 @@ function showImage(found) {
   }, QUIET_MS);
 }
 
-/** The neighbours in the stack are fetched before they are asked for. */
+/** Fetch the neighbours in the stack. */
 function preload() {
   const at = indexOf(pane());
   for (const near of [1, -1, 2, -2, 3]) {
@@ -174,19 +179,19 @@ function showWords() {
   showPane(image, 0);
   if (second) showPane(second, 1);
   const isOpen = level() > 1;
-  const one = pane() ?? image;
+  const one = pane();
   byId("caption").replaceChildren(...(isOpen ? imageCaption(one) : [el("span", { class: "muted", text: "Caption hidden in quiz mode." })]));
   byId("image-facts").replaceChildren(...(isOpen ? imageFacts(one) : []));
   byId("image-facts").hidden = !isOpen;
   byId("download").href = one.links.file;
   byId("download").download = `${one.image}.png`;
-  byId("open-predict").href = at(`/pages/predict?image=${encodeURIComponent(image.image)}`);
+  byId("open-predict").href = at(`/pages/predict?image=${encodeURIComponent(one.image)}`);
   showPlaceInStack();
+  attend();
 }
 
 function showPlaceInStack() {
-  if (!image) return;
-  const one = pane() ?? image;
+  const one = pane();
   const index = indexOf(one);
   byId("place").textContent = position(one);
   byId("previous").disabled = index === 0;
@@ -278,16 +283,18 @@ async function openRandom() {
   byId("problem").replaceChildren();
   try {
     const [{ randomCase }, { Result }] = await Promise.all([load("quiz"), load("result")]);
-    go(await randomCase(new Result(state)));
+    const found = await randomCase(new Result(state), shown?.u_id);
+    if (!found) throw new Problem("No other case matches.");
+    go(found);
   } catch (error) {
     byId("problem").replaceChildren(problemBox(error, openRandom));
   }
 }
 
 async function predict() {
-  const [asked, { signal }] = [image, stop];
+  const [asked, { signal }] = [pane(), stop];
   byId("predict").disabled = true;
-  const isShown = () => image === asked && level() === 3;
+  const isShown = () => pane() === asked && level() === 3;
   try {
     const { showPredictions } = await load("casemodels");
     await showPredictions(byId("prediction"), asked, { withCaption: byId("with-caption").checked, signal, isShown, again: predict });
@@ -299,15 +306,15 @@ async function predict() {
 
 async function similar() {
   const target = byId("similar");
-  const asked = image;
+  const asked = pane();
   if (!asked || level() < 3 || target.dataset.image === asked.image) return;
   target.dataset.image = asked.image;
   target.setAttribute("aria-busy", "true");
-  const isShown = () => image === asked && level() === 3;
+  const isShown = () => pane() === asked && level() === 3;
   const isDone = await load("casemodels")
     .then(({ showSimilar }) => showSimilar(target, asked, { isShown, again: similar }))
     .catch((error) => target.replaceChildren(problemBox(error, similar)));
-  if (image !== asked) return;
+  if (pane() !== asked) return;
   if (!isDone) target.dataset.image = "";
   target.setAttribute("aria-busy", "false");
 }
@@ -341,7 +348,7 @@ byId("predict").addEventListener("click", predict);
 byId("annotations-part").addEventListener("toggle", showAnnotations);
 // The link is to the image, not to the result in which it was found.
 byId("copy-link").addEventListener("click", async () => {
-  const address = `${location.origin}${caseAddress(image.image, { ...EMPTY, quiz: state.quiz })}`;
+  const address = `${location.origin}${caseAddress(pane().image, { ...EMPTY, quiz: state.quiz })}`;
   const copy = await load("copy").catch(() => null);
   if (copy) copy.copyText(address, byId("copied"));
   else byId("copied").textContent = address;

@@ -26,22 +26,19 @@ function keepScore(score) {
   }
 }
 
-/** The first image of a random case of a result, if possible of one that was not answered yet; null if it is empty. */
-export async function randomCase(result) {
+/** The first image of a random case other than `shown`, rather one not answered yet; null without any. */
+export async function randomCase(result, shown) {
   const answered = new Set(readScore().cases);
   const params = await result.query();
   if (params === null) return null;
-  const one = async (extra) => (await getJson(at("/images"), [...params, ...extra, ["fields", "image,u_id"], ["limit", 1]])).items[0];
-  const [first, last] = await Promise.all([one([["sort", "u_id"]]), one([["sort", "-u_id"]])]);
-  if (!first) return null;
-  const [low, high] = [first, last].map(({ u_id: id }) => Number(id.slice(3)));
-  let found = first;
-  for (let turn = 0; turn < TRIES; turn += 1) {
-    const start = `MPX${low + Math.floor(Math.random() * (high - low + 1))}`;
-    found = (await one([["sort", "u_id"], ["u_id__gte", start]])) ?? first;
-    if (!answered.has(found.u_id)) break;
-  }
-  return found.image;
+  const images = async (...extra) => (await getJson(at("/images"), [...params, ...extra, ["fields", "image,u_id"]])).items;
+  const seed = Math.floor(Math.random() * 2 ** 31);
+  const drawn = (await images(["sample", TRIES], ["sample_by", "case"], ["seed", seed])).filter((each) => each.u_id !== shown);
+  const fresh = drawn.filter((each) => !answered.has(each.u_id));
+  const from = fresh.length ? fresh : drawn;
+  const found = from[seed % from.length];
+  if (!found || params.some(([name]) => name === "u_id")) return found?.image ?? null;
+  return (await images(["u_id", found.u_id], ["limit", 1]))[0].image;
 }
 
 function scoreView(onReset) {
@@ -183,7 +180,7 @@ export class Quiz {
       "div",
       {},
       el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, this._answers.map(row))),
-      el("p", { class: "muted small", text: `${note}The model saw the image without its caption${this.record.split === "train" ? " and was trained on this case" : ""}.` }),
+      el("p", { class: "muted small", text: note + (this._answers.some(({ model }) => model) ? `The model saw the image without its caption${this.record.split === "train" ? " and was trained on this case" : ""}.` : "") }),
     );
   }
 
