@@ -1,7 +1,8 @@
 """Images that are no CT or MR image of the kind that models learned from, by kind, without any download.
 
 DICOM files come with pydicom and pydicom-data, photographs with scikit-image, scikit-learn and Matplotlib; charts,
-screenshots and patterns are drawn; the rest is made from images of the dataset.
+screenshots and patterns are drawn; the rest is made from images of the dataset. Views of one source are alike, so the
+kinds share no source.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -25,8 +26,19 @@ from pydicom.errors import InvalidDicomError
 from app.core.exceptions import ApiError
 from app.core.settings import Settings
 from app.serving.decode.image import decode
+from ml.evaluation.corruptions import without_background
 
 Images = list[Image.Image]
+
+
+class View(NamedTuple):
+    """An image and the name of the file, scene or drawing that it was made from."""
+
+    source: str
+    image: Image.Image
+
+
+Views = list[View]
 _DRAWN: Final = 24
 _TEXT: Final = (
     "Patient list Worklist Study date Report draft unsigned priority normal contrast none follow-up in six months "
@@ -34,13 +46,13 @@ _TEXT: Final = (
 )
 
 
-def dicom_kinds(settings: Settings) -> dict[str, Images]:
+def dicom_kinds(settings: Settings) -> dict[str, Views]:
     """Radiographs, ultrasound, nuclear medicine and others, by the Modality of their headers.
 
     Args:
         settings: limits of decoding.
     """
-    by_modality: dict[str, Images] = {}
+    by_modality: dict[str, Views] = {}
     seen = set()
     for path in _dicom_files():
         try:
@@ -52,13 +64,15 @@ def dicom_kinds(settings: Settings) -> dict[str, Images]:
         key = hashlib.sha256(image.convert("L").resize((8, 8)).quantize(16).tobytes()).hexdigest()
         if min(image.size) >= 32 and key not in seen:
             seen.add(key)
-            by_modality.setdefault(modality, []).append(image)
+            by_modality.setdefault(modality, []).append(View(f"{modality} {path.name}", image))
     return {
         # There are two: their crops and mirror images are other views of a kind that the models never saw.
-        "radiographs": [view for image in by_modality.get("CR", []) for view in _views(image)],
-        "ultrasound": [view for image in by_modality.get("US", []) for view in (image, image.convert("L"))],
-        "nuclear medicine": [view for image in by_modality.get("NM", []) for view in _views(image)],
-        "other DICOM": [image for kind in ("OT", "SEG") for image in by_modality.get(kind, [])],
+        "radiographs": _all_views(by_modality.get("CR", [])),
+        "ultrasound": [
+            view for own in by_modality.get("US", []) for view in (own, own._replace(image=own.image.convert("L")))
+        ],
+        "nuclear medicine": _all_views(by_modality.get("NM", [])),
+        "other DICOM": [view for kind in ("OT", "SEG") for view in by_modality.get(kind, [])],
     }
 
 
@@ -71,6 +85,10 @@ def _dicom_files() -> Iterator[Path]:
         yield from sorted(path for path in root.rglob("*") if path.is_file())
 
 
+def _all_views(sources: Views) -> Views:
+    return [View(source, view) for source, image in sources for view in _views(image)]
+
+
 def _views(image: Image.Image) -> Images:
     width, height = image.size
     corners = [(left, top) for left in (0, width // 3) for top in (0, height // 3)]
@@ -78,8 +96,8 @@ def _views(image: Image.Image) -> Images:
     return [image, ImageOps.mirror(image), *parts]
 
 
-def photographs() -> dict[str, Images]:
-    """Photographs and images of a microscope or telescope, in colour and in grey."""
+def photographs() -> dict[str, Views]:
+    """Photographs and images of a microscope or telescope: every second scene as it is, the others in grey."""
     skimage_data, sklearn_data = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets"
     paths = [
         *sorted(skimage_data.glob("*.png")),
@@ -88,8 +106,22 @@ def photographs() -> dict[str, Images]:
         Path(mpl.get_data_path()) / "sample_data" / "grace_hopper.jpg",
     ]
     drawn = {"chessboard_GRAY", "chessboard_RGB", "color", "logo", "page", "phantom", "text", "horse"}
-    images = [Image.open(path).convert("RGB") for path in paths if path.stem not in drawn]
-    return {"photographs": images, "grey photographs": [view for i in images for view in _views(i.convert("L"))[::2]]}
+    by_scene: dict[str, Images] = {}
+    for path in paths:
+        if path.stem not in drawn:
+            # Two cameras side by side took one scene.
+            scene = path.stem.removesuffix("_left").removesuffix("_right")
+            by_scene.setdefault(scene, []).append(Image.open(path).convert("RGB"))
+    in_colour, in_grey = sorted(by_scene)[::2], sorted(by_scene)[1::2]
+    return {
+        "photographs": [View(scene, image) for scene in in_colour for image in by_scene[scene]],
+        "grey photographs": [
+            View(scene, view)
+            for scene in in_grey
+            for image in by_scene[scene]
+            for view in _views(image.convert("L"))[::2]
+        ],
+    }
 
 
 def charts() -> Images:
@@ -172,16 +204,6 @@ def _enlarged(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(small.resize((256, 256), Image.Resampling.BICUBIC), dtype=np.float64) / 255.0
 
 
-def _masked(image: Image.Image, share: float) -> Image.Image:
-    """What is inside an ellipse that spans a share of width and height."""
-    grey = image.convert("L")
-    mask = Image.new("L", grey.size, 0)
-    width, height = grey.size
-    margin = (1.0 - share) / 2
-    ImageDraw.Draw(mask).ellipse((margin * width, margin * height, (1 - margin) * width, (1 - margin) * height), 255)
-    return Image.composite(grey, Image.new("L", grey.size, 0), mask)
-
-
 def _cropped(image: Image.Image) -> Image.Image:
     width, height = image.size
     return image.crop((round(0.35 * width), round(0.35 * height), round(0.65 * width), round(0.65 * height)))
@@ -193,22 +215,41 @@ SPOILED: Final[Mapping[str, Callable[[Image.Image], Image.Image]]] = MappingProx
         "rotated": lambda image: image.convert("L").rotate(135),
         "upside down": lambda image: ImageOps.flip(image.convert("L")),
         "inverted": lambda image: ImageOps.invert(image.convert("L")),
-        "skull-stripped": lambda image: _masked(image, 0.6),
+        "skull-stripped": without_background(0.6),
         "cropped": _cropped,
         "tiny": lambda image: image.convert("L").resize((24, 24)),
     }
 )
 
 
-def foreign_images(settings: Settings) -> dict[str, Images]:
-    """By kind, images that show no CT or MR image at all."""
-    return {
+def foreign_images(settings: Settings) -> dict[str, Views]:
+    """By kind, images that show no CT or MR image at all; kinds without an image are left out.
+
+    Raises:
+        ValueError: two kinds have a source in common.
+    """
+    drawn = {"charts": charts(), "screenshots": screenshots(), "noise and patterns": patterns()}
+    kinds = {
         **dicom_kinds(settings),
         **photographs(),
-        "charts": charts(),
-        "screenshots": screenshots(),
-        "noise and patterns": patterns(),
+        **{kind: [View(f"{kind} {number}", image) for number, image in enumerate(own)] for kind, own in drawn.items()},
     }
+    check_sources(kinds)
+    return {kind: views for kind, views in kinds.items() if views}
+
+
+def check_sources(kinds: Mapping[str, Views]) -> None:
+    """Some kinds are for choosing a rule and others for measuring it: see that no source is in two of them.
+
+    Raises:
+        ValueError: one is.
+    """
+    kind_of: dict[str, str] = {}
+    for kind, views in kinds.items():
+        for source in {view.source for view in views}:
+            if source in kind_of:
+                raise ValueError(f"{source} is a source of {kind_of[source]} and of {kind}")
+            kind_of[source] = kind
 
 
 def spoiled_images(images: Sequence[Image.Image]) -> dict[str, Images]:

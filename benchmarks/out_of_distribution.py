@@ -5,8 +5,10 @@
 
 For each rule: the area under the ROC curve, dev images against foreign ones, and the share of the foreign images whose
 modality is served as confident where the rule lets 95 % of the dev images pass. Rules are chosen on the kinds that are
-marked "chosen on"; the figure is that of the others, and the goal is said to be reached or not, which the exit status
-tells too. Spoiled images of the dataset are listed apart: they are CT or MR images, and an answer may well be right.
+marked "chosen on"; the figure is that of the others, whose images are of other sources, and the goal is said to be
+reached or not, which the exit status tells too. Views of one source are alike: the number of sources says how much the
+figures are worth. Spoiled images of the dataset are listed apart: they are CT or MR images, and an answer may well be
+right.
 """
 
 import argparse
@@ -33,7 +35,7 @@ from ml.dataset.records import Record, load_records, targets
 from ml.models.base import EMBEDDING, STAGES, softmax
 from ml.models.image_model import ImageModel
 from ml.models.network import MultiTaskNetwork
-from ml.registry.reference_embeddings import Density, normalise
+from ml.registry.reference_embeddings import Reference, normalise
 from ml.registry.registry import Registry
 
 Floats = NDArray[np.float32]
@@ -44,7 +46,8 @@ GOAL_AUROC: Final = 0.95
 GOAL_CONFIDENT: Final = 0.03
 PASSING: Final = 0.95
 CHOSEN_ON: Final = frozenset({"ultrasound", "nuclear medicine", "photographs", "charts"})
-SERVED: Final = "all stages, mean and deviation: Mahalanobis"
+SERVED: Final = "all stages, mean and standard deviation: Mahalanobis"
+LAST_LAYER: Final = "last layer: Mahalanobis"
 _BATCH: Final = 32
 _MIRRORED: Final = "mirrored"
 _LOGITS: Final = "logits"
@@ -93,13 +96,12 @@ def confidence(model: ImageModel, outputs: Outputs) -> NDArray[np.bool_]:
 def make_rules(train: Outputs) -> dict[str, Rule]:
     """Rules that give high values to images unlike those of the training."""
     unit = normalise(train[EMBEDDING])
-    density = Density.fit(unit)
 
     def neighbour(count: int) -> Rule:
         return lambda outputs: -np.sort(normalise(outputs[EMBEDDING]) @ unit.T, axis=1)[:, -count]
 
     rules: dict[str, Rule] = {
-        "last layer: Mahalanobis": lambda outputs: density.distance(outputs[EMBEDDING]),
+        LAST_LAYER: _reference(train).distance_by("mahalanobis"),
         "last layer: nearest neighbour": neighbour(1),
         "last layer: tenth nearest neighbour": neighbour(10),
         "last layer: norm of the features": lambda outputs: -np.linalg.norm(outputs[EMBEDDING], axis=1),
@@ -110,12 +112,13 @@ def make_rules(train: Outputs) -> dict[str, Rule]:
         ).sum(axis=1),
     }
     if STAGES in train:
-        rules["all stages, mean: Mahalanobis"] = _stages(train[STAGES], _means)
-        rules[SERVED] = _stages(train[STAGES], lambda stages: stages)
+        means = _reference(train | {STAGES: _means(train[STAGES])}).distance_by("stages")
+        rules["all stages, mean: Mahalanobis"] = lambda outputs: means(outputs | {STAGES: _means(outputs[STAGES])})
+        rules[SERVED] = _reference(train).distance_by("stages")
     return rules
 
 
-# Channels of the stages of EfficientNet-Lite0, whose statistics are means, then deviations, stage by stage.
+# Channels of the stages of EfficientNet-Lite0, whose statistics are means, then standard deviations, stage by stage.
 _CHANNELS: Final = (16, 24, 40, 80, 112, 192, 320)
 
 
@@ -125,11 +128,11 @@ def _means(stages: Floats) -> Floats:
     return stages[:, np.concatenate(columns)]
 
 
-def _stages(train: Floats, choose: Callable[[Floats], Floats]) -> Rule:
-    rows = choose(train)
-    mean, deviation = rows.mean(axis=0), rows.std(axis=0) + 1e-6
-    density = Density.fit((rows - mean) / deviation, 0.02)
-    return lambda outputs: density.distance_of_rows((choose(outputs[STAGES]) - mean) / deviation)
+def _reference(train: Outputs) -> Reference:
+    """As a model is registered with it: the distances of the service."""
+    count = len(train[EMBEDDING])
+    names = [str(number) for number in range(count)]
+    return Reference.build(names, np.ones(count, dtype=np.bool_), train[EMBEDDING], train.get(STAGES))
 
 
 def measure(
@@ -153,26 +156,45 @@ def measure(
 
 
 def report(
-    model: ImageModel, train: Outputs, dev: Outputs, kinds: Mapping[str, Outputs], foreign: Sequence[str]
+    model: ImageModel, train: Outputs, dev: Outputs, kinds: Mapping[str, Outputs], sources: Mapping[str, int]
 ) -> bool:
-    """Print all figures; returns whether the served rule reaches the goals on the kinds that it was not chosen on."""
-    held_out = [kind for kind in foreign if kind not in CHOSEN_ON]
+    """Print all figures.
+
+    Args:
+        model: whose outputs these are.
+        train: outputs for the training images.
+        dev: outputs for the dev images.
+        kinds: outputs for foreign and spoiled images.
+        sources: how many sources the images of each foreign kind have.
+
+    Returns:
+        Whether the served rule reaches the goals on the kinds that it was not chosen on.
+    """
+    chosen_on, held_out = (
+        [kind for kind in sources if (kind in CHOSEN_ON) == is_chosen_on] for is_chosen_on in (True, False)
+    )
     rules = make_rules(train)
-    print(f"{'rule':<46} {'chosen on':>15} {'held out':>15} {'all foreign':>15}   AUROC, share confident")
+    print(f"{'rule':<54} {'chosen on':>15} {'held out':>15} {'all foreign':>15}   AUROC, share confident")
+    on_chosen: dict[str, float] = {}
     for name, rule in rules.items():
-        sets = ([kind for kind in foreign if kind in CHOSEN_ON], held_out, list(foreign))
-        cells = (measure(rule, model, dev, kinds, chosen) for chosen in sets)
-        print(f"{name:<46} " + " ".join(f"{auroc:>7.3f} {share:>7.1%}" for auroc, share in cells))
-    served = rules.get(SERVED, rules["last layer: Mahalanobis"])
-    print("\nBy kind, with the served rule:")
+        cells = [measure(rule, model, dev, kinds, names) for names in (chosen_on, held_out, list(sources))]
+        on_chosen[name] = cells[0][0]
+        print(f"{name:<54} " + " ".join(f"{auroc:>7.3f} {share:>7.1%}" for auroc, share in cells))
+    served = SERVED if SERVED in rules else LAST_LAYER
+    best = max(on_chosen, key=on_chosen.__getitem__)
+    print(f"\nServed: {served}. Best AUROC on the kinds that rules are chosen on: {best}.")
+    print("By kind, with the served rule:")
     for kind, outputs in kinds.items():
-        auroc, share = measure(served, model, dev, kinds, [kind])
-        mark = "chosen on" if kind in CHOSEN_ON else "held out" if kind in foreign else "spoiled"
-        print(f"{kind:<24} {mark:<10} {len(outputs[EMBEDDING]):>4} images {auroc:>7.3f} {share:>7.1%}")
-    auroc, share = measure(served, model, dev, kinds, held_out)
+        auroc, share = measure(rules[served], model, dev, kinds, [kind])
+        mark = "spoiled" if kind not in sources else "chosen on" if kind in CHOSEN_ON else "held out"
+        count = f"{len(outputs[EMBEDDING]):>4} views of {sources.get(kind, len(outputs[EMBEDDING])):>3} sources"
+        print(f"{kind:<24} {mark:<10} {count} {auroc:>7.3f} {share:>7.1%}")
+    auroc, share = measure(rules[served], model, dev, kinds, held_out)
     reached = auroc >= GOAL_AUROC and share <= GOAL_CONFIDENT
+    views = sum(len(kinds[kind][EMBEDDING]) for kind in held_out)
     print(
-        f"\nHeld-out kinds: AUROC {auroc:.3f} (goal {GOAL_AUROC}), {share:.1%} confident (goal {GOAL_CONFIDENT:.0%}): "
+        f"\nHeld-out kinds, {views} views of {sum(sources[kind] for kind in held_out)} sources: "
+        f"AUROC {auroc:.3f} (goal {GOAL_AUROC}), {share:.1%} confident (goal {GOAL_CONFIDENT:.0%}): "
         + ("reached" if reached else "missed")
     )
     return reached
@@ -196,9 +218,11 @@ def run(settings: Settings, name: str) -> bool:
     train = encode(model, [record.path for record in records["train"]])
     images = [_open(record.path) for record in records["dev"]]
     dev = encode(model, images)
-    foreign = {kind: encode(model, paths) for kind, paths in foreign_images(settings).items() if paths}
-    spoiled = {kind: encode(model, paths) for kind, paths in spoiled_images(images).items()}
-    reached = report(model, train, dev, foreign | spoiled, list(foreign))
+    views = foreign_images(settings)
+    foreign = {kind: encode(model, [view.image for view in own]) for kind, own in views.items()}
+    sources = {kind: len({view.source for view in own}) for kind, own in views.items()}
+    spoiled = {kind: encode(model, edited) for kind, edited in spoiled_images(images).items()}
+    reached = report(model, train, dev, foreign | spoiled, sources)
     right_on_spoiled(records["dev"], spoiled)
     return reached
 
