@@ -346,7 +346,8 @@ def _bound(field: Field, value: str, allowed: tuple[str, ...]) -> str | int:
         ValueError: it stands for what was not recorded, or no document can have it.
     """
     stored = _stored_values(field, value, allowed)[0]
-    if stored in field.recorded_as_null:
+    # A number has its place in the order whatever it stands for: from 0 years on.
+    if field.kind != "integer" and stored in field.recorded_as_null:
         raise ValueError(
             f"{value[:60]!r} stands for what was not recorded, which has no order; use {field.name}__isnull"
         )

@@ -214,3 +214,9 @@ def test_a_range_over_a_closed_list_begins_with_the_stored_spelling(operator: st
 def test_an_operator_that_is_given_twice_is_told_what_to_use(parameter: str, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         parse_filter([(parameter, "1"), (parameter, "2")], IMAGE_FIELDS, {})
+
+
+def test_a_range_of_numbers_may_begin_with_the_one_that_stands_for_unknown() -> None:
+    assert _query(("age__gte", "0"), ("age__lte", "17")) == {
+        "$and": [{"norm.age": {"$gte": 0}}, {"norm.age": {"$lte": 17}}]
+    }
