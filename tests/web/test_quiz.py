@@ -202,6 +202,8 @@ def test_a_random_unknown_case_is_of_the_current_result(page: Page, predict_api:
 
 def test_the_only_case_of_a_result_is_not_drawn_again(page: Page, case: Document) -> None:
     page.goto(f"/pages/case/{case['u_id']}?u_id={case['u_id']}&quiz=1")
-    page.get_by_role("button", name="Next unknown case").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Unknown case")
+    expect(page.get_by_label("Location")).to_be_visible()
+    page.keyboard.press("n")
     expect(page.locator("#problem")).to_contain_text("No other case matches.")
     assert f"/{case['u_id']}?" in page.url
