@@ -1,5 +1,5 @@
-// The case page: the images of a case as a stack beside its texts. The image stands in the fragment of the address, the
-// result that ← and → walk through in the query. Steps replace the entry of the history: Back leaves the case.
+// The case page: a stack of images beside the texts. The image is in the fragment of the address, the result that ← and
+// → walk through in its query. Steps replace the history entry: Back leaves the case.
 
 import { at } from "./address.js";
 import { getJson, load, Problem } from "./api.js";
@@ -10,7 +10,7 @@ import { caseAddress, EMPTY, nameInAddress, PAGE_SIZES, readState, resultAddress
 import { Viewer } from "./viewer.js";
 import { place } from "./walk.js";
 
-const QUIET_MS = 300; // until what was scrolled to is taken for what is looked at
+const QUIET_MS = 300; // until an image counts as looked at
 
 const viewer = new Viewer(byId("viewer"), { onStep: step, onPane: showWords });
 let quiz = null;
@@ -18,7 +18,7 @@ let annotations = null;
 let state = readState(location.search);
 let shown = null; // the case
 let image = null; // in the first pane
-let attended = null; // whose predictions, similar images and annotations are shown
+let attended = null; // whose predictions and annotations are shown
 let second = null; // in the second
 let walk = { previous: null, next: null };
 let stop = new AbortController();
@@ -71,7 +71,7 @@ function begin() {
   if (viewer.isComparing) viewer.compare(false);
   byId("compare").disabled = shown.images.length < 2;
   byId("strip").replaceChildren(...(shown.images.length > 1 ? shown.images.map(stripItem) : []));
-  // Nothing of this case is to be seen at the level of the last one.
+  // Not at the level of the last case.
   if (quiz) quiz.level = 0;
   if (state.quiz) beginQuiz();
   else quiz?.leave();
@@ -88,7 +88,7 @@ async function beginQuiz() {
   if (state.quiz) quiz.begin(shown, pane);
 }
 
-/** The annotations of the image that is shown, once they are asked for. */
+/** The annotations of the image, once asked for. */
 async function showAnnotations() {
   const isWanted = () => pane() && level() === 3 && byId("annotations-part").open;
   if (!isWanted()) return;
@@ -147,7 +147,7 @@ function showImage(found) {
   showWords();
 }
 
-/** Another image is looked at: what was of the last one goes. */
+/** What was of the last image goes. */
 function attend() {
   if (pane() === attended) return;
   attended = pane();
@@ -173,7 +173,7 @@ function preload() {
   }
 }
 
-/** What is said of the images that are shown. */
+/** The words of the images shown. */
 function showWords() {
   if (!image) return;
   showPane(image, 0);
@@ -220,7 +220,7 @@ function step(delta, index, { isTry = false } = {}) {
     showWords();
   } else {
     showImage(found);
-    // Browsers allow few changes of the address in a short time.
+    // Browsers limit changes of the address.
     clearTimeout(step.later);
     step.later = setTimeout(() => history.replaceState(history.state, "", caseAddress(image.image, state)), QUIET_MS / 2);
   }
@@ -257,12 +257,12 @@ async function showWalk(signal) {
     byId(`${name}-case`).hidden = !walk[name];
     if (walk[name]) byId(`${name}-case`).href = caseAddress(walk[name], state);
   }
-  // The browse page shows at least as many as were walked through.
+  // The browse page shows as many as were walked through.
   const shownThere = walk.isSeen && walk.index >= PAGE_SIZES[state.view] && state.view === "cases" ? walk.index + 1 : 0;
   byId("back").href = resultAddress({ ...state, shown: shownThere || state.shown }, image.image);
 }
 
-/** Show another case of the result, in place of this one. */
+/** Another case of the result takes the place of this one. */
 function go(name) {
   if (!name) return;
   clearTimeout(step.later);
@@ -319,7 +319,7 @@ async function similar() {
   target.setAttribute("aria-busy", "false");
 }
 
-// Similar images cost the service a run of the model: they are asked for when they come into sight.
+// Similar images cost a run of the model: only once in sight.
 const sight = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && similar(), { rootMargin: "200px" });
 
 function onKey(event) {
@@ -346,7 +346,7 @@ byId("compare").addEventListener("click", compare);
 byId("quiz-toggle").addEventListener("click", toggleQuiz);
 byId("predict").addEventListener("click", predict);
 byId("annotations-part").addEventListener("toggle", showAnnotations);
-// The link is to the image, not to the result in which it was found.
+// To the image, not to the result.
 byId("copy-link").addEventListener("click", async () => {
   const address = `${location.origin}${caseAddress(pane().image, { ...EMPTY, quiz: state.quiz })}`;
   const copy = await load("copy").catch(() => null);

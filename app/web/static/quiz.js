@@ -26,7 +26,7 @@ function keepScore(score) {
   }
 }
 
-/** The first image of a random case other than `shown`, rather one not answered yet; null without any. */
+/** The first image of a random case other than `shown`, rather one not answered yet; or null. */
 export async function randomCase(result, shown) {
   const answered = new Set(readScore().cases);
   const params = await result.query();
