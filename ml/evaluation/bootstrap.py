@@ -1,7 +1,7 @@
 """Bootstrap over cases: images of one case are alike, so whole cases are resampled, never single images."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -60,18 +60,27 @@ class CaseBootstrap:
         drawn = np.random.default_rng(self._seed).integers(0, self.cases, (self._count, self.cases))
         return _counts(drawn, self.cases)
 
-    def estimate(self, statistic: Statistic) -> Estimate:
+    def estimate(self, statistic: Statistic, limits: Sequence[Interval] = (Interval(0.0, 1.0),)) -> Estimate:
         """BCa intervals of a statistic (Efron 1987), which correct for its bias and skewness.
 
         Statistics that only grow with noise, as the calibration error, are larger in most resamples than in the
         data; the percentile interval lies too high for them.
 
         Where BCa is not defined because all resamples are on one side of the value, the interval is the reflected
-        ("basic") one, cut off at the extremes of the resamples.
+        ("basic") one, cut off at the extremes of the resamples. Where all resamples are equal, as with one case or with
+        answers that are all right, they say nothing of the uncertainty: the interval then reaches the share
+        1 - 0.025 ** (1 / cases) of the way to each limit, which for a proportion of 0 or 1 is the exact interval
+        (Clopper and Pearson 1934).
+
+        Args:
+            statistic: see ``Statistic``.
+            limits: the least and the greatest possible value, of each of the K values or one for all.
         """
         observed = np.atleast_1d(statistic(np.ones((1, self.cases))))[..., 0].reshape(-1)
+        bounds = list(limits) * (len(observed) // len(limits))
         if self.cases == 1:
-            return Estimate([Interval(value, value) for value in observed.tolist()], observed[:, None])
+            one_case = zip(observed.tolist(), bounds, strict=True)
+            return Estimate([self._unvarying(*value) for value in one_case], observed[:, None])
 
         def on_indices(index: NDArray[np.int64], axis: int = -1) -> Floats:
             del axis  # scipy puts the cases of a resample on the last axis
@@ -92,15 +101,27 @@ class CaseBootstrap:
         samples = np.asarray(result.bootstrap_distribution, dtype=np.float64).reshape(len(observed), -1)
         pairs = zip(np.ravel(result.confidence_interval.low), np.ravel(result.confidence_interval.high), strict=True)
         intervals = [
-            Interval(float(low), float(high)) if np.isfinite([low, high]).all() else _reflected(value, row)
-            for (low, high), value, row in zip(pairs, observed.tolist(), samples, strict=True)
+            self._unvarying(value, bound)
+            if np.allclose(row, value, rtol=0.0, atol=1e-12)
+            else Interval(float(low), float(high))
+            if np.isfinite([low, high]).all()
+            else _reflected(value, row)
+            for (low, high), value, bound, row in zip(pairs, observed.tolist(), bounds, samples, strict=True)
         ]
         return Estimate(intervals, samples)
 
-    def estimate_mean(self, values: NDArray[Any]) -> Estimate:
-        """The estimate of the mean over rows, (N,); a case weighs as much as it has rows."""
+    def estimate_mean(self, values: NDArray[Any], limits: Interval = Interval(0.0, 1.0)) -> Estimate:
+        """The estimate of the mean over rows, (N,) within ``limits``; a case weighs as much as it has rows."""
         totals, sizes = self.sums(values.astype(np.float64)), self.sums(np.ones(len(values)))
-        return self.estimate(lambda weights: np.asarray((weights @ totals) / (weights @ sizes), dtype=np.float64))
+
+        def mean(weights: Floats) -> Floats:
+            return np.asarray((weights @ totals) / (weights @ sizes), dtype=np.float64)
+
+        return self.estimate(mean, [limits])
+
+    def _unvarying(self, value: float, limits: Interval) -> Interval:
+        share = 1.0 - ((1.0 - LEVEL) / 2.0) ** (1.0 / self.cases)
+        return Interval(value - share * (value - limits.low), value + share * (limits.high - value))
 
 
 def _counts(drawn: NDArray[np.int64], cases: int) -> Floats:

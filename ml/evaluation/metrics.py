@@ -14,6 +14,7 @@ from ml.evaluation.bootstrap import CaseBootstrap
 Probabilities = NDArray[np.float32]
 Targets = NDArray[np.int64]
 BINS = 15
+PROBABILITY_FLOOR = 1e-9  # in logarithms, so that one answer cannot make a mean infinite
 
 
 class NoLabelsError(UserError):
@@ -75,7 +76,7 @@ def balanced_accuracy(predicted: Targets, targets: Targets) -> float:
 def negative_log_likelihood(probabilities: Probabilities, targets: Targets) -> float:
     """The mean of -log of the probability of the true class, in nats, from (N, classes) and (N,)."""
     chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
-    return float(-np.log(np.clip(chosen, 1e-9, 1.0)).mean()) + 0.0  # never -0.0
+    return float(-np.log(np.clip(chosen, PROBABILITY_FLOOR, 1.0)).mean()) + 0.0  # never -0.0
 
 
 def brier(probabilities: Probabilities, targets: Targets) -> float:

@@ -1,5 +1,6 @@
 """The figures of one set of answers: scores with intervals, classes, confusions, curves."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,6 +12,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from ml.evaluation.bootstrap import CaseBootstrap, Floats, Interval
 from ml.evaluation.metrics import (
     BINS,
+    PROBABILITY_FLOOR,
     Probabilities,
     Targets,
     brier,
@@ -92,7 +94,7 @@ def score_intervals(predictions: LabelledPredictions) -> dict[str, Interval]:
         "hits": true * answered,
         "correct": predictions.correct,
         "gaps": np.eye(BINS)[bins] * (confidence - predictions.correct)[:, None],
-        "nll": -np.log(np.clip(chosen, 1e-9, 1.0)),
+        "nll": -np.log(np.clip(chosen, PROBABILITY_FLOOR, 1.0)),
         "brier": squares,
     }
     sums = {name: bootstrap.sums(values) for name, values in per_case.items()}
@@ -118,7 +120,8 @@ def score_intervals(predictions: LabelledPredictions) -> dict[str, Interval]:
             ]
         )
 
-    return dict(zip(SCORES, bootstrap.estimate(statistic).intervals, strict=True))
+    limits = [Interval(0.0, 1.0)] * 4 + [Interval(0.0, -math.log(PROBABILITY_FLOOR)), Interval(0.0, 2.0)]
+    return dict(zip(SCORES, bootstrap.estimate(statistic, limits).intervals, strict=True))
 
 
 def measure(predictions: LabelledPredictions) -> dict[str, Any]:
@@ -257,7 +260,7 @@ def compare(first: LabelledPredictions, second: LabelledPredictions) -> dict[str
     if not np.array_equal(first.images, second.images):
         raise ValueError("a paired comparison needs answers to the same images")
     gain = first.correct - second.correct
-    estimate = CaseBootstrap(first.groups).estimate_mean(gain)
+    estimate = CaseBootstrap(first.groups).estimate_mean(gain, Interval(-1.0, 1.0))
     return {
         "n": len(gain),
         "difference": float(gain.mean()),

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 
-from ml.evaluation.bootstrap import CaseBootstrap, Floats
+from ml.evaluation.bootstrap import CaseBootstrap, Floats, Interval
 
 CASES = np.array(["a", "a", "a", "b", "c", "c", "d", "e", "e", "e"])
 
@@ -59,9 +59,19 @@ def test_a_statistic_that_noise_alone_raises_has_no_interval_above_it() -> None:
     assert low < percentile_low, "resamples alone lie too high"
 
 
-def test_what_does_not_vary_has_an_interval_of_no_width() -> None:
-    assert CaseBootstrap(CASES).estimate_mean(np.ones(10)).intervals == [(1.0, 1.0)]
-    assert CaseBootstrap(np.array(["a", "a"])).estimate_mean(np.array([0.0, 1.0])).intervals == [(0.5, 0.5)]
+def test_answers_that_are_all_right_have_the_exact_interval_of_a_proportion() -> None:
+    (interval,) = CaseBootstrap(CASES).estimate_mean(np.ones(10)).intervals
+    assert interval == pytest.approx(tuple(binomtest(5, 5).proportion_ci(0.95, "exact"))), "five cases, not ten rows"
+    (interval,) = CaseBootstrap(CASES).estimate_mean(np.zeros(10)).intervals
+    assert interval == pytest.approx(tuple(binomtest(0, 5).proportion_ci(0.95, "exact")))
+
+
+def test_one_case_says_next_to_nothing() -> None:
+    one = CaseBootstrap(np.array(["a", "a"]))
+    (interval,) = one.estimate_mean(np.array([0.0, 1.0])).intervals
+    assert interval == pytest.approx((0.0125, 0.9875))
+    (interval,) = one.estimate_mean(np.zeros(2), Interval(-1.0, 1.0)).intervals
+    assert interval == pytest.approx((-0.975, 0.975)), "a difference of two accuracies"
 
 
 def test_the_same_seed_draws_the_same_cases() -> None:
