@@ -22,6 +22,22 @@ _POSSESSIVE: Final = re.compile(rf"[{APOSTROPHES}](s?)$")
 _APOSTROPHE: Final = re.compile(rf"[{APOSTROPHES}]")
 # Letters that Unicode does not decompose into a base letter and a mark.
 _BASE_LETTERS: Final = str.maketrans({"ø": "o", "đ": "d", "ł": "l", "æ": "ae", "œ": "oe", "ı": "i"})
+# British spellings as American ones, and the plurals that medicine has from Latin and Greek as one of both forms.
+_VARIANTS: Final = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"ae(?=[cdfgmst])", "e"),  # haematoma, caecum
+        (r"\boe(?=[ds])|(?<=o)oe(?=s)|(?<=rrh)oe|(?<=\bf)oe(?=t)", "e"),  # oedema, diarrhoea, foetal
+        (r"(?<=[dlmv])our", "or"),  # tumour
+        (r"(?<=[bt])res?$", "er"),  # fibre
+        (r"\bgrey", "gray"),
+        (r"(?<=...)sis$", "ses"),  # metastasis, metastases
+        (r"(?<=[iy])s(?=(?:e[ds]?|ing|ations?)$)", "z"),  # localised
+        (r"(?<=...)i$", "us"),  # emboli
+        (r"(?<=...)ae$", "a"),  # vertebrae
+        (r"(ticul|cteri)a$", r"\1um"),  # diverticula
+    )
+)
 _QUOTES: Final = str.maketrans(dict.fromkeys(QUOTES, '"'))
 _TERM: Final = re.compile(rf'([{HYPHENS}]?)"([^"]*)(?:"|$)|(?<![^\s"])([{HYPHENS}])?([^\s"]+)')
 # Function words: nearly every case holds them, so they neither find nor rank anything.
@@ -103,8 +119,11 @@ def fold(word: str) -> str:
 
 @lru_cache(maxsize=100_000)
 def stem(word: str) -> str:
-    """The stem by which a word is compared: of its folded form, by the English Snowball rules."""
-    return str(_stemmer.stem(fold(word)))
+    """The stem by which a word is compared: of its folded form, one for all spellings, by the English Snowball rules."""
+    spelling = fold(word)
+    for pattern, replacement in _VARIANTS:
+        spelling = pattern.sub(replacement, spelling)
+    return str(_stemmer.stem(spelling))
 
 
 def tokenize(text: str) -> Iterator[Token]:
