@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote_plus, unquote_to_bytes
 
 from fastapi import Depends, Path, Query, Request
 from fastapi.dependencies.models import Dependant
@@ -102,13 +102,28 @@ def _declared(route: APIRoute) -> frozenset[str]:
     return frozenset(names(route.dependant))
 
 
+def _check_encoding(query: str) -> None:
+    """Text that is not UTF-8 would be read with other characters in it, and would find something else.
+
+    Raises:
+        ParameterError: the first part of a query string that is not UTF-8.
+    """
+    for part in query.split("&"):
+        try:
+            unquote_to_bytes(part).decode()
+        except UnicodeDecodeError as error:
+            message = f"{part.partition('=')[2][:60]} is not UTF-8; é is written %C3%A9 there"
+            raise ParameterError([ProblemItem(unquote_plus(part.partition("=")[0])[:60], message)]) from error
+
+
 async def check_parameters(request: Request) -> None:
-    """Refuse a query parameter that a route does not take, or takes once and was given several times.
+    """Refuse a query parameter that a route does not take, takes once and was given several times, or is not UTF-8.
 
     Raises:
         ParameterError: names each, or there are too many to look at.
     """
     route: APIRoute = request.scope["route"]
+    _check_encoding(request.scope["query_string"].decode("latin-1"))
     pairs = request.query_params.multi_items()
     if len(pairs) > _MAX_PARAMETERS:
         raise ParameterError([ProblemItem("", f"{len(pairs)} parameters; at most {_MAX_PARAMETERS} are read")])
@@ -211,6 +226,7 @@ async def parse_selection(text: str, repository: Repository, collection: Collect
     Raises:
         ParameterError: names each parameter that the list would refuse.
     """
+    _check_encoding(text)
     pairs = parse_qsl(text, keep_blank_values=True)
     counts = Counter(name for name, _ in pairs if name in _Parameters.model_fields)
     twice = [ProblemItem(name, f"given {count} times") for name, count in counts.items() if count > 1]

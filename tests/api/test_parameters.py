@@ -32,6 +32,23 @@ def test_too_many_parameters_are_refused_with_one_sentence(api: httpx.Client, pa
     assert answer.json()["errors"] == [{"parameter": "", "message": "1000 parameters; at most 50 are read"}]
 
 
+@pytest.mark.parametrize(
+    ("address", "parameter", "text"),
+    [
+        ("/images?diagnosis=caf%E9", "diagnosis", "caf%E9"),
+        ("/search?q=%FF", "q", "%FF"),
+        ("/images?limit=2&caf%E9=1", "caf\ufffd", "1"),
+        ("/models?x=%C3%28", "x", "%C3%28"),
+    ],
+)
+def test_text_that_is_not_utf_8_is_refused(api: httpx.Client, address: str, parameter: str, text: str) -> None:
+    answer = api.get(address)
+    assert answer.status_code == 422
+    message = f"{text} is not UTF-8; é is written %C3%A9 there"
+    assert answer.json()["errors"] == [{"parameter": parameter, "message": message}]
+    assert api.get("/search?q=caf%C3%A9").status_code == 200
+
+
 def test_the_bounds_of_numbers_are_declared(api: httpx.Client) -> None:
     paths = api.get("/openapi.json").json()["paths"]
     declared = [each for path in paths.values() for route in path.values() for each in route.get("parameters", [])]

@@ -119,7 +119,7 @@ async def save_view(
         raise ParameterError([ProblemItem("query", message)])
     collection = IMAGES if body.of == "images" else CASES
     try:
-        selected = await parse_selection(query, repository, collection)
+        selected = await parse_selection(body.query.removeprefix("?"), repository, collection)
     except ParameterError as error:
         problems = (ProblemItem(f"query.{each.parameter}".rstrip("."), each.message) for each in error.problems)
         raise ParameterError(problems) from error
