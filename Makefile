@@ -17,6 +17,9 @@ ARGS ?=
 # Processes that run the tests, each with a mongod and models of its own.
 JOBS ?= 2
 
+# Without bytecode every process compiles PyTorch again, for 7 s of CPU time, and the tests start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv || echo $(VENV)/tools/bin/uv)
