@@ -119,7 +119,7 @@ def fold(word: str) -> str:
 
 @lru_cache(maxsize=100_000)
 def stem(word: str) -> str:
-    """The stem by which a word is compared: of its folded form, one for all spellings, by the English Snowball rules."""
+    """The stem by which a word is compared: one for all its spellings, by the English Snowball rules."""
     spelling = fold(word)
     for pattern, replacement in _VARIANTS:
         spelling = pattern.sub(replacement, spelling)

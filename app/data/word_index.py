@@ -137,12 +137,13 @@ class WordIndex:
         allowed = 1 if count or len(folded) < _MISSPELT_CHARS else 2
         near = extract(folded, self._words.keys(), scorer=OSA.distance, score_cutoff=allowed, limit=20)
         ranked = [
-            (distance, -documents, other)
+            # A letter is left out or doubled more often than taken for another: disection is not direction.
+            (distance, _is_substitution(folded, other), -documents, other)
             for other, distance, _ in near
             if other.isalpha() and (documents := self._documents(self._words[other])) > _COMMONER * count
             if not count or (other[0] == folded[0] and not _is_substitution(folded, other))
         ]
-        return min(ranked)[2] if ranked else None
+        return min(ranked)[-1] if ranked else None
 
     def rank(self, wanted: Sequence[Term], excluded: Sequence[Term], *, every: bool) -> list[tuple[str, float]]:
         """Ids and scores of the cases that hold every wanted term, or any of them, best first."""

@@ -300,6 +300,9 @@ def test_known_words_of_the_real_data(medpix_api: httpx.Client) -> None:
     smoker = _search(medpix_api, "lung cancer smoker CT")
     assert (smoker.matched, smoker.total) == ("all", 7)
     assert _search(medpix_api, "menigioma").did_you_mean == "meningioma"
+    assert _search(medpix_api, "aortic disection").did_you_mean == "aortic dissection"
+    assert _search(medpix_api, "oedema").total == _search(medpix_api, "edema").total > 20
+    assert _search(medpix_api, "metastasis").total == _search(medpix_api, "metastases").total > 20
     assert "aort" in (_search(medpix_api, "aort").items[0].case.title or "").casefold()
     malrotation = _search(medpix_api, "malrotation appendicitis")
     assert {"MPX1139", "MPX2540"} <= {hit.case.u_id for hit in malrotation.items[:10]}
