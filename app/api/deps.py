@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, unquote_plus, unquote_to_bytes
 
 from fastapi import Depends, Path, Query, Request
 from fastapi.dependencies.models import Dependant
+from fastapi.openapi.models import Example
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
@@ -67,7 +68,16 @@ get_settings: Final = _member("settings")
 get_repository: Final = _member("repository")
 
 
-async def case_id(u_id: Annotated[str, Path(examples=["MPX1007"])]) -> str:
+def example(value: str) -> dict[str, Example]:
+    """What the API reference fills in for a path parameter; it leaves the examples of a schema out."""
+    return {value: {"value": value}}
+
+
+# Of an annotation or a view, which the service gives it.
+WrittenId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", openapi_examples=example("0f8fad5bd9cb469fa16570867728950e"))]
+
+
+async def case_id(u_id: Annotated[str, Path(openapi_examples=example("MPX1007"))]) -> str:
     """A case id in the dataset's spelling; any letter case is taken.
 
     Raises:
@@ -78,7 +88,7 @@ async def case_id(u_id: Annotated[str, Path(examples=["MPX1007"])]) -> str:
     return u_id.upper()
 
 
-async def image_id(image: Annotated[str, Path(examples=["MPX1007_synpic46719"])]) -> str:
+async def image_id(image: Annotated[str, Path(openapi_examples=example("MPX1007_synpic46719"))]) -> str:
     """An image id in the dataset's spelling; any letter case is taken.
 
     Raises:

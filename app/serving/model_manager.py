@@ -147,8 +147,8 @@ class ModelManager:
             detail = f"The model that finds images by words is not ready. {run.describe()}"
             raise UnavailableError(detail, retry_after_s=30, training=run.as_json())
         raise UnavailableError(
-            f"Images are found by words with the model {TEXT_SEARCH_MODEL}, which is not trained here. "
-            f"Run `medpix train {TEXT_SEARCH_MODEL}`.",
+            f"Images are found by words with the model {TEXT_SEARCH_MODEL}, which is not trained here; train it "
+            f"with: medpix train {TEXT_SEARCH_MODEL}",
             retry_after_s=60,
         )
 

@@ -23,6 +23,9 @@ class Interval(NamedTuple):
     high: float
 
 
+PROPORTION: Final = Interval(0.0, 1.0)
+
+
 class Estimate(NamedTuple):
     """What the bootstrap says of a statistic of K values.
 
@@ -60,7 +63,7 @@ class CaseBootstrap:
         drawn = np.random.default_rng(self._seed).integers(0, self.cases, (self._count, self.cases))
         return _counts(drawn, self.cases)
 
-    def estimate(self, statistic: Statistic, limits: Sequence[Interval] = (Interval(0.0, 1.0),)) -> Estimate:
+    def estimate(self, statistic: Statistic, limits: Sequence[Interval] = (PROPORTION,)) -> Estimate:
         """BCa intervals of a statistic (Efron 1987), which correct for its bias and skewness.
 
         Statistics that only grow with noise, as the calibration error, are larger in most resamples than in the
@@ -110,7 +113,7 @@ class CaseBootstrap:
         ]
         return Estimate(intervals, samples)
 
-    def estimate_mean(self, values: NDArray[Any], limits: Interval = Interval(0.0, 1.0)) -> Estimate:
+    def estimate_mean(self, values: NDArray[Any], limits: Interval = PROPORTION) -> Estimate:
         """The estimate of the mean over rows, (N,) within ``limits``; a case weighs as much as it has rows."""
         totals, sizes = self.sums(values.astype(np.float64)), self.sums(np.ones(len(values)))
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from ml.evaluation.bootstrap import CaseBootstrap, Floats, Interval
+from ml.evaluation.bootstrap import PROPORTION, CaseBootstrap, Floats, Interval
 from ml.evaluation.metrics import (
     BINS,
     PROBABILITY_FLOOR,
@@ -120,7 +120,7 @@ def score_intervals(predictions: LabelledPredictions) -> dict[str, Interval]:
             ]
         )
 
-    limits = [Interval(0.0, 1.0)] * 4 + [Interval(0.0, -math.log(PROBABILITY_FLOOR)), Interval(0.0, 2.0)]
+    limits = [PROPORTION] * 4 + [Interval(0.0, -math.log(PROBABILITY_FLOOR)), Interval(0.0, 2.0)]
     return dict(zip(SCORES, bootstrap.estimate(statistic, limits).intervals, strict=True))
 
 

@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any, Self
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from app.api.auth import KEY_HEADERS, WriterDep
-from app.api.deps import AnnotationsDep, Cursor, ImageIdDep, Limit, RepositoryDep, SortText, query_pairs
+from app.api.deps import AnnotationsDep, Cursor, ImageIdDep, Limit, RepositoryDep, SortText, WrittenId, query_pairs
 from app.api.errors import documented
 from app.api.filter_parameters import filters
 from app.api.responses import data_response, page_response
@@ -64,7 +64,6 @@ class AnnotationWithHistory(Annotation):
     history: list[Annotation] = Field(description="From the first to the last; the last is the current one")
 
 
-AnnotationId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", examples=["0f8fad5bd9cb469fa16570867728950e"])]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -133,7 +132,7 @@ async def annotate(
 )
 async def amend(
     request: Request,
-    annotation: AnnotationId,
+    annotation: WrittenId,
     body: AnnotationIn,
     repository: RepositoryDep,
     annotations: AnnotationsDep,
@@ -155,7 +154,7 @@ async def amend(
 )
 async def retract(
     request: Request,
-    annotation: AnnotationId,
+    annotation: WrittenId,
     repository: RepositoryDep,
     annotations: AnnotationsDep,
     by: WriterDep,
@@ -202,7 +201,7 @@ async def _replaced(
     operation_id="get_annotation",
 )
 async def read_annotation(
-    request: Request, annotation: AnnotationId, repository: RepositoryDep, annotations: AnnotationsDep
+    request: Request, annotation: WrittenId, repository: RepositoryDep, annotations: AnnotationsDep
 ) -> Response:
     """An annotation with all that it replaces and that replaced it."""
     document = await repository.get(ANNOTATIONS, annotation)

@@ -1,13 +1,13 @@
 """The registered models: their cards, and which one answers each task."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.api.deps import ModelsDep
+from app.api.deps import ModelsDep, example
 from app.api.errors import documented
 from app.data.repository import NotFoundError
 from app.serving.model_manager import ModelManager
@@ -65,7 +65,9 @@ async def list_models(models: ModelsDep) -> Response:
 
 
 @router.get("/models/{name}", response_model=ModelView, responses=documented(404, 422), summary="Read a model card")
-async def read_model(name: str, models: ModelsDep) -> Response:
+async def read_model(
+    name: Annotated[str, Path(openapi_examples=example("efficientnet"))], models: ModelsDep
+) -> Response:
     """One model: classes, preprocessing, metrics with intervals, files with their hashes, limits."""
     for card in models.cards:
         if card.name == name:

@@ -16,6 +16,7 @@ from app.api.deps import (
     RepositoryDep,
     SavedViewsDep,
     SortText,
+    WrittenId,
     parse_selection,
     query_pairs,
 )
@@ -78,9 +79,6 @@ class ViewPage(PageModel):
     """One page of views."""
 
     items: list[ViewOut]
-
-
-ViewId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", examples=["0f8fad5bd9cb469fa16570867728950e"])]
 
 
 async def _filter(request: Request) -> Filter:
@@ -165,7 +163,7 @@ async def list_views(
     summary="Open a view",
     operation_id="get_view",
 )
-async def open_view(request: Request, view: ViewId, repository: RepositoryDep) -> Response:
+async def open_view(request: Request, view: WrittenId, repository: RepositoryDep) -> Response:
     """A saved view, and whether the data changed since it was saved; `links.items` lists what it selects."""
     document = await repository.get(VIEWS, view)
     return await data_response(request, repository, {**_view(document), **await _today(document, repository)})
@@ -199,7 +197,9 @@ async def _today(document: dict[str, Any], repository: Repository) -> dict[str, 
     summary="Delete a view",
     operation_id="delete_view",
 )
-async def delete_view(view: ViewId, repository: RepositoryDep, saved_views: SavedViewsDep, by: WriterDep) -> Response:
+async def delete_view(
+    view: WrittenId, repository: RepositoryDep, saved_views: SavedViewsDep, by: WriterDep
+) -> Response:
     """Delete a view; only its writer can."""
     if (await repository.get(VIEWS, view))["by"] != by:
         raise ForbiddenError("Another key saved this view. Only its writer can delete it.")
@@ -216,7 +216,7 @@ async def delete_view(view: ViewId, repository: RepositoryDep, saved_views: Save
 )
 async def export_view(
     request: Request,
-    view: ViewId,
+    view: WrittenId,
     repository: RepositoryDep,
     image_store: ImageStoreDep,
     export_files: ExportFilesDep,

@@ -15,22 +15,22 @@ Task = Literal["modality", "location"]
 class Probability(BaseModel):
     """One class and its calibrated probability."""
 
-    label: str
-    probability: float = Field(ge=0, le=1)
+    label: str = Field(examples=["CT"])
+    probability: float = Field(ge=0, le=1, examples=[0.998])
 
 
 class Ranking(BaseModel):
     """All classes of a question."""
 
-    label: str = Field(description="The most probable class")
+    label: str = Field(description="The most probable class", examples=["CT"])
     probabilities: list[Probability] = Field(description="Most probable first")
 
 
 class ModelStamp(BaseModel):
     """Which model answered."""
 
-    name: str
-    version: str
+    name: str = Field(examples=["efficientnet"])
+    version: str = Field(examples=["20261128T101500Z-3f9c2a7e"])
     sha256: str = Field(description="One hash over the names and hashes of all files of the model")
     init: Literal["pretrained", "scratch"]
 
@@ -39,8 +39,8 @@ class ImageStamp(BaseModel):
     """Which image was predicted."""
 
     sha256: str
-    width: int
-    height: int
+    width: int = Field(examples=[512])
+    height: int = Field(examples=[512])
     mode: str = Field(examples=["L"])
     header_modality: str | None = Field(default=None, description="Modality of the header of a DICOM file")
 
@@ -48,8 +48,8 @@ class ImageStamp(BaseModel):
 class DatasetImage(BaseModel):
     """The image of the dataset that has exactly the uploaded bytes."""
 
-    image: str
-    u_id: str
+    image: str = Field(examples=["MPX1007_synpic46719"])
+    u_id: str = Field(examples=["MPX1007"])
     split: Literal["train", "dev", "test"]
 
 

@@ -69,7 +69,7 @@ function source({ items }, report) {
   if (isDev) {
     const dev = items.find(({ card }) => card.data.images.dev)?.card.data;
     const size = dev ? `, ${number(dev.images.dev)} images of ${number(dev.cases.dev)} cases` : "";
-    parts.push(`Figures marked “dev” were measured on the dev split${size}. The models were selected on it, so expect lower figures on new images. For figures on the test split run `, el("code", { text: "medpix evaluate" }), ".");
+    parts.push(`Figures marked “dev” were measured on the dev split${size}. The models were selected on it, so expect lower figures on new images. Figures on the test split follow with the evaluation, which medpix up runs by itself; else run `, el("code", { text: "medpix evaluate" }), ".");
   }
   return el("p", { class: isDev ? "notice" : "muted small" }, parts);
 }

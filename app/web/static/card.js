@@ -28,7 +28,7 @@ export function detail({ card, backend, finds_images: findsImages }, task, repor
 function absence(card, found, scored) {
   if (scored) return null;
   const reason = found && found.version !== card.version ? "The last evaluation is of an earlier version of this model." : "This model has not been evaluated on the test split.";
-  return el("p", { class: "notice" }, `${reason} Its confusion matrix, calibration and label audit appear here after `, el("code", { text: "medpix evaluate" }), ".");
+  return el("p", { class: "notice" }, `${reason} Its confusion matrix, calibration and label audit appear here after the evaluation, which medpix up runs by itself; else run `, el("code", { text: "medpix evaluate" }), ".");
 }
 
 function recipe({ preprocess, preprocess_hash: hash }) {

@@ -26,7 +26,7 @@ export const plural = (count, one, many = `${one}s`) => `${number(count)} ${coun
 
 /** "topic.category" as people say it. */
 export function spoken(name) {
-  const words = name.replaceAll("_", " ").replaceAll(".", " ").replace("u id", "case id").replace("acr", "ACR");
+  const words = name.replaceAll("_", " ").replaceAll(".", " ").replace("u id", "case id").replace(/acr|url|sha/, (word) => word.toUpperCase());
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
 
