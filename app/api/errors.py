@@ -217,6 +217,12 @@ _EXAMPLES: Final[Mapping[int, tuple[str, str, str, Mapping[str, Any]]]] = {
     403: ("forbidden", "/annotations/0f8fad5b", "Another key wrote this annotation. Only its writer can amend it.", {}),
     404: ("not-found", "/cases/MPX9999", "There is no case MPX9999.", {}),
     409: ("conflict", "/views", "reader has a view of this name. Choose another name, or delete it.", {}),
+    412: (
+        "precondition-failed",
+        "/export/images.parquet",
+        'The content has another entity tag than If-Match names: "3f9c2a7e".',
+        {},
+    ),
     413: (
         "content-too-large",
         "/predict/modality",

@@ -121,13 +121,15 @@ def test_an_annotation_is_amended_and_retracted_and_its_history_kept(service: ht
     assert (retracted.status_code, retracted.json()["action"]) == (201, "retract")
     assert service.get("/annotations").json()["total"] == 0
     assert service.get(f"/images/{image}").json()["annotations"] == []
-    assert service.get("/annotations", params={"history": "true"}).json()["total"] == 3
+    assert service.get("/annotations", params={"replaced": "true"}).json()["total"] == 3
     exported = {"of": "annotations", "format": "jsonl"}
     assert service.get("/export", params=exported).text == ""
-    assert len(service.get("/export", params={**exported, "history": "true"}).text.splitlines()) == 3
+    assert len(service.get("/export", params={**exported, "replaced": "true"}).text.splitlines()) == 3
     assert service.get("/export/annotations.jsonl").text == ""
-    assert len(service.get("/export/annotations.jsonl", params={"history": "true"}).text.splitlines()) == 3
-    assert service.get("/export", params={"history": "true"}).status_code == 422
+    assert len(service.get("/export/annotations.jsonl", params={"replaced": "true"}).text.splitlines()) == 3
+    assert service.get("/export", params={"replaced": "true"}).status_code == 422
+    # The patient history is a filter of cases.
+    assert service.get("/export", params={"of": "cases", "history": "of nobody"}).status_code == 200
     history = service.get(f"/annotations/{first['id']}").json()["history"]
     assert [(each["action"], each["comment"]) for each in history] == [
         ("create", "left kidney"),

@@ -2,6 +2,7 @@ import hashlib
 import io
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,8 @@ from tests.file_server import FileServer
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, in seconds; none is made."""
     made: list[float] = []
-    monkeypatch.setattr("app.core.download.time.sleep", made.append)
+    # Of this module alone: other threads of the process go on sleeping.
+    monkeypatch.setattr("app.core.download.time", SimpleNamespace(sleep=made.append))
     return made
 
 

@@ -25,7 +25,7 @@ from ml.training.context import Options
 from ml.training.train import train_model
 
 _COMPACT: Final = compact.CompactSettings(width=8, preprocess=Preprocess(size=64))
-_RESNET: Final = resnet.ResNetSettings(scratch_preprocess=replace(resnet.ResNetSettings().preprocess, size=32))
+_RESNET: Final = resnet.ResNetSettings(preprocess=replace(resnet.ResNetSettings().preprocess, size=64))
 # Every recipe is the real one, for fewer epochs on smaller images.
 TRAINERS: Final = {
     "compact": (compact, replace(_COMPACT, recipe=replace(_COMPACT.recipe, epochs=2))),

@@ -195,8 +195,9 @@ def test_the_modality_of_the_header_is_said(page: Page, predict_api: httpx.Clien
     expect(location).to_have_count(int(modality == "CR"))
 
 
-@pytest.mark.parametrize("name", refused())
-def test_every_hostile_file_is_refused_in_a_sentence(page: Page, name: str) -> None:
+# One file of each status; that the API refuses every one in a sentence is tested there.
+@pytest.mark.parametrize("name", {status: name for name, (_, status, _) in refused().items()}.values())
+def test_a_hostile_file_is_refused_in_a_sentence(page: Page, name: str) -> None:
     data, _, words = refused()[name]
     page.goto("/pages/predict")
     choose(page, png_file(f"{name}.png", data))

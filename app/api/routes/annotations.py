@@ -223,14 +223,14 @@ async def list_annotations(
     annotations: AnnotationsDep,
     selection: Annotated[Filter, Depends(annotation_filter)],
     order: Annotated[SortOrder, Depends(annotation_order)],
-    history: Annotated[
+    replaced: Annotated[
         bool, Query(description="Also annotations that were replaced or retracted, and the retractions")
     ] = False,
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> Response:
     """Annotations that pass a filter, page by page: `image=MPX1007_synpic46719`, `by=reader`."""
-    if not history:
+    if not replaced:
         selection = await annotations.current(selection)
     page = await repository.page(ANNOTATIONS, selection, order, limit=limit, after=cursor)
     items = [annotation_view(document) for document in page.documents]

@@ -70,7 +70,7 @@ RawRecords = Annotated[
 Bom = Annotated[
     bool, Query(description="Begin a CSV with a byte order mark, by which Excel knows that the text is UTF-8")
 ]
-History = Annotated[
+Replaced = Annotated[
     bool, Query(description="Of annotations: also those that were replaced or retracted, and the retractions")
 ]
 _ABOUT: Final = """
@@ -104,14 +104,14 @@ async def export(
     of: Annotated[Kind, Query(description="records are images joined with their cases")] = "images",
     raw: RawRecords = False,
     bom: Bom = False,
-    history: History = False,
+    replaced: Replaced = False,
     sort: SortText = None,
     *,
     narrowed: NarrowingDep,
 ) -> Response:
     """Stream an export."""
     requested = make_export(of, file_format, raw=raw, bom=bom, order=await _ORDERS[of](sort))
-    selection = await _selection(request, repository, of, narrowed, history=history)
+    selection = await _selection(request, repository, of, narrowed, replaced=replaced)
     headers = await _headers(repository, requested)
     if request.scope["state"]["is_head"]:
         # Not a plain response: it would say that the content has no bytes.
@@ -141,14 +141,14 @@ async def export_file(
     file_format: Annotated[Format, Path(description="zip holds the image files")],
     raw: RawRecords = False,
     bom: Bom = False,
-    history: History = False,
+    replaced: Replaced = False,
     sort: SortText = None,
     *,
     narrowed: NarrowingDep,
 ) -> Response:
     """Answer an export as a file that is kept."""
     requested = make_export(of, file_format, raw=raw, bom=bom, order=await _ORDERS[of](sort))
-    selection = await _selection(request, repository, of, narrowed, history=history)
+    selection = await _selection(request, repository, of, narrowed, replaced=replaced)
     return await kept_file(request, repository, image_store, export_files, requested, selection)
 
 
@@ -213,18 +213,18 @@ def make_export(of: Kind, file_format: Format, *, raw: bool, bom: bool, order: S
 
 
 async def _selection(
-    request: Request, repository: Repository, of: Kind, narrowed: Narrowing, *, history: bool
+    request: Request, repository: Repository, of: Kind, narrowed: Narrowing, *, replaced: bool
 ) -> Filter:
     if of == "annotations":
         if narrowed.q is not None:
             raise ParameterError([ProblemItem("q", "searches cases and images, not annotations")])
         selection = await annotation_filter(request)
-        if not history:
+        if not replaced:
             annotations: Annotations = request.app.state.annotations
             selection = await annotations.current(selection)
         return await narrowed.apply(repository, ANNOTATIONS, selection)
-    if history:
-        raise ParameterError([ProblemItem("history", "belongs to annotations")])
+    if replaced:
+        raise ParameterError([ProblemItem("replaced", "belongs to annotations")])
     if of == "cases":
         return await narrowed.apply(repository, CASES, await case_filter(request, repository))
     return await narrowed.apply(repository, IMAGES, await image_filter(request, repository))

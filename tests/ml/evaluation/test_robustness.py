@@ -214,4 +214,4 @@ def test_subgroups_split_the_rows_and_score_each(outputs: ModelOutputs, records:
     assert groups["modality"]["MR"]["accuracy"] == 1.0
     assert groups["modality"]["CT"]["accuracy"] == pytest.approx(4 / 5)
     assert groups["sex"].keys() == {"unknown"}
-    assert groups["caption"]["placeholder"] == {"n": 1, "cases": 1, "accuracy": 0.0, "accuracy_95": [0.0, 0.0]}
+    assert groups["caption"]["placeholder"] == {"n": 1, "cases": 1, "accuracy": 0.0, "accuracy_95": [0.0, 0.975]}

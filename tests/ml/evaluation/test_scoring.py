@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from ml.dataset.labels import IGNORED
 from ml.evaluation.metrics import Probabilities
@@ -50,16 +51,24 @@ def test_the_classes_of_macro_scores_are_the_same_in_every_resample() -> None:
     rows = np.eye(2, dtype=np.float32)[[0] * 9 + [1]]
     cases = np.array(list("abcdefghij"))
     measured = measure(LabelledPredictions(rows, np.array([0] * 9 + [1]), cases, cases))
-    assert (measured["macro_f1"], measured["macro_f1_95"]) == (1.0, [1.0, 1.0])
-    assert measured["balanced_accuracy_95"] == [1.0, 1.0]
+    exact = binomtest(10, 10).proportion_ci(0.95, "exact")
+    assert measured["macro_f1"] == 1.0
+    assert measured["macro_f1_95"] == measured["balanced_accuracy_95"] == pytest.approx([exact.low, 1.0])
     # The other class is always wrong: its share of the mean is half in every resample.
     measured = measure(LabelledPredictions(rows[[0] * 10], np.array([0] * 9 + [1]), cases, cases))
-    assert measured["balanced_accuracy_95"] == [0.5, 0.5]
+    half = (1.0 - exact.low) / 2.0
+    assert measured["balanced_accuracy_95"] == pytest.approx([0.5 - half, 0.5 + half])
 
 
 def test_a_model_does_not_differ_from_itself() -> None:
     own = predictions([True, False, True, False], "aabc")
-    assert compare(own, own) == {"n": 4, "difference": 0.0, "difference_95": [0.0, 0.0], "not_better": 1.0}
+    share = 1.0 - 0.025 ** (1 / 3)  # three cases without a difference do not show that there is none
+    assert compare(own, own) == {
+        "n": 4,
+        "difference": 0.0,
+        "difference_95": pytest.approx([-share, share]),
+        "not_better": 1.0,
+    }
 
 
 def test_differences_are_paired_by_case() -> None:

@@ -101,7 +101,8 @@ def test_figures_without_cases_leave_all_their_images_out() -> None:
     rows = np.array([[0.9, 0.1]] * 3 + [[0.1, 0.9]], dtype=np.float32)
     cases = np.array(["a", "a", "b", "c"])
     predictions = LabelledPredictions(rows, np.zeros(4, dtype=np.int64), cases, np.arange(4).astype(str))
-    assert without(predictions, ["c"]) == {"n": 3, "cases": 2, "accuracy": 1.0, "accuracy_95": [1.0, 1.0]}
+    exact = pytest.approx([0.025 ** (1 / 2), 1.0])
+    assert without(predictions, ["c"]) == {"n": 3, "cases": 2, "accuracy": 1.0, "accuracy_95": exact}
     assert without(predictions, [])["accuracy"] == 0.75
 
 
