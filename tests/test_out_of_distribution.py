@@ -60,7 +60,7 @@ def test_the_served_rule_is_the_distance_of_the_service(monkeypatch: pytest.Monk
     names = [str(number) for number in range(40)]
     reference = Reference.build(names, np.ones(40, dtype=np.bool_), train[EMBEDDING], train[STAGES])
     for rule, kind in ((SERVED, "stages"), (LAST_LAYER, "mahalanobis")):
-        assert np.array_equal(rules[rule](asked), reference.distance_by(kind)(asked))  # type: ignore[arg-type]
+        assert np.array_equal(rules[rule](asked), reference.distance_by(kind)(asked))  # type: ignore[arg-type]  # names of distances
     # The first stage has 16 channels: their means, then their standard deviations.
     changed = asked | {STAGES: asked[STAGES].copy()}
     changed[STAGES][:, 16:32] += 100.0

@@ -33,6 +33,8 @@ MAX_QUERY_CHARS: Final = 300
 MAX_SAMPLE: Final = 1_000
 # More than a route declares and a filter may have; each unknown one is answered with a sentence.
 _MAX_PARAMETERS: Final = 50
+# Parameters of some lists, and of no route a filter.
+_NO_FILTERS: Final = frozenset({"limit", "offset", "cursor", "sort", "fields", "raw", "q"})
 
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
 
@@ -73,8 +75,10 @@ def example(value: str) -> dict[str, Example]:
     return {value: {"value": value}}
 
 
-# Of an annotation or a view, which the service gives it.
-WrittenId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", openapi_examples=example("0f8fad5bd9cb469fa16570867728950e"))]
+# The `_id` of an annotation or of a view.
+DocumentId = Annotated[
+    str, Path(pattern="^[0-9a-f]{32}$", openapi_examples=example("0f8fad5bd9cb469fa16570867728950e"))
+]
 
 
 async def case_id(u_id: Annotated[str, Path(openapi_examples=example("MPX1007"))]) -> str:
@@ -122,7 +126,7 @@ def _check_encoding(query: str) -> None:
         try:
             unquote_to_bytes(part).decode()
         except UnicodeDecodeError as error:
-            message = f"{part.partition('=')[2][:60]} is not UTF-8; é is written %C3%A9 there"
+            message = f"{part.partition('=')[2][:60]} is not UTF-8; é is %C3%A9 in UTF-8"
             raise ParameterError([ProblemItem(unquote_plus(part.partition("=")[0])[:60], message)]) from error
 
 
@@ -143,9 +147,9 @@ async def check_parameters(request: Request) -> None:
         for name, count in counts.items()
         if name in declared and count > 1
     ]
-    if not takes_filters(route):
+    unknown = [name for name in counts if name not in declared and (not takes_filters(route) or name in _NO_FILTERS)]
+    if unknown:
         accepted = f"takes {', '.join(sorted(declared))}" if declared else "takes none"
-        unknown = [name for name in counts if name not in declared]
         problems += [ProblemItem(name[:60], f"is no parameter of {route.path}, which {accepted}") for name in unknown]
     if problems:
         raise ParameterError(problems)

@@ -83,7 +83,7 @@ class CaseBootstrap:
         bounds = list(limits) * (len(observed) // len(limits))
         if self.cases == 1:
             one_case = zip(observed.tolist(), bounds, strict=True)
-            return Estimate([self._unvarying(*value) for value in one_case], observed[:, None])
+            return Estimate([self._degenerate(*value) for value in one_case], observed[:, None])
 
         def on_indices(index: NDArray[np.int64], axis: int = -1) -> Floats:
             del axis  # scipy puts the cases of a resample on the last axis
@@ -103,14 +103,14 @@ class CaseBootstrap:
             )
         samples = np.asarray(result.bootstrap_distribution, dtype=np.float64).reshape(len(observed), -1)
         pairs = zip(np.ravel(result.confidence_interval.low), np.ravel(result.confidence_interval.high), strict=True)
-        intervals = [
-            self._unvarying(value, bound)
-            if np.allclose(row, value, rtol=0.0, atol=1e-12)
-            else Interval(float(low), float(high))
-            if np.isfinite([low, high]).all()
-            else _reflected(value, row)
-            for (low, high), value, bound, row in zip(pairs, observed.tolist(), bounds, samples, strict=True)
-        ]
+        intervals = []
+        for (low, high), value, bound, row in zip(pairs, observed.tolist(), bounds, samples, strict=True):
+            if np.allclose(row, value, rtol=0.0, atol=1e-12):
+                intervals.append(self._degenerate(value, bound))
+            elif np.isfinite([low, high]).all():
+                intervals.append(Interval(float(low), float(high)))
+            else:
+                intervals.append(_reflected(value, row))
         return Estimate(intervals, samples)
 
     def estimate_mean(self, values: NDArray[Any], limits: Interval = PROPORTION) -> Estimate:
@@ -122,7 +122,8 @@ class CaseBootstrap:
 
         return self.estimate(mean, [limits])
 
-    def _unvarying(self, value: float, limits: Interval) -> Interval:
+    def _degenerate(self, value: float, limits: Interval) -> Interval:
+        """The interval of a value that is the same in all resamples."""
         share = 1.0 - ((1.0 - LEVEL) / 2.0) ** (1.0 / self.cases)
         return Interval(value - share * (value - limits.low), value + share * (limits.high - value))
 

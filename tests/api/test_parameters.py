@@ -44,7 +44,7 @@ def test_too_many_parameters_are_refused_with_one_sentence(api: httpx.Client, pa
 def test_text_that_is_not_utf_8_is_refused(api: httpx.Client, address: str, parameter: str, text: str) -> None:
     answer = api.get(address)
     assert answer.status_code == 422
-    message = f"{text} is not UTF-8; é is written %C3%A9 there"
+    message = f"{text} is not UTF-8; é is %C3%A9 in UTF-8"
     assert answer.json()["errors"] == [{"parameter": parameter, "message": message}]
     assert api.get("/search?q=caf%C3%A9").status_code == 200
 

@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from app.api.auth import KEY_HEADERS, WriterDep
-from app.api.deps import AnnotationsDep, Cursor, ImageIdDep, Limit, RepositoryDep, SortText, WrittenId, query_pairs
+from app.api.deps import AnnotationsDep, Cursor, DocumentId, ImageIdDep, Limit, RepositoryDep, SortText, query_pairs
 from app.api.errors import documented
 from app.api.filter_parameters import filters
 from app.api.responses import data_response, page_response
@@ -132,7 +132,7 @@ async def annotate(
 )
 async def amend(
     request: Request,
-    annotation: WrittenId,
+    annotation: DocumentId,
     body: AnnotationIn,
     repository: RepositoryDep,
     annotations: AnnotationsDep,
@@ -154,7 +154,7 @@ async def amend(
 )
 async def retract(
     request: Request,
-    annotation: WrittenId,
+    annotation: DocumentId,
     repository: RepositoryDep,
     annotations: AnnotationsDep,
     by: WriterDep,
@@ -201,7 +201,7 @@ async def _replaced(
     operation_id="get_annotation",
 )
 async def read_annotation(
-    request: Request, annotation: WrittenId, repository: RepositoryDep, annotations: AnnotationsDep
+    request: Request, annotation: DocumentId, repository: RepositoryDep, annotations: AnnotationsDep
 ) -> Response:
     """An annotation with all that it replaces and that replaced it."""
     document = await repository.get(ANNOTATIONS, annotation)

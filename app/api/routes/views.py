@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from app.api.auth import KEY_HEADERS, WriterDep
 from app.api.deps import (
     Cursor,
+    DocumentId,
     ExportFilesDep,
     ImageStoreDep,
     Limit,
     RepositoryDep,
     SavedViewsDep,
     SortText,
-    WrittenId,
     parse_selection,
     query_pairs,
 )
@@ -163,7 +163,7 @@ async def list_views(
     summary="Open a view",
     operation_id="get_view",
 )
-async def open_view(request: Request, view: WrittenId, repository: RepositoryDep) -> Response:
+async def open_view(request: Request, view: DocumentId, repository: RepositoryDep) -> Response:
     """A saved view, and whether the data changed since it was saved; `links.items` lists what it selects."""
     document = await repository.get(VIEWS, view)
     return await data_response(request, repository, {**_view(document), **await _today(document, repository)})
@@ -198,7 +198,7 @@ async def _today(document: dict[str, Any], repository: Repository) -> dict[str, 
     operation_id="delete_view",
 )
 async def delete_view(
-    view: WrittenId, repository: RepositoryDep, saved_views: SavedViewsDep, by: WriterDep
+    view: DocumentId, repository: RepositoryDep, saved_views: SavedViewsDep, by: WriterDep
 ) -> Response:
     """Delete a view; only its writer can."""
     if (await repository.get(VIEWS, view))["by"] != by:
@@ -216,7 +216,7 @@ async def delete_view(
 )
 async def export_view(
     request: Request,
-    view: WrittenId,
+    view: DocumentId,
     repository: RepositoryDep,
     image_store: ImageStoreDep,
     export_files: ExportFilesDep,
