@@ -1,12 +1,13 @@
 """Where a text holds the terms of a search, and the part of it to show."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from app.data.fields import Field, pick
-from app.data.search_terms import Term, Token, compounds, tokenize
+from app.data.search_terms import Term, Token, compounds, first_of, tokenize
 
 _SPACE: Final = re.compile(r"\s+")
 _CONTEXT: Final = 90
@@ -37,6 +38,8 @@ class Highlighter:
         for term in terms:
             for stems in term.alternatives:
                 self._sequences.setdefault(stems[0], []).append(stems)
+        self._firsts = frozenset(self._sequences)
+        self._longest = max((len(stems) for found in self._sequences.values() for stems in found), default=0)
 
     def find_matches(self, document: Mapping[str, Any], fields: Sequence[Field]) -> list[Match]:
         """The fields of a stored document that hold a term, in the given order."""
@@ -49,8 +52,8 @@ class Highlighter:
         return matches
 
     def _ranges(self, text: str) -> list[tuple[int, int]]:
-        """Start and end of each word of a text that belongs to a term."""
-        tokens = list(tokenize(text))
+        """Start and end of each word that belongs to a term, as far as the snippet around the first can reach."""
+        tokens = self._near_first(text)
         marked: dict[int, Token] = {}
         for index, token in enumerate(tokens):
             for stems in self._sequences.get(token.stem, ()):
@@ -63,6 +66,23 @@ class Highlighter:
                 ranges -= {span for span in ranges if first.start <= span[0] < last.end}
                 ranges.add((first.start, last.end))
         return sorted(ranges)
+
+    def _near_first(self, text: str) -> list[Token]:
+        """The words that a snippet may show: from the first that may begin a term, and no more of a long text."""
+        start = first_of(text, self._firsts)
+        if start is None:
+            return []
+        tokens: list[Token] = []
+        end, words_after = math.inf, 0
+        for token in tokenize(text, start):
+            if token.start >= end:  # a phrase or a compound that begins before it may go on
+                if words_after >= self._longest and not token.joined:
+                    break
+                words_after += 1
+            elif end == math.inf and (token.stem,) in self._sequences.get(token.stem, ()):
+                end = token.start + 2 * _CONTEXT
+            tokens.append(token)
+        return tokens
 
 
 def _match(name: str, text: str, ranges: Sequence[tuple[int, int]]) -> Match:

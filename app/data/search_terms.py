@@ -18,6 +18,7 @@ _WORD: Final = re.compile(
 )
 # What joins words to one compound: T1-weighted, MPX1007_synpic46719, 3/4 is two words.
 _JOINERS: Final = frozenset(HYPHENS + "_")
+_COMPOUND: Final = re.compile(rf"{_WORD.pattern}(?:[{HYPHENS}_]{_WORD.pattern})*")
 _POSSESSIVE: Final = re.compile(rf"[{APOSTROPHES}](s?)$")
 _APOSTROPHE: Final = re.compile(rf"[{APOSTROPHES}]")
 # Letters that Unicode does not decompose into a base letter and a mark.
@@ -126,14 +127,29 @@ def stem(word: str) -> str:
     return str(_stemmer.stem(spelling))
 
 
-def tokenize(text: str) -> Iterator[Token]:
-    """The words of a text, in order."""
+def tokenize(text: str, start: int = 0) -> Iterator[Token]:
+    """The words of a text, in order, from a position where a word begins."""
     before = -2
-    for match in _WORD.finditer(text):
+    for match in _WORD.finditer(text, start):
         start, end = match.span()
         joined = start == before + 1 and text[before] in _JOINERS
         yield Token(start, end, stem(match.group()), joined)
         before = end
+
+
+@lru_cache(maxsize=50_000)
+def _stems(piece: str) -> frozenset[str]:
+    """The stems of a word, or of the words of a compound and of the compound written as one word."""
+    tokens = list(tokenize(piece))
+    return frozenset((*(token.stem for token in tokens), *(compound for _, _, compound in compounds(tokens, piece))))
+
+
+def first_of(text: str, stems: frozenset[str]) -> int | None:
+    """Where the first word or compound with any of some stems begins; quicker than to tokenise what is before it."""
+    for match in _COMPOUND.finditer(text):
+        if not _stems(match.group()).isdisjoint(stems):
+            return match.start()
+    return None
 
 
 def compounds(tokens: list[Token], text: str) -> Iterator[tuple[Token, Token, str]]:

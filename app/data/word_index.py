@@ -7,6 +7,7 @@ database (memory first, then disk), built from MongoDB after each seeding.
 """
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -67,6 +68,7 @@ class WordIndex:
         weights = [0.0, *CASE_WEIGHTS.values(), _CAPTION_WEIGHT, _MODALITY_WEIGHT, _ID_WEIGHT]
         self._bm25 = f"bm25(cases, {', '.join(map(str, weights))})"
         self._words: dict[str, str] = {}
+        self._words_by_initial: dict[str, list[str]] = defaultdict(list)
 
     def add(self, rows: Iterable[tuple[Document, Sequence[Document]]]) -> None:
         """Index stored cases, each with its stored images."""
@@ -106,6 +108,7 @@ class WordIndex:
             word = fold(text[token.start : token.end])
             if word not in self._words:
                 self._words[word] = token.stem
+                self._words_by_initial[word[0]].append(word)
         joined_words = [compound for _, _, compound in compounds(tokens, text)]
         return _BREAK.join([" ".join(token.stem for token in tokens), *joined_words])
 
@@ -135,13 +138,14 @@ class WordIndex:
         if len(folded) < shortest or not folded.isalpha() or folded in STOP_WORDS:
             return None
         allowed = 1 if count or len(folded) < _MISSPELT_CHARS else 2
-        near = extract(folded, self._words.keys(), scorer=OSA.distance, score_cutoff=allowed, limit=20)
+        words = self._words_by_initial.get(folded[0], ()) if count else self._words.keys()
+        near = extract(folded, words, scorer=OSA.distance, score_cutoff=allowed, limit=20)
         ranked = [
             # A letter is left out or doubled more often than taken for another: disection is not direction.
             (distance, _is_substitution(folded, other), -documents, other)
             for other, distance, _ in near
             if other.isalpha() and (documents := self._documents(self._words[other])) > _COMMONER * count
-            if not count or (other[0] == folded[0] and not _is_substitution(folded, other))
+            if not (count and _is_substitution(folded, other))
         ]
         return min(ranked)[-1] if ranked else None
 

@@ -82,3 +82,16 @@ def test_a_word_that_is_longer_than_the_part_is_still_marked() -> None:
     match = _match("a" * 400 + " kidney " + "b" * 400, "kidney")
     assert match.snippet == "…kidney…"
     assert _marked(match) == ["kidney"]
+
+
+@pytest.mark.parametrize("filler", range(90, 140, 2))
+@pytest.mark.parametrize(
+    ("term", "words"),
+    [("stone", ["stone"]), ('"stone of bladder"', ["stone", "of", "bladder"]), ("follow-up", ["follow-up"])],
+)
+def test_what_is_at_the_end_of_the_part_is_marked(term: str, words: list[str], filler: int) -> None:
+    """The words after the part are not read, and do not decide what is marked inside of it."""
+    around = "unrelated " * 30
+    text = f"{around}kidney {'x' * filler} {term} {around}".replace('"', "")
+    match = _match(text, f"kidney {term}")
+    assert _marked(match) == ["kidney", *(word for word in words if word in match.snippet)]
