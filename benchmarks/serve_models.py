@@ -90,7 +90,7 @@ def peer_run(model: ImageModel, backend: str, device: str) -> Callable[[Pixels],
     if backend == "openvino":
         preprocess = model.preprocess
         assert preprocess is not None
-        precision: Precision = "bf16" if os.environ.get("MEDPIX_PEER_PRECISION") == "bf16" else "fp32"
+        precision: Precision = "bf16" if os.environ.get("PEER_PRECISION") == "bf16" else "fp32"
         served = make_backend(model, preprocess, load_settings(), model.card.sha256, precision)
         return lambda pixels: served.run(pixels)["modality"]
     model.network.to(device)

@@ -106,7 +106,7 @@ def server(kind: str, model: str, uri: str, settings: Settings, precision: str) 
     own = {name: getattr(settings, name) for name in ("home", "data_dir", "device", "precision")}
     own |= {"mongo_uri": uri, "port": port, "cache_entries": 0, "log_level": "error", "model_modality": model}
     environment = os.environ | {f"MEDPIX_{name.upper()}": str(value) for name, value in own.items()}
-    environment["MEDPIX_PEER_PRECISION"] = precision
+    environment["PEER_PRECISION"] = precision
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     memory = Memory(process.pid)
     try:
