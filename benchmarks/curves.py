@@ -197,11 +197,12 @@ def main() -> None:
         home = Path(folder)
         with _database(home, data) as (uri, client):
             add("images in an epoch", "seconds", lambda: training_curve(client[DATABASE], data, home))
+            reads = "images in the database", "milliseconds"
+            add(*reads, lambda: data_curves(uri, client, home, data, options.images))
+            # Last: a service with a home of its own, as above, would wait for the files of a model registered here.
             settings = load_settings(home=home, data_dir=data, precision="fp32")
             Registry(client[DATABASE], settings.model_files_dir).register(build(_MODEL))
             add("clients", "images/s", lambda: prediction_curve(uri, settings, images, options.seconds))
-            reads = "images in the database", "milliseconds"
-            add(*reads, lambda: data_curves(uri, client, home, data, options.images))
     draw(parts, options.out)
 
 

@@ -76,6 +76,9 @@ def enlarge(source: Database[Document], target: Database[Document], images: int)
     started = time.perf_counter()
     rows = write_image_counts(target, str(run["_id"]))
     print(f"{rows} rows of counts written in {time.perf_counter() - started:.0f} s", flush=True)
+    # The service is not ready over a database that holds more or less than its seeding left.
+    for member in ("case_counts", "image_counts"):
+        run[member] = {split: rounds * count for split, count in run[member].items()}
     target[SEED_RUNS].insert_one(run)
 
 
