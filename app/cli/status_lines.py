@@ -54,7 +54,7 @@ class StatusLines:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="status-lines", daemon=True)
         self._open = False
-        self._ready = False
+        self._serving = ""  # the models that were logged last
         self._training_done = False
         self._silent = 0
         self._answered = 0  # the process id of the API that answered last
@@ -75,7 +75,7 @@ class StatusLines:
                 if not self._open:
                     self._log_address()
                 else:
-                    if not self._ready:
+                    if not self._serving or polls % _PROBE_EVERY == 0:
                         self._log_ready()
                     if polls % _PROBE_EVERY == 0:
                         self._probe()
@@ -91,11 +91,14 @@ class StatusLines:
             logger.info("Open %s in a browser: cases and images can be browsed now.", address(self._settings))
 
     def _log_ready(self) -> None:
+        """Say that predictions are answered and by which models, again when better ones have replaced them."""
         status = self._get("/health/ready")
-        if status is not None and status.get("not_serving") == []:
-            self._ready = True
-            models = ", ".join(f"{task} by {state['model']}" for task, state in status["models"].items())
-            logger.info("Predictions are ready: %s.", models)
+        if status is None or status.get("not_serving") != []:
+            return
+        serving = ", ".join(f"{task} by {state['model']}" for task, state in status["models"].items())
+        if serving != self._serving:
+            self._serving = serving
+            logger.info("Predictions are ready: %s.", serving)
 
     def _log_training(self) -> None:
         trainer = self._supervisor.trainer
