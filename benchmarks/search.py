@@ -36,7 +36,8 @@ from app.data.mongod import embedded_mongod, find_mongod
 from app.data.schema import CASES, DATABASE, IMAGES
 from app.data.seed import seed
 from benchmarks.lay_terms import LAY_TERMS
-from tests.service import is_ok, running_service, wait_for
+from benchmarks.servers import data_service
+from tests.service import is_ok, wait_for
 
 Document = dict[str, Any]
 
@@ -176,7 +177,7 @@ def run(uri: str, client: MongoClient[Document], folder: Path, home: Path, every
     }
     for name, sets in query_sets.items():
         settings = load_settings(home=home / name, mongo_uri=uri.replace(f"/{DATABASE}?", f"/{name}?"), data_dir=folder)
-        with running_service(settings) as api:
+        with data_service(settings) as api:
             started = time.perf_counter()
             wait_for(api, "/search?q=stone&mode=meaning", is_ok, seconds=1800)
             print(f"embeddings of {name}: {time.perf_counter() - started:.0f} s")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,23 +97,52 @@ def path_of(kind: str) -> str:
 @contextmanager
 def server(kind: str, model: str, uri: str, settings: Settings, precision: str) -> Iterator[Running]:
     """A server that is ready; ``precision`` is that of peers on OpenVINO."""
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = _free_port()
     program, _, backend = kind.partition("-")
     arguments = () if kind == SERVICE else (model, str(port), backend or "torch")
-    command = [sys.executable, "-m", *_COMMANDS[program], *arguments]
-    own = {name: getattr(settings, name) for name in ("home", "data_dir", "device", "precision")}
-    own |= {"mongo_uri": uri, "port": port, "cache_entries": 0, "log_level": "error", "model_modality": model}
-    environment = os.environ | {f"MEDPIX_{name.upper()}": str(value) for name, value in own.items()}
-    environment["PEER_PRECISION"] = precision
+    own = {"mongo_uri": uri, "model_modality": model, "cache_entries": 0}
+    environment = {**_environment(settings, port, **own), "PEER_PRECISION": precision}
+    with _process([*_COMMANDS[program], *arguments], environment) as process:
+        memory = Memory(process.pid)
+        try:
+            _wait_until_ready(port, kind, process)
+            yield Running(port, memory)
+        finally:
+            memory.stop()
+
+
+@contextmanager
+def data_service(settings: Settings) -> Iterator[httpx.Client]:
+    """A client of the service once it answers. In one process with its client each would wait for the other."""
+    port = _free_port()
+    environment = _environment(settings, port, mongo_uri=settings.mongo_uri)
+    with (
+        _process(_COMMANDS[SERVICE], environment) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
+        _wait_for_answers(client, ("/health/live",), SERVICE, process)
+        yield client
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _environment(settings: Settings, port: int, **own: object) -> dict[str, str]:
+    own |= {name: getattr(settings, name) for name in ("home", "data_dir", "device", "precision")}
+    own |= {"port": port, "log_level": "error"}
+    return os.environ | {f"MEDPIX_{name.upper()}": str(value) for name, value in own.items()}
+
+
+@contextmanager
+def _process(module: Sequence[str], environment: Mapping[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-m", *module]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-    memory = Memory(process.pid)
     try:
-        _wait_until_ready(port, kind, process)
-        yield Running(port, memory)
+        yield process
     finally:
-        memory.stop()
         process.terminate()
         try:
             process.wait(30)
@@ -124,12 +153,18 @@ def server(kind: str, model: str, uri: str, settings: Settings, precision: str) 
 
 
 def _wait_until_ready(port: int, kind: str, process: "subprocess.Popen[bytes]") -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        _wait_for_answers(client, _READY[kind.partition("-")[0]], kind, process)
+
+
+def _wait_for_answers(
+    client: httpx.Client, paths: Sequence[str], kind: str, process: "subprocess.Popen[bytes]"
+) -> None:
     for _ in range(3000):
         if process.poll() is not None:
             raise SystemExit(f"{kind} ended before it served; is benchmarks/requirements.lock installed?")
         with suppress(httpx.TransportError):
-            paths = _READY[kind.partition("-")[0]]
-            if all(httpx.get(f"http://127.0.0.1:{port}{path}", timeout=60).status_code == 200 for path in paths):
+            if all(client.get(path).status_code == httpx.codes.OK for path in paths):
                 return
         time.sleep(0.05)
     raise SystemExit(f"{kind} did not serve within minutes")
