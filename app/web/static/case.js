@@ -41,7 +41,8 @@ async function show() {
       if (signal.aborted) return;
       if (!answer.images.length) throw new Problem("This case has no images.");
       [shown, image] = [answer, null];
-      begin();
+      await begin();
+      if (signal.aborted) return;
     }
     const wanted = nameInAddress().toLowerCase();
     showImage(shown.images.find((each) => each.image.toLowerCase() === wanted) ?? shown.images[0]);
@@ -64,8 +65,8 @@ function fail(error, signal) {
   byId("case").hidden = shown?.u_id.toLowerCase() !== caseInAddress().toLowerCase();
 }
 
-/** A case that was not shown before. */
-function begin() {
+/** A case that was not shown before. The panel of the quiz is awaited, so that nothing moves when it comes. */
+async function begin() {
   viewer.reset();
   second = null;
   if (viewer.isComparing) viewer.compare(false);
@@ -73,9 +74,9 @@ function begin() {
   byId("strip").replaceChildren(...(shown.images.length > 1 ? shown.images.map(stripItem) : []));
   // Not at the level of the last case.
   if (quiz) quiz.level = 0;
-  if (state.quiz) beginQuiz();
-  else quiz?.leave();
+  if (!state.quiz) quiz?.leave();
   showCase();
+  if (state.quiz) await beginQuiz();
 }
 
 async function beginQuiz() {
@@ -85,7 +86,7 @@ async function beginQuiz() {
   });
   if (!Quiz) return;
   quiz ??= new Quiz(byId("quiz"), { onLevel: showCase, onRandom: openRandom });
-  if (state.quiz) quiz.begin(shown, pane);
+  if (state.quiz) await quiz.begin(shown, pane);
 }
 
 /** The annotations of the image, once asked for. */

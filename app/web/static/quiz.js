@@ -88,7 +88,7 @@ export class Quiz {
     [this.record, this.image] = [record, image];
     this.level = 0;
     this._answers = null;
-    this._draw();
+    return this._draw();
   }
 
   leave() {
