@@ -70,8 +70,20 @@ def _page(request: Request, name: str, status: HTTPStatus = HTTPStatus.OK, **val
     return HTMLResponse(render(request, name, **values), status, headers={"Cache-Control": _CACHE_CONTROL})
 
 
-def _missing(request: Request, u_id: str | None = None) -> HTMLResponse:
-    return _page(request, "missing", HTTPStatus.NOT_FOUND, u_id=u_id)
+def wants_page(request: Request) -> bool:
+    """Whether a person reads the answer: HTML is asked for, as browsers do."""
+    return request.method in ("GET", "HEAD") and "text/html" in request.headers.get("accept", "")
+
+
+def missing_page(request: Request, *, u_id: str | None = None, detail: str | None = None) -> HTMLResponse:
+    """The page of status 404.
+
+    Args:
+        request: that found nothing.
+        u_id: of the case that there is not, where a case was asked for.
+        detail: why there is nothing here and what to do, where that is known.
+    """
+    return _page(request, "missing", HTTPStatus.NOT_FOUND, u_id=u_id, detail=detail)
 
 
 @router.get("/")
@@ -84,12 +96,12 @@ async def browse(request: Request) -> HTMLResponse:
 async def case(request: Request, u_id: str) -> HTMLResponse:
     """One case, or 404; its content comes from the API."""
     if len(u_id) > _MAX_ID:
-        return _missing(request)
+        return missing_page(request)
     repository: Repository = request.app.state.repository
     try:
         await repository.get(CASES, u_id.upper())
     except NotFoundError:
-        return _missing(request, u_id)
+        return missing_page(request, u_id=u_id)
     except PyMongoError:
         pass  # the page itself says what is wrong with the service, and asks again
     return _page(request, "case", u_id=u_id)
@@ -97,8 +109,8 @@ async def case(request: Request, u_id: str) -> HTMLResponse:
 
 @router.get("/pages/predict")
 async def predict(request: Request) -> HTMLResponse:
-    """Modality and location of uploaded images."""
-    return _page(request, "predict")
+    """Modality and location of uploaded images, or of the image of the dataset that the query names."""
+    return _page(request, "predict", image=request.query_params.get("image"))
 
 
 @router.get("/pages/models")
@@ -119,7 +131,7 @@ async def missing(request: Request, address: str) -> Response:
     if address.endswith("/") and address.strip("/"):
         query = f"?{request.url.query}" if request.url.query else ""
         return RedirectResponse(f"{prefix_of(request)}/pages/{address.strip('/')}{query}")
-    return _missing(request)
+    return missing_page(request)
 
 
 class Assets(StaticFiles):
@@ -147,8 +159,7 @@ def install_pages(app: FastAPI) -> None:
     as_problem: Any = app.exception_handlers[HTTPException]
 
     async def nothing_there(request: Request, error: Exception) -> Response:
-        is_page = request.method in ("GET", "HEAD") and "text/html" in request.headers.get("accept", "")
-        response: Response = _missing(request) if is_page else await as_problem(request, error)
+        response: Response = missing_page(request) if wants_page(request) else await as_problem(request, error)
         response.headers["Vary"] = "Accept"
         return response
 

@@ -15,7 +15,9 @@ CASES = ("MPX1007", "MPX2175")
 PATHS = ("/", "/?q=ureter+stone", *(f"/pages/case/{u_id}" for u_id in CASES), "/pages/predict", "/pages/models")
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "path", [*PATHS, "/pages/case/MPX2175?quiz=1", "/pages/predict?image=MPX1007_synpic46719", "/docs"]
+)
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_layout_does_not_jump(page: Page, medpix_site: str, path: str, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 740})

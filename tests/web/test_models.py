@@ -152,7 +152,11 @@ def test_the_evaluation_report_has_an_address_and_a_link(
 
 
 def test_without_an_evaluation_there_is_no_link_to_its_report(page: Page, predict_api: httpx.Client) -> None:
-    assert predict_api.get("/evaluation/report").status_code == 404
+    assert predict_api.get("/evaluation/report").json()["detail"].endswith("Run `medpix evaluate` first.")
+    answer = page.goto("/evaluation/report")
+    assert answer is not None
+    assert answer.status == 404
+    expect(page.get_by_role("main")).to_contain_text("Run `medpix evaluate` first.")
     page.goto("/pages/models")
     expect(page.get_by_role("table").first).to_be_visible()
     expect(page.get_by_role("link", name="evaluation report")).to_have_count(0)

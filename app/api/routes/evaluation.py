@@ -13,6 +13,8 @@ from app.api.file_responses import not_modified
 from app.core.exceptions import UnavailableError
 from app.core.settings import Settings
 from app.data.evaluation_report import FaultyReportError, read_page, read_report
+from app.data.repository import NotFoundError
+from app.web.pages import missing_page, wants_page
 
 router = APIRouter(tags=["models"])
 
@@ -59,10 +61,14 @@ async def read_evaluation(request: Request, settings: Annotated[Settings, Depend
     responses=documented(404, 422, 503),
     summary="Read the last evaluation as a page",
 )
-async def read_evaluation_page(settings: Annotated[Settings, Depends(get_settings)]) -> Response:
+async def read_evaluation_page(request: Request, settings: Annotated[Settings, Depends(get_settings)]) -> Response:
     """The last evaluation as HTML: scores, robustness, subgroups, leakage between the splits, and the label audit."""
     try:
         page = await asyncio.to_thread(read_page, settings.home)
+    except NotFoundError as error:
+        if not wants_page(request):
+            raise
+        return missing_page(request, detail=str(error))
     except FaultyReportError as error:
         raise UnavailableError(str(error)) from error
     return HTMLResponse(page, headers={"Cache-Control": "no-cache", "Content-Security-Policy": _REPORT_POLICY})

@@ -22,6 +22,7 @@ const running = []; // items; one twice while it is asked about its tasks apart
 let isWatching = false;
 let rounds = 0; // of asking again in vain
 let exampleTurn = 0;
+let isLoading = false; // the image that the address names
 
 function enqueue(item, tasks = TASKS) {
   const queued = queue.find(([other]) => other === item);
@@ -65,7 +66,7 @@ function choose(item, { isFocused = false } = {}) {
   chosen = item;
   for (const each of items) each.node.hidden = items.size > 1 && each !== item;
   // With a result at hand the ways to another one are brief.
-  document.body.classList.toggle("has-items", items.size > 0);
+  document.body.classList.toggle("has-items", items.size > 0 || isLoading);
   overview.show([...items], chosen);
   if (!isFocused) return;
   item.node.focus({ preventScroll: true });
@@ -116,9 +117,10 @@ async function showExample() {
     items.delete(item);
     item.discard();
   }
+  const name = exampleInAddress();
+  isLoading = Boolean(name);
   choose(items.values().next().value ?? null);
   say();
-  const name = exampleInAddress();
   if (!name) return;
   const problem = byId("problem");
   problem.replaceChildren();
@@ -127,10 +129,13 @@ async function showExample() {
     const image = await getJson(at(`/images/${encodeURIComponent(name)}`));
     const blob = await getBlob(image.links.file);
     if (turn !== exampleTurn) return; // asked for again or for another one meanwhile
+    isLoading = false;
     const file = new File([blob], `${image.image}.png`, { type: "image/png" });
     add([file], { caption: image.caption ?? "", example: image });
   } catch (error) {
     if (turn !== exampleTurn) return;
+    isLoading = false;
+    choose(chosen);
     say();
     problem.replaceChildren(problemBox(error, showExample));
   }
