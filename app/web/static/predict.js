@@ -22,7 +22,7 @@ const running = []; // items; one twice while it is asked about its tasks apart
 let isWatching = false;
 let rounds = 0; // of asking again in vain
 let exampleTurn = 0;
-let isLoading = false; // the image that the address names
+let isLoading = false; // the image that the address named when the page was opened
 
 function enqueue(item, tasks = TASKS) {
   const queued = queue.find(([other]) => other === item);
@@ -112,15 +112,15 @@ const exampleInAddress = () => new URLSearchParams(location.search).get("image")
 /** Show the image of the dataset that the address names, in the place of an earlier one. */
 async function showExample() {
   const turn = (exampleTurn += 1);
+  isLoading &&= turn === 1;
   for (const item of items) {
     if (!item.example) continue;
     items.delete(item);
     item.discard();
   }
-  const name = exampleInAddress();
-  isLoading = Boolean(name);
   choose(items.values().next().value ?? null);
   say();
+  const name = exampleInAddress();
   if (!name) return;
   const problem = byId("problem");
   problem.replaceChildren();
@@ -239,4 +239,5 @@ addEventListener("popstate", showExample);
 setUpFiles();
 watch();
 showExamples();
+isLoading = Boolean(exampleInAddress());
 showExample();
