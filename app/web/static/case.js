@@ -1,5 +1,5 @@
-// The case page: a stack of images beside the texts. The image is in the fragment of the address, the result that ← and
-// → walk through in its query. Steps replace the history entry: Back leaves the case.
+// The case page: a stack of images beside the texts. The address has the image in its fragment, the result that ← and →
+// walk through in its query. Steps replace the history entry: Back leaves the case.
 
 import { at } from "./address.js";
 import { getJson, load, Problem } from "./api.js";
@@ -65,7 +65,7 @@ function fail(error, signal) {
   byId("case").hidden = shown?.u_id.toLowerCase() !== caseInAddress().toLowerCase();
 }
 
-/** A case that was not shown before. The panel of the quiz is awaited, so that nothing moves when it comes. */
+/** A case that was not shown before. The quiz's panel is awaited: nothing moves later. */
 async function begin() {
   viewer.reset();
   second = null;
@@ -258,7 +258,6 @@ async function showWalk(signal) {
     byId(`${name}-case`).hidden = !walk[name];
     if (walk[name]) byId(`${name}-case`).href = caseAddress(walk[name], state);
   }
-  // The browse page shows as many as were walked through.
   const shownThere = walk.isSeen && walk.index >= PAGE_SIZES[state.view] && state.view === "cases" ? walk.index + 1 : 0;
   byId("back").href = resultAddress({ ...state, shown: shownThere || state.shown }, image.image);
 }
@@ -320,7 +319,7 @@ async function similar() {
   target.setAttribute("aria-busy", "false");
 }
 
-// Similar images cost a run of the model: only once in sight.
+// Similar images cost a run of the model.
 const sight = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && similar(), { rootMargin: "200px" });
 
 function onKey(event) {

@@ -1,4 +1,4 @@
-// Quiz mode: an unknown case, the reader's own answer against the label and the model, and the score in this browser.
+// Quiz mode: an unknown case, the reader's answer against the label and the model, and the score.
 
 import { at } from "./address.js";
 import { getJson, TASKS } from "./api.js";
@@ -22,7 +22,7 @@ function keepScore(score) {
   try {
     localStorage.setItem(STORED, JSON.stringify(score));
   } catch {
-    // No room or no permission: the score lasts as long as the page.
+    // No room or no permission: it lasts as long as the page.
   }
 }
 
