@@ -1,4 +1,4 @@
-"""The servers that benchmarks/serve.py loads, each in a process of its own, with an eye on their memory."""
+"""Servers under measurement, each in a process of its own: the service and its peers, with their resident memory."""
 
 import os
 import signal

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from app.data.fields import Field, pick
-from app.data.search_terms import Term, Token, compounds, first_of, tokenize
+from app.data.search_terms import Term, Token, compounds, find_first, tokenize
 
 _SPACE: Final = re.compile(r"\s+")
 _CONTEXT: Final = 90
@@ -69,7 +69,7 @@ class Highlighter:
 
     def _near_first(self, text: str) -> list[Token]:
         """The words that a snippet may show: from the first that may begin a term, and no more of a long text."""
-        start = first_of(text, self._firsts)
+        start = find_first(text, self._firsts)
         if start is None:
             return []
         tokens: list[Token] = []

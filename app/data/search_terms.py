@@ -138,16 +138,16 @@ def tokenize(text: str, start: int = 0) -> Iterator[Token]:
 
 
 @lru_cache(maxsize=50_000)
-def _stems(piece: str) -> frozenset[str]:
+def _stems_of(compound: str) -> frozenset[str]:
     """The stems of a word, or of the words of a compound and of the compound written as one word."""
-    tokens = list(tokenize(piece))
-    return frozenset((*(token.stem for token in tokens), *(compound for _, _, compound in compounds(tokens, piece))))
+    tokens = list(tokenize(compound))
+    return frozenset((*(token.stem for token in tokens), *(joined for _, _, joined in compounds(tokens, compound))))
 
 
-def first_of(text: str, stems: frozenset[str]) -> int | None:
+def find_first(text: str, stems: frozenset[str]) -> int | None:
     """Where the first word or compound with any of some stems begins; quicker than to tokenise what is before it."""
     for match in _COMPOUND.finditer(text):
-        if not _stems(match.group()).isdisjoint(stems):
+        if not _stems_of(match.group()).isdisjoint(stems):
             return match.start()
     return None
 

@@ -83,7 +83,9 @@ def missing_page(request: Request, *, u_id: str | None = None, detail: str | Non
         u_id: of the case that there is not, where a case was asked for.
         detail: why there is nothing here and what to do, where that is known.
     """
-    return _page(request, "missing", HTTPStatus.NOT_FOUND, u_id=u_id, detail=detail)
+    response = _page(request, "missing", HTTPStatus.NOT_FOUND, u_id=u_id, detail=detail)
+    response.headers["Vary"] = "Accept"
+    return response
 
 
 @router.get("/")
