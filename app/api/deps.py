@@ -150,6 +150,7 @@ async def check_parameters(request: Request) -> None:
     unknown = [name for name in counts if name not in declared and (not takes_filters(route) or name in _NO_FILTERS)]
     if unknown:
         accepted = f"takes {', '.join(sorted(declared))}" if declared else "takes none"
+        accepted += ", and filters" if takes_filters(route) else ""
         problems += [ProblemItem(name[:60], f"is no parameter of {route.path}, which {accepted}") for name in unknown]
     if problems:
         raise ParameterError(problems)
